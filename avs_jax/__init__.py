@@ -1,0 +1,1 @@
+"""Audio-visual segmentation in JAX: VCT with audio-motion alignment on AVSBench."""

@@ -1,0 +1,1 @@
+"""Foreign weights in and out: numpy only, offline; never imports jax or flax."""

@@ -1,0 +1,1 @@
+"""From records to batches: numpy and grain, never jax."""

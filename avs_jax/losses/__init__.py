@@ -1,0 +1,1 @@
+"""Losses: functions of outputs, targets and random draws; they know no module."""

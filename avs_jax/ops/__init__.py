@@ -1,0 +1,1 @@
+"""Pure functions on arrays that several parts of the model share."""

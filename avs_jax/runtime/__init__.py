@@ -1,0 +1,1 @@
+"""Whatever owns a device or a directory: step, optimiser, sharding, checkpoints, log."""

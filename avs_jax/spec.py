@@ -1,0 +1,100 @@
+"""The vocabulary every part of the package shares: axis letters, field names, constants, one shape check.
+
+Axis letters (upper case in shapes, the same letters lower case in einops):
+
+  B clips   T frames of a clip   H W image   h w feature map   C channels   D model width
+  Q queries   M padded targets   K classes (background is class 0)   L levels   P points
+  N frames of all clips folded together, n = b * T + t (or tokens, where said)   G heads
+
+Images are channel-last everywhere. Frames are an axis of their own outside the model; it folds them into N at its
+entry and unfolds them at its exit.
+
+Batch: what the pipeline yields and the model, the criterion and the evaluator read. All numpy or jax arrays.
+
+  images         uint8   [B, T, H, W, 3]   RGB 0..255, not normalised
+  pre_masks      uint8   [B, T, H, W, 3]   class-agnostic colour masks, only where config.data.pre_masks
+  log_mel        float32 [B, T, 96, 64]    VGGish log-mel, raw (time, band)
+  motion         float32 [B, T, H, W, 1]   motion map in image geometry, only where config.data.motion.source != "none"
+  valid          bool    [B, T]            the frame exists (padding of short clips and of the last batch is False)
+  supervised     bool    [B, T]            the frame has ground truth that the loss may read
+  frame_index    int32   [B, T]            which frame of its clip this is: random draws of a frame follow it
+  target_masks   bool    [B, T, M, H, W]   one mask per class present, background included; padding pixels in none
+  target_labels  int32   [B, T, M]         class of each mask
+  target_valid   bool    [B, T, M]         the target exists
+  proto_target   float32 [B, T, K']        what the prototype loss asks for (one-hot category, or classes present)
+  proto_valid    bool    [B, T]            the frames the prototype loss reads
+
+  Evaluation batches carry `labels` uint8 [B, T, S, S] (class of each pixel at the score size S, 255 = unknown)
+  instead of the target_* fields, and, for the host only, `clip_id` (a list of B strings) and `category` (ditto).
+
+Outputs: what the model returns, a dict.
+
+  pred_logits    [B, T, Q, K+1]       class logits of the last decoder layer, "no object" last
+  pred_masks     [B, T, h, w, Q]      mask logits of the last decoder layer, stride 4
+  aux_outputs    list of {pred_logits, pred_masks}, one per earlier prediction, the initial queries' first
+  audio_embed    [B, T, D]            unit length, where the model has prototypes
+  proto_embed    [K', D]              unit length, where the model has prototypes
+  logit_scale    []                   learned log temperature of the prototype loss, where the model has prototypes
+  motion_weight  [B, T, g, g]         AMA's normalised map (g = 24), where AMA is on
+  intermediates  dict of everything else worth looking at; XLA drops what nobody reads
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+SAMPLE_RATE = 16_000  # Hz, of every waveform that reaches the log-mel
+MEL_FRAMES = 96  # STFT frames of one log-mel example
+MEL_BANDS = 64
+EXAMPLE_SECONDS = 0.96  # hop between log-mel examples
+FRAME_OFFSET_SECONDS = 15 / 16  # dataset frame k shows the moment k + 15/16 s
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # of RGB 0..255
+PIXEL_STD = (58.395, 57.12, 57.375)
+SIZE_DIVISOR = 32  # images are padded to a multiple of the coarsest stride
+IMAGE_PAD = 128  # grey value that training crops are padded with
+IGNORE_LABEL = 255  # "no ground truth for this pixel"
+
+TRAIN_FIELDS = (
+    "images pre_masks log_mel motion valid supervised frame_index "
+    "target_masks target_labels target_valid proto_target proto_valid"
+).split()
+INPUT_FIELDS = "images pre_masks log_mel motion valid frame_index".split()
+HOST_FIELDS = ("clip_id", "category")  # never sent to a device
+
+Array = Any  # numpy.ndarray or jax.Array
+
+
+def check_shape(name: str, array: Array, pattern: str, **sizes: int) -> dict[str, int]:
+    """Checks an array against a pattern such as "B T H W 3" and returns the sizes of its letters.
+
+    Args:
+      name: what the array is called in the error message.
+      array: anything with a shape.
+      pattern: space-separated axes; a number must match exactly, a letter binds to a size.
+      **sizes: letters that are already bound.
+
+    Raises:
+      ValueError: naming the array, its shape, the pattern and the first axis that disagrees.
+    """
+    axes, shape = pattern.split(), tuple(np.shape(array))
+    if len(axes) != len(shape):
+        raise ValueError(
+            f"{name}: shape {shape} has {len(shape)} axes, expected [{', '.join(axes)}]"
+        )
+    bound = dict(sizes)
+    for axis, size in zip(axes, shape, strict=True):
+        want = int(axis) if axis.isdigit() else bound.setdefault(axis, size)
+        if want != size:
+            raise ValueError(
+                f"{name}: axis {axis} of shape {shape} is {size}, expected {want} in [{', '.join(axes)}]"
+            )
+    return bound
+
+
+def nearest(word: str, choices: Sequence[str], count: int = 3) -> list[str]:
+    """The choices spelled most like `word`, for error messages."""
+    import difflib
+
+    return difflib.get_close_matches(word, list(choices), n=count, cutoff=0.4)

@@ -1,0 +1,18 @@
+"""VCT + AMA on AVSBench S4: s4_vct.py with motion, and nothing else.
+
+Command: python -m avs_jax.main --config=configs/s4_ama.py --workdir=DIR
+Aims at: 85.18 mIoU, 92.75 F_beta on the test split (RAFT flow, batch 4; 84.26 and 92.40 with frame difference).
+`:demo` is the same recipe, small, on generated clips (scripts/demo.sh).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.s4_vct import get_config as get_vct_config
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = get_vct_config(variant)
+    config.name = config.name.replace("vct", "ama")
+    config.data.motion.source = "auto"
+    config.model.fusion.name = "ama"
+    return config

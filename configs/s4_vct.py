@@ -1,0 +1,17 @@
+"""VCT on AVSBench S4, without motion: the control of s4_ama.py.
+
+Command: python -m avs_jax.main --config=configs/s4_vct.py --workdir=DIR
+Aims at: 86.2 mIoU, 93.4 F_beta on the test split (VCT's README; avsbench(batch=1), masks rebuilt from AVSBench-semantic).
+`:demo` is the same recipe, small, on generated clips (scripts/demo.sh).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import base_config, shrink_for_demo
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = base_config()
+    if variant not in ("", "demo"):
+        raise ValueError(f"configs/s4_vct.py:{variant}: no such variant; choose nothing or demo")
+    return shrink_for_demo(config) if variant == "demo" else config

@@ -1,0 +1,34 @@
+"""Installs avs_jax: `pip install .` (CPU), `pip install .[cuda]` (NVIDIA), `pip install -e .[test]` (development)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="avs_jax",
+    version="0.1.0",
+    description="Audio-visual segmentation in JAX: VCT with audio-motion alignment on AVSBench",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["avs_jax", "avs_jax.*"]),
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "grain>=0.2.18",
+        "numpy>=2.0",
+        "tensorflow-datasets>=4.9.10",
+        "importlib_resources",  # tensorflow-datasets needs it to write a dataset and does not ask for it
+        "einops>=0.8",
+        "ml_collections>=1.1",
+        "absl-py>=2.1",
+        "pillow>=10",
+        "av>=14",
+        "scikit-image>=0.24",
+        "tensorboardX>=2.6",
+        "tqdm",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]"],
+        "test": ["pytest>=8", "pytest-xdist>=3", "scipy>=1.13", "ruff>=0.9"],
+    },
+)

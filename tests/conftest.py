@@ -1,0 +1,43 @@
+"""Every test runs on 8 fake CPU devices, with silent rank promotion and warnings turned into errors, and no network."""
+
+import os
+import pathlib
+import socket
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    ).strip()
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+GOLDEN = ROOT / "tests" / "golden"
+
+
+@pytest.fixture
+def golden_dir() -> pathlib.Path:
+    """The folder of measured arrays."""
+    return GOLDEN
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A test that opens a connection to another machine fails."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        local = not isinstance(address, tuple) or address[0] in ("127.0.0.1", "localhost", "::1")
+        if not local:
+            raise RuntimeError(f"a test tried to reach {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
