@@ -1,4 +1,4 @@
-"""Installs avs_jax: `pip install .` (CPU), `pip install .[cuda]` (NVIDIA), `pip install -e .[test]` (development)."""
+"""Installs avs_jax: `pip install -e .` (CPU), `-e .[cuda]` (NVIDIA), `-e .[test]` (development)."""
 
 from setuptools import find_packages, setup
 
@@ -17,7 +17,7 @@ setup(
         "grain>=0.2.18",
         "numpy>=2.0",
         "tensorflow-datasets>=4.9.10",
-        "importlib_resources",  # tensorflow-datasets needs it to write a dataset and does not ask for it
+        "importlib_resources",  # tensorflow-datasets needs it and does not ask for it
         "einops>=0.8",
         "ml_collections>=1.1",
         "absl-py>=2.1",

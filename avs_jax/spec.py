@@ -1,4 +1,4 @@
-"""The vocabulary every part of the package shares: axis letters, field names, constants, one shape check.
+"""The vocabulary of the package: axis letters, field names, constants, one shape check.
 
 Axis letters (upper case in shapes, the same letters lower case in einops):
 
@@ -6,35 +6,38 @@ Axis letters (upper case in shapes, the same letters lower case in einops):
   Q queries   M padded targets   K classes (background is class 0)   L levels   P points
   N frames of all clips folded together, n = b * T + t (or tokens, where said)   G heads
 
-Images are channel-last everywhere. Frames are an axis of their own outside the model; it folds them into N at its
-entry and unfolds them at its exit.
+Images are channel-last everywhere. Frames are an axis of their own outside the model; it folds
+them into N at its entry and unfolds them at its exit.
 
-Batch: what the pipeline yields and the model, the criterion and the evaluator read. All numpy or jax arrays.
+Batch: what the pipeline yields and the model, the criterion and the evaluator read.
 
   images         uint8   [B, T, H, W, 3]   RGB 0..255, not normalised
-  pre_masks      uint8   [B, T, H, W, 3]   class-agnostic colour masks, only where config.data.pre_masks
+  pre_masks      uint8   [B, T, H, W, 3]   class-agnostic colour masks, if config.data.pre_masks
   log_mel        float32 [B, T, 96, 64]    VGGish log-mel, raw (time, band)
-  motion         float32 [B, T, H, W, 1]   motion map in image geometry, only where config.data.motion.source != "none"
-  valid          bool    [B, T]            the frame exists (padding of short clips and of the last batch is False)
+  motion         float32 [B, T, H, W, 1]   motion map in image geometry, if data.motion.source
+  valid          bool    [B, T]            the frame exists (False pads short clips, last batches)
   supervised     bool    [B, T]            the frame has ground truth that the loss may read
-  frame_index    int32   [B, T]            which frame of its clip this is: random draws of a frame follow it
-  target_masks   bool    [B, T, M, H, W]   one mask per class present, background included; padding pixels in none
+  frame_index    int32   [B, T]            which frame of its clip this is; random draws follow it
+  target_masks   bool    [B, T, M, H, W]   a mask per class present, background included; pixels
+                                           of the padding are in none
   target_labels  int32   [B, T, M]         class of each mask
   target_valid   bool    [B, T, M]         the target exists
-  proto_target   float32 [B, T, K']        what the prototype loss asks for (one-hot category, or classes present)
+  proto_target   float32 [B, T, K']        target of the prototype loss: one-hot category, or the
+                                           classes present
   proto_valid    bool    [B, T]            the frames the prototype loss reads
 
-  Evaluation batches carry `labels` uint8 [B, T, S, S] (class of each pixel at the score size S, 255 = unknown)
-  instead of the target_* fields, and, for the host only, `clip_id` (a list of B strings) and `category` (ditto).
+  Evaluation batches carry `labels` uint8 [B, T, S, S] (class of each pixel at the score size S,
+  255 = unknown) instead of the target_* fields, and, for the host only, `clip_id` and `category`
+  (lists of B strings).
 
 Outputs: what the model returns, a dict.
 
   pred_logits    [B, T, Q, K+1]       class logits of the last decoder layer, "no object" last
   pred_masks     [B, T, h, w, Q]      mask logits of the last decoder layer, stride 4
-  aux_outputs    list of {pred_logits, pred_masks}, one per earlier prediction, the initial queries' first
+  aux_outputs    list of {pred_logits, pred_masks}: earlier predictions, the initial queries' first
   audio_embed    [B, T, D]            unit length, where the model has prototypes
   proto_embed    [K', D]              unit length, where the model has prototypes
-  logit_scale    []                   learned log temperature of the prototype loss, where the model has prototypes
+  logit_scale    []                   learned log temperature of the prototype loss, likewise
   motion_weight  [B, T, g, g]         AMA's normalised map (g = 24), where AMA is on
   intermediates  dict of everything else worth looking at; XLA drops what nobody reads
 """
@@ -88,7 +91,8 @@ def check_shape(name: str, array: Array, pattern: str, **sizes: int) -> dict[str
         want = int(axis) if axis.isdigit() else bound.setdefault(axis, size)
         if want != size:
             raise ValueError(
-                f"{name}: axis {axis} of shape {shape} is {size}, expected {want} in [{', '.join(axes)}]"
+                f"{name}: axis {axis} of shape {shape} is {size}, expected {want} "
+                f"in [{', '.join(axes)}]"
             )
     return bound
 

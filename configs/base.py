@@ -1,6 +1,6 @@
 """Every configuration key, once, with its meaning. The values are the published S4 recipe of VCT.
 
-Other files of this folder start from `base_config()` and change what differs. From the command line:
+Other files of this folder start from `base_config()` and change what differs. On the command line:
 `--config=configs/s4_ama.py --config.train.batch_size=4`; an unknown key is an error.
 """
 
@@ -110,7 +110,8 @@ def base_config() -> ConfigDict:
     optim.clip_norm = 0.01  # of the whole gradient
     optim.warmup_steps = 0
     optim.power = 0.9  # of the polynomial decay to 0
-    optim.groups = (  # (path regex, learning-rate factor, weight-decay factor); the first that matches counts
+    # (path regex, learning-rate factor, weight-decay factor); the first that matches counts
+    optim.groups = (
         (r".*relative_position_bias_table", 0.1, 0.0),
         (r"(pre_sam_)?backbone/.*(norm\d?|norm1|norm2)/(scale|bias)", 0.1, 0.0),
         (r"(pre_sam_|audio_)?backbone/.*", 0.1, 1.0),
@@ -148,7 +149,8 @@ def base_config() -> ConfigDict:
 def shrink_for_demo(config: ConfigDict) -> ConfigDict:
     """`:demo` of any recipe: the same parts, small enough for two cores and generated clips.
 
-    Swin 32 wide with one block per stage, from scratch: one learning rate for everything, the audio branch trained too.
+    Swin 32 wide with one block per stage, from scratch: one learning rate for everything, the audio
+    branch trained too.
     """
     config.name += "_demo"
     config.data.data_dir = "demo/tfds"

@@ -1,4 +1,7 @@
-"""Every test runs on 8 fake CPU devices, with silent rank promotion and warnings turned into errors, and no network."""
+"""Every test runs on 8 fake CPU devices and without network.
+
+Silent rank promotion and warnings are errors.
+"""
 
 import os
 import pathlib

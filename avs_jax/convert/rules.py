@@ -1,7 +1,8 @@
-"""Rules that carry tensors between a foreign state dict and a parameter tree, strictly and both ways.
+"""Rules that carry tensors between a foreign state dict and a parameter tree, both ways.
 
-A rule is one row: which source name, which place in the tree, and how the layout changes. Tables of rules are in
-`tables.py`, as functions of the model's configuration. Trees are flat here: {"backbone/norm0/scale": array}.
+A rule is one row: which source name, which place in the tree, and how the layout changes. Tables
+of rules are in `tables.py`, as functions of the model's configuration. Trees are flat here:
+{"backbone/norm0/scale": array}. Nothing is left over on either side without being named.
 """
 
 import dataclasses
@@ -36,9 +37,11 @@ class Rule:
 
     Attributes:
       pattern: regular expression that must match the whole source name.
-      target: path in the tree, "/"-separated, `\1` standing for a group; None = known and deliberately not taken.
+      target: path in the tree, "/"-separated, `\1` standing for a group; None = known and
+        deliberately not taken.
       transform: key of TRANSFORMS.
-      index: position along a leading axis, for layers that the model stacks and scans; None = not stacked.
+      index: position along a leading axis, for layers that the model stacks and scans; None = not
+        stacked.
     """
 
     pattern: str
@@ -63,13 +66,15 @@ def apply_rules(
       source: name -> array, in the foreign layout.
       rules: the table; the first rule whose pattern matches a name counts.
       shapes: path -> shape of every leaf the tree must have.
-      fresh: regular expressions of target paths that may stay unfilled (they keep their initial value).
+      fresh: regular expressions of target paths that may stay unfilled (they keep their initial
+        value).
 
     Returns:
       path -> array, dtypes kept; fresh leaves are absent.
 
     Raises:
-      ConversionError: listing every unmatched source name, unfilled path, wrong shape and double assignment.
+      ConversionError: listing every unmatched source name, unfilled path, wrong shape and double
+        assignment.
     """
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     problems: list[str] = []
