@@ -19,8 +19,8 @@ def resize_bilinear(
 ) -> jax.Array:
     """Resizes by bilinear interpolation without antialiasing, also when shrinking.
 
-    Interpolation along an axis is a product with a constant matrix that has two entries per row;
-    as matrix products its gradient needs no scatter.
+    Two weighted gathers per axis: as matrix products the forward pass would take about four times
+    as long on a CPU, the gradient as long as it takes now.
 
     Args:
       x: [..., H, W, C]; integers and booleans count as float32.
@@ -30,30 +30,28 @@ def resize_bilinear(
     Returns:
       [..., h, w, C] in the dtype of x (float32 for integers); computed in float32 at least.
     """
-    height, width = x.shape[-3:-1]
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
-    if (height, width) == tuple(size):
-        return x.astype(dtype)
-    rows = _interpolation_matrix(height, size[0], align_corners)
-    columns = _interpolation_matrix(width, size[1], align_corners)
     y = x.astype(jnp.promote_types(dtype, jnp.float32))
-    if height != size[0]:
-        y = jnp.einsum("hH,...HWC->...hWC", rows, y, precision="highest")
-    if width != size[1]:
-        y = jnp.einsum("wW,...HWC->...HwC", columns, y, precision="highest")
+    for axis, size_out in ((x.ndim - 3, size[0]), (x.ndim - 2, size[1])):
+        if y.shape[axis] != size_out:
+            y = _interpolate_axis(y, axis, size_out, align_corners)
     return y.astype(dtype)
 
 
-def _interpolation_matrix(size_in: int, size_out: int, align_corners: bool) -> np.ndarray:
-    """float32 [size_out, size_in] whose rows sum to 1."""
+def _interpolate_axis(x: jax.Array, axis: int, size_out: int, align_corners: bool) -> jax.Array:
+    size_in = x.shape[axis]
     index = np.arange(size_out, dtype=np.float64)
     if align_corners:
         position = index * ((size_in - 1) / max(size_out - 1, 1))
     else:
         position = (index + 0.5) * (size_in / size_out) - 0.5
     position = np.clip(position, 0, size_in - 1)
-    distance = np.abs(position[:, None] - np.arange(size_in)[None, :])
-    return np.maximum(1 - distance, 0).astype(np.float32)
+    low = np.floor(position).astype(np.int32)
+    high = np.minimum(low + 1, size_in - 1)
+    along_axis = [size_out if a == axis else 1 for a in range(x.ndim)]
+    fraction = (position - low).astype(x.dtype).reshape(along_axis)
+    below, above = (jnp.take(x, i, axis=axis, mode="clip") for i in (low, high))
+    return (1 - fraction) * below + fraction * above
 
 
 def sample_bilinear(x: jax.Array, points: jax.Array) -> jax.Array:
