@@ -1,0 +1,410 @@
+"""Swin Transformer (Liu et al., ICCV 2021) as a dense backbone: images to maps of strides 4 to 32.
+
+    z = x + drop_path(W-MSA(LN(x)))     y = z + drop_path(MLP(LN(z)))
+    W-MSA = softmax(q k' / sqrt(d) + bias[query - key] + mask) v    in windows, of odd blocks shifted
+
+It follows the detection variant that VCT uses (spyflying/VCT_AVS, models/modeling/backbone/
+swinb.py), which departs from the paper's classification network in ways that loaded weights feel:
+
+- windows never shrink, and odd blocks always shift, also where the whole map is one window;
+- maps are padded to whole windows after the norm, unmasked: through the bias of the projection the
+  padding takes part as keys and values;
+- each of the four outputs has a norm of its own, while the next stage reads the map without it.
+
+The blocks of a stage run as a scan over (unshifted, shifted) pairs, whose parameters carry a
+leading axis depth // 2 under `pairs`; an odd depth ends in one more block, `last`. On XLA:CPU a
+plain loop takes half as long again per training step and three times as long to compile.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avs_jax.spec import check_shape
+
+PATCH = 4  # pixels per side of a token of the first stage
+MASKED = -100.0  # added to the score of two tokens that only the cyclic shift made neighbours
+LEVELS = ("res2", "res3", "res4", "res5")
+
+Array = jax.Array
+
+
+class Swin(nn.Module):
+    """Four stages of windowed attention.
+
+    Attributes:
+      embed_dim: channels of the first stage; doubled from stage to stage.
+      depths: blocks per stage, any positive number.
+      num_heads: attention heads per stage.
+      window_size: tokens per side of a window.
+      mlp_ratio: hidden width of the MLPs over the channels.
+      drop_path_rate: of the last block; earlier ones have evenly less, the first none.
+      remat: recompute each pair of blocks in the backward pass instead of keeping its activations.
+      dtype: of matrix products and activations; parameters, norms and softmax are float32.
+    """
+
+    embed_dim: int = 128
+    depths: Sequence[int] = (2, 2, 18, 2)
+    num_heads: Sequence[int] = (4, 8, 16, 32)
+    window_size: int = 12
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.3
+    remat: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool = False, frame_ids: Array | None = None
+    ) -> dict[str, Array]:
+        """Feature maps of frames.
+
+        Args:
+          x: [N, H, W, 3] normalised images, any H and W.
+          train: draw drop path, from the rng stream "drop_path".
+          frame_ids: int32 [N], what tells the frames of a batch apart: a frame's draws follow from
+            the key and its id, whichever other frames are there. None: 0 .. N - 1.
+
+        Returns:
+          {"res2": [N, ceil(H / 4), ceil(W / 4), embed_dim], .., "res5": [N, h, w, 8 embed_dim]},
+          of `dtype`, each half the size of the one before, rounded up. The output of each block is
+          sown as `block_out` in the collection "intermediates".
+
+        Raises:
+          ValueError: a field or a shape that does not fit.
+        """
+        self._check_fields()
+        num_frames = check_shape("x", x, "N H W 3")["N"]
+        dtype = jnp.dtype(self.dtype)
+        scales = None
+        if train and self.drop_path_rate > 0:
+            if frame_ids is None:
+                frame_ids = jnp.arange(num_frames)
+            check_shape("frame_ids", frame_ids, "N", N=num_frames)
+            scales = drop_path_scales(
+                self.make_rng("drop_path"), frame_ids, sum(self.depths), self.drop_path_rate
+            ).astype(dtype)
+
+        x = PatchEmbed(self.embed_dim, dtype, name="patch_embed")(x)
+        outputs, first = {}, 0
+        for i, (level, depth) in enumerate(zip(LEVELS, self.depths, strict=True)):
+            dim = self.embed_dim * 2**i
+            stage = Stage(
+                depth=depth,
+                downsample=i < len(LEVELS) - 1,
+                remat=self.remat,
+                block=dict(
+                    num_heads=self.num_heads[i],
+                    window_size=self.window_size,
+                    mlp_dim=int(dim * self.mlp_ratio),
+                    dtype=dtype,
+                ),
+                name=f"layers_{i}",
+            )
+            out, x = stage(x, None if scales is None else scales[first : first + depth])
+            outputs[level] = _norm(out, dtype, f"norm{i}")
+            first += depth
+        return outputs
+
+    def _check_fields(self) -> None:
+        for field in ("depths", "num_heads"):
+            values = getattr(self, field)
+            if len(values) != len(LEVELS) or min(values) < 1:
+                raise ValueError(f"Swin.{field}: {values}, expected four positive numbers")
+        for i, heads in enumerate(self.num_heads):
+            if self.embed_dim * 2**i % heads:
+                raise ValueError(
+                    f"Swin.num_heads[{i}]: {heads} does not divide the stage's channels, "
+                    f"{self.embed_dim * 2**i}"
+                )
+        if self.window_size < 1:
+            raise ValueError(f"Swin.window_size: {self.window_size}, expected at least 1")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"Swin.drop_path_rate: {self.drop_path_rate}, expected 0 <= rate < 1")
+
+
+def drop_path_scales(key: Array, frame_ids: Array, depth: int, max_rate: float) -> Array:
+    """What each residual branch is multiplied with: 0 where dropped, 1 / (1 - rate) where kept.
+
+    Stochastic depth (Huang et al., ECCV 2016) per frame: block l drops at rate
+    linspace(0, max_rate, depth)[l].
+
+    Args:
+      key: random key, shared by all frames.
+      frame_ids: int32 [N], folded into the key.
+      depth: blocks of the network.
+      max_rate: rate of the last block, below 1.
+
+    Returns:
+      float32 [depth, 2, N], for the attention and the MLP of each block.
+    """
+    keep = jnp.asarray(1 - np.linspace(0, max_rate, depth), jnp.float32)[:, None, None]
+    draw = jax.vmap(lambda frame: jax.random.uniform(jax.random.fold_in(key, frame), (depth, 2)))
+    uniform = jnp.moveaxis(draw(frame_ids), 0, -1)
+    return jnp.where(uniform < keep, 1 / keep, 0.0)
+
+
+class PatchEmbed(nn.Module):
+    """Tokens of 4 x 4 pixels: [N, H, W, 3] -> [N, ceil(H / 4), ceil(W / 4), dim]."""
+
+    dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = _pad_to_multiple(x.astype(self.dtype), PATCH)
+        fan_in = PATCH * PATCH * x.shape[-1]
+        x = nn.Conv(
+            self.dim,
+            (PATCH, PATCH),
+            strides=PATCH,
+            padding="VALID",
+            dtype=self.dtype,
+            kernel_init=uniform_fan_in(fan_in),
+            bias_init=uniform_fan_in(fan_in),
+            name="proj",
+        )(x)
+        x = _norm(x, self.dtype, "norm")
+        self.sow("intermediates", "out", x)
+        return x
+
+
+class Stage(nn.Module):
+    """The blocks of one resolution and the merging of patches that leads to the next.
+
+    Attributes:
+      depth: number of blocks.
+      downsample: end in a PatchMerging.
+      remat: as of Swin.
+      block: fields of Block.
+    """
+
+    depth: int
+    downsample: bool
+    remat: bool
+    block: dict
+
+    @nn.compact
+    def __call__(self, x: Array, scales: Array | None) -> tuple[Array, Array]:
+        """[N, h, w, C], drop-path scales [depth, 2, N] or None -> (map, input of the next stage)."""
+        num_pairs = self.depth // 2
+        if num_pairs:
+            pair_scales = None
+            if scales is not None:
+                pair_scales = scales[: 2 * num_pairs].reshape(num_pairs, 2, *scales.shape[1:])
+            # A scan keeps the forward pass and its recomputation apart without the help of barriers.
+            body = nn.remat(BlockPair, prevent_cse=False) if self.remat else BlockPair
+            pairs = nn.scan(
+                body,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True},
+                length=num_pairs,
+            )
+            x, _ = pairs(self.block, name="pairs")(x, pair_scales)
+        if self.depth % 2:
+            last = (nn.remat(Block) if self.remat else Block)(
+                **self.block, shifted=False, name="last"
+            )
+            x = last(x, None if scales is None else scales[-1])
+        if not self.downsample:
+            return x, x
+        return x, PatchMerging(self.block["dtype"], name="downsample")(x)
+
+
+class BlockPair(nn.Module):
+    """An unshifted and a shifted block, the body of the scan."""
+
+    block: dict
+
+    @nn.compact
+    def __call__(self, x: Array, scales: Array | None) -> tuple[Array, None]:
+        """[N, h, w, C], drop-path scales [2, 2, N] or None -> (the map, nothing to collect)."""
+        for i in range(2):
+            block = Block(**self.block, shifted=bool(i), name=f"block_{i}")
+            x = block(x, None if scales is None else scales[i])
+        return x, None
+
+
+class Block(nn.Module):
+    """Windowed self-attention and an MLP, each after a norm and around a residual."""
+
+    num_heads: int
+    window_size: int
+    mlp_dim: int
+    dtype: jnp.dtype
+    shifted: bool
+
+    @nn.compact
+    def __call__(self, x: Array, scales: Array | None) -> Array:
+        """[N, h, w, C], drop-path scales [2, N] or None -> [N, h, w, C]."""
+        attn = WindowAttention(
+            self.num_heads, self.window_size, self.dtype, self.shifted, name="attn"
+        )
+        mlp = MLP(self.mlp_dim, self.dtype, name="mlp")
+        for i, branch in enumerate((attn, mlp)):
+            y = branch(_norm(x, self.dtype, f"norm{i + 1}"))
+            x = x + (y if scales is None else y * scales[i][:, None, None, None])
+        self.sow("intermediates", "block_out", x)
+        return x
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside square windows, with a learned bias per head and (query - key)."""
+
+    num_heads: int
+    window_size: int
+    dtype: jnp.dtype
+    shifted: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[N, h, w, C] -> [N, h, w, C]."""
+        (_, h, w, dim), size, heads = x.shape, self.window_size, self.num_heads
+        shift = size // 2 if self.shifted else 0
+        # Before the projection: its bias makes keys and values of the padding, as weights expect.
+        x = _pad_to_multiple(x, size)
+        padded = x.shape[1:3]
+        x = jnp.roll(x, (-shift, -shift), (1, 2))
+        x = split_windows(x, size)
+        qkv = _linear(3 * dim, dim, self.dtype, "qkv")(x)
+        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:3], 3, heads, dim // heads), 3, 0)
+        table = self.param(
+            "relative_position_bias_table",
+            nn.initializers.truncated_normal(0.02),
+            ((2 * size - 1) ** 2, heads),
+        )
+        bias = jnp.moveaxis(table[relative_position_index(size)], -1, 0)
+        mask = shift_mask(*padded, size, shift) if shift else None
+        x = attend(q, k, v, bias, mask).reshape(x.shape)
+        x = _linear(dim, dim, self.dtype, "proj")(x)
+        x = merge_windows(x, size, *padded)
+        return jnp.roll(x, (shift, shift), (1, 2))[:, :h, :w]
+
+
+class MLP(nn.Module):
+    """Linear, GELU (the exact one), Linear."""
+
+    hidden_dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dim = x.shape[-1]
+        x = _linear(self.hidden_dim, dim, self.dtype, "fc1")(x)
+        x = nn.gelu(x, approximate=False)
+        return _linear(dim, self.hidden_dim, self.dtype, "fc2")(x)
+
+
+class PatchMerging(nn.Module):
+    """Half the size, twice the channels: [N, h, w, C] -> [N, ceil(h / 2), ceil(w / 2), 2 C]."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dim = x.shape[-1]
+        x = _pad_to_multiple(x, 2)
+        # (row, column) offsets (0, 0), (1, 0), (0, 1), (1, 1): loaded weights count on this order.
+        x = jnp.concatenate([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], axis=-1)
+        x = _norm(x, self.dtype, "norm")
+        return _linear(2 * dim, 4 * dim, self.dtype, "reduction", use_bias=False)(x)
+
+
+def attend(q: Array, k: Array, v: Array, bias: Array, mask: np.ndarray | None) -> Array:
+    """softmax(q k' / sqrt(d) + bias + mask) v, the scores and the softmax in float32.
+
+    Args:
+      q, k, v: [N, R, L, G, d] for R windows of L tokens and G heads.
+      bias: [G, L, L], by query and key.
+      mask: float32 [R, L, L], or None.
+
+    Returns:
+      [N, R, L, G, d], dtype of v.
+    """
+    q = q * q.shape[-1] ** -0.5
+    scores = jnp.einsum("nrqgd,nrkgd->nrgqk", q, k, preferred_element_type=jnp.float32)
+    scores = scores + bias.astype(jnp.float32)[None, None]
+    if mask is not None:
+        scores = scores + mask[None, :, None]
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("nrgqk,nrkgd->nrqgd", weights, v)
+
+
+def split_windows(x: Array, size: int) -> Array:
+    """[N, h, w, C] -> [N, R, size * size, C], windows and their tokens row by row.
+
+    h and w are multiples of size.
+    """
+    n, h, w, c = x.shape
+    x = x.reshape(n, h // size, size, w // size, size, c)
+    return jnp.swapaxes(x, 2, 3).reshape(n, -1, size * size, c)
+
+
+def merge_windows(x: Array, size: int, h: int, w: int) -> Array:
+    """[N, R, size * size, C] -> [N, h, w, C], the inverse of split_windows."""
+    n, c = x.shape[0], x.shape[-1]
+    x = x.reshape(n, h // size, w // size, size, size, c)
+    return jnp.swapaxes(x, 2, 3).reshape(n, h, w, c)
+
+
+@functools.lru_cache
+def relative_position_index(size: int) -> np.ndarray:
+    """int32 [L, L], L = size * size: the row of the bias table for a query and a key.
+
+    (dy + size - 1) * (2 * size - 1) + dx + size - 1, with (dy, dx) the query's position minus the
+    key's.
+    """
+    tokens = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1).reshape(
+        -1, 2
+    )
+    dy, dx = np.moveaxis(tokens[:, None] - tokens[None], -1, 0) + size - 1
+    return (dy * (2 * size - 1) + dx).astype(np.int32)
+
+
+@functools.lru_cache
+def shift_mask(h: int, w: int, size: int, shift: int) -> np.ndarray:
+    """float32 [R, L, L]: MASKED between tokens that only the cyclic shift put into one window.
+
+    h and w are those of the padded map; padding counts as any other token.
+    """
+
+    def bands(length: int) -> np.ndarray:
+        return np.repeat([0, 1, 2], [length - size, size - shift, shift])
+
+    region = 3 * bands(h)[:, None] + bands(w)[None]
+    region = region.reshape(h // size, size, w // size, size).swapaxes(1, 2).reshape(-1, size**2)
+    return np.where(region[:, :, None] == region[:, None], 0.0, MASKED).astype(np.float32)
+
+
+def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
+    """Uniform in +-1 / sqrt(fan_in): torch's default for kernels and biases of Linear and Conv."""
+    limit = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
+def _linear(features: int, fan_in: int, dtype, name: str, use_bias: bool = True) -> nn.Dense:
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=uniform_fan_in(fan_in),
+        bias_init=uniform_fan_in(fan_in),
+        name=name,
+    )
+
+
+def _norm(x: Array, dtype, name: str) -> Array:
+    norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, name=name)
+    return norm(x).astype(dtype)
+
+
+def _pad_to_multiple(x: Array, multiple: int) -> Array:
+    bottom, right = -x.shape[1] % multiple, -x.shape[2] % multiple
+    return jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0))) if bottom or right else x
