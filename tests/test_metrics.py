@@ -1,0 +1,288 @@
+"""Counts and protocols: measured numbers of the originals, and a direct reading of the definition.
+
+The measured cases (`bin/*`, `edge/*`, `sem/*`) fix the arithmetic, ties and empty frames included.
+What they cannot show is independence of batching; that is tested on random maps.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from avs_jax.results import metrics
+
+BINARY_CASES = ("plain", "some_empty", "all_gt_empty", "all_ones", "extreme")
+SEMANTIC_CASES = ("v1s", "v2", "bg_only", "zeros", "ignore255")
+
+
+@pytest.fixture(scope="module")
+def golden():
+    from tests.conftest import GOLDEN
+
+    manifest = json.loads((GOLDEN / "golden_eval_manifest.json").read_text())
+    with np.load(GOLDEN / "golden_eval.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}, manifest
+
+
+def object_probability(sem_seg):
+    """softmax over the two channels of a measured [T, 2, S, S], in float32."""
+    x = sem_seg.astype(np.float32)
+    x = np.exp(x - x.max(axis=1, keepdims=True))
+    return (x / x.sum(axis=1, keepdims=True))[:, 1]
+
+
+def count(prob, labels, clip_ids=None, valid=None, batch=None):
+    """FrameCounts of clips [B, T, S, S], fed `batch` clips at a time."""
+    num_clips = len(prob)
+    clip_ids = clip_ids or [f"clip{i}" for i in range(num_clips)]
+    valid = np.ones(prob.shape[:2], bool) if valid is None else valid
+    counter = metrics.FrameCounter(num_classes=2, facts={"ground_truth": "random"})
+    for i in range(0, num_clips, batch or num_clips):
+        rows = slice(i, i + (batch or num_clips))
+        counter.add(prob[rows], labels[rows], valid[rows], clip_ids[rows], ["dog"] * num_clips)
+    return counter.result()
+
+
+def random_clips(seed=0, num_clips=7, num_frames=3, size=12):
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((num_clips, num_frames, size, size)) < 0.3).astype(np.uint8)
+    noise = rng.normal(size=labels.shape)
+    # The offsets differ from clip to clip, so the best threshold does too.
+    offset = rng.normal(scale=2, size=(num_clips, 1, 1, 1))
+    prob = 1 / (1 + np.exp(-(2 * labels - 1 + noise + offset)))
+    labels[2] = 0  # a clip without any object: with batch 1 an all-empty batch
+    labels[4, 1] = 0
+    return prob.astype(np.float32), labels
+
+
+# ---- measured numbers ----
+
+
+def test_thresholds_are_the_originals_float32_numbers(golden):
+    arrays, _ = golden
+    np.testing.assert_array_equal(metrics.THRESHOLDS, arrays["bin/thresholds"])
+    assert metrics.THRESHOLDS[-1] == 1.0
+
+
+@pytest.mark.parametrize("case", BINARY_CASES)
+def test_binary_case(golden, case):
+    arrays, manifest = golden
+    want = manifest[f"bin/{case}"]
+    prob = object_probability(arrays[f"bin/{case}/sem_seg"])
+    counts = count(prob[None], arrays[f"bin/{case}/gt"][None])
+    np.testing.assert_allclose(metrics.frame_iou(counts), want["iou_per_frame"], atol=1e-6)
+    c = counts.counts
+    has_object = c["gt"] > 0
+    assert has_object.sum() == want["n_frames_in_F"]
+    if has_object.any():
+        curves = metrics.f_beta_curves(c["tp"], c["pp"], c["gt"])[has_object]
+        np.testing.assert_allclose(curves.mean(0), arrays[f"bin/{case}/F_curve_mean"], atol=1e-6)
+    for scores in (metrics.avsbench(counts, 1), metrics.stream(counts)):
+        assert scores["mIoU"] == pytest.approx(want["mask_iou"], abs=1e-6)
+        assert scores["f_beta"] == pytest.approx(want["fmeasure"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "key, batch", [("dataset_one_video_per_call", 1), ("dataset_batches_2_2_1", 2)]
+)
+def test_binary_dataset(golden, key, batch):
+    arrays, manifest = golden
+    prob = np.stack([object_probability(arrays[f"bin/{c}/sem_seg"]) for c in BINARY_CASES])
+    labels = np.stack([arrays[f"bin/{c}/gt"] for c in BINARY_CASES])
+    scores = metrics.avsbench(count(prob, labels), batch)
+    assert round(scores["mIoU"], 4) == manifest[f"bin/{key}"]["mIoU"]
+    assert round(scores["f_beta"], 4) == manifest[f"bin/{key}"]["f_score"]
+
+
+@pytest.mark.parametrize(
+    "case, prob, label",
+    [
+        ("pred_half_exact", 0.5, 1),  # a tie is background for IoU, positive at low thresholds
+        ("empty_gt_empty_pred", 0.0, 0),
+        ("empty_gt_full_pred", 1.0, 0),
+        ("ones_ones", 1.0, 1),
+        ("full_gt_empty_pred", 0.0, 1),  # threshold 0 makes everything positive
+    ],
+)
+def test_edge_case(golden, case, prob, label):
+    want = golden[1][f"edge/{case}"]
+    shape = (1, 2, 8, 8)
+    counts = count(np.full(shape, prob, np.float32), np.full(shape, label, np.uint8))
+    scores = metrics.avsbench(counts, 1)
+    assert scores["mIoU"] == pytest.approx(want["mask_iou"], abs=1e-6)
+    assert scores["f_beta"] == pytest.approx(want["fmeasure"], abs=1e-6)
+
+
+def semantic_counts(arrays, cases):
+    counter = metrics.FrameCounter(num_classes=71)
+    for case in cases:
+        pred = arrays[f"sem/{case}/sem_seg"].astype(np.float32).argmax(axis=1)
+        labels = arrays[f"sem/{case}/gt"]
+        counter.add(pred[None], labels[None], np.ones((1, len(pred)), bool), [case], [case])
+    return counter.result()
+
+
+@pytest.mark.parametrize("case", SEMANTIC_CASES)
+def test_semantic_case(golden, case):
+    arrays, manifest = golden
+    counts = semantic_counts(arrays, [case])
+    sums = metrics.semantic_sums(counts)
+    np.testing.assert_allclose(sums["iou"], arrays[f"sem/{case}/iou_sum"], atol=1e-5)
+    np.testing.assert_allclose(sums["f_beta"], arrays[f"sem/{case}/fscore_sum"], atol=1e-5)
+    np.testing.assert_array_equal(sums["frames"], arrays[f"sem/{case}/cls_count"])
+    scores = metrics.semantic(counts)
+    assert round(scores["mIoU"], 4) == manifest[f"sem/{case}"]["alone"]["mIoU"]
+    assert round(scores["f_beta"], 4) == manifest[f"sem/{case}"]["alone"]["f_score"]
+
+
+def test_semantic_dataset(golden):
+    arrays, manifest = golden
+    want = manifest["sem/dataset_exact"]
+    scores = metrics.semantic(semantic_counts(arrays, SEMANTIC_CASES))
+    assert scores["mIoU"] == pytest.approx(want["mIoU"], abs=1e-6)
+    assert scores["f_beta"] == pytest.approx(want["f_score"], abs=1e-6)
+
+
+# ---- the definition, read directly ----
+
+
+def avsbench_directly(prob, labels, batch):
+    """The protocol's definition with plain loops over frames and thresholds."""
+    ious, f_betas = [], []
+    for first in range(0, len(prob), batch):
+        p = prob[first : first + batch].reshape(-1, *prob.shape[2:])
+        g = labels[first : first + batch].reshape(-1, *prob.shape[2:]) > 0
+        frame_ious, curves = [], []
+        for pf, gf in zip(p, g, strict=True):
+            if gf.any():
+                inter, union = ((pf > 0.5) & gf).sum(), ((pf > 0.5) | gf).sum()
+                frame_ious.append(inter / union)
+                curve = []
+                for threshold in metrics.THRESHOLDS:
+                    positive = pf >= threshold
+                    tp = (positive & gf).sum()
+                    if tp == 0:
+                        curve.append(0.0)
+                        continue
+                    precision, recall = tp / positive.sum(), tp / gf.sum()
+                    curve.append(1.3 * precision * recall / (0.3 * precision + recall))
+                curves.append(curve)
+            else:
+                frame_ious.append((pf <= 0.5).mean())
+        ious.append(np.mean(frame_ious))
+        f_betas.append(np.max(np.mean(curves, axis=0)) if curves else 0.0)
+    return np.mean(ious), np.mean(f_betas)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_avsbench_is_its_definition(batch):
+    prob, labels = random_clips()
+    scores = metrics.avsbench(count(prob, labels), batch)
+    iou, f_beta = avsbench_directly(prob, labels, batch)
+    assert scores["mIoU"] == pytest.approx(iou, abs=1e-9)
+    assert scores["f_beta"] == pytest.approx(f_beta, abs=1e-9)
+
+
+def test_stream_is_one_batch_and_avsbench_depends_on_its_batch():
+    prob, labels = random_clips()
+    counts = count(prob, labels)
+    iou, f_beta = avsbench_directly(prob, labels, batch=len(prob))
+    assert metrics.stream(counts) == pytest.approx({"mIoU": iou, "f_beta": f_beta}, abs=1e-9)
+    assert metrics.avsbench(counts, 1)["f_beta"] != metrics.avsbench(counts, 4)["f_beta"]
+
+
+def test_dataset_is_a_ratio_of_sums():
+    prob, labels = random_clips()
+    scores = metrics.dataset(count(prob, labels))
+    positive, g = prob > 0.5, labels > 0
+    assert scores["mIoU"] == pytest.approx((positive & g).sum() / (positive | g).sum())
+    best = 0.0
+    for threshold in metrics.THRESHOLDS:
+        tp, pp = ((prob >= threshold) & g).sum(), (prob >= threshold).sum()
+        if tp:
+            best = max(best, 1.3 * tp / (0.3 * g.sum() + pp))
+    assert scores["f_beta"] == pytest.approx(best)
+
+
+# ---- independence of how the evaluation ran ----
+
+
+def assert_same(a, b):
+    for name in ("clip_id", "category", "frame_index", "valid"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert set(a.counts) == set(b.counts)
+    for name in a.counts:
+        np.testing.assert_array_equal(a.counts[name], b.counts[name])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_counts_do_not_depend_on_the_loader_batch(batch):
+    prob, labels = random_clips()
+    whole, split = count(prob, labels), count(prob, labels, batch=batch)
+    assert_same(whole, split)
+    assert metrics.all_protocols(whole) == metrics.all_protocols(split)
+
+
+def test_padded_clips_and_frames_change_nothing():
+    prob, labels = random_clips()
+    padded_prob = np.concatenate([prob, np.ones_like(prob[:2])])
+    padded_labels = np.concatenate([labels, np.zeros_like(labels[:2])])
+    padded_prob = np.concatenate([padded_prob, np.ones_like(padded_prob[:, :2])], axis=1)
+    padded_labels = np.concatenate([padded_labels, np.zeros_like(padded_labels[:, :2])], axis=1)
+    valid = np.zeros(padded_prob.shape[:2], bool)
+    valid[: len(prob), : prob.shape[1]] = True
+    padded = count(padded_prob, padded_labels, valid=valid)
+    plain = count(prob, labels)
+    assert_same(padded.scored(), plain)
+    assert metrics.all_protocols(padded) == metrics.all_protocols(plain)
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_interleave_restores_dataset_order(num_processes):
+    prob, labels = random_clips()
+    ids = [f"clip{i}" for i in range(len(prob))]
+    parts = [
+        count(prob[i::num_processes], labels[i::num_processes], ids[i::num_processes])
+        for i in range(num_processes)
+    ]
+    assert_same(metrics.interleave(parts), count(prob, labels, ids))
+
+
+def test_save_and_load(tmp_path):
+    prob, labels = random_clips()
+    counts = count(prob, labels)
+    counts.save(tmp_path / "counts.npz")
+    loaded = metrics.FrameCounts.load(tmp_path / "counts.npz")
+    assert_same(counts, loaded)
+    assert loaded.facts == {"ground_truth": "random"}
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match="not a file of counts"):
+        metrics.FrameCounts.load(tmp_path / "other.npz")
+
+
+# ---- what must not pass ----
+
+
+def test_unknown_pixels_are_in_no_binary_count():
+    prob, labels = random_clips(num_clips=5)
+    labels[:, :, :4] = 255
+    cropped = count(prob[:, :, 4:], labels[:, :, 4:])
+    assert_same(count(prob, labels), cropped)
+
+
+def test_errors():
+    prob, labels = random_clips(num_clips=5)
+    with pytest.raises(ValueError, match="counted twice"):
+        count(prob, labels, ["a", "b", "a", "c", "d"])
+    with pytest.raises(ValueError, match="no valid frame"):
+        count(prob, labels, valid=np.zeros(prob.shape[:2], bool))
+    with pytest.raises(ValueError, match="diverge"):
+        count(prob * np.float32("nan"), labels)
+    with pytest.raises(TypeError, match="float32"):
+        count(prob.astype(np.float64), labels)
+    with pytest.raises(ValueError, match="class 4"):
+        count(prob, labels + 3)
+    with pytest.raises(ValueError, match="binary task"):
+        metrics.semantic(count(prob, labels))
+    with pytest.raises(ValueError, match="at least 1"):
+        metrics.avsbench(count(prob, labels), 0)
