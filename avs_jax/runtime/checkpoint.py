@@ -1,0 +1,340 @@
+"""Checkpoints: what a run leaves in its directory, and how it is found again.
+
+  WORKDIR/checkpoints/STEP/   state (step, params, batch_stats, opt_state), loader, config, metrics
+  DIR/                        state (params, batch_stats), config: what a converter leaves
+
+Both are Orbax composites with the same item names, so whoever wants parameters reads either. Saves
+run in the background and count only once they are complete: one that was cut off is not seen by the
+next start. The newest N and the best by validation mIoU are kept.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers
+
+from avs_jax.runtime.optim import flatten, unflatten
+from avs_jax.runtime.step import TrainState
+from avs_jax.spec import nearest
+
+FOLDER = "checkpoints"
+METRIC = "miou"  # what "best" means
+STATE_FIELDS = ("step", "params", "batch_stats", "opt_state")
+# Keys that a resumed run may change: they leave every update of the parameters as it was, the mesh
+# up to the order of float32 sums.
+HARMLESS_KEYS = (
+    r"data\.(num_workers|prefetch|data_dir)",
+    r"train\.(log_every|eval_every|checkpoint_every|keep_latest|num_pictures|compilation_cache)",
+    r"train\.mesh\..*",
+    r"evaluate\..*",
+)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Attributes:
+      directory: WORKDIR/checkpoints.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, config: ConfigDict):
+        """Opens the checkpoints of a working directory; leftovers of interrupted saves are ignored.
+
+        Args:
+          workdir: the run's directory; made if need be.
+          config: the run's configuration, saved with every checkpoint.
+        """
+        self.directory = pathlib.Path(workdir).expanduser().resolve() / FOLDER
+        self._config = config
+        policies = [
+            checkpoint_managers.LatestN(config.train.keep_latest),
+            checkpoint_managers.BestN(
+                get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+            ),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                best_fn=_score,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    def restore(self, target: TrainState) -> tuple[TrainState, int] | None:
+        """The newest complete checkpoint, on the mesh of `target`.
+
+        Args:
+          target: ShapeDtypeStructs with shardings; any mesh, not only the one that saved.
+
+        Returns:
+          (state, position of the loader), or None where nothing has been saved.
+
+        Raises:
+          ValueError: the checkpoint was made by another configuration, or holds other tensors.
+        """
+        step = self.latest_step
+        if step is None:
+            return None
+        directory = self.directory / str(step)
+        check_same_config(read_config(directory), self._config, directory)
+        restored = _read_state(directory, _as_dict(target))
+        loader = self._manager.restore(
+            step, args=ocp.args.Composite(loader=ocp.args.JsonRestore())
+        )["loader"]
+        return TrainState(**restored), loader["position"]
+
+    def save(self, state: TrainState, position: int, metrics: Mapping[str, float] | None = None):
+        """Saves in the background; the state may be donated to the next step at once.
+
+        Args:
+          state: the state after `position` steps.
+          position: batches that the loader has given.
+          metrics: validation results, with `miou`, if there are any.
+
+        Raises:
+          RuntimeError: Orbax declined the step, as it does for one that exists already.
+        """
+        step = int(position)
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(_as_dict(state)),
+                loader=ocp.args.JsonSave({"position": step}),
+                config=ocp.args.JsonSave(plain_config(self._config)),
+            ),
+            metrics=None if metrics is None else {k: float(v) for k, v in metrics.items()},
+        )
+        if not saved:
+            raise RuntimeError(
+                f"{self.directory}: step {step} was not saved; there are "
+                f"{list(self._manager.all_steps())}"
+            )
+
+    def wait(self) -> None:
+        """Returns when the running save is complete."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the running save and releases the threads."""
+        self._manager.close()
+
+
+def save_variables(directory: str | pathlib.Path, variables: Mapping, config: ConfigDict) -> None:
+    """Writes parameters alone, for `load_variables`.
+
+    Args:
+      directory: must not exist.
+      variables: {"params": ..., "batch_stats": ...}, nested dicts of arrays; batch_stats optional.
+      config: the configuration they belong to.
+    """
+    directory = pathlib.Path(directory).expanduser().resolve()
+    state = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            directory,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state),
+                config=ocp.args.JsonSave(plain_config(config)),
+            ),
+        )
+
+
+def load_variables(directory: str | pathlib.Path) -> tuple[dict, dict, ConfigDict]:
+    """Reads the parameters of a checkpoint, whatever devices wrote it.
+
+    Args:
+      directory: a run's working directory (its best checkpoint by validation mIoU, or its newest
+        where none was evaluated), one step's directory, or parameters written by `save_variables`.
+
+    Returns:
+      (params, batch_stats, config): nested dicts of numpy arrays, and the configuration saved.
+
+    Raises:
+      FileNotFoundError: naming what was looked for and what is there.
+    """
+    directory = find_checkpoint(directory)
+    stored = _stored_shapes(directory)
+    names = ("params", "batch_stats")
+    wanted = {name: stored.get(name, {}) for name in names}
+    wanted = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), wanted)
+    wanted = {name: tree for name, tree in wanted.items() if jax.tree.leaves(tree)}
+    state = _read_state(directory, wanted)
+    return (*(state.get(name, {}) for name in names), read_config(directory))
+
+
+def find_checkpoint(directory: str | pathlib.Path) -> pathlib.Path:
+    """The directory that holds the items of the checkpoint that `load_variables` would read."""
+    directory = pathlib.Path(directory).expanduser().resolve()
+    if _is_checkpoint(directory):
+        return directory
+    folder = directory / FOLDER
+    if folder.is_dir():
+        options = ocp.CheckpointManagerOptions(best_fn=_score, read_only=True)
+        with ocp.CheckpointManager(folder, options=options) as manager:
+            best = manager.best_step()
+            step = manager.latest_step() if best is None else best
+        if step is not None:
+            return folder / str(step)
+    there = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else "no such folder"
+    raise FileNotFoundError(
+        f"{directory}: no checkpoint; looked for {folder}/STEP (a working directory) and for "
+        f"{directory}/state (one step, or converted weights); found: {there}"
+    )
+
+
+def fill_variables(
+    params: Mapping, batch_stats: Mapping, directory: str | pathlib.Path, fresh: Sequence[str]
+) -> tuple[dict, dict]:
+    """Replaces initial values by those of a checkpoint, placed as the initial ones are.
+
+    Args:
+      params: nested, initial.
+      batch_stats: nested, initial.
+      directory: as in `load_variables`.
+      fresh: path regexes that keep their initial value.
+
+    Returns:
+      (params, batch_stats).
+
+    Raises:
+      ValueError: listing every tensor that is missing, superfluous or of another shape.
+    """
+    loaded_params, loaded_stats, _ = load_variables(directory)
+    filled, problems = [], []
+    for initial, loaded in ((params, loaded_params), (batch_stats, loaded_stats)):
+        initial, loaded = flatten(initial), flatten(loaded)
+        keep = {path for path in initial if any(re.fullmatch(rule, path) for rule in fresh)}
+        problems += _differences(
+            {path: x.shape for path, x in loaded.items() if path not in keep},
+            {path: x.shape for path, x in initial.items() if path not in keep},
+        )
+        filled.append((initial, loaded, keep))
+    if problems:
+        raise ValueError(
+            f"config.train.init_from={str(directory)!r}: {len(problems)} tensor(s) do not fit "
+            "(config.train.init_fresh names those to leave as initialised):\n  "
+            + "\n  ".join(problems)
+        )
+    return tuple(
+        unflatten({p: x if p in keep else _place(loaded[p], x) for p, x in initial.items()})
+        for initial, loaded, keep in filled
+    )
+
+
+def plain_config(config: ConfigDict) -> dict:
+    """The configuration as JSON would give it back: references resolved, tuples as lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def read_config(directory: pathlib.Path) -> ConfigDict:
+    """The configuration stored in one checkpoint."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return ConfigDict(checkpointer.restore(directory / "config"))
+
+
+def check_same_config(stored: ConfigDict, config: ConfigDict, directory: pathlib.Path) -> None:
+    """Raises where a run would go on under another configuration.
+
+    Raises:
+      ValueError: listing each key that differs with both values, HARMLESS_KEYS aside.
+    """
+    old, new = _flat_config(stored), _flat_config(config)
+    lines = [
+        f"{key}: {old.get(key, 'absent')!r} in the checkpoint, {new.get(key, 'absent')!r} now"
+        for key in sorted(set(old) | set(new))
+        if old.get(key, "absent") != new.get(key, "absent")
+        and not any(re.fullmatch(rule, key) for rule in HARMLESS_KEYS)
+    ]
+    if lines:
+        raise ValueError(
+            f"{directory} was made by another configuration; use another --workdir, or the same "
+            "values:\n  " + "\n  ".join(lines)
+        )
+
+
+def _flat_config(config: ConfigDict) -> dict[str, Any]:
+    def walk(prefix, value):
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for name in value for k, v in walk(f"{prefix}.{name}", value[name]).items()}
+
+    return {key.removeprefix("."): value for key, value in walk("", plain_config(config)).items()}
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics[METRIC]
+
+
+def _as_dict(state: TrainState) -> dict:
+    return {name: getattr(state, name) for name in STATE_FIELDS}
+
+
+def _is_checkpoint(directory: pathlib.Path) -> bool:
+    return (directory / "state" / "_METADATA").is_file() and (directory / "config").is_dir()
+
+
+def _stored_shapes(directory: pathlib.Path):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.metadata(directory / "state").item_metadata.tree
+
+
+def _paths(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
+
+
+def _differences(stored: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> list[str]:
+    problems = [f"{p} {s}: not in the checkpoint" for p, s in wanted.items() if p not in stored]
+    for path, shape in stored.items():
+        if path not in wanted:
+            near = nearest(path, list(wanted), 1)
+            problems.append(f"{path} {shape}: the model has none (nearest: {near})")
+        elif shape != wanted[path]:
+            problems.append(f"{path}: {shape} in the checkpoint, the model wants {wanted[path]}")
+    return problems
+
+
+def _read_state(directory: pathlib.Path, target: dict) -> dict:
+    """Restores the top-level items of `target`, leaf by leaf onto its shardings (numpy: numpy)."""
+    stored = {name: tree for name, tree in _stored_shapes(directory).items() if name in target}
+    problems = _differences(_paths(stored), _paths(target))
+    if problems:
+        raise ValueError(f"{directory} holds other tensors:\n  " + "\n  ".join(problems))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(
+            directory / "state",
+            args=ocp.args.PyTreeRestore(
+                item=target,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                partial_restore=True,
+            ),
+        )
+    absent = [  # a key that is missing on disk comes back as its description, without an error
+        path
+        for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
+        if not isinstance(leaf, (jax.Array, np.ndarray))
+    ]
+    if absent:
+        raise ValueError(f"{directory}: not restored: {absent}")
+    return restored
+
+
+def _place(value: np.ndarray, like: jax.Array) -> jax.Array:
+    value = np.asarray(value, like.dtype)
+    return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])

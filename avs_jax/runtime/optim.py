@@ -1,0 +1,169 @@
+"""AdamW with groups by parameter path, a clip of the whole gradient, and the polynomial schedule.
+
+One update, for gradient g of all trainable parameters together, and per parameter p with group
+factors (a, b):
+
+  g <- g * min(1, clip / (|g| + 1e-6))
+  p <- p - lr(t) * a * (m_hat / (sqrt(v_hat) + 1e-8) + b * weight_decay * p)
+  lr(t) = base * ((steps - t) / steps) ** power, times (t + 1) / warmup_steps during the warm-up
+
+Source: VCT train_net.py (build_optimizer, FullModelGradientClippingOptimizer, WarmupPolyLR),
+torch.optim.AdamW.
+Departures: groups are rows of a table of regular expressions over parameter paths, where the
+original asks for module types; frozen parameters have no optimiser state at all; the warm-up has no
+constant part.
+
+Trees of parameters are nested dicts; here and in the optimiser's state they are flat,
+{"backbone/norm0/scale": array}.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from avs_jax.spec import Array, nearest
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+CLIP_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_
+Group = tuple[str, float, float]  # path regex, learning-rate factor, weight-decay factor
+
+
+def base_learning_rate(config: ConfigDict) -> float:
+    """The configured rate; where that is 0, VCT's 1e-4 at batch 2 by the square-root rule."""
+    return config.optim.learning_rate or 1e-4 * math.sqrt(config.train.batch_size / 2)
+
+
+def make_schedule(base: float, steps: int, power: float, warmup_steps: int = 0) -> optax.Schedule:
+    """Learning rate by step: `base` decaying to 0 at `steps`, after a linear warm-up.
+
+    Counted in whole steps left, so float32 keeps full precision up to the last one.
+    """
+
+    def schedule(step):
+        left = jnp.maximum(steps - step, 0).astype(jnp.float32) / steps
+        rate = base * left**power
+        if warmup_steps:
+            rate = rate * jnp.minimum(1.0, (step + 1) / warmup_steps)
+        return rate
+
+    return schedule
+
+
+def flatten(params: Mapping) -> dict[str, Array]:
+    """Nested parameters -> {path: leaf}, paths "/"-separated."""
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(flat: Mapping[str, Array]) -> dict:
+    """{path: leaf} -> nested parameters."""
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def split_frozen(
+    params: Mapping, frozen: Sequence[str]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Nested parameters -> (trainable, frozen), both flat.
+
+    Args:
+      params: nested parameters.
+      frozen: path regexes; a path that one of them matches whole is frozen.
+
+    Raises:
+      ValueError: a regex matches no parameter (it would freeze nothing in silence), with the
+        nearest paths.
+    """
+    flat = flatten(params)
+    for pattern in frozen:
+        if not any(re.fullmatch(pattern, path) for path in flat):
+            raise ValueError(
+                f"config.optim.frozen: {pattern!r} matches no parameter; "
+                f"nearest paths: {nearest(pattern, list(flat)) or sorted(flat)[:3]}"
+            )
+    held = {path for path in flat if any(re.fullmatch(pattern, path) for pattern in frozen)}
+    trainable = {path: leaf for path, leaf in flat.items() if path not in held}
+    return trainable, {path: leaf for path, leaf in flat.items() if path in held}
+
+
+def assign_groups(paths: Iterable[str], groups: Sequence[Group]) -> dict[str, Group]:
+    """The row of the table that holds for each path: the first whose regex matches the whole path.
+
+    Raises:
+      ValueError: listing every path that no row matches, and the rows there are.
+    """
+    rows = [(re.compile(row[0]), tuple(row)) for row in groups]
+    assigned = {
+        path: next((row for pattern, row in rows if pattern.fullmatch(path)), None)
+        for path in paths
+    }
+    missing = [path for path, row in assigned.items() if row is None]
+    if missing:
+        raise ValueError(
+            f"config.optim.groups: no row matches {missing}; rows: {[row[0] for row in groups]}"
+        )
+    return assigned
+
+
+def describe_groups(params: Mapping, config: ConfigDict) -> str:
+    """One line per group: how many tensors and values it holds, and its factors. For the log."""
+    trainable, frozen = split_frozen(params, config.optim.frozen)
+    assigned = assign_groups(trainable, config.optim.groups)
+    lines = []
+    for row in config.optim.groups:
+        pattern, rate, decay = row
+        leaves = [trainable[path] for path, group in assigned.items() if group == tuple(row)]
+        lines.append(
+            f"  {pattern}: {len(leaves)} tensors, {sum(x.size for x in leaves):,} values, "
+            f"learning rate x{rate:g}, weight decay x{decay:g}"
+        )
+    size = sum(x.size for x in frozen.values())
+    lines.append(f"  frozen: {len(frozen)} tensors, {size:,} values")
+    return "\n".join(lines)
+
+
+def make_optimizer(
+    params: Mapping, config: ConfigDict
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser of `config.optim`, for the flat trainable part of `params`, and its schedule.
+
+    Args:
+      params: nested parameters, or their ShapeDtypeStructs; only the paths are read.
+      config: the whole configuration.
+
+    Returns:
+      (optimiser over {path: gradient}, learning rate by step).
+    """
+    optim = config.optim
+    trainable, _ = split_frozen(params, optim.frozen)
+    groups = assign_groups(trainable, optim.groups)
+    rate = {path: row[1] for path, row in groups.items()}
+    decay = {path: row[2] * optim.weight_decay for path, row in groups.items()}
+    schedule = make_schedule(
+        base_learning_rate(config), config.train.steps, optim.power, optim.warmup_steps
+    )
+    optimizer = optax.chain(
+        clip_by_norm(optim.clip_norm),
+        optax.scale_by_adam(*BETAS, eps=EPSILON),
+        optax.stateless(lambda u, p: {path: u[path] + decay[path] * p[path] for path in u}),
+        optax.stateless(lambda u, _: {path: rate[path] * u[path] for path in u}),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return optimizer, schedule
+
+
+def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales the whole gradient by min(1, max_norm / (norm + 1e-6)), as torch does; 0: does not."""
+
+    def clip(updates, _):
+        if not max_norm:
+            return updates
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + CLIP_EPSILON))
+        return jax.tree.map(lambda x: x * factor, updates)
+
+    return optax.stateless(clip)

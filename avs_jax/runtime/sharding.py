@@ -1,0 +1,135 @@
+"""Where arrays live: one mesh (data, fsdp), parameters by path regex, batches over both axes.
+
+One device is the mesh (1, 1), several hosts are the same mesh over all their devices. The axis
+types are Auto: XLA propagates shardings from inputs and outputs, and the model's code knows no
+device.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from avs_jax.spec import HOST_FIELDS, Array
+
+AXES = ("data", "fsdp")
+# (path regex, how a leaf is laid out): the first row that matches the whole path counts. "shard"
+# splits the largest axis that the fsdp devices divide. The optimiser's moments carry the path of
+# their parameter as a suffix.
+RULES = (
+    (r".*(kernel|embedding)", "shard"),
+    (r".*", "replicate"),
+)
+MIN_SHARDED_SIZE = 2**14  # values; smaller leaves cost more to gather than to keep
+
+
+def make_mesh(config: ConfigDict, devices: list | None = None) -> Mesh:
+    """The mesh that `config.train.mesh` asks for.
+
+    Args:
+      config: the whole configuration; `train.mesh.data` may be -1, all devices that fsdp leaves.
+      devices: the devices to use; all by default.
+
+    Raises:
+      ValueError: the sizes do not fit the number of devices; the message gives the sizes that do.
+    """
+    devices = jax.devices() if devices is None else devices
+    count, (data, fsdp) = len(devices), (config.train.mesh.data, config.train.mesh.fsdp)
+    if data == -1 and fsdp > 0 and count % fsdp == 0:
+        data = count // fsdp
+    if data * fsdp != count or min(data, fsdp) < 1:
+        fits = [(count // n, n) for n in range(1, count + 1) if count % n == 0]
+        raise ValueError(
+            f"config.train.mesh data={config.train.mesh.data}, fsdp={fsdp} does not fit {count} "
+            f"device(s) of kind {devices[0].device_kind}; (data, fsdp) may be one of {fits}"
+        )
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First axis over all devices, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def tree_shardings(tree, mesh: Mesh):
+    """The sharding of every leaf of a tree (parameters, or a whole training state), by RULES.
+
+    Args:
+      tree: arrays or ShapeDtypeStructs.
+      mesh: from `make_mesh`.
+
+    Returns:
+      the same tree with a NamedSharding per leaf.
+    """
+
+    def place(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        layout = next(row[1] for row in RULES if re.fullmatch(row[0], name))
+        if layout == "shard":
+            return NamedSharding(mesh, _largest_axis(leaf.shape, mesh.shape["fsdp"]))
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _largest_axis(shape: tuple[int, ...], count: int) -> PartitionSpec:
+    axes = [i for i, size in enumerate(shape) if size % count == 0]
+    if count == 1 or not axes or np.prod(shape) < MIN_SHARDED_SIZE:
+        return PartitionSpec()
+    largest = max(axes, key=lambda i: shape[i])
+    return PartitionSpec(*("fsdp" if i == largest else None for i in range(len(shape))))
+
+
+def check_batch_size(name: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises where a batch cannot be cut into equal micro-batches over all devices.
+
+    Args:
+      name: the configuration key, for the message.
+      size: clips over all devices.
+      mesh: from `make_mesh`.
+      accumulate: micro-batches per step.
+
+    Raises:
+      ValueError: with the number of devices and the nearest sizes that fit.
+    """
+    unit = mesh.size * accumulate
+    if size < 1 or size % unit:
+        fits = sorted({max(unit, size // unit * unit), (max(size, 0) // unit + 1) * unit})
+        raise ValueError(
+            f"{name}={size} is not divisible by {mesh.size} device(s) x {accumulate} "
+            f"micro-batch(es); nearest sizes that are: {fits}, or use fewer devices"
+        )
+
+
+def put_batch(batch: Mapping[str, Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """Host arrays -> arrays over the mesh, rows over all devices, without the host's own fields.
+
+    Args:
+      batch: this process's rows, a P-th of the batch where P processes run.
+      mesh: from `make_mesh`.
+
+    Raises:
+      ValueError: the number of rows is not divisible by this process's devices.
+    """
+    sharding = batch_sharding(mesh)
+    local = len(mesh.local_devices)
+    arrays = {}
+    for name, value in batch.items():
+        if name in HOST_FIELDS:
+            continue
+        value = np.asarray(value)
+        if value.shape[0] % local:
+            raise ValueError(
+                f"batch field {name}: {value.shape[0]} rows cannot be split over the "
+                f"{local} device(s) of this process"
+            )
+        arrays[name] = jax.make_array_from_process_local_data(sharding, value)
+    return arrays

@@ -1,0 +1,217 @@
+"""The training step, one jitted (state, batch) -> (state, metrics), and the step of prediction.
+
+Randomness of step s comes from fold_in(key(seed), s) alone, so nothing random is part of the state
+and a resumed run draws what an uninterrupted one would have drawn. Frozen parameters are constants
+of the differentiation.
+
+With `accumulate` = k the batch is cut into k micro-batches, run one after another. The sum over
+them has the arithmetic of the whole batch: every loss term is a sum divided by a normaliser that is
+known from the targets (number of masks, sum of class weights, number of prototype rows), so each
+micro-batch's term counts with its share of the whole normaliser. Only batch statistics differ: they
+are those of the micro-batches, in order.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from avs_jax.runtime.optim import split_frozen, unflatten
+from avs_jax.spec import INPUT_FIELDS, Array
+
+STREAMS = ("gumbel", "drop_path", "pre_mask_dropout")  # random streams of the model
+# outputs, batch, key -> (weighted total, {name: weighted term})
+Criterion = Callable[[dict, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32 [], steps done.
+      params: nested parameters, float32, frozen ones included.
+      batch_stats: running statistics of batch normalisation, {} where there is none.
+      opt_state: the optimiser's, over the flat trainable parameters.
+    """
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def init_variables(model, batch: Mapping[str, Array], seed: int) -> tuple[dict, dict]:
+    """Initial (params, batch_stats) of a Linen model; under jit, XLA drops the forward pass."""
+    inputs = {name: batch[name] for name in INPUT_FIELDS if name in batch}
+    variables = model.init(jax.random.key(seed), inputs, train=False)
+    return variables["params"], variables.get("batch_stats", {})
+
+
+def init_state(
+    params, batch_stats, optimizer: optax.GradientTransformation, config: ConfigDict
+) -> TrainState:
+    """The state before the first step."""
+    trainable, _ = split_frozen(params, config.optim.frozen)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(trainable),
+    )
+
+
+def make_train_step(
+    model,
+    criterion: Criterion,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: ConfigDict,
+    shardings: TrainState | None = None,
+):
+    """The jitted training step.
+
+    Args:
+      model: Linen module, `apply(variables, batch, train=, rngs=, mutable=)` -> outputs.
+      criterion: (outputs, batch, key) -> (total, terms); the terms are weighted and sum to the
+        total.
+      optimizer: over {path: gradient}, from `optim.make_optimizer`.
+      schedule: learning rate by step.
+      config: the whole configuration; read are seed, optim.frozen, loss.no_object_weight and
+        train.accumulate.
+      shardings: of the state, from `sharding.tree_shardings`; None leaves them to XLA.
+
+    Returns:
+      (state, batch) -> (state, metrics). The state passed in is donated: do not use it again.
+      Metrics, all scalars: every loss term, total_loss, grad_norm (before the clip), lr, finite
+      (bool: loss and gradient are).
+    """
+
+    def loss_fn(trainable, frozen, batch_stats, batch, key, whole):
+        keys = dict(zip((*STREAMS, "loss"), jax.random.split(key, len(STREAMS) + 1), strict=True))
+        loss_key = keys.pop("loss")
+        variables = {"params": unflatten(trainable | frozen), "batch_stats": batch_stats}
+        outputs, updates = model.apply(
+            variables, batch, train=True, rngs=keys, mutable=["batch_stats"]
+        )
+        total, terms = criterion(outputs, batch, loss_key)
+        if whole is not None:
+            part = normalizers(batch, config)
+            terms = {k: v * part[_family(k)] / whole[_family(k)] for k, v in terms.items()}
+            total = sum(terms.values())
+        return total, (terms, updates.get("batch_stats", batch_stats))
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def gradients(trainable, frozen, batch_stats, batch, key):
+        count = config.train.accumulate
+        if count == 1:
+            return grad_fn(trainable, frozen, batch_stats, batch, key, None)
+        whole = normalizers(batch, config)
+
+        def micro_step(batch_stats, xs):
+            index, micro = xs
+            micro_key = jax.random.fold_in(key, index)
+            (total, (terms, batch_stats)), grads = grad_fn(
+                trainable, frozen, batch_stats, micro, micro_key, whole
+            )
+            return batch_stats, (total, terms, grads)
+
+        xs = (jnp.arange(count), micro_batches(batch, count))
+        batch_stats, (total, terms, grads) = _scan_sum(micro_step, batch_stats, xs)
+        return (total, (terms, batch_stats)), grads
+
+    def step(state: TrainState, batch):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        trainable, frozen = split_frozen(state.params, config.optim.frozen)
+        (total, (terms, batch_stats)), grads = gradients(
+            trainable, frozen, state.batch_stats, batch, key
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        grad_norm = optax.tree.norm(grads)
+        metrics = terms | {
+            "total_loss": total,
+            "grad_norm": grad_norm,
+            "lr": schedule(state.step),
+            "finite": jnp.isfinite(total) & jnp.isfinite(grad_norm),
+        }
+        params = unflatten(trainable | frozen)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    if shardings is None:
+        return jax.jit(step, donate_argnums=0)
+    everywhere = NamedSharding(shardings.step.mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+
+
+def make_predict_step(model):
+    """The jitted forward pass of evaluation and prediction.
+
+    Args:
+      model: Linen module.
+
+    Returns:
+      (params, batch_stats, batch) -> outputs (spec.py), without `aux_outputs`.
+    """
+
+    @jax.jit
+    def predict(params, batch_stats, batch):
+        inputs = {name: batch[name] for name in INPUT_FIELDS if name in batch}
+        variables = {"params": params, "batch_stats": batch_stats}
+        outputs = model.apply(variables, inputs, train=False)
+        return {name: value for name, value in outputs.items() if name != "aux_outputs"}
+
+    return predict
+
+
+def micro_batches(batch: Mapping[str, Array], count: int) -> dict[str, Array]:
+    """[B, ...] -> [count, B / count, ...]; row r enters micro-batch r % count, on its device."""
+
+    def cut(x):
+        return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
+
+    return {name: cut(value) for name, value in batch.items()}
+
+
+def normalizers(batch: Mapping[str, Array], config: ConfigDict) -> dict[str, Array]:
+    """What the loss terms of a batch are divided by, from its targets alone: {family: float32 []}.
+
+    A frame has one matched query per target (at most all Q) of class weight 1; the others weigh
+    `no_object_weight`.
+    """
+    targets = (batch["target_valid"] & batch["supervised"][..., None]).sum(-1)  # [B, T]
+    queries, weight = config.model.num_queries, config.loss.no_object_weight
+    matched = jnp.minimum(targets, queries)
+    class_weight = jnp.where(batch["supervised"], matched + weight * (queries - matched), 0.0)
+    masks = jnp.maximum(targets.sum(), 1).astype(jnp.float32)
+    counts = {"loss_ce": class_weight.sum(), "loss_mask": masks, "loss_dice": masks}
+    if "proto_valid" in batch:
+        counts["loss_proto"] = jnp.maximum(batch["proto_valid"].sum(), 1).astype(jnp.float32)
+    return counts
+
+
+def _family(term: str) -> str:
+    """loss_mask_3 -> loss_mask."""
+    return "_".join(term.split("_")[:2])
+
+
+def _scan_sum(body, carry, xs):
+    """lax.scan whose outputs are summed as they come: the memory of one gradient, not of k."""
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(body, carry, jax.tree.map(lambda x: x[0], xs))[1],
+    )
+
+    def add(state, x):
+        carry, sums = state
+        carry, values = body(carry, x)
+        return (carry, jax.tree.map(jnp.add, sums, values)), None
+
+    return jax.lax.scan(add, (carry, zeros), xs)[0]
