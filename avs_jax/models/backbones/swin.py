@@ -1,7 +1,7 @@
 """Swin Transformer (Liu et al., ICCV 2021) as a dense backbone: images to maps of strides 4 to 32.
 
     z = x + drop_path(W-MSA(LN(x)))     y = z + drop_path(MLP(LN(z)))
-    W-MSA = softmax(q k' / sqrt(d) + bias[query - key] + mask) v    in windows, of odd blocks shifted
+    W-MSA = softmax(q k' / sqrt(d) + bias[query - key] + mask) v    windows of odd blocks shifted
 
 It follows the detection variant that VCT uses (spyflying/VCT_AVS, models/modeling/backbone/
 swinb.py), which departs from the paper's classification network in ways that loaded weights feel:
@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avs_jax.models.layers import LayerNorm, Linear, torch_uniform
 from avs_jax.spec import check_shape
 
 PATCH = 4  # pixels per side of a token of the first stage
@@ -105,7 +106,7 @@ class Swin(nn.Module):
                 name=f"layers_{i}",
             )
             out, x = stage(x, None if scales is None else scales[first : first + depth])
-            outputs[level] = _norm(out, dtype, f"norm{i}")
+            outputs[level] = LayerNorm(name=f"norm{i}")(out)
             first += depth
         return outputs
 
@@ -156,18 +157,18 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = _pad_to_multiple(x.astype(self.dtype), PATCH)
-        fan_in = PATCH * PATCH * x.shape[-1]
+        init = torch_uniform(PATCH * PATCH * x.shape[-1])
         x = nn.Conv(
             self.dim,
             (PATCH, PATCH),
             strides=PATCH,
             padding="VALID",
             dtype=self.dtype,
-            kernel_init=uniform_fan_in(fan_in),
-            bias_init=uniform_fan_in(fan_in),
+            kernel_init=init,
+            bias_init=init,
             name="proj",
         )(x)
-        x = _norm(x, self.dtype, "norm")
+        x = LayerNorm(name="norm")(x)
         self.sow("intermediates", "out", x)
         return x
 
@@ -189,13 +190,13 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, scales: Array | None) -> tuple[Array, Array]:
-        """[N, h, w, C], drop-path scales [depth, 2, N] or None -> (map, input of the next stage)."""
+        """[N, h, w, C], drop-path scales [depth, 2, N] or None -> (map, next stage's input)."""
         num_pairs = self.depth // 2
         if num_pairs:
             pair_scales = None
             if scales is not None:
                 pair_scales = scales[: 2 * num_pairs].reshape(num_pairs, 2, *scales.shape[1:])
-            # A scan keeps the forward pass and its recomputation apart without the help of barriers.
+            # A scan keeps the forward pass and its recomputation apart without barriers.
             body = nn.remat(BlockPair, prevent_cse=False) if self.remat else BlockPair
             pairs = nn.scan(
                 body,
@@ -243,9 +244,9 @@ class Block(nn.Module):
         attn = WindowAttention(
             self.num_heads, self.window_size, self.dtype, self.shifted, name="attn"
         )
-        mlp = MLP(self.mlp_dim, self.dtype, name="mlp")
+        mlp = FeedForward(self.mlp_dim, self.dtype, name="mlp")
         for i, branch in enumerate((attn, mlp)):
-            y = branch(_norm(x, self.dtype, f"norm{i + 1}"))
+            y = branch(LayerNorm(name=f"norm{i + 1}")(x))
             x = x + (y if scales is None else y * scales[i][:, None, None, None])
         self.sow("intermediates", "block_out", x)
         return x
@@ -269,7 +270,7 @@ class WindowAttention(nn.Module):
         padded = x.shape[1:3]
         x = jnp.roll(x, (-shift, -shift), (1, 2))
         x = split_windows(x, size)
-        qkv = _linear(3 * dim, dim, self.dtype, "qkv")(x)
+        qkv = Linear(3 * dim, dtype=self.dtype, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:3], 3, heads, dim // heads), 3, 0)
         table = self.param(
             "relative_position_bias_table",
@@ -279,12 +280,12 @@ class WindowAttention(nn.Module):
         bias = jnp.moveaxis(table[relative_position_index(size)], -1, 0)
         mask = shift_mask(*padded, size, shift) if shift else None
         x = attend(q, k, v, bias, mask).reshape(x.shape)
-        x = _linear(dim, dim, self.dtype, "proj")(x)
+        x = Linear(dim, dtype=self.dtype, name="proj")(x)
         x = merge_windows(x, size, *padded)
         return jnp.roll(x, (shift, shift), (1, 2))[:, :h, :w]
 
 
-class MLP(nn.Module):
+class FeedForward(nn.Module):
     """Linear, GELU (the exact one), Linear."""
 
     hidden_dim: int
@@ -293,9 +294,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         dim = x.shape[-1]
-        x = _linear(self.hidden_dim, dim, self.dtype, "fc1")(x)
+        x = Linear(self.hidden_dim, dtype=self.dtype, name="fc1")(x)
         x = nn.gelu(x, approximate=False)
-        return _linear(dim, self.hidden_dim, self.dtype, "fc2")(x)
+        return Linear(dim, dtype=self.dtype, name="fc2")(x)
 
 
 class PatchMerging(nn.Module):
@@ -309,12 +310,12 @@ class PatchMerging(nn.Module):
         x = _pad_to_multiple(x, 2)
         # (row, column) offsets (0, 0), (1, 0), (0, 1), (1, 1): loaded weights count on this order.
         x = jnp.concatenate([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], axis=-1)
-        x = _norm(x, self.dtype, "norm")
-        return _linear(2 * dim, 4 * dim, self.dtype, "reduction", use_bias=False)(x)
+        x = LayerNorm(name="norm")(x)
+        return Linear(2 * dim, use_bias=False, dtype=self.dtype, name="reduction")(x)
 
 
 def attend(q: Array, k: Array, v: Array, bias: Array, mask: np.ndarray | None) -> Array:
-    """softmax(q k' / sqrt(d) + bias + mask) v, the scores and the softmax in float32.
+    """softmax(q k' / sqrt(d) + bias + mask) v, the scores and the softmax in float32 at least.
 
     Args:
       q, k, v: [N, R, L, G, d] for R windows of L tokens and G heads.
@@ -325,8 +326,9 @@ def attend(q: Array, k: Array, v: Array, bias: Array, mask: np.ndarray | None) -
       [N, R, L, G, d], dtype of v.
     """
     q = q * q.shape[-1] ** -0.5
-    scores = jnp.einsum("nrqgd,nrkgd->nrgqk", q, k, preferred_element_type=jnp.float32)
-    scores = scores + bias.astype(jnp.float32)[None, None]
+    wide = jnp.promote_types(v.dtype, jnp.float32)
+    scores = jnp.einsum("nrqgd,nrkgd->nrgqk", q, k, preferred_element_type=wide)
+    scores = scores + bias.astype(wide)[None, None]
     if mask is not None:
         scores = scores + mask[None, :, None]
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -377,32 +379,6 @@ def shift_mask(h: int, w: int, size: int, shift: int) -> np.ndarray:
     region = 3 * bands(h)[:, None] + bands(w)[None]
     region = region.reshape(h // size, size, w // size, size).swapaxes(1, 2).reshape(-1, size**2)
     return np.where(region[:, :, None] == region[:, None], 0.0, MASKED).astype(np.float32)
-
-
-def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform in +-1 / sqrt(fan_in): torch's default for kernels and biases of Linear and Conv."""
-    limit = fan_in**-0.5
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -limit, limit)
-
-    return init
-
-
-def _linear(features: int, fan_in: int, dtype, name: str, use_bias: bool = True) -> nn.Dense:
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=uniform_fan_in(fan_in),
-        bias_init=uniform_fan_in(fan_in),
-        name=name,
-    )
-
-
-def _norm(x: Array, dtype, name: str) -> Array:
-    norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, name=name)
-    return norm(x).astype(dtype)
 
 
 def _pad_to_multiple(x: Array, multiple: int) -> Array:

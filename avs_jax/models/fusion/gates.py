@@ -10,31 +10,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models.backbones.swin import uniform_fan_in
+from avs_jax.models.layers import Linear
 
 REDUCTION = 16  # channels over hidden channels
 
 
 class ChannelGate(nn.Module):
-    """One weight in (0, 1) per channel of a feature map, from its average over the map.
-
-    Attributes:
-      dtype: of the result; the gate itself is computed in float32.
-    """
-
-    dtype: str = "float32"
+    """One weight in (0, 1) per channel of a feature map, from its average over the map."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, h, w, C] -> [N, 1, 1, C]."""
+        """[N, h, w, C] -> [N, 1, 1, C], computed in float32 at least, of the dtype of x."""
         channels = x.shape[-1]
         hidden = max(1, channels // REDUCTION)
-        gate = x.astype(jnp.float32).mean((1, 2), keepdims=True)
-        gate = nn.relu(_linear(hidden, channels, "fc1")(gate))
-        gate = nn.sigmoid(_linear(channels, hidden, "fc2")(gate))
-        return gate.astype(self.dtype)
-
-
-def _linear(features: int, fan_in: int, name: str) -> nn.Dense:
-    init = uniform_fan_in(fan_in)
-    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        gate = x.astype(wide).mean((1, 2), keepdims=True)
+        gate = nn.relu(Linear(hidden, dtype=wide, name="fc1")(gate))
+        gate = nn.sigmoid(Linear(channels, dtype=wide, name="fc2")(gate))
+        return gate.astype(x.dtype)
