@@ -1,0 +1,60 @@
+"""The log of a run that stops and goes on."""
+
+import json
+
+import numpy as np
+import pytest
+
+from avs_jax.runtime.log import Log
+
+
+def read(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_run_has_every_step_once(tmp_path):
+    log = Log(tmp_path, total_steps=5)
+    for step in range(1, 5):
+        log.scalars(step, {"total_loss": np.float32(step)})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "tot')  # killed while writing
+    log = Log(tmp_path, total_steps=5, start_step=2)
+    for step in range(3, 6):
+        log.scalars(step, {"total_loss": 10 * step})
+    log.close()
+    assert [(r["step"], r["total_loss"]) for r in read(tmp_path)] == [
+        (1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0), (5, 50.0),
+    ]  # fmt: skip
+
+
+def test_progress_tells_terms_speed_and_time_left(tmp_path, capsys, monkeypatch):
+    clock = iter([0.0, 60.0])
+    monkeypatch.setattr("avs_jax.runtime.log.monotonic", lambda: next(clock))
+    log = Log(tmp_path, total_steps=140)
+    log.progress(20, {"total_loss": 3.0, "loss_ce": 1.0, "lr": 1.0}, 0.5)
+    log.pause(20.0)  # an evaluation of 20 s: 20 steps took 40 s
+    log.progress(40, {"total_loss": 2.0}, 4.0)
+    log.close()
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "step 20/140  total_loss 3.0000  loss_ce 1.0000  0.50 clips/s  ? left"
+    assert second == "step 40/140  total_loss 2.0000  4.00 clips/s  0:03:20 left"
+
+
+def test_pictures_are_checked_and_written(tmp_path):
+    log = Log(tmp_path, total_steps=1)
+    log.pictures(1, {"clip/0": np.zeros((8, 6, 3), np.uint8)})
+    with pytest.raises(ValueError, match=r"picture x: float32 \(8, 6\)"):
+        log.pictures(1, {"x": np.zeros((8, 6), np.float32)})
+    log.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"clip/0" in events.read_bytes()
+
+
+def test_other_processes_write_nothing(tmp_path, capsys):
+    log = Log(tmp_path, total_steps=1, enabled=False)
+    log.scalars(1, {"a": 1.0})
+    log.progress(1, {}, 1.0)
+    log.pictures(1, {})
+    log.close()
+    assert not list(tmp_path.iterdir()) and not capsys.readouterr().err
