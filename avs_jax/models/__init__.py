@@ -1,0 +1,38 @@
+"""Models: `build_model` makes one from the `model` section of a configuration."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from avs_jax.models.avs import AUDIO_BACKBONES, AVS, BACKBONES, FUSIONS, part_class
+from avs_jax.spec import nearest
+
+__all__ = ["AVS", "build_model"]
+
+
+def build_model(model_config: Mapping[str, Any]) -> AVS:
+    """The model of a configuration.
+
+    Args:
+      model_config: config.model of configs/base.py: an ml_collections.ConfigDict or nested dicts,
+        with one key per field of AVS.
+
+    Raises:
+      ValueError: a key that is missing or unknown, or a part that no table has; names the choices.
+    """
+    config = model_config.to_dict() if hasattr(model_config, "to_dict") else dict(model_config)
+    fields = {field.name for field in dataclasses.fields(AVS)} - {"parent", "name"}
+    unknown, missing = sorted(set(config) - fields), sorted(fields - set(config))
+    if unknown:
+        raise ValueError(
+            f"model.{unknown[0]}: no such key; nearest: {nearest(unknown[0], sorted(fields))}"
+        )
+    if missing:
+        raise ValueError(f"the model configuration lacks {missing}")
+    for what, table in (
+        ("backbone", BACKBONES),
+        ("audio_backbone", AUDIO_BACKBONES),
+        ("fusion", FUSIONS),
+    ):
+        part_class(what, table, config[what])
+    return AVS(**config)

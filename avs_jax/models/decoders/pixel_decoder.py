@@ -1,0 +1,220 @@
+"""Pixel decoder: deformable attention over three scales, then one step of a feature pyramid.
+
+  x_0 = GroupNorm(conv1x1(res5, res4, res3)), all pixels in one sequence
+  x <- LN(x + MSDA(x + pos, x));  x <- LN(x + FFN(x))                        num_layers times
+  mask_features = conv1x1(ReLU(GN(conv3x3(GN(conv1x1(res2)) + up2(x at stride 8)))))
+
+Mask2Former's MSDeformAttnPixelDecoder (Cheng et al. 2022) as VCT uses it, with Deformable DETR's
+encoder (Zhu et al. 2021). Everything is float32, as there. The encoder layers are stacked along a
+leading axis of their parameters and scanned.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avs_jax.models.layers import (
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    NormedConv,
+    kaiming_uniform,
+    sine_position_encoding,
+    xavier_uniform,
+)
+from avs_jax.ops.deform_attn import deform_attn
+from avs_jax.ops.sampling import resize_bilinear
+
+LEVELS = ("res5", "res4", "res3")  # the encoder's, in order
+zeros = nn.initializers.zeros
+
+
+def offset_bias(num_heads: int, num_levels: int, num_points: int) -> np.ndarray:
+    """First sampling offsets, in pixels: head g looks into direction g, point p p + 1 steps far.
+
+    Returns:
+      float32 [num_heads * num_levels * num_points * 2], (x, y) last.
+    """
+    angle = np.arange(num_heads) * (2 * np.pi / num_heads)
+    direction = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    direction /= np.abs(direction).max(axis=-1, keepdims=True)
+    steps = np.arange(1, num_points + 1)
+    grid = direction[:, None, None, :] * steps[None, None, :, None]
+    grid = np.broadcast_to(grid, (num_heads, num_levels, num_points, 2))
+    return grid.reshape(-1).astype(np.float32)
+
+
+def reference_points(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Centre of every pixel of every level: float32 [sum of h*w, 2], (x, y) as fractions."""
+    points = []
+    for height, width in sizes:
+        y, x = np.meshgrid(
+            (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij"
+        )
+        points.append(np.stack([x, y], axis=-1).reshape(-1, 2))
+    return np.concatenate(points).astype(np.float32)
+
+
+class DeformableAttention(nn.Module):
+    """Each token samples a few learned points of every level around its own position."""
+
+    num_heads: int
+    num_points: int
+
+    @nn.compact
+    def __call__(
+        self, query: jax.Array, value: jax.Array, sizes: Sequence[tuple[int, int]]
+    ) -> jax.Array:
+        """Attends; query (with the positions) and value are [N, S, D], S the tokens of `sizes`."""
+        num_frames, num_tokens, width = query.shape
+        heads, levels, points = self.num_heads, len(sizes), self.num_points
+        value = Linear(width, True, xavier_uniform, zeros, name="value_proj")(value)
+        bias = offset_bias(heads, levels, points)
+        offsets = Linear(
+            bias.size, True, zeros, lambda key, shape: jnp.asarray(bias), name="sampling_offsets"
+        )(query)
+        scores = Linear(heads * levels * points, True, zeros, zeros, name="attention_weights")(
+            query
+        )
+        weights = nn.softmax(scores.reshape(num_frames, num_tokens, heads, levels * points))
+        shape = (num_frames, num_tokens, heads, levels, points)
+        extent = np.array([(w, h) for h, w in sizes], np.float32)[None, None, None, :, None]
+        centre = reference_points(sizes)[None, :, None, None, None]
+        locations = centre + offsets.reshape(*shape, 2) / extent
+        out = deform_attn(
+            value.reshape(num_frames, num_tokens, heads, width // heads),
+            sizes,
+            locations,
+            weights.reshape(shape),
+        )
+        return Linear(width, True, xavier_uniform, zeros, name="output_proj")(out)
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and a ReLU network, each added and then normalised."""
+
+    ffn_dim: int
+    num_heads: int
+    num_points: int
+    sizes: tuple[tuple[int, int], ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, position: jax.Array) -> tuple[jax.Array, dict]:
+        """x, position: [N, S, D]. Returns x and, for whoever looks, what the layer made."""
+        attend = DeformableAttention(self.num_heads, self.num_points, name="self_attn")
+        attended = attend(x + position, x, self.sizes)
+        x = LayerNorm(name="norm1")(x + attended)
+        hidden = nn.relu(Linear(self.ffn_dim, True, xavier_uniform, name="linear1")(x))
+        x = LayerNorm(name="norm2")(
+            x + Linear(x.shape[-1], True, xavier_uniform, name="linear2")(hidden)
+        )
+        return x, {"self_attn": attended, "output": x}
+
+
+class Encoder(nn.Module):
+    """`num_layers` encoder layers, scanned."""
+
+    num_layers: int
+    ffn_dim: int
+    num_heads: int
+    num_points: int
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, position: jax.Array, sizes: Sequence[tuple[int, int]]
+    ) -> tuple[jax.Array, dict]:
+        layers = nn.scan(
+            EncoderLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.num_layers,
+        )
+        return layers(self.ffn_dim, self.num_heads, self.num_points, tuple(sizes), name="layers")(
+            x, position
+        )
+
+
+class DeformableTransformer(nn.Module):
+    """The encoder, and a learned vector per level that is part of its position encoding."""
+
+    num_layers: int
+    ffn_dim: int
+    num_heads: int
+    num_points: int
+
+    @nn.compact
+    def __call__(self, features: Sequence[jax.Array]) -> tuple[list[jax.Array], dict]:
+        """Encodes.
+
+        Args:
+          features: [N, h, w, D] of each level.
+
+        Returns:
+          the levels again, encoded; and the intermediates.
+        """
+        num_frames, width = features[0].shape[0], features[0].shape[-1]
+        sizes = [x.shape[1:3] for x in features]
+        levels = self.param("level_embed", nn.initializers.normal(1.0), (len(sizes), width))
+        x = jnp.concatenate([f.reshape(num_frames, -1, width) for f in features], axis=1)
+        position = jnp.concatenate(
+            [
+                sine_position_encoding(h, w, width).reshape(-1, width) + level[None]
+                for (h, w), level in zip(sizes, levels, strict=True)
+            ]
+        )[None]
+        encoder = Encoder(
+            self.num_layers, self.ffn_dim, self.num_heads, self.num_points, name="encoder"
+        )
+        y, layers = encoder(x, position, sizes)
+        ends = np.cumsum([h * w for h, w in sizes])[:-1]
+        encoded = [
+            part.reshape(num_frames, *size, width)
+            for part, size in zip(jnp.split(y, ends, axis=1), sizes, strict=True)
+        ]
+        return encoded, {"enc_src": x, "enc_pos": position, "enc_layers": layers}
+
+
+class PixelDecoder(nn.Module):
+    """res2..res5 of a backbone to three encoded scales and a map for masks at stride 4."""
+
+    hidden_dim: int = 256
+    num_layers: int = 6
+    ffn_dim: int = 1024
+    num_heads: int = 8
+    num_points: int = 4
+
+    @nn.compact
+    def __call__(self, features: dict[str, jax.Array]) -> tuple[list[jax.Array], jax.Array, dict]:
+        """Decodes.
+
+        Args:
+          features: {"res2".."res5": [N, h, w, C]} at strides 4 to 32.
+
+        Returns:
+          multi_scale: float32 [N, h, w, D] at strides 32, 16 and 8.
+          mask_features: float32 [N, h, w, D] at stride 4.
+          intermediates: what the stages made, by name.
+        """
+        features = {name: x.astype(jnp.float32) for name, x in features.items()}
+        projected = []
+        for i, level in enumerate(LEVELS):
+            x = Linear(self.hidden_dim, True, xavier_uniform, zeros, name=f"input_proj_{i}_0")(
+                features[level]
+            )
+            projected.append(GroupNorm(name=f"input_proj_{i}_1")(x))
+        transformer = DeformableTransformer(
+            self.num_layers, self.ffn_dim, self.num_heads, self.num_points, name="transformer"
+        )
+        multi_scale, intermediates = transformer(projected)
+        lateral = NormedConv(self.hidden_dim, 1, name="adapter_1")(features["res2"])
+        merged = lateral + resize_bilinear(multi_scale[-1], lateral.shape[1:3])
+        merged = nn.relu(NormedConv(self.hidden_dim, 3, name="layer_1")(merged))
+        mask_features = Linear(self.hidden_dim, True, kaiming_uniform, zeros, name="mask_features")(
+            merged
+        )
+        intermediates |= {"input_proj": projected, "adapter_1": lateral, "layer_1": merged}
+        return multi_scale, mask_features, intermediates

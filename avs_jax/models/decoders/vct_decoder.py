@@ -1,0 +1,225 @@
+"""The VCT decoder: visual queries read sound and picture in turn, and predict after every layer.
+
+  layer i: q <- LN(q + MHA(q + e, f + p, f) where the mask of prediction i allows)
+           q <- LN(q + MHA(q + e, q + e, q));  q <- LN(q + FFN(q))
+  prediction: q' = LN(q); class logits = W q'; masks = MLP(q') . mask_features
+
+f is level i mod 4 of (audio grid, stride 32, stride 16, stride 8) plus a learned vector per level,
+p its sine encoding, e the learned query positions. A query may look where the mask it predicted,
+resized to the level, is not negative; everywhere, if that is nowhere; and always in the audio.
+
+VCT (Huang et al., CVPR 2025), section 3.3, on Mask2Former's decoder (Cheng et al., CVPR 2022).
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from avs_jax.models.decoders.ppqg import PPQG
+from avs_jax.models.layers import (
+    MLP,
+    Embedding,
+    LayerNorm,
+    Linear,
+    MultiheadAttention,
+    sine_position_encoding,
+    xavier_uniform,
+)
+from avs_jax.ops.sampling import resize_bilinear
+
+
+class CrossAttentionLayer(nn.Module):
+    """LN(q + MHA(q + e, f + p, f)) under an attention mask."""
+
+    num_heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, query, query_position, source, source_position, masked):
+        """query [N, Q, D], source [N, S, D], positions alike, masked bool [N, Q, S] or None."""
+        attend = MultiheadAttention(self.num_heads, self.dtype, name="multihead_attn")
+        out = attend(query + query_position, source + source_position, source, masked)
+        return LayerNorm(name="norm")(query + out)
+
+
+class SelfAttentionLayer(nn.Module):
+    """LN(q + MHA(q + e, q + e, q))."""
+
+    num_heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, query, query_position):
+        attend = MultiheadAttention(self.num_heads, self.dtype, name="self_attn")
+        placed = query + query_position
+        return LayerNorm(name="norm")(query + attend(placed, placed, query))
+
+
+class FFNLayer(nn.Module):
+    """LN(q + W2 ReLU(W1 q))."""
+
+    ffn_dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, query):
+        width = query.shape[-1]
+        hidden = Linear(self.ffn_dim, True, xavier_uniform, dtype=self.dtype, name="linear1")
+        out = Linear(width, True, xavier_uniform, dtype=self.dtype, name="linear2")
+        return LayerNorm(name="norm")(query + out(nn.relu(hidden(query))))
+
+
+def attention_mask(masks: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Where a query must not look, by the mask it predicted, before full rows are freed.
+
+    Args:
+      masks: [N, h, w, Q] mask logits.
+      size: (h', w') of the level.
+
+    Returns:
+      bool [N, Q, h' w'], True where the resized logit is negative. No gradient passes.
+    """
+    resized = resize_bilinear(jax.lax.stop_gradient(masks), size)
+    blocked = resized < 0
+    return jnp.moveaxis(blocked.reshape(masks.shape[0], -1, masks.shape[-1]), 1, 2)
+
+
+def free_full_rows(masked: jax.Array) -> jax.Array:
+    """A query that may look nowhere may look everywhere. bool [N, Q, S]."""
+    return masked & ~masked.all(-1, keepdims=True)
+
+
+class VCTDecoder(nn.Module):
+    """Queries from PPQG, `num_layers` decoder layers, num_layers + 1 predictions.
+
+    Attributes:
+      num_classes: K; the class logits have one more, "no object".
+      num_prototypes: K'; 0 = no prototypes and no embeddings for their loss.
+      num_queries: Q.
+      num_layers, ffn_dim, num_heads: of the decoder.
+      lambda_init: see PPQG.
+      dtype: of the computation; class logits and masks are float32.
+    """
+
+    num_classes: int
+    num_prototypes: int
+    num_queries: int
+    num_layers: int = 9
+    ffn_dim: int = 2048
+    num_heads: int = 8
+    lambda_init: float = 1.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        multi_scale: Sequence[jax.Array],
+        mask_features: jax.Array,
+        audio_features: jax.Array,
+        motion_weight: jax.Array | None = None,
+        gumbel_noise: jax.Array | None = None,
+    ) -> tuple[dict, dict]:
+        """Decodes frames.
+
+        Args:
+          multi_scale: [N, h, w, D] at strides 32, 16, 8.
+          mask_features: [N, h, w, D] at stride 4.
+          audio_features: [N, 6, 4, D], (time, band).
+          motion_weight: [N, h, w] at stride 4, or None.
+          gumbel_noise: [N, Q, h w], or None.
+
+        Returns:
+          {"predictions": list of {"pred_logits" [N, Q, K+1], "pred_masks" [N, h, w, Q]}, the
+          initial queries' first; "audio_embed" [N, D] and "proto_embed" [K', D] with prototypes},
+          and the intermediates by name.
+        """
+        width = mask_features.shape[-1]
+        levels = [audio_features, *multi_scale]
+        sources, positions, sizes = self._sources(levels)
+
+        # The modules are made before the loop: every prediction shares them.
+        decoder_norm = LayerNorm(name="decoder_norm")
+        class_embed = Linear(self.num_classes + 1, dtype=self.dtype, name="class_embed")
+        mask_embed = MLP((width,) * 3, self.dtype, name="mask_embed")
+
+        def predict(query):
+            normed = decoder_norm(query)
+            logits = class_embed(normed).astype(jnp.float32)
+            embed = mask_embed(normed).astype(jnp.float32)
+            masks = jnp.einsum("nqc,nhwc->nhwq", embed, mask_features.astype(jnp.float32))
+            return {"pred_logits": logits, "pred_masks": masks}
+
+        visual_query_block = PPQG(
+            self.num_queries,
+            self.num_prototypes,
+            self.lambda_init,
+            self.dtype,
+            name="visual_query_block",
+        )
+        generated, prototypes, ppqg = visual_query_block(mask_features, motion_weight, gumbel_noise)
+        query_feat = Embedding(self.num_queries, width, name="query_feat")()
+        query_embed = Embedding(self.num_queries, width, name="query_embed")()
+        query = generated + query_feat[None].astype(self.dtype)
+        query_position = query_embed[None].astype(self.dtype)
+
+        predictions = [predict(query)]
+        seen = {"init_output": query, "cross": [], "self": [], "ffn": [], "attn_mask": []}
+        for i in range(self.num_layers):
+            level = i % len(levels)
+            masked = None
+            if level > 0:
+                masked = attention_mask(predictions[-1]["pred_masks"], sizes[level])
+            seen["attn_mask"].append(masked)
+            cross = CrossAttentionLayer(
+                self.num_heads, self.dtype, name=f"transformer_cross_attention_layers_{i}"
+            )
+            query = cross(
+                query,
+                query_position,
+                sources[level],
+                positions[level],
+                None if masked is None else free_full_rows(masked),
+            )
+            seen["cross"].append(query)
+            query = SelfAttentionLayer(
+                self.num_heads, self.dtype, name=f"transformer_self_attention_layers_{i}"
+            )(query, query_position)
+            seen["self"].append(query)
+            query = FFNLayer(self.ffn_dim, self.dtype, name=f"transformer_ffn_layers_{i}")(query)
+            seen["ffn"].append(query)
+            predictions.append(predict(query))
+
+        outputs = {"predictions": predictions}
+        if self.num_prototypes:
+            outputs |= self._embed(audio_features, prototypes)
+        return outputs, {"ppqg": ppqg, "decoder": seen}
+
+    def _sources(self, levels):
+        """Tokens [N, S, D], positions [1, S, D] and (h, w) of each level."""
+        width = levels[0].shape[-1]
+        table = Embedding(len(levels), width, name="level_embed")()
+        sizes = [x.shape[1:3] for x in levels]
+        sources = [
+            (x.reshape(x.shape[0], -1, width) + row[None, None]).astype(self.dtype)
+            for x, row in zip(levels, table, strict=True)
+        ]
+        positions = [
+            jnp.asarray(sine_position_encoding(h, w, width).reshape(1, h * w, width), self.dtype)
+            for h, w in sizes
+        ]
+        return sources, positions, sizes
+
+    def _embed(self, audio_features, prototypes):
+        """Unit vectors that the prototype loss compares: audio [N, D], prototypes [K', D]."""
+        width = audio_features.shape[-1]
+
+        def unit(x, name):
+            x = Linear(width, use_bias=False, dtype=self.dtype, name=name)(x).astype(jnp.float32)
+            return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+        return {
+            "audio_embed": unit(audio_features.mean((1, 2)), "audio_proj"),
+            "proto_embed": unit(prototypes, "proto_proj"),
+        }

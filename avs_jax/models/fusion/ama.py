@@ -1,0 +1,143 @@
+"""Audio-motion alignment: where in a frame does what moves go with what sounds.
+
+  keys    = BN(conv1x1(ReLU(BN(conv3x3(motion on a grid x grid map)))))    [N, S, E], S = grid^2
+  query   = LN(W a), a the frame's mean audio feature                      [N, 1, E]
+  A       = mean over heads of softmax over cells of (Wq query)(Wk keys)^T / sqrt(E / G) * tau
+  map     = (A - min A) / (max A - min A + 1e-8) per frame                 [N, grid, grid]
+
+Source: the VCT + AMA notes of spyflying/VCT_AVS's users (SKA-VCT's "motion verification"). Their
+value projection is computed and never read, so it does not exist here.
+
+Departure: of a frame whose attention is flat (max - min < 1e-6: nothing moves) the normalisation
+passes no gradient. There the original divides rounding noise by 1e-8 and learns from that. The
+forward values are the original's.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from avs_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear
+from avs_jax.ops.sampling import resize_bilinear
+
+EPSILON = 1e-8
+FLAT = 1e-6  # of max - min
+FLOW_CHANNELS = 64
+TEMPERATURE_MODES = ("mul", "div")
+NORMALIZATIONS = ("minmax", "softmax_hw")
+
+
+def normalize_map(
+    attention: jax.Array, method: str = "minmax", grad_through_extrema: bool = True
+) -> jax.Array:
+    """Attention over the cells of a frame to weights in 0..1.
+
+    Args:
+      attention: [N, h, w], each frame's sums to 1.
+      method: "minmax": the least cell becomes 0 and the greatest 1, and a flat map 0 everywhere;
+        "softmax_hw": A hw / (1 + A hw), 1/2 everywhere for a flat map.
+      grad_through_extrema: False: the minimum and the maximum count as constants in the gradient.
+
+    Returns:
+      [N, h, w]
+
+    Raises:
+      ValueError: for another method.
+    """
+    if method == "softmax_hw":
+        relative = attention * (attention.shape[1] * attention.shape[2])
+        return relative / (1 + relative)
+    if method != "minmax":
+        raise ValueError(f"fusion.normalize = {method!r}: choose one of {NORMALIZATIONS}")
+    lowest = attention.min((1, 2), keepdims=True)
+    greatest = attention.max((1, 2), keepdims=True)
+    flat = greatest - lowest < FLAT
+    constant = jax.lax.stop_gradient
+    attention = jnp.where(flat, constant(attention), attention)
+    held = flat if grad_through_extrema else jnp.ones_like(flat)
+    lowest = jnp.where(held, constant(lowest), lowest)
+    greatest = jnp.where(held, constant(greatest), greatest)
+    return (attention - lowest) / (greatest - lowest + EPSILON)
+
+
+class AMA(nn.Module):
+    """The map of one frame from its sound and its motion.
+
+    Attributes:
+      embed_dim: E.
+      num_heads: G.
+      grid: cells per side of the map.
+      temperature_mode: "mul": scores times the learned tau (parameter `temperature` [1], first 1);
+        "div": divided by it.
+      normalize, grad_through_extrema: see `normalize_map`.
+      dtype: of the projections; norms, scores and the map are float32 at least.
+    """
+
+    embed_dim: int = 256
+    num_heads: int = 4
+    grid: int = 24
+    temperature_mode: str = "mul"
+    normalize: str = "minmax"
+    grad_through_extrema: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        audio: jax.Array,
+        motion: jax.Array,
+        *,
+        train: bool = False,
+        valid: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict]:
+        """Aligns.
+
+        Args:
+          audio: [N, D], mean audio feature of each frame.
+          motion: [N, H, W, 1], a motion map of any size.
+          train: use and record the statistics of the batch in the motion encoder's BatchNorms.
+          valid: bool [N], frames that count in those statistics; None = all.
+
+        Returns:
+          map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}.
+
+        Raises:
+          ValueError: an unknown mode, or an embed_dim that the heads do not divide.
+        """
+        self._check_fields()
+        width, heads, grid = self.embed_dim, self.num_heads, self.grid
+        x = resize_bilinear(motion.astype(self.dtype), (grid, grid))
+        x = Conv(FLOW_CHANNELS, 3, dtype=self.dtype, name="flow_encoder_0")(x)
+        x = nn.relu(BatchNorm(name="flow_encoder_1")(x, train=train, valid=valid))
+        x = Linear(width, dtype=self.dtype, name="flow_encoder_3")(x)
+        x = BatchNorm(name="flow_encoder_4")(x, train=train, valid=valid)
+        keys = x.reshape(x.shape[0], grid * grid, width)
+        query = Linear(width, dtype=self.dtype, name="audio_proj_0")(audio)
+        query = LayerNorm(name="audio_proj_1")(query)
+
+        q = Linear(width, use_bias=False, dtype=self.dtype, name="q_proj")(query)
+        k = Linear(width, use_bias=False, dtype=self.dtype, name="k_proj")(keys)
+        q = q.reshape(-1, heads, width // heads)
+        k = k.reshape(-1, grid * grid, heads, width // heads)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        scores = jnp.einsum("ngc,nsgc->ngs", q, k, preferred_element_type=wide)
+        temperature = self.param("temperature", nn.initializers.ones, (1,))[0]
+        if self.temperature_mode == "div":
+            temperature = 1 / temperature
+        scores = scores * (width // heads) ** -0.5 * temperature
+        attention = nn.softmax(scores, axis=-1)
+        mean = attention.mean(1).reshape(-1, grid, grid)
+        weight = normalize_map(mean, self.normalize, self.grad_through_extrema)
+        return weight, {"attention": attention}
+
+    def _check_fields(self):
+        if self.temperature_mode not in TEMPERATURE_MODES:
+            raise ValueError(
+                f"fusion.temperature_mode = {self.temperature_mode!r}: choose one of "
+                f"{TEMPERATURE_MODES}"
+            )
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"fusion.embed_dim = {self.embed_dim} does not divide into "
+                f"fusion.num_heads = {self.num_heads}"
+            )

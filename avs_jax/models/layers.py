@@ -1,0 +1,309 @@
+"""Layers that several parts share, with PyTorch's parameters, initial values and semantics.
+
+Parameters are float32 and named as Flax names them (kernel, bias, scale, embedding); `dtype` is
+that of the computation. Norms compute in float32 at least, whatever comes in, and return the dtype
+of their input.
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Initializer = Callable[..., jax.Array]
+
+xavier_uniform = nn.initializers.xavier_uniform()
+# kaiming_uniform(a=1), fan in: detectron2's c2_xavier_fill.
+kaiming_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
+def torch_uniform(fan_in: int) -> Initializer:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives kernels and biases by default."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Linear(nn.Module):
+    """x W + b on the last axis.
+
+    Attributes:
+      features: width of the output.
+      use_bias: whether b exists.
+      kernel_init, bias_init: None = PyTorch's default, `torch_uniform`.
+      dtype: of the computation and of the output.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        fan_in = x.shape[-1]
+        default = torch_uniform(fan_in)
+        kernel = self.param("kernel", self.kernel_init or default, (fan_in, self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init or default, (self.features,))
+            y += jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+        return y
+
+
+class Conv(nn.Module):
+    """Convolution of [N, h, w, C] with an odd square kernel, stride 1, zero-padded to keep h, w."""
+
+    features: int
+    kernel_size: int
+    use_bias: bool = True
+    kernel_init: Initializer | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size, channels = self.kernel_size, x.shape[-1]
+        default = torch_uniform(size * size * channels)
+        shape = (size, size, channels, self.features)
+        kernel = self.param("kernel", self.kernel_init or default, shape)
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", default, (self.features,))
+            y += jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+        return y
+
+
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[N, h, w, C] with an odd kernel [k, k, C, D], stride 1, zero-padded: [N, h, w, D]."""
+    padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+class NormedConv(nn.Module):
+    """Convolution without bias, then GroupNorm: detectron2's Conv2d with a norm, and its names."""
+
+    features: int
+    kernel_size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        x = convolve(x, self.param("kernel", kaiming_uniform, shape))
+        return GroupNorm(name="norm")(x)
+
+
+class Embedding(nn.Module):
+    """A table [num, features] of learned vectors, from a unit normal; called, it returns it."""
+
+    num: int
+    features: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("embedding", nn.initializers.normal(1.0), (self.num, self.features))
+
+
+class MLP(nn.Module):
+    """Linear layers `layers_0`, `layers_1`, ... with ReLU between them, on the last axis."""
+
+    features: tuple[int, ...]
+    dtype: jnp.dtype = jnp.float32
+    prefix: str = "layers"
+    stride: int = 1  # of the numbers in the names: 2 where activations are counted too
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i, width in enumerate(self.features):
+            x = nn.relu(x) if i else x
+            x = Linear(width, dtype=self.dtype, name=f"{self.prefix}_{i * self.stride}")(x)
+        return x
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _scale_and_shift(module: nn.Module, x: jax.Array) -> jax.Array:
+    scale = module.param("scale", nn.initializers.ones, x.shape[-1:])
+    bias = module.param("bias", nn.initializers.zeros, x.shape[-1:])
+    return x * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
+
+
+class LayerNorm(nn.Module):
+    """Zero mean and unit variance over the last axis, then a learned scale and shift."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = _wide(x)
+        y -= y.mean(-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return _scale_and_shift(self, y).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """LayerNorm over the pixels and each of 32 groups of channels of [N, h, w, C]."""
+
+    num_groups: int = 32
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        if channels % self.num_groups:
+            raise ValueError(
+                f"GroupNorm: {channels} channels do not divide into {self.num_groups} groups"
+            )
+        y = _wide(x).reshape(*x.shape[:-1], self.num_groups, channels // self.num_groups)
+        axes = (1, 2, 4)
+        y -= y.mean(axes, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.square(y).mean(axes, keepdims=True) + self.epsilon)
+        return _scale_and_shift(self, y.reshape(x.shape)).astype(x.dtype)
+
+
+class BatchNorm(nn.Module):
+    """PyTorch's BatchNorm2d on [N, h, w, C], with padded frames left out of the statistics.
+
+    In training it normalises by the biased variance of the batch and moves the running statistics
+    (collection `batch_stats`: mean, var) a tenth of the way to those of the batch, the variance
+    unbiased. Under jit on a mesh the batch is the global one.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, valid: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalises.
+
+        Args:
+          x: [N, h, w, C].
+          train: use and record the statistics of the batch instead of the running ones.
+          valid: bool [N], the frames that count; None = all.
+
+        Returns:
+          [N, h, w, C]
+        """
+        y, channels = _wide(x), x.shape[-1]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        if train:
+            mean, var, count = _moments(y, valid)
+            if not self.is_initializing():
+                unbiased = var * (count / jnp.maximum(count - 1, 1))
+                # A batch without a single valid frame has no statistics to learn from.
+                rate = jnp.where(count > 0, self.momentum, 0.0)
+                running_mean.value += rate * (mean - running_mean.value)
+                running_var.value += rate * (unbiased - running_var.value)
+        else:
+            mean, var = running_mean.value, running_var.value
+        inverse = jax.lax.rsqrt(var + self.epsilon)
+        y = (y - jnp.broadcast_to(mean, y.shape)) * jnp.broadcast_to(inverse, y.shape)
+        return _scale_and_shift(self, y).astype(x.dtype)
+
+
+def _moments(x: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean [C], biased variance [C] and number of pixels of the valid frames of [N, h, w, C]."""
+    num_frames, height, width, _ = x.shape
+    weight = jnp.ones(num_frames, x.dtype) if valid is None else valid.astype(x.dtype)
+    count = weight.sum() * (height * width)
+    weight = weight[:, None, None, None] / jnp.maximum(count, 1)
+    mean = (x * weight).sum((0, 1, 2))
+    centred = x - jnp.broadcast_to(mean, x.shape)
+    return mean, (jnp.square(centred) * weight).sum((0, 1, 2)), count
+
+
+class InProjection(nn.Module):
+    """The three input projections of an attention, kept in one kernel [C, 3C] as PyTorch does."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array) -> list[jax.Array]:
+        width = query.shape[-1]
+        kernel = self.param("kernel", xavier_uniform, (width, 3 * width))
+        bias = self.param("bias", nn.initializers.zeros, (3 * width,))
+        kernels = jnp.split(kernel.astype(self.dtype), 3, axis=1)
+        biases = jnp.split(bias.astype(self.dtype), 3)
+        return [
+            x.astype(self.dtype) @ k + b[None, None]
+            for x, k, b in zip((query, key, value), kernels, biases, strict=True)
+        ]
+
+
+class MultiheadAttention(nn.Module):
+    """softmax(q k^T / sqrt(C / G)) v with learned projections in and out; the softmax in float32.
+
+    Kernels start Xavier-uniform (as Mask2Former resets them), biases at zero.
+    """
+
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        masked: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attends.
+
+        Args:
+          query: [N, Q, C].
+          key, value: [N, S, C].
+          masked: bool [N, Q, S], True where a query must not look; no row may be all True.
+
+        Returns:
+          [N, Q, C] in `dtype`.
+        """
+        width = query.shape[-1]
+        if width % self.num_heads:
+            raise ValueError(f"attention: {width} channels do not divide into {self.num_heads}")
+        head_dim = width // self.num_heads
+        q, k, v = (
+            x.reshape(*x.shape[:2], self.num_heads, head_dim)
+            for x in InProjection(self.dtype, name="in_proj")(query, key, value)
+        )
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        scores = jnp.einsum("nqgc,nsgc->ngqs", q * head_dim**-0.5, k, preferred_element_type=wide)
+        if masked is not None:
+            scores = jnp.where(masked[:, None], jnp.finfo(wide).min, scores)
+        attention = nn.softmax(scores, axis=-1).astype(self.dtype)
+        out = jnp.einsum("ngqs,nsgc->nqgc", attention, v).reshape(query.shape)
+        project = Linear(
+            width, True, xavier_uniform, nn.initializers.zeros, self.dtype, name="out_proj"
+        )
+        return project(out)
+
+
+def sine_position_encoding(height: int, width: int, features: int) -> np.ndarray:
+    """DETR's sine encoding of pixel positions: float32 [height, width, features].
+
+    Each axis has half the channels, y first. A coordinate 1..n is scaled to (0, 2 pi]; channel i
+    of an axis is its sine (i even) or cosine (i odd) at the frequency 10000^(-2 floor(i/2) / half).
+    """
+    half = features // 2
+    exponent = 2 * (np.arange(half) // 2) / half
+
+    def encode(size: int) -> np.ndarray:
+        position = np.arange(1, size + 1) / (size + 1e-6) * 2 * np.pi
+        angle = position[:, None] / 10000**exponent
+        return np.where(np.arange(half) % 2 == 0, np.sin(angle), np.cos(angle))
+
+    rows = np.broadcast_to(encode(height)[:, None], (height, width, half))
+    columns = np.broadcast_to(encode(width)[None], (height, width, half))
+    return np.concatenate([rows, columns], axis=-1).astype(np.float32)
