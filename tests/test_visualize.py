@@ -1,0 +1,96 @@
+"""Pictures: the right pixels are tinted, nothing else is, and sizes are consistent."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avs_jax.results import visualize
+
+
+def disk(size, centre, radius):
+    y, x = np.mgrid[:size, :size]
+    return np.hypot(y - centre[0], x - centre[1]) < radius
+
+
+def a_clip(num_frames=3, height=48, width=64):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (num_frames, height, width, 3)).astype(np.uint8)
+    masks = np.stack([disk(32, (16, 8 + 6 * t), 7) for t in range(num_frames)])
+    return dict(
+        frames=frames,
+        prob=np.where(masks, 0.9, 0.1).astype(np.float32),
+        labels=masks.astype(np.uint8),
+        log_mel=rng.normal(-2, 1, (num_frames, 96, 64)).astype(np.float32),
+        motion=rng.random((num_frames, height, width, 1)).astype(np.float32),
+        motion_weight=rng.random((num_frames, 24, 24)).astype(np.float32),
+    )
+
+
+def test_overlay_tints_the_mask_and_nothing_else():
+    image = np.full((40, 40, 3), 100, np.uint8)
+    mask = disk(40, (20, 20), 10)
+    result = visualize.overlay(image, mask, color=(200, 0, 0), opacity=0.5)
+    np.testing.assert_array_equal(result[~mask], 100)
+    np.testing.assert_array_equal(result[20, 20], (150, 50, 50))
+    np.testing.assert_array_equal(result[20, 11], (200, 0, 0))  # the contour, inside the mask
+    assert (image == 100).all()
+
+
+def test_overlay_takes_a_probability_of_another_size():
+    image = np.zeros((40, 60, 3), np.uint8)
+    prob = np.zeros((10, 10), np.float32)
+    prob[:, 5:] = 1
+    result = visualize.overlay(image, prob)
+    assert (result[:, :28] == 0).all() and (result[:, 32:] > 0).any(axis=-1).all()
+    empty = visualize.overlay(image, np.zeros((10, 10), bool))
+    np.testing.assert_array_equal(empty, image)
+
+
+def test_color_map_is_monotonic_in_lightness():
+    for name in ("heat", "sea"):
+        colors = visualize.color_map(np.linspace(0, 3, 50)[None], name)[0].astype(float)
+        assert (np.diff(colors @ (0.299, 0.587, 0.114)) > 0).all()
+    flat = visualize.color_map(np.zeros((2, 2)))
+    np.testing.assert_array_equal(flat[0, 0], visualize.color_map(np.ones((1, 2)), high=1e9)[0, 0])
+    with pytest.raises(ValueError, match="heat.*sea"):
+        visualize.color_map(np.zeros((2, 2)), "jet")
+
+
+def test_log_mel_has_low_bands_at_the_bottom_and_time_to_the_right():
+    log_mel = np.full((96, 64), -4.6)
+    log_mel[90:, :3] = 2
+    picture = visualize.log_mel_picture(log_mel)
+    assert picture.shape == (64, 96, 3)
+    bright = np.argwhere(picture.sum(-1) > 400)
+    assert bright[:, 0].min() == 61 and bright[:, 1].min() == 90
+
+
+def test_rows_are_added_by_what_is_given():
+    clip = a_clip()
+    whole = visualize.clip_picture(**clip, heading="dog")
+    assert whole.dtype == np.uint8 and whole.shape[2] == 3
+    for name in ("labels", "log_mel", "motion", "motion_weight"):
+        fewer = visualize.clip_picture(**{**clip, name: None}, heading="dog")
+        assert fewer.shape[0] < whole.shape[0] and fewer.shape[1] == whole.shape[1]
+
+
+def test_a_frame_without_ground_truth_is_grey():
+    clip = a_clip()
+    clip["labels"][1] = 255
+    kept = dict(frames=clip["frames"], prob=clip["prob"], labels=clip["labels"])
+    picture = visualize.clip_picture(**kept)
+    assert (picture == visualize.FAINT).all(axis=-1).sum() == 120 * 160
+
+
+def test_wrong_lengths_are_named():
+    clip = a_clip()
+    with pytest.raises(ValueError, match="motion_weight: 2 for a clip of 3"):
+        visualize.clip_picture(**{**clip, "motion_weight": clip["motion_weight"][:2]})
+    with pytest.raises(ValueError, match="titles: 1"):
+        visualize.clip_picture(**clip, titles=["a"])
+
+
+def test_save_png(tmp_path):
+    picture = visualize.clip_picture(**a_clip())
+    visualize.save_png(tmp_path / "clip.png", picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "clip.png")), picture)
