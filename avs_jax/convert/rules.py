@@ -13,7 +13,15 @@ import numpy as np
 
 
 def _linear(x: np.ndarray) -> np.ndarray:
-    return np.swapaxes(x, -1, -2)
+    if x.ndim != 2:
+        raise ValueError("a linear weight has 2 axes")
+    return x.T
+
+
+def _conv1x1(x: np.ndarray) -> np.ndarray:
+    if x.shape[2:] != (1, 1):
+        raise ValueError("the kernel is not 1 by 1")
+    return x[:, :, 0, 0].T
 
 
 # name -> (source layout -> ours, ours -> source layout)
@@ -25,7 +33,7 @@ TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]
         lambda x: np.transpose(x, (3, 2, 0, 1)),
     ),
     "conv1x1": (  # [out, in, 1, 1] <-> [in, out]
-        lambda x: x[:, :, 0, 0].T,
+        _conv1x1,
         lambda x: x.T[:, :, None, None],
     ),
 }
@@ -80,6 +88,7 @@ def apply_rules(
     problems: list[str] = []
     plain: dict[str, np.ndarray] = {}
     stacked: dict[str, dict[int, np.ndarray]] = {}
+    attempted: set[str] = set()  # a wrong tensor is not also reported as a missing one
     for name, array in source.items():
         found = _first_match(compiled, name)
         if found is None:
@@ -88,6 +97,7 @@ def apply_rules(
         rule, target = found
         if target is None:
             continue
+        attempted.add(target)
         try:
             value = TRANSFORMS[rule.transform][0](np.asarray(array))
         except (ValueError, IndexError) as error:
@@ -102,6 +112,8 @@ def apply_rules(
             continue
         slot = plain if rule.index is None else stacked.setdefault(target, {})
         key = target if rule.index is None else rule.index
+        if rule.index is not None and rule.index >= shapes[target][0]:
+            problems.append(f"{name} -> {target}: layer {rule.index} of {shapes[target][0]}")
         if key in slot:
             problems.append(f"{name} -> {target}: filled twice")
         slot[key] = value
@@ -113,9 +125,8 @@ def apply_rules(
             )
         else:
             plain[target] = np.stack([parts[i] for i in range(shapes[target][0])])
-    reported = set(plain) | set(stacked)
     for path, shape in shapes.items():
-        if path not in reported and not any(re.fullmatch(pattern, path) for pattern in fresh):
+        if path not in attempted and not any(re.fullmatch(pattern, path) for pattern in fresh):
             problems.append(f"{path} {tuple(shape)}: nothing in the source fills it")
     if problems:
         raise ConversionError(f"{len(problems)} problem(s):\n  " + "\n  ".join(problems))
