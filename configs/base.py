@@ -113,11 +113,12 @@ def base_config() -> ConfigDict:
     # (path regex, learning-rate factor, weight-decay factor); the first that matches counts
     optim.groups = (
         (r".*relative_position_bias_table", 0.1, 0.0),
-        (r"(pre_sam_)?backbone/.*(norm\d?|norm1|norm2)/(scale|bias)", 0.1, 0.0),
+        (r"(pre_sam_)?backbone/(.*/)?norm\d?/(scale|bias)", 0.1, 0.0),
         (r"(pre_sam_|audio_)?backbone/.*", 0.1, 1.0),
-        (r".*(norm|norm\d|decoder_norm|bn\d)/(scale|bias)", 1.0, 0.0),
-        (r".*(query_feat|query_embed|prototype)/embedding", 1.0, 0.0),
-        (r"predictor/level_embed/embedding", 1.0, 0.0),
+        (r".*/(scale|embedding)", 1.0, 0.0),
+        (r".*/(decoder_)?norm\d?/bias", 1.0, 0.0),
+        (r"pixel_decoder/input_proj_\d_1/bias", 1.0, 0.0),  # its GroupNorm
+        (r"ama/(audio_proj_1|flow_encoder_[14])/bias", 1.0, 0.0),  # its LayerNorm and BatchNorms
         (r".*", 1.0, 1.0),
     )
     optim.frozen = (r"audio_backbone/.*",)  # path regexes that take no gradient
@@ -136,6 +137,8 @@ def base_config() -> ConfigDict:
     train.keep_latest = 2
     train.num_pictures = 4  # validation clips drawn at every evaluation
     train.compilation_cache = True  # in the workdir
+    train.init_from = ""  # checkpoint or converted weights to start from; "": random
+    train.init_fresh = ()  # path regexes that keep their random start under init_from
 
     # ---- evaluation ----
     evaluate = config.evaluate = ConfigDict()
