@@ -1,0 +1,289 @@
+"""Swin: numbers of the original, and the properties that its scan and its drop path promise."""
+
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from avs_jax.convert.rules import apply_rules, invert_rules
+from avs_jax.convert.tables import swin_rules
+from avs_jax.models.backbones import visual_backbone
+from avs_jax.models.backbones.swin import (
+    LEVELS,
+    Block,
+    PatchEmbed,
+    PatchMerging,
+    Swin,
+    drop_path_scales,
+    relative_position_index,
+    shift_mask,
+)
+from avs_jax.models.layers import LayerNorm
+from avs_jax.spec import PIXEL_MEAN, PIXEL_STD
+from tests.conftest import GOLDEN
+from tests.golden.compare import assert_golden, shapes_of, vct_params
+
+TINY = Swin(embed_dim=32, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16), window_size=6)
+ODD = Swin(embed_dim=8, depths=(1, 3, 2, 1), num_heads=(1, 2, 2, 4), window_size=3)
+PREFIXES = ("backbone", "pre_sam_backbone")
+
+
+@functools.cache
+def golden_s4():
+    return dict(np.load(GOLDEN / "golden_tiny_s4.npz"))
+
+
+@functools.cache
+def checkpoint_entries() -> dict[str, list]:
+    return json.loads((GOLDEN / "params_s4_swinb384.json").read_text())["state_dict"]
+
+
+def source_names(prefix: str, depths) -> list[str]:
+    """The names of a Swin of these depths, none of which exceeds that of Swin-B."""
+    names = []
+    for name in checkpoint_entries():
+        block = re.match(r".*layers\.(\d)\.blocks\.(\d+)\.", name)
+        if name.startswith(prefix + ".") and (
+            block is None or int(block[2]) < depths[int(block[1])]
+        ):
+            names.append(name)
+    return names
+
+
+def abstract_params(model: Swin):
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+
+
+def tiny_params(prefix: str):
+    rules = swin_rules(prefix, prefix, TINY.depths)
+    names = source_names(prefix, TINY.depths)
+    return vct_params({prefix: abstract_params(TINY)}, rules, names)[prefix]
+
+
+def golden_input(field: str) -> np.ndarray:
+    """float32 [10, 96, 128, 3], the normalised frames of both clips."""
+    frames = np.concatenate([golden_s4()[f"in/{field}_{clip}"] for clip in range(2)])
+    mean, std = np.float32(PIXEL_MEAN), np.float32(PIXEL_STD)
+    return (np.moveaxis(frames, 1, -1).astype(np.float32) - mean) / std
+
+
+@functools.cache
+def tiny_features(prefix: str):
+    """Outputs and intermediates of the tiny backbone `prefix` on the golden's inputs."""
+    field = "images" if prefix == "backbone" else "pre_masks"
+    return run_tiny({"params": tiny_params(prefix)}, golden_input(field))
+
+
+@jax.jit
+def run_tiny(variables, x):
+    outputs, state = TINY.apply(variables, x, mutable="intermediates")
+    return outputs, state["intermediates"]
+
+
+def channels_first(x) -> np.ndarray:
+    return np.moveaxis(np.asarray(x), -1, 1)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_every_block_agrees_with_the_original(prefix):
+    """96 x 128 px at window 6: padded windows, and in the last stage a single, shifted one."""
+    golden = golden_s4()
+    outputs, seen = tiny_features(prefix)
+    (patch_embed,) = seen["patch_embed"]["out"]
+    assert_golden(golden, f"{prefix}/patch_embed", channels_first(patch_embed))
+    for stage in range(4):
+        for block in range(2):
+            (pairs,) = seen[f"layers_{stage}"]["pairs"][f"block_{block}"]["block_out"]
+            assert pairs.shape[0] == 1  # one pair
+            tokens = pairs[0].reshape(10, -1, pairs.shape[-1])
+            assert_golden(golden, f"{prefix}/layers.{stage}.blocks.{block}", tokens)
+    for level in LEVELS:
+        assert_golden(golden, f"{prefix}/{level}", channels_first(outputs[level]))
+
+
+def test_odd_sizes_agree_with_the_original():
+    """90 x 71 px: no stage and no window divides it."""
+    golden = golden_s4()
+    x = np.moveaxis(golden["swin_odd/in"], 1, -1)
+    outputs, _ = run_tiny({"params": tiny_params("backbone")}, x)
+    for level in LEVELS:
+        assert outputs[level].shape[1:3] == tuple(golden[f"swin_odd/{level}_shape"][2:])
+        assert_golden(golden, f"swin_odd/{level}", channels_first(outputs[level]))
+
+
+@functools.cache
+def odd_variables():
+    """Random everywhere: no zeros and ones left that would hide a wrong bias or norm."""
+    rng = np.random.default_rng(1)
+    draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32)  # noqa: E731
+    return {"params": jax.tree.map(draw, abstract_params(ODD))}
+
+
+def odd_images(num_frames=2):
+    return jax.random.normal(jax.random.key(3), (num_frames, 37, 50, 3))
+
+
+def test_depths_of_any_parity_are_the_blocks_one_after_another():
+    """A scan over pairs and a last block compute what calling every block in order does."""
+    params, dtype = odd_variables()["params"], jnp.dtype("float32")
+
+    @jax.jit
+    def composed(params, x):
+        x = PatchEmbed(8, dtype).apply({"params": params["patch_embed"]}, x)
+        outputs = {}
+        for i, depth in enumerate(ODD.depths):
+            stage = params[f"layers_{i}"]
+            for j in range(depth):
+                if j == depth - 1 and depth % 2:
+                    block = stage["last"]
+                else:
+                    pairs = stage["pairs"][f"block_{j % 2}"]
+                    block = jax.tree.map(lambda leaf, j=j: leaf[j // 2], pairs)
+                layer = Block(ODD.num_heads[i], 3, 32 * 2**i, dtype, shifted=j % 2 == 1)
+                x = layer.apply({"params": block}, x, None)
+            outputs[LEVELS[i]] = LayerNorm().apply({"params": params[f"norm{i}"]}, x)
+            if i < 3:
+                x = PatchMerging(dtype).apply({"params": stage["downsample"]}, x)
+        return outputs
+
+    assert "pairs" not in params["layers_0"] and "last" not in params["layers_2"]
+    x = odd_images()
+    expected, outputs = composed(params, x), jax.jit(ODD.apply)({"params": params}, x)
+    for level in LEVELS:
+        np.testing.assert_allclose(outputs[level], expected[level], rtol=0, atol=2e-5)
+
+
+def test_drop_path_of_a_frame_follows_its_id_alone():
+    """Frames 4 and 1 alone, in another order, get the numbers they get among five."""
+    x = odd_images(5)
+    model = ODD.clone(drop_path_rate=0.5)
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def run(x, frame_ids, train=True):
+        rngs = {"drop_path": jax.random.key(5)}
+        return model.apply(odd_variables(), x, train=train, frame_ids=frame_ids, rngs=rngs)["res5"]
+
+    whole = run(x, None)
+    subset = run(x[jnp.array([4, 1])], jnp.array([4, 1]))
+    np.testing.assert_allclose(subset, whole[jnp.array([4, 1])], rtol=0, atol=2e-5)
+    renamed = run(x[jnp.array([4, 1])], jnp.array([0, 1]))
+    np.testing.assert_allclose(renamed[1], subset[1], rtol=0, atol=2e-5)
+    assert np.abs(renamed[0] - subset[0]).max() > 0.1
+    assert np.abs(whole - run(x, None, train=False)).max() > 0.1
+
+
+def test_drop_path_rates_grow_with_depth_and_keep_the_mean():
+    scales = np.asarray(drop_path_scales(jax.random.key(0), jnp.arange(4000), 5, 0.4))
+    assert scales.shape == (5, 2, 4000)
+    rates = np.linspace(0, 0.4, 5)
+    np.testing.assert_allclose((scales == 0).mean((1, 2)), rates, atol=0.03)
+    for layer, rate in zip(scales, rates, strict=True):
+        np.testing.assert_allclose(layer[layer > 0], 1 / (1 - rate), rtol=1e-6)
+    both = (scales[4] == 0).all(0).mean()  # the two branches of a block are dropped independently
+    assert abs(both - 0.16) < 0.03
+
+
+def test_remat_changes_no_gradient():
+    x = odd_images()
+
+    def gradients(remat):
+        model = ODD.clone(remat=remat, drop_path_rate=0.3)
+
+        @jax.jit
+        @jax.grad
+        def gradient(variables):
+            rngs = {"drop_path": jax.random.key(5)}
+            outputs = model.apply(variables, x, train=True, rngs=rngs)
+            return sum(jnp.square(value[..., 0]).mean() for value in outputs.values())
+
+        return gradient(odd_variables())
+
+    plain, remat = gradients(False), gradients(True)
+    assert jax.tree.structure(plain) == jax.tree.structure(remat)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain)) > 0
+
+
+def test_bfloat16_stays_close_to_float32():
+    model = TINY.clone(dtype="bfloat16")
+    params = tiny_params("backbone")
+    outputs = jax.jit(model.apply)({"params": params}, golden_input("images"))
+    reference, _ = tiny_features("backbone")
+    for level in LEVELS:
+        assert outputs[level].dtype == jnp.bfloat16
+        error = np.asarray(outputs[level], np.float32) - np.asarray(reference[level])
+        assert 1e-4 < np.sqrt(np.square(error).mean()) < 0.03  # of values with a deviation of 1
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(abstract_params(model)))
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_rules_carry_the_whole_of_swin_b(prefix):
+    """Every tensor of the official checkpoint finds its place and every parameter its tensor."""
+    model = Swin()
+    params = abstract_params(model)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 86_880_376
+    source = {
+        name: np.zeros(shape, np.int8)
+        for name, (shape, _) in checkpoint_entries().items()
+        if name.startswith(prefix + ".")
+    }
+    shapes = shapes_of({prefix: params})
+    rules = swin_rules(prefix, prefix, model.depths)
+    assert set(apply_rules(source, rules, shapes)) == set(shapes)
+
+
+def test_rules_there_and_back_are_the_identity():
+    params = jax.tree.map(np.asarray, odd_variables()["params"])
+    flat = traverse_util.flatten_dict(params, sep="/")
+    rules = swin_rules("", "", ODD.depths)
+    names = [name.removeprefix("backbone.") for name in source_names("backbone", (1, 2, 2, 1))]
+    names += [re.sub(r"blocks\.1", "blocks.2", n) for n in names if "layers.1.blocks.1" in n]
+    state = invert_rules(flat, rules, names)
+    assert state["layers.1.blocks.2.attn.qkv.weight"].shape == (48, 16)
+    back = apply_rules(state, rules, shapes_of(params))
+    assert back.keys() == flat.keys()
+    for path, value in flat.items():
+        np.testing.assert_array_equal(back[path], value, err_msg=path)
+
+
+def test_relative_position_and_mask_of_small_windows():
+    """By hand: window 2, shift 1, on a map of one window and on one of two."""
+    np.testing.assert_array_equal(
+        relative_position_index(2), [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
+    )
+    np.testing.assert_array_equal(shift_mask(2, 2, 2, 1)[0], -100.0 * (1 - np.eye(4)))
+    first, second = shift_mask(2, 4, 2, 1)
+    rows = np.kron([[0, 1], [1, 0]], np.ones((2, 2)))
+    np.testing.assert_array_equal(first, -100.0 * rows)
+    np.testing.assert_array_equal(second, -100.0 * (1 - np.eye(4)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"depths": (2, 2, 2)}, "Swin.depths"),
+        ({"depths": (2, 2, 0, 2)}, "Swin.depths"),
+        ({"num_heads": (1, 2, 3, 4)}, r"num_heads\[2\]: 3 does not divide .* 32"),
+        ({"window_size": 0}, "window_size"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate"),
+    ],
+)
+def test_fields_that_do_not_fit_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        abstract_params(ODD.clone(**fields))
+
+
+def test_shapes_and_names_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="x: shape"):
+        jax.eval_shape(ODD.init, jax.random.key(0), jnp.zeros((32, 32, 3)))
+    with pytest.raises(ValueError, match="frame_ids"):
+        ODD.apply(odd_variables(), odd_images(), train=True, frame_ids=jnp.arange(3))
+    assert visual_backbone("swin") is Swin
+    with pytest.raises(ValueError, match="model.backbone.name: 'swim' is not one of swin"):
+        visual_backbone("swim")
