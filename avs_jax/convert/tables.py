@@ -84,6 +84,112 @@ def vggish_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
     ]
 
 
+def head_rules(source_prefix: str, encoder_layers: int) -> list[Rule]:
+    """VCT's head, "sem_seg_head" -> pixel_decoder, audio_transformation and predictor.
+
+    Args:
+      source_prefix: of the names in the state dict.
+      encoder_layers: deformable encoder layers, which are entries of one stack.
+    """
+    source = _source(source_prefix)
+    pixel_decoder = rf"{source}pixel_decoder\."
+    rules = [
+        *_linear_rules(
+            rf"{pixel_decoder}input_proj\.(\d+)\.0\.", r"pixel_decoder/input_proj_\1_0/", "conv1x1"
+        ),
+        *_norm_rules(rf"{pixel_decoder}input_proj\.(\d+)\.1\.", r"pixel_decoder/input_proj_\1_1/"),
+        Rule(rf"{pixel_decoder}transformer\.level_embed", "pixel_decoder/transformer/level_embed"),
+        Rule(rf"{pixel_decoder}(adapter|layer)_1\.weight", r"pixel_decoder/\1_1/kernel", "conv"),
+        *_norm_rules(rf"{pixel_decoder}(adapter|layer)_1\.norm\.", r"pixel_decoder/\1_1/norm/"),
+        *_linear_rules(
+            rf"{pixel_decoder}mask_features\.", "pixel_decoder/mask_features/", "conv1x1"
+        ),
+        *_linear_rules(
+            rf"{source}audio_transformation\.embeddings\.(\d+)\.",
+            r"audio_transformation/embeddings_\1/",
+        ),
+    ]
+    for index in range(encoder_layers):
+        layer = rf"{pixel_decoder}transformer\.encoder\.layers\.{index}\."
+        target = "pixel_decoder/transformer/encoder/layers/"
+        rules += [
+            *_linear_rules(rf"{layer}self_attn\.(\w+)\.", rf"{target}self_attn/\1/", index=index),
+            *_linear_rules(rf"{layer}(linear[12])\.", rf"{target}\1/", index=index),
+            *_norm_rules(rf"{layer}(norm[12])\.", rf"{target}\1/", index=index),
+        ]
+    return rules + _predictor_rules(rf"{source}predictor\.", "predictor/")
+
+
+def _predictor_rules(source: str, target: str) -> list[Rule]:
+    block, ours = rf"{source}visual_query_block\.", f"{target}visual_query_block/"
+    layer = r"(transformer_\w+_layers)\.(\d+)\."
+    return [
+        *_attention_rules(rf"{source}{layer}(self_attn|multihead_attn)\.", rf"{target}\1_\2/\3/"),
+        *_linear_rules(rf"{source}{layer}(linear[12])\.", rf"{target}\1_\2/\3/"),
+        *_norm_rules(rf"{source}{layer}norm\.", rf"{target}\1_\2/norm/"),
+        *_norm_rules(rf"{source}decoder_norm\.", f"{target}decoder_norm/"),
+        Rule(rf"{source}(query_feat|query_embed|level_embed)\.weight", rf"{target}\1/embedding"),
+        *_linear_rules(rf"{source}(class_embed|audio_proj|proto_proj)\.", rf"{target}\1/"),
+        *_linear_rules(rf"{source}mask_embed\.layers\.(\d+)\.", rf"{target}mask_embed/layers_\1/"),
+        Rule(rf"{block}prototype\.weight", f"{ours}prototype/embedding"),
+        *_linear_rules(rf"{block}pre_proj\.([04])\.", rf"{ours}pre_proj_\1/", "conv1x1"),
+        *_linear_rules(rf"{block}pre_proj\.2\.", f"{ours}pre_proj_2/", "conv"),
+        *_linear_rules(rf"{block}query_mixer\.layers\.(\d+)\.", rf"{ours}query_mixer/layers_\1/"),
+        *_attention_rules(rf"{block}pre_attn\.multihead_attn\.", f"{ours}pre_attn/multihead_attn/"),
+        *_norm_rules(rf"{block}pre_attn\.norm\.", f"{ours}pre_attn/norm/"),
+        *_linear_rules(rf"{block}assign_attn\.(\w+)\.", rf"{ours}assign_attn/\1/"),
+    ]
+
+
+def ama_rules(source_prefix: str) -> list[Rule]:
+    """AMA, "ama_module" -> `ama` and, for the running statistics, `batch_stats/ama`.
+
+    The value projection, which the original never reads, and the counters of batches are known and
+    not taken. The strength of the reweighting, `predictor/visual_query_block/lambda`, has no place
+    of its own in the original's module.
+    """
+    source = _source(source_prefix)
+    encoder = rf"{source}flow_encoder\."
+    return [
+        Rule(rf"{source}temperature", "ama/temperature"),
+        *_linear_rules(rf"{encoder}0\.", "ama/flow_encoder_0/", "conv"),
+        *_linear_rules(rf"{encoder}3\.", "ama/flow_encoder_3/", "conv1x1"),
+        *_norm_rules(rf"{encoder}([14])\.", r"ama/flow_encoder_\1/"),
+        Rule(rf"{encoder}([14])\.running_(mean|var)", r"batch_stats/ama/flow_encoder_\1/\2"),
+        Rule(rf"{encoder}[14]\.num_batches_tracked", None),
+        *_linear_rules(rf"{source}audio_proj\.0\.", "ama/audio_proj_0/"),
+        *_norm_rules(rf"{source}audio_proj\.1\.", "ama/audio_proj_1/"),
+        Rule(rf"{source}([qk]_proj)\.weight", r"ama/\1/kernel", "linear"),
+        Rule(rf"{source}v_proj\.weight", None),
+    ]
+
+
+def _linear_rules(
+    source: str, target: str, transform: str = "linear", index: int | None = None
+) -> list[Rule]:
+    """Weight and bias of a linear map or a convolution."""
+    return [
+        Rule(f"{source}weight", f"{target}kernel", transform, index),
+        Rule(f"{source}bias", f"{target}bias", index=index),
+    ]
+
+
+def _norm_rules(source: str, target: str, index: int | None = None) -> list[Rule]:
+    return [
+        Rule(f"{source}weight", f"{target}scale", index=index),
+        Rule(f"{source}bias", f"{target}bias", index=index),
+    ]
+
+
+def _attention_rules(source: str, target: str) -> list[Rule]:
+    """torch.nn.MultiheadAttention."""
+    return [
+        Rule(f"{source}in_proj_weight", f"{target}in_proj/kernel", "linear"),
+        Rule(f"{source}in_proj_bias", f"{target}in_proj/bias"),
+        *_linear_rules(rf"{source}out_proj\.", f"{target}out_proj/"),
+    ]
+
+
 def _source(prefix: str) -> str:
     return re.escape(prefix + ".") if prefix else ""
 
