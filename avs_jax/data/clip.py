@@ -1,0 +1,258 @@
+"""One record to one row of a batch: decode, augment, log-mel, motion, targets.
+
+A record is one clip, raw, as the TFDS builders store it (or as prediction makes it from a video):
+
+  clip_id str        category str      category_label int (1-based)
+  frames             T images: encoded bytes or uint8 [H, W, 3]
+  masks, mask_index  n label images (encoded bytes or uint8 [H, W]), and their frames, int [n]
+  pre_masks          T colour masks like frames, or none
+  waveform           int16 [n] or [n, channels], with sample_rate in Hz
+  flow               float [T, H, W, 2] (u, v) or [T, H, W, 1] (magnitude), or empty
+
+Source: VCT's data mappers for what a training or test frame is made of.
+"""
+
+import functools
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from avs_jax.data import motion, transforms
+from avs_jax.data.audio import log_mel
+from avs_jax.spec import HOST_FIELDS, IGNORE_LABEL, MEL_BANDS, MEL_FRAMES
+
+Record = Mapping[str, Any]
+Clip = dict[str, Any]
+
+
+def prepare_clip(record: Record, config: Any, rng: np.random.Generator | None = None) -> Clip:
+    """One record as one row of a batch (spec.py, without the axis B).
+
+    Args:
+      record: see the text of this file.
+      config: the whole configuration; reads `data` and `evaluate.score_size`.
+      rng: training: augments and makes the target_* and proto_* fields. None: the whole clip,
+        squashed to data.image_size, with `labels` at the score size (255 on frames without ground
+        truth), clip_id and category.
+
+    Returns:
+      T = data.num_frames frames, or data.num_supervised in training with data.train_frames =
+      "supervised"; frames that do not exist have valid False.
+
+    Raises:
+      ValueError: naming the clip, what is wrong with it and, where a configuration key is to blame,
+      that key.
+    """
+    try:
+        return _prepare_clip(record, config, rng)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"clip {_text(record.get('clip_id', '?'))}: {error}") from error
+
+
+def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) -> Clip:
+    data, is_training = config.data, rng is not None
+    num_frames = len(record["frames"])
+    if not 0 < num_frames <= data.num_frames:
+        raise ValueError(
+            f"{num_frames} frames, expected 1 to config.data.num_frames = {data.num_frames}"
+        )
+    masks = _masks_by_frame(record, num_frames)
+    if is_training:
+        masks = {t: masks[t] for t in sorted(masks)[: data.num_supervised]}
+    if data.pre_masks and len(record["pre_masks"]) != num_frames:
+        raise ValueError(
+            f"{len(record['pre_masks'])} colour masks for {num_frames} frames, but "
+            "config.data.pre_masks is True: build the dataset from a folder with pre-SAM masks "
+            "(one *_mask_color.png per frame), or train without the second branch: "
+            "--config.data.pre_masks=False"
+        )
+    clip = empty_clip(config, is_training)
+    frame = functools.cache(lambda t: decode_rgb(record["frames"][t]))
+    mel = log_mel(record["waveform"], int(record["sample_rate"]), num_frames)
+    used = sorted(masks) if is_training and data.train_frames == "supervised" else range(num_frames)
+    draw = None
+    if is_training and used:
+        draw = transforms.draw_augmentation(
+            rng, frame(used[0]).shape[:2], data.num_frames, data.image_size, **data.augment
+        )
+    for row, t in enumerate(used):
+        if frame(t).shape != frame(used[0]).shape:
+            raise ValueError(
+                f"frame {t} is {frame(t).shape}, frame {used[0]} {frame(used[0]).shape}"
+            )
+        clip["valid"][row] = True
+        clip["supervised"][row] = t in masks
+        clip["frame_index"][row] = t
+        clip["log_mel"][row] = mel[t]
+        clip["images"][row] = _place_image(frame(t), draw, t, data.image_size)
+        if data.pre_masks:
+            clip["pre_masks"][row] = _place_pre_mask(
+                decode_rgb(record["pre_masks"][t]), draw, t, data.image_size
+            )
+        if data.motion.source != "none":
+            clip["motion"][row] = _place_motion(
+                _motion_map(record, frame, t, num_frames, data.motion), draw, data.image_size
+            )
+        if t in masks:
+            labels = decode_labels(masks[t], data.num_classes)
+            _place_labels(clip, row, labels, draw, config)
+        if is_training and data.prototype_target == "category" and t == 0:
+            clip["proto_target"][row, _category_index(record, data.num_prototypes)] = 1.0
+            clip["proto_valid"][row] = True
+    if not is_training:
+        clip |= {field: _text(record.get(field, "")) for field in HOST_FIELDS}
+    return clip
+
+
+def empty_clip(config: Any, is_training: bool) -> Clip:
+    """A clip without frames: zeros, valid False, labels 255. It fills up an evaluation batch."""
+    data = config.data
+    if data.train_frames not in ("supervised", "all"):
+        raise ValueError(
+            f"config.data.train_frames is {data.train_frames!r}, expected 'supervised' or 'all'"
+        )
+    if data.prototype_target not in ("category", "none"):
+        raise ValueError(
+            f"config.data.prototype_target is {data.prototype_target!r}, "
+            "expected 'category' or 'none'"
+        )
+    if data.motion.source not in motion.SOURCES:
+        raise ValueError(
+            f"config.data.motion.source is {data.motion.source!r}, expected one of {motion.SOURCES}"
+        )
+    only_supervised = is_training and data.train_frames == "supervised"
+    rows = data.num_supervised if only_supervised else data.num_frames
+    side, targets = data.image_size, data.max_targets
+    clip: Clip = {
+        "images": np.zeros((rows, side, side, 3), np.uint8),
+        "log_mel": np.zeros((rows, MEL_FRAMES, MEL_BANDS), np.float32),
+        "valid": np.zeros(rows, bool),
+        "supervised": np.zeros(rows, bool),
+        "frame_index": np.zeros(rows, np.int32),
+    }
+    if data.pre_masks:
+        clip["pre_masks"] = np.zeros((rows, side, side, 3), np.uint8)
+    if data.motion.source != "none":
+        clip["motion"] = np.zeros((rows, side, side, 1), np.float32)
+    if is_training:
+        clip["target_masks"] = np.zeros((rows, targets, side, side), bool)
+        clip["target_labels"] = np.zeros((rows, targets), np.int32)
+        clip["target_valid"] = np.zeros((rows, targets), bool)
+        clip["proto_target"] = np.zeros((rows, data.num_prototypes), np.float32)
+        clip["proto_valid"] = np.zeros(rows, bool)
+    else:
+        score = config.evaluate.score_size
+        clip["labels"] = np.full((rows, score, score), IGNORE_LABEL, np.uint8)
+        clip |= dict.fromkeys(HOST_FIELDS, "")
+    return clip
+
+
+def _masks_by_frame(record: Record, num_frames: int) -> dict[int, Any]:
+    index = [int(t) for t in record["mask_index"]]
+    if len(index) != len(record["masks"]) or len(set(index)) != len(index):
+        raise ValueError(f"{len(record['masks'])} masks for the frames {index}")
+    if any(not 0 <= t < num_frames for t in index):
+        raise ValueError(f"masks for the frames {index} of a clip of {num_frames} frames")
+    return dict(zip(index, record["masks"], strict=True))
+
+
+def _category_index(record: Record, num_prototypes: int) -> int:
+    label = int(record["category_label"])
+    if not 1 <= label <= num_prototypes:
+        raise ValueError(
+            f"category_label is {label}, expected 1 to "
+            f"config.data.num_prototypes = {num_prototypes}"
+        )
+    return label - 1
+
+
+def _place_image(image: np.ndarray, draw: Any, t: int, side: int) -> np.ndarray:
+    if draw is None:
+        return transforms.resize(image, (side, side), transforms.BILINEAR)
+    return transforms.augment_image(image, draw, draw.image_jitter[t])
+
+
+def _place_pre_mask(image: np.ndarray, draw: Any, t: int, side: int) -> np.ndarray:
+    if draw is None:  # nearest: the palette's colours stay what they are
+        return transforms.resize(image, (side, side), transforms.NEAREST)
+    return transforms.augment_image(image, draw, draw.pre_mask_jitter[t])
+
+
+def _place_motion(strength: np.ndarray, draw: Any, side: int) -> np.ndarray:
+    if draw is None:
+        return transforms.resize_motion(strength, (side, side))
+    return transforms.augment_motion(strength, draw)
+
+
+def _motion_map(
+    record: Record, frame: Any, t: int, num_frames: int, motion_config: Any
+) -> np.ndarray:
+    """Motion of frame t before any augmentation, float32 [H, W, 1]."""
+    index = motion.map_index(t, num_frames, motion_config.first_frame)
+    if index is None:
+        return np.zeros((*frame(t).shape[:2], 1), np.float32)
+    flow = record.get("flow")
+    if motion_config.source == "auto" and flow is not None and np.size(flow):
+        if len(flow) != num_frames:
+            raise ValueError(f"flow for {len(flow)} of {num_frames} frames")
+        return motion.flow_strength(np.asarray(flow[index]))[..., None]
+    return motion.frame_difference(frame(index - 1), frame(index))[..., None]
+
+
+def _place_labels(clip: Clip, row: int, labels: np.ndarray, draw: Any, config: Any) -> None:
+    """Writes one frame's ground truth, uint8 [H, W], into the fields of `clip`."""
+    if "labels" in clip:
+        side = config.evaluate.score_size
+        clip["labels"][row] = transforms.resize(labels, (side, side), transforms.NEAREST)
+        return
+    labels = transforms.augment_labels(labels, draw)
+    classes = [c for c in np.unique(labels) if c != IGNORE_LABEL]
+    if len(classes) > config.data.max_targets:
+        raise ValueError(
+            f"classes {[int(c) for c in classes]} in one frame, more than "
+            f"config.data.max_targets = {config.data.max_targets}"
+        )
+    for target, label in enumerate(classes):
+        clip["target_masks"][row, target] = labels == label
+        clip["target_labels"][row, target] = label
+        clip["target_valid"][row, target] = True
+
+
+def decode_rgb(image: bytes | np.ndarray) -> np.ndarray:
+    """An encoded image, or one already decoded, as uint8 RGB [H, W, 3]."""
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        return image
+    with Image.open(io.BytesIO(bytes(image))) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+def decode_labels(image: bytes | np.ndarray, num_classes: int) -> np.ndarray:
+    """A label image as uint8 [H, W] of classes: of two classes, whatever is not 0 is 1.
+
+    More classes are the values as they are. Palette images count by index, colour images (two
+    classes only) by their brightest channel.
+    """
+    if isinstance(image, np.ndarray) and image.ndim >= 2:
+        labels = image
+    else:
+        with Image.open(io.BytesIO(bytes(image))) as opened:
+            labels = np.asarray(opened.convert("RGB") if opened.mode in ("RGBA", "LA") else opened)
+    if num_classes == 2:
+        labels = labels.max(axis=-1) if labels.ndim == 3 else labels
+        return (labels > 0).astype(np.uint8)
+    labels = labels[..., 0] if labels.ndim == 3 and labels.shape[-1] == 1 else labels
+    if labels.ndim != 2:
+        raise ValueError(
+            f"a label image of shape {labels.shape}, expected one class index per pixel"
+        )
+    strange = [int(v) for v in np.unique(labels) if num_classes <= v != IGNORE_LABEL]
+    if strange:
+        raise ValueError(f"classes {strange} in a label image, expected 0 to {num_classes - 1}")
+    return labels.astype(np.uint8)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,242 @@
+"""Batches from records: random access to array_record files, shuffling, grain's read-ahead. No jax.
+
+A training loader's position is the step: batch s holds positions s * batch_size ... of an endless
+sequence in which every run of num_clips positions is one shuffled epoch. What a position holds
+follows from the seed alone, so a loader can start at any step and gives the same batches on any
+number of workers and processes.
+"""
+
+import functools
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from avs_jax.data.clip import Clip, Record, empty_clip, prepare_clip
+from avs_jax.spec import HOST_FIELDS
+
+__all__ = [
+    "Loader",
+    "make_eval_loader",
+    "make_train_loader",
+    "num_clips",
+    "num_steps_per_epoch",
+    "open_records",
+    "prepare_clip",
+]
+
+_SHUFFLE, _AUGMENT = 1, 2  # streams of random numbers
+_ENDLESS = 1 << 40  # steps
+
+
+def open_records(config: Any, split: str) -> Sequence[Record]:
+    """The records of one split, by index, from array_record files; nothing is read yet.
+
+    Raises:
+      FileNotFoundError: the dataset is not there; names the folders looked in.
+      ValueError: no such split; names those there are.
+    """
+    import tensorflow_datasets as tfds  # slow: only who opens records waits for it
+
+    root = pathlib.Path(config.data.data_dir).expanduser().resolve()
+    home = root / config.data.dataset
+    versions = [
+        path.parent
+        for path in home.glob("*/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
+    ]
+    if not versions:
+        raise FileNotFoundError(
+            f"dataset {config.data.dataset!r} not found; "
+            f"looked for {home}/VERSION/dataset_info.json, where {root} is config.data.data_dir = {config.data.data_dir!r}"
+        )
+    newest = max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
+    builder = tfds.builder_from_directory(newest)
+    if split not in builder.info.splits:
+        raise ValueError(f"no split {split!r} in {newest}, there are {sorted(builder.info.splits)}")
+    return builder.as_data_source(split)
+
+
+def num_clips(config: Any, split: str) -> int:
+    """Clips of a split."""
+    return len(open_records(config, split))
+
+
+def num_steps_per_epoch(config: Any, batch_size: int, split: str = "train") -> float:
+    """Steps that use every clip once; whole only where batch_size divides their number."""
+    return num_clips(config, split) / batch_size
+
+
+# ---- batches -----------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, _SHUFFLE, epoch)).permutation(count)
+
+
+class TrainBatches:
+    """Endless random access to batches: item i is this process's part of step start_step + i.
+
+    Process p of P holds rows p * batch_size/P ... of the batch, so the processes' rows in order are
+    the one-process batch.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        config: Any,
+        batch_size: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        start_step: int = 0,
+    ):
+        if not len(records):
+            raise ValueError("no training clip")
+        self.records, self.config, self.batch_size = records, config, batch_size
+        self.rows = _process_rows(batch_size, process_index, process_count)
+        self.start_step = start_step
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, item: int) -> dict[str, np.ndarray]:
+        first = (self.start_step + int(item)) * self.batch_size
+        clips = []
+        for position in range(first + self.rows.start, first + self.rows.stop):
+            epoch, offset = divmod(position, len(self.records))
+            record = int(_epoch_order(self.config.seed, epoch, len(self.records))[offset])
+            rng = np.random.default_rng((self.config.seed, _AUGMENT, epoch, record))
+            clips.append(prepare_clip(self.records[record], self.config, rng))
+        return stack_clips(clips)
+
+
+class EvalBatches:
+    """The batches of one pass, in the records' order; clips without valid frames fill the last."""
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        config: Any,
+        batch_size: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        self.records, self.config, self.batch_size = records, config, batch_size
+        self.rows = _process_rows(batch_size, process_index, process_count)
+
+    def __len__(self) -> int:
+        return -(-len(self.records) // self.batch_size)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        first = int(item) * self.batch_size
+        return stack_clips(
+            [
+                prepare_clip(self.records[position], self.config)
+                if position < len(self.records)
+                else empty_clip(self.config, is_training=False)
+                for position in range(first + self.rows.start, first + self.rows.stop)
+            ]
+        )
+
+
+def _process_rows(batch_size: int, process_index: int, process_count: int) -> range:
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"a batch of {batch_size} clips cannot be shared by {process_count} processes"
+        )
+    share = batch_size // process_count
+    return range(process_index * share, (process_index + 1) * share)
+
+
+def stack_clips(clips: Sequence[Clip]) -> dict[str, Any]:
+    """Clips with equal fields as one batch; clip_id and category become lists."""
+    return {
+        field: [clip[field] for clip in clips]
+        if field in HOST_FIELDS
+        else np.stack([clip[field] for clip in clips])
+        for field in clips[0]
+    }
+
+
+class Loader:
+    """Iterates over batches made ahead of use, by threads or by worker processes; every time anew.
+
+    Worker processes are spawned: the program needs an `if __name__ == "__main__"` guard. Use as a
+    context manager, or call close(), to end them.
+    """
+
+    def __init__(self, batches: Sequence[dict[str, Any]], num_workers: int = 0, prefetch: int = 2):
+        self.batches, self.num_workers, self.prefetch = batches, num_workers, max(1, prefetch)
+        self._iterator: Any = None
+
+    def __len__(self) -> int:
+        """Batches of one pass; of a training loader a number that is never reached."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.close()
+        # More threads than cores only delay the first batch.
+        threads = min(4, max(1, (os.cpu_count() or 1) // max(1, self.num_workers)))
+        ahead = threads if self.num_workers else max(threads, self.prefetch)
+        dataset = grain.MapDataset.source(self.batches).to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        )
+        if self.num_workers:
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=self.prefetch)
+            )
+        self._iterator = iter(dataset)
+        return self._iterator
+
+    def close(self) -> None:
+        """Ends threads and workers of the iteration under way, if any."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def make_train_loader(
+    config: Any,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    start_step: int = 0,
+) -> Loader:
+    """The endless training loader over split "train", from `start_step` on.
+
+    Args:
+      batch_size: clips per step over all processes; the loader yields batch_size / process_count of
+        them.
+
+    Returns:
+      a Loader of dicts of numpy arrays, the fields spec.TRAIN_FIELDS without those that the
+      configuration turns off.
+    """
+    batches = TrainBatches(
+        open_records(config, "train"), config, batch_size, process_index, process_count, start_step
+    )
+    return Loader(batches, config.data.num_workers, config.data.prefetch)
+
+
+def make_eval_loader(
+    config: Any, split: str, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Loader:
+    """One pass over a split in order, by threads; every process gets the same number of batches.
+
+    Yields dicts with spec.INPUT_FIELDS, `supervised` (the frame has ground truth), `labels` uint8
+    [B, T, S, S], and the lists `clip_id` and `category` ("" for clips that only fill the batch).
+    """
+    records = open_records(config, split)
+    batches = EvalBatches(records, config, batch_size, process_index, process_count)
+    return Loader(batches, num_workers=0, prefetch=config.data.prefetch)

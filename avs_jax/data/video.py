@@ -1,0 +1,362 @@
+"""Own videos in and out: one picture per second and the sound of a file, and overlays that keep it.
+
+Second k of a video is shown by the picture at k + 15/16 s (the last picture where the video ends
+earlier), found by time stamps, so a variable frame rate changes nothing. Time 0 is the first picture;
+the sound is cut and padded to it. A rest of a second counts as a second from a quarter on.
+
+Source: AVSBench's preprocessing takes frame int((k + 15/16) * fps); this is the same moment.
+"""
+
+import dataclasses
+import fractions
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import av
+import av.error
+import numpy as np
+
+from avs_jax.spec import FRAME_OFFSET_SECONDS
+
+MIN_REST_SECONDS = 0.25  # a shorter rest after the last whole second is not shown
+_JITTER_SECONDS = 0.02  # audio time stamps this close to the sample count are rounding
+_TRUNCATION_SECONDS = 0.25  # less missing than this is the slack of container formats
+_ENCODERS = ("libx264", "libopenh264", "mpeg4")
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+_Path = str | os.PathLike
+
+
+class VideoError(ValueError):
+    """A file that cannot be used as a video with sound; the message names the file and the reason."""
+
+    def __init__(self, path: _Path, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """What a file holds.
+
+    Attributes:
+      start_time: of the first picture on the file's own clock, in seconds.
+      duration: seconds from the first picture to the end of the last.
+      fps: pictures per second, on average.
+      height, width: px as shown, after rotation.
+      rotation: degrees counter-clockwise that stored pictures are turned by: 0, 90, 180 or 270.
+      sample_rate: Hz of the sound.
+      num_channels: of the sound as it is read: 1, or 2 (what has more is mixed down).
+    """
+
+    path: pathlib.Path
+    start_time: float
+    duration: float
+    fps: float
+    height: int
+    width: int
+    rotation: int
+    sample_rate: int
+    num_channels: int
+
+    @property
+    def num_seconds(self) -> int:
+        """How many pictures `read_windows` yields in all."""
+        return _num_seconds(self.duration)
+
+
+def _num_seconds(duration: float) -> int:
+    whole = int(duration + 1e-6)
+    return max(1, whole + (duration - whole >= MIN_REST_SECONDS))
+
+
+def probe(path: _Path) -> Video:
+    """Checks a file from end to end, decoding one picture only, and says what it holds.
+
+    Raises:
+      VideoError: no such file, not a video, truncated, without pictures or without sound.
+    """
+    with _open(path) as container:
+        pictures, sound = _streams(path, container)
+        end, count = _scan(path, container, pictures, sound)
+    with _open(path) as container:
+        pictures, sound = _streams(path, container)
+        frame = next(_decode(path, container, pictures), None)
+        if frame is None:
+            raise VideoError(path, "no picture in it can be decoded")
+        rotation = round(frame.rotation / 90) * 90 % 360
+        size = (frame.height, frame.width)
+        duration = max(end - _time(path, frame), 0.0)
+        return Video(
+            path=pathlib.Path(path),
+            start_time=_time(path, frame),
+            duration=duration,
+            fps=count / duration if duration else 1.0,
+            height=size[rotation % 180 > 0],
+            width=size[rotation % 180 == 0],
+            rotation=rotation,
+            sample_rate=sound.codec_context.sample_rate,
+            num_channels=min(2, sound.codec_context.channels),
+        )
+
+
+def read_windows(path: _Path, num_frames: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Reads a video window by window; memory holds one window and what the file interleaves.
+
+    Args:
+      num_frames: seconds of one window.
+
+    Yields:
+      (frames, waveform, start): uint8 RGB [t, H, W, 3] as shown, one per second, t = num_frames
+      except in the last window; int16 [t * sample_rate, channels], the sound of these t seconds,
+      silence where the video has none; the second of the first frame.
+
+    Raises:
+      VideoError: as `probe`, or damage found while decoding.
+    """
+    if num_frames < 1:
+        raise ValueError(f"windows of {num_frames} frames, expected at least 1")
+    video = probe(path)
+    with _open(path) as container:
+        picker, track, start = _Picker(video), _Track(video), 0
+        for frame in _decode(path, container, *_streams(path, container)):
+            (picker if isinstance(frame, av.VideoFrame) else track).add(frame)
+            samples = num_frames * video.sample_rate
+            while len(picker.ready) >= num_frames and track.num_ready >= samples:
+                yield picker.take(num_frames), track.take(samples), start
+                start += num_frames
+        picker.finish()
+        while picker.ready:
+            count = min(num_frames, len(picker.ready))
+            sound = np.zeros((count * video.sample_rate, video.num_channels), np.int16)
+            heard = track.take(len(sound))
+            sound[: len(heard)] = heard
+            yield picker.take(count), sound, start
+            start += count
+
+
+def write_overlay(path: _Path, frames: Iterable[np.ndarray], fps: float, source: _Path) -> None:
+    """Writes pictures as an mp4 (H.264, yuv420p) with the sound of another file (AAC).
+
+    Args:
+      frames: uint8 RGB [H, W, 3] each, all of one size; an odd side grows by one repeated pixel.
+      fps: pictures per second; the sound is cut where the pictures end.
+      source: the file whose sound is taken, from its first picture on.
+
+    Raises:
+      VideoError: `source` cannot be read. ValueError: no frames, or of wrong type or shape.
+    """
+    video = probe(source)
+    rate = fractions.Fraction(fps).limit_denominator(1000)
+    with _open(source) as container, av.open(os.fspath(path), "w", format="mp4") as output:
+        decoded = _decode(source, container, _streams(source, container)[1])
+        pictures, track, sound, shape, written = None, _Track(video), None, None, 0
+        for index, frame in enumerate(frames):
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != (shape or frame.shape):
+                raise ValueError(
+                    f"overlay frame {index}: {frame.dtype} {frame.shape} after {shape}"
+                )
+            if pictures is None:
+                shape = frame.shape
+                pictures, sound = _overlay_streams(output, video, rate, shape)
+            even = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+            picture.pts, picture.time_base = index, 1 / rate
+            output.mux(pictures.encode(picture))
+            wanted = int((index + 1) / rate * video.sample_rate) - written
+            while track.num_ready < wanted and (heard := next(decoded, None)) is not None:
+                track.add(heard)
+            chunk = track.take(wanted)
+            if len(chunk):
+                output.mux(sound.encode(_audio_frame(chunk, video, written)))
+                written += len(chunk)
+        if pictures is None:
+            raise ValueError(f"{path}: no frames to write")
+        output.mux(pictures.encode(None))
+        output.mux(sound.encode(None))
+
+
+def _overlay_streams(output, video: Video, rate: fractions.Fraction, shape: tuple[int, ...]):
+    encoder = next(name for name in _ENCODERS if name in av.codecs_available)
+    pictures = output.add_stream(encoder, rate=rate)
+    pictures.height, pictures.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
+    pictures.pix_fmt = "yuv420p"
+    if encoder == "libx264":
+        pictures.options = {"crf": "18", "preset": "veryfast"}
+    sample_rate = video.sample_rate if video.sample_rate in _AAC_RATES else 48_000
+    layout = "stereo" if video.num_channels == 2 else "mono"
+    return pictures, output.add_stream("aac", rate=sample_rate, layout=layout)
+
+
+def _audio_frame(samples: np.ndarray, video: Video, position: int) -> av.AudioFrame:
+    layout = "stereo" if video.num_channels == 2 else "mono"
+    packed = np.ascontiguousarray(samples).reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
+    frame.sample_rate, frame.pts = video.sample_rate, position
+    frame.time_base = fractions.Fraction(1, video.sample_rate)
+    return frame
+
+
+class _Picker:
+    """Chooses the picture of each second from pictures in the order they are shown."""
+
+    def __init__(self, video: Video):
+        self.video = video
+        self.ready: list[np.ndarray] = []
+        self._shown: av.VideoFrame | None = None
+        self._second = 0
+
+    def add(self, frame: av.VideoFrame) -> None:
+        time = _time(self.video.path, frame) - self.video.start_time
+        while self._shown is not None and time > self._second + FRAME_OFFSET_SECONDS + 1e-6:
+            self._pick()
+        self._shown = frame
+
+    def finish(self) -> None:
+        """The last picture stands for the seconds that are left."""
+        while self._second < self.video.num_seconds:
+            self._pick()
+
+    def _pick(self) -> None:
+        if self._second < self.video.num_seconds:
+            stored = self._shown.to_ndarray(format="rgb24")
+            turned = np.rot90(stored, self.video.rotation // 90)
+            if turned.shape[:2] != (self.video.height, self.video.width):
+                raise VideoError(
+                    self.video.path,
+                    f"pictures change their size to {turned.shape[1]}x{turned.shape[0]} px "
+                    f"in second {self._second}",
+                )
+            self.ready.append(np.ascontiguousarray(turned))
+        self._second += 1
+
+    def take(self, count: int) -> np.ndarray:
+        taken, self.ready = self.ready[:count], self.ready[count:]
+        return np.stack(taken)
+
+
+class _Track:
+    """The sound from time 0 on as int16 [n, channels]; gaps between time stamps are silence."""
+
+    def __init__(self, video: Video):
+        self.video = video
+        self._resampler = av.AudioResampler(
+            format="s16",
+            layout="stereo" if video.num_channels == 2 else "mono",
+            rate=video.sample_rate,
+        )
+        self._chunks: list[np.ndarray] = []
+        self._end = 0  # sample after the last one added
+        self.num_ready = 0
+
+    def add(self, frame: av.AudioFrame) -> None:
+        rate = self.video.sample_rate
+        for part in self._resampler.resample(frame):
+            samples = part.to_ndarray().reshape(-1, self.video.num_channels)
+            position = self._end
+            if part.pts is not None:
+                stamp = round((float(part.pts * part.time_base) - self.video.start_time) * rate)
+                if abs(stamp - self._end) > _JITTER_SECONDS * rate or not self._end:
+                    position = stamp
+            if position > self._end:
+                self._append(np.zeros((position - self._end, samples.shape[1]), np.int16))
+            self._append(samples[max(0, self._end - position) :])
+
+    def _append(self, samples: np.ndarray) -> None:
+        self._chunks.append(samples)
+        self._end += len(samples)
+        self.num_ready += len(samples)
+
+    def take(self, count: int) -> np.ndarray:
+        """The next `count` samples, fewer where the sound ends."""
+        if not self._chunks:
+            return np.zeros((0, self.video.num_channels), np.int16)
+        samples = np.concatenate(self._chunks)
+        self._chunks = [samples[count:]]
+        self.num_ready = len(self._chunks[0])
+        return samples[:count]
+
+
+def _open(path: _Path):
+    """An input container; VideoError says why there is none."""
+    if not os.path.isfile(path):
+        raise VideoError(path, "no such file")
+    if not os.path.getsize(path):
+        raise VideoError(path, "the file is empty")
+    try:
+        return av.open(os.fspath(path))
+    except av.error.FFmpegError as error:
+        with open(path, "rb") as file:
+            is_mp4 = file.read(12)[4:8] == b"ftyp"
+        reason = "truncated: the index is missing" if is_mp4 else "not a video"
+        raise VideoError(path, f"{reason} ({error.strerror})") from error
+
+
+def _streams(path: _Path, container) -> tuple:
+    """The first video and the first audio stream."""
+    pictures = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & av.stream.Disposition.attached_pic
+    ]
+    if not pictures:
+        raise VideoError(path, "no pictures: the file has no video stream")
+    if not container.streams.audio:
+        raise VideoError(path, "no sound: the file has no audio stream, and the model needs one")
+    pictures[0].thread_type = "AUTO"
+    return pictures[0], container.streams.audio[0]
+
+
+def _scan(path: _Path, container, pictures, sound) -> tuple[float, int]:
+    """Reads every packet: (end of the last picture in seconds, number of pictures)."""
+    ends, count = {pictures.index: None, sound.index: None}, 0
+    first = None
+    try:
+        for packet in container.demux(pictures, sound):
+            if packet.is_corrupt:
+                raise VideoError(path, "truncated: its last packet is not complete")
+            if packet.pts is None:
+                continue
+            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            ends[packet.stream.index] = max(end, ends[packet.stream.index] or end)
+            if packet.stream.index == pictures.index:
+                count += 1
+                start = float(packet.pts * packet.time_base)
+                first = start if first is None else min(first, start)
+    except av.error.FFmpegError as error:
+        raise VideoError(path, f"damaged ({error.strerror})") from error
+    if first is None:
+        raise VideoError(path, "no pictures: the video stream is empty")
+    if ends[sound.index] is None:
+        raise VideoError(path, "no sound: the audio stream is empty")
+    if pictures.duration:
+        is_short = count < pictures.frames or not pictures.frames
+        declared, found = (
+            float(pictures.duration * pictures.time_base),
+            ends[pictures.index] - first,
+        )
+    else:
+        is_short = True
+        declared = (container.duration or 0) / av.time_base
+        found = max(ends.values()) - (container.start_time or 0) / av.time_base
+    if is_short and declared - found > _TRUNCATION_SECONDS:
+        raise VideoError(path, f"truncated: it announces {declared:.2f} s and holds {found:.2f} s")
+    return ends[pictures.index], count
+
+
+def _decode(path: _Path, container, *streams) -> Iterator:
+    """Decoded frames of the streams as the file interleaves them."""
+    time = 0.0
+    try:
+        for packet in container.demux(*streams):
+            for frame in packet.decode():
+                time = frame.time if frame.time is not None else time
+                yield frame
+    except av.error.FFmpegError as error:
+        raise VideoError(path, f"damaged after {time:.2f} s ({error.strerror})") from error
+
+
+def _time(path: _Path, frame) -> float:
+    if frame.time is None:
+        raise VideoError(path, "its pictures have no time stamps")
+    return frame.time
