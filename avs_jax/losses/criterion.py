@@ -1,0 +1,236 @@
+"""The training loss: classes, masks and prototypes, with a fresh matching for every decoder layer.
+
+For each prediction (the last layer and every auxiliary one), over the supervised frames:
+
+  loss_ce    cross entropy of every query's class, "no object" where unmatched, as a weighted mean
+             (weight `no_object_weight` for no object, 1 otherwise)
+  loss_mask  BCE, mean over points, sum over matched masks / num_masks
+  loss_dice  1 - (2 <p, t> + 1) / (sum p + sum t + 1) at the same points, sum / num_masks
+
+and once, where the model has prototypes, over the frames of `proto_valid`:
+
+  loss_proto mean BCE of exp(logit_scale) * audio_embed . proto_embed with `proto_target`
+
+num_masks is the number of targets of the supervised frames, at least 1. Points: the
+`importance_sample_ratio * P` least certain of `oversample_ratio * P` uniform candidates on the
+prediction, the rest uniform (PointRend). All normalisers are sums over the global batch.
+
+Every random draw follows from (key, layer, clip, frame), so training on a subset of a clip's frames
+draws the numbers that training on all of them draws.
+
+Source: Mask2Former (arXiv 2112.01527, section 3.3 and 4) and VCT (CVPR 2025), criterion_*.py. There
+the points of a mask come from one generator in call order; the distribution is the same.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from avs_jax.losses.matcher import match, matching_cost
+from avs_jax.ops.sampling import sample_bilinear
+
+FRAMES_PER_CLIP_LIMIT = 1024  # frame_index stays below; keeps the ids of frames apart
+
+
+class Draws(NamedTuple):
+    """Uniform random points in 0..1, (x, y), of one decoder layer."""
+
+    matcher: jax.Array  # [N, P, 2]  shared by all masks of the frame
+    candidates: jax.Array  # [N, M, int(oversample_ratio * P), 2]
+    random: jax.Array  # [N, M, P - int(importance_sample_ratio * P), 2]
+
+
+def sample_draws(
+    key: jax.Array, frame_ids: jax.Array, layer: jax.Array, num_targets: int, loss_config: Any
+) -> Draws:
+    """Draws the points of one layer; those of a frame depend on key, layer and frame id only.
+
+    Args:
+      key: of the step.
+      frame_ids: int32 [N].
+      layer: int32 [], 0 is the last layer of the decoder, 1 + i the auxiliary output i.
+      num_targets: M.
+      loss_config: config.loss.
+    """
+    num_points = loss_config.num_points
+    num_candidates = int(loss_config.oversample_ratio * num_points)
+    num_random = num_points - int(loss_config.importance_sample_ratio * num_points)
+    layer_key = jax.random.fold_in(key, layer)
+
+    def draw(frame_id):
+        keys = jax.random.split(jax.random.fold_in(layer_key, frame_id), 3)
+        return Draws(
+            matcher=jax.random.uniform(keys[0], (num_points, 2)),
+            candidates=jax.random.uniform(keys[1], (num_targets, num_candidates, 2)),
+            random=jax.random.uniform(keys[2], (num_targets, num_random, 2)),
+        )
+
+    return jax.vmap(draw)(frame_ids)
+
+
+def compute_losses(
+    outputs: Mapping[str, Any], batch: Mapping[str, jax.Array], key: jax.Array, loss_config: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of a batch.
+
+    Args:
+      outputs: the model's, see spec.py.
+      batch: target_masks, target_labels, target_valid, supervised, frame_index and, where the
+        model has prototypes, proto_target and proto_valid, see spec.py.
+      key: of the step.
+      loss_config: config.loss.
+
+    Returns:
+      float32 [], the sum of all terms; and the terms, weighted, by name: loss_ce, loss_mask and
+      loss_dice of the last layer, the same with suffix _i of auxiliary output i, loss_proto.
+    """
+    frame_index = batch["frame_index"]
+    clip = jnp.arange(frame_index.shape[0], dtype=jnp.int32)[:, None]
+    frame_ids = (clip * FRAMES_PER_CLIP_LIMIT + frame_index).reshape(-1)
+    num_targets = batch["target_valid"].shape[2]
+
+    def draw(layer):
+        return sample_draws(key, frame_ids, layer, num_targets, loss_config)
+
+    return criterion(outputs, batch, draw, loss_config)
+
+
+def criterion(
+    outputs: Mapping[str, Any],
+    targets: Mapping[str, jax.Array],
+    draw: Callable[[jax.Array], Draws],
+    loss_config: Any,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`compute_losses` with the random points given: `draw(layer)` is called with a traced int32.
+
+    Its frames are those of the batch in order, n = b * T + t.
+    """
+    fold = _fold_frames
+    frames = {name: fold(targets[name]) for name in ("target_masks", "target_labels")}
+    frames["supervised"] = fold(targets["supervised"])
+    frames["target_valid"] = fold(targets["target_valid"]) & frames["supervised"][:, None]
+    layers = [outputs, *outputs.get("aux_outputs", ())]
+    logits = jnp.stack([fold(layer["pred_logits"]) for layer in layers])
+    masks = jnp.stack([fold(layer["pred_masks"]) for layer in layers])
+
+    num_layers = len(layers)
+    steps = jnp.arange(num_layers)
+
+    # One layer at a time, so that only one layer's points are alive; but all are matched at once,
+    # for the matching is many tiny steps in sequence.
+    def layer_cost(inputs):
+        layer, logits, masks = inputs
+        points = draw(layer).matcher
+        frame_targets = frames["target_masks"], frames["target_labels"]
+        return matching_cost(logits, masks, *frame_targets, points, loss_config)
+
+    def layer_terms(inputs):
+        layer, logits, masks, query = inputs
+        return _layer_losses(logits, masks, query, frames, draw(layer), loss_config)
+
+    cost = jax.lax.map(layer_cost, jax.lax.stop_gradient((steps, logits, masks)))
+    valid = frames["target_valid"]
+    query = jax.vmap(match, in_axes=(0, None))(cost, valid)
+    by_layer = jax.lax.map(layer_terms, (steps, logits, masks, query))
+    terms = {}
+    for layer in range(num_layers):
+        suffix = f"_{layer - 1}" if layer else ""
+        terms.update({name + suffix: values[layer] for name, values in by_layer.items()})
+    if "proto_embed" in outputs:
+        terms["loss_proto"] = loss_config.proto_weight * _prototype_loss(outputs, targets)
+    return sum(terms.values()), terms
+
+
+def _fold_frames(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _layer_losses(
+    pred_logits: jax.Array,
+    pred_masks: jax.Array,
+    query: jax.Array,
+    frames: Mapping[str, jax.Array],
+    draws: Draws,
+    loss_config: Any,
+) -> dict[str, jax.Array]:
+    """Weighted terms of one layer given its matching, the query [N, M] of each target.
+
+    Fields of `frames` are [N, ...], `target_valid` False where not supervised.
+    """
+    pred_logits, pred_masks = pred_logits.astype(jnp.float32), pred_masks.astype(jnp.float32)
+    labels, valid = frames["target_labels"], frames["target_valid"]
+    loss_ce = _class_loss(
+        pred_logits, labels, query, valid, frames["supervised"], loss_config.no_object_weight
+    )
+    matched = jnp.take_along_axis(pred_masks, query[:, None, None, :], axis=-1)  # [N, h, w, M]
+    matched = jnp.moveaxis(matched, -1, 1)
+    points = uncertain_points(matched, draws, loss_config)
+    mask, target = _sample_masks(matched, points), _sample_masks(frames["target_masks"], points)
+    bce = (jax.nn.softplus(mask) - mask * target).mean(-1)
+    probability = jax.nn.sigmoid(mask)
+    overlap = (probability * target).sum(-1)
+    dice = 1 - (2 * overlap + 1) / (probability.sum(-1) + target.sum(-1) + 1)
+    num_masks = jnp.maximum(valid.sum(), 1)
+    return {
+        "loss_ce": loss_config.class_weight * loss_ce,
+        "loss_mask": loss_config.mask_weight * jnp.where(valid, bce, 0).sum() / num_masks,
+        "loss_dice": loss_config.dice_weight * jnp.where(valid, dice, 0).sum() / num_masks,
+    }
+
+
+def _class_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    query: jax.Array,
+    valid: jax.Array,
+    supervised: jax.Array,
+    no_object_weight: float,
+) -> jax.Array:
+    """Weighted mean cross entropy over the queries of the supervised frames; 0 without any."""
+    no_object = logits.shape[-1] - 1
+    is_match = jax.nn.one_hot(query, logits.shape[1], dtype=bool) & valid[:, :, None]  # [N, M, Q]
+    label = jnp.where(is_match, labels[:, :, None], 0).sum(1)
+    label = jnp.where(is_match.any(1), label, no_object)
+    log_probability = jax.nn.log_softmax(logits, axis=-1)
+    nll = -jnp.take_along_axis(log_probability, label[:, :, None], axis=-1)[:, :, 0]
+    weight = jnp.where(label == no_object, no_object_weight, 1.0) * supervised[:, None]
+    total = weight.sum()
+    return (weight * nll).sum() / jnp.where(total > 0, total, 1)
+
+
+def uncertain_points(masks: jax.Array, draws: Draws, loss_config: Any) -> jax.Array:
+    """The points at which a matched mask is compared with its target: [N, M, P, 2], constants.
+
+    First the least certain candidates (logit nearest 0), then the uniform ones.
+
+    Args:
+      masks: float32 [N, M, h, w], logits.
+      draws: of this layer.
+      loss_config: config.loss.
+    """
+    num_uncertain = int(loss_config.importance_sample_ratio * loss_config.num_points)
+    logits = _sample_masks(jax.lax.stop_gradient(masks), draws.candidates)
+    _, index = jax.lax.top_k(-jnp.abs(logits), num_uncertain)
+    uncertain = jnp.take_along_axis(draws.candidates, index[..., None], axis=2)
+    return jnp.concatenate([uncertain, draws.random], axis=2)
+
+
+def _sample_masks(masks: jax.Array, points: jax.Array) -> jax.Array:
+    """[N, M, h, w] at [N, M, P, 2] → float32 [N, M, P], every mask at its own points."""
+    num_frames, num_targets, height, width = masks.shape
+    images = masks.reshape(num_frames * num_targets, height, width, 1)
+    values = sample_bilinear(images, points.reshape(num_frames * num_targets, -1, 2))
+    return values.reshape(num_frames, num_targets, -1)
+
+
+def _prototype_loss(outputs: Mapping[str, Any], targets: Mapping[str, jax.Array]) -> jax.Array:
+    """Mean BCE over [frames of proto_valid, K'], unweighted; 0 without any."""
+    audio, proto = (outputs[name].astype(jnp.float32) for name in ("audio_embed", "proto_embed"))
+    similarity = jnp.einsum("btd,kd->btk", audio, proto, precision="highest")
+    logits = jnp.exp(outputs["logit_scale"].astype(jnp.float32)) * similarity
+    bce = jax.nn.softplus(logits) - logits * targets["proto_target"]
+    valid = targets["proto_valid"][:, :, None]
+    count = jnp.maximum(valid.sum() * proto.shape[0], 1)
+    return jnp.where(valid, bce, 0).sum() / count

@@ -1,0 +1,91 @@
+"""Bipartite matching of queries to ground-truth masks, on the device.
+
+The cost of giving target m to query q, at random points that all masks of a frame share, is
+
+  w_class * -softmax(logits_q)[label_m] + w_mask * mean BCE(mask_q, target_m)
+    + w_dice * (1 - (2 <p_q, t_m> + 1) / (sum p_q + sum t_m + 1)),   p = sigmoid(mask)
+
+with the weights of the loss itself. Every target gets the one query that makes the sum over the
+frame least.
+
+Source: MaskFormer and Mask2Former (arXiv 2112.01527, section 3.3) as used by VCT (CVPR 2025). There
+SciPy solves the assignment on the host; here targets are padded to a fixed M and optax solves it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from avs_jax.ops.sampling import sample_bilinear
+
+
+def matching_cost(
+    pred_logits: jax.Array,
+    pred_masks: jax.Array,
+    target_masks: jax.Array,
+    target_labels: jax.Array,
+    points: jax.Array,
+    loss_config: Any,
+) -> jax.Array:
+    """The cost of every pair of a query and a target, frame by frame.
+
+    Args:
+      pred_logits: [N, Q, K+1].
+      pred_masks: [N, h, w, Q], logits.
+      target_masks: bool [N, M, H, W].
+      target_labels: int32 [N, M]; anything in range where there is no target.
+      points: float32 [N, P, 2], (x, y) in 0..1.
+      loss_config: config.loss.
+
+    Returns:
+      float32 [N, Q, M].
+    """
+    mask = sample_bilinear(pred_masks.astype(jnp.float32), points)  # [N, P, Q]
+    target = sample_bilinear(jnp.moveaxis(target_masks, 1, -1), points)  # [N, P, M]
+
+    def inner(a, b):
+        return jnp.einsum("NPQ,NPM->NQM", a, b, precision="highest")
+
+    # BCE(x, t) = softplus(x) - x t, so the sum over points is one product.
+    bce_sum = jax.nn.softplus(mask).sum(1)[:, :, None] - inner(mask, target)
+    probability = jax.nn.sigmoid(mask)
+    area = probability.sum(1)[:, :, None] + target.sum(1)[:, None, :]
+    dice = 1 - (2 * inner(probability, target) + 1) / (area + 1)
+    class_probability = jax.nn.softmax(pred_logits.astype(jnp.float32), axis=-1)
+    class_cost = -jnp.take_along_axis(class_probability, target_labels[:, None, :], axis=-1)
+    return (
+        loss_config.class_weight * class_cost
+        + loss_config.mask_weight * bce_sum / points.shape[1]
+        + loss_config.dice_weight * dice
+    )
+
+
+def match(cost: jax.Array, target_valid: jax.Array) -> jax.Array:
+    """The query of each target in the assignment of least total cost.
+
+    Args:
+      cost: float32 [N, Q, M].
+      target_valid: bool [N, M]; the others take queries that are left over.
+
+    Returns:
+      int32 [N, M], all different within a frame; meaningless where there is no target.
+
+    Raises:
+      ValueError: if there are more targets than queries.
+    """
+    num_queries, num_targets = cost.shape[1:]
+    if num_targets > num_queries:
+        raise ValueError(
+            f"{num_targets} targets per frame cannot each have one of {num_queries} queries: "
+            "model.num_queries must be at least data.max_targets"
+        )
+    # A constant column leaves the optimum of the others as it is. Costs that are not finite
+    # would make optax's result garbage; the loss itself still shows them.
+    cost = jnp.where(target_valid[:, None, :], cost, 0)
+    cost = jnp.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
+    # optax returns the pairs in no particular order.
+    target, query = jax.vmap(optax.assignment.hungarian_algorithm)(jnp.swapaxes(cost, 1, 2))
+    order = jnp.argsort(target, axis=1)
+    return jnp.take_along_axis(query, order, axis=1).astype(jnp.int32)
