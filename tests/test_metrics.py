@@ -231,21 +231,22 @@ def test_padded_clips_and_frames_change_nothing():
     padded_labels = np.concatenate([padded_labels, np.zeros_like(padded_labels[:, :2])], axis=1)
     valid = np.zeros(padded_prob.shape[:2], bool)
     valid[: len(prob), : prob.shape[1]] = True
-    padded = count(padded_prob, padded_labels, valid=valid)
+    ids = [f"clip{i}" for i in range(len(prob))] + ["", ""]
+    padded = count(padded_prob, padded_labels, ids, valid)
     plain = count(prob, labels)
     assert_same(padded.scored(), plain)
     assert metrics.all_protocols(padded) == metrics.all_protocols(plain)
 
 
-@pytest.mark.parametrize("num_processes", [2, 3])
-def test_interleave_restores_dataset_order(num_processes):
+@pytest.mark.parametrize("num_processes, share", [(2, 1), (3, 1), (2, 2), (3, 2)])
+def test_interleave_restores_dataset_order(num_processes, share):
     prob, labels = random_clips()
     ids = [f"clip{i}" for i in range(len(prob))]
-    parts = [
-        count(prob[i::num_processes], labels[i::num_processes], ids[i::num_processes])
-        for i in range(num_processes)
-    ]
-    assert_same(metrics.interleave(parts), count(prob, labels, ids))
+    parts = []
+    for process in range(num_processes):
+        own = [i for i in range(len(prob)) if i // share % num_processes == process]
+        parts.append(count(prob[own], labels[own], [ids[i] for i in own]))
+    assert_same(metrics.interleave(parts, share), count(prob, labels, ids))
 
 
 def test_save_and_load(tmp_path):
@@ -275,7 +276,9 @@ def test_errors():
     with pytest.raises(ValueError, match="counted twice"):
         count(prob, labels, ["a", "b", "a", "c", "d"])
     with pytest.raises(ValueError, match="no valid frame"):
-        count(prob, labels, valid=np.zeros(prob.shape[:2], bool))
+        metrics.stream(count(prob, labels, valid=np.zeros(prob.shape[:2], bool)))
+    with pytest.raises(ValueError, match="no clip"):
+        count(prob, labels, [""] * 5)
     with pytest.raises(ValueError, match="diverge"):
         count(prob * np.float32("nan"), labels)
     with pytest.raises(TypeError, match="float32"):

@@ -217,7 +217,7 @@ class FrameCounter:
         category: Sequence[str],
         frame_index: np.ndarray | None = None,
     ) -> None:
-        """Counts one batch; clips without a single valid frame (the padding of a batch) are left.
+        """Counts one batch; rows without a clip_id only fill the batch and are left out.
 
         Args:
           pred: [B, T, S, S]: float32 probability of the object, or the integer class of each pixel
@@ -232,7 +232,8 @@ class FrameCounter:
                 f"pred {pred.shape}, labels {labels.shape}, valid {valid.shape}: expected "
                 "[B, T, S, S] twice and [B, T]"
             )
-        for b, t in np.argwhere(valid.any(axis=1)[:, None] & np.ones_like(valid, bool)):
+        is_clip = np.array([bool(name) for name in clip_id])
+        for b, t in np.argwhere(np.broadcast_to(is_clip[:, None], valid.shape)):
             index = int(t if frame_index is None else frame_index[b, t])
             self._rows.append((str(clip_id[b]), str(category[b]), index, bool(valid[b, t])))
             if self._num_classes == 2:
@@ -249,7 +250,7 @@ class FrameCounter:
           ValueError: nothing was counted, or a clip came twice.
         """
         if not self._rows:
-            raise ValueError("nothing was counted: the loader gave no valid frame")
+            raise ValueError("nothing was counted: the loader gave no clip")
         clip_id, category, frame_index, valid = zip(*self._rows, strict=True)
         names = self._counts[0]
         result = FrameCounts(
@@ -264,19 +265,21 @@ class FrameCounter:
         return result
 
 
-def interleave(parts: Sequence[FrameCounts]) -> FrameCounts:
+def interleave(parts: Sequence[FrameCounts], share: int) -> FrameCounts:
     """Joins what several processes counted, in dataset order.
 
-    Process i of n reads clips i, i + n, i + 2n, ...; so clip j of part i stands at j * n + i.
+    Args:
+      parts: of process 0, 1, ...; of every batch, process i read clips i * share, ... and the next
+        `share` - 1.
+      share: clips per batch and process.
     """
-    if len(parts) == 1:
-        return parts[0]
     rows, offset = [], 0
     for i, part in enumerate(parts):
         for j, clip in enumerate(part.clips()):
-            rows.append((j, i, np.arange(clip.start, clip.stop) + offset))
+            place = (j // share, i, j % share)
+            rows.append((place, np.arange(clip.start, clip.stop) + offset))
         offset += len(part.clip_id)
-    order = np.concatenate([indices for _, _, indices in sorted(rows, key=lambda row: row[:2])])
+    order = np.concatenate([indices for _, indices in sorted(rows, key=lambda row: row[0])])
     joined = FrameCounts(
         **{n: np.concatenate([getattr(p, n) for p in parts]) for n in _ROW_FIELDS},
         counts={n: np.concatenate([p.counts[n] for p in parts]) for n in parts[0].counts},

@@ -54,7 +54,7 @@ def sem_seg(
         return resize_bilinear(scores[: image_size[0], : image_size[1]], score_size)
 
     scores = jax.lax.map(frame, (pred_logits, pred_masks))
-    return scores if valid is None else scores * valid[:, None, None, None]
+    return scores if valid is None else jnp.where(valid[:, None, None, None], scores, 0.0)
 
 
 def object_probability(scores: jax.Array) -> jax.Array:

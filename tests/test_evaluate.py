@@ -1,0 +1,288 @@
+"""One pass over a split and the job around it, with a model of three numbers.
+
+The model answers with a disk where a pixel's red value equals what the sound says. So true sound
+scores perfectly, swapped sound scores the disks of other categories, and every number expected
+here follows from the drawing.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avs_jax import evaluate as evaluation
+from avs_jax.data.pipeline import EvalBatches
+from avs_jax.results import metrics
+from avs_jax.results.report import Report, to_json, to_markdown, to_text
+from avs_jax.runtime.checkpoint import save_variables
+from avs_jax.runtime.sharding import make_mesh
+from configs.base import base_config
+
+SIDE, SCORE, NUM_CLIPS, NUM_FRAMES = 32, 16, 10, 3
+CATEGORIES = ("bell", "cat", "drum")
+
+
+class Listener:
+    """Segments the pixels whose red value says the loudness that is heard."""
+
+    def apply(self, variables, inputs, train):
+        assert not train
+        heard = inputs["log_mel"].mean(axis=(2, 3))  # [B, T]
+        level = jnp.round((heard - variables["params"]["low"]) / variables["params"]["step"])
+        red = inputs["images"][:, :, 2::4, 2::4, 0].astype(jnp.float32)  # stride 4
+        masks = jnp.where(red == 50 * (1 + level[..., None, None]), 20.0, -20.0)
+        logits = jnp.array([[20.0, 0, 0], [0, 20.0, 0]])
+        return {
+            "pred_logits": jnp.broadcast_to(logits, (*heard.shape, 2, 3)),
+            "pred_masks": jnp.stack([-masks, masks], axis=-1),
+            "aux_outputs": [],
+        }
+
+    def init(self, key, inputs, train):
+        del key, inputs, train
+        return {"params": {"low": jnp.zeros(()), "step": jnp.ones(())}}
+
+
+def a_config():
+    config = base_config()
+    config.data.image_size = SIDE
+    config.data.num_frames = NUM_FRAMES
+    config.data.pre_masks = False
+    config.evaluate.score_size = SCORE
+    config.evaluate.batch_size = 3
+    return config
+
+
+def loudness(category):
+    return 10.0 ** CATEGORIES.index(category)
+
+
+def records(silent=False):
+    """Each picture shows a square of two categories; the one that sounds is the ground truth."""
+    result = []
+    for i in range(NUM_CLIPS):
+        sounding, other = CATEGORIES[i % 3], CATEGORIES[(i + 1) % 3]
+        num_frames = NUM_FRAMES - (i == 4)  # a short clip
+        image = np.zeros((SIDE, SIDE, 3), np.uint8)
+        image[:16, :16, 0] = 50 * (1 + CATEGORIES.index(sounding))
+        image[16:, 16:, 0] = 50 * (1 + CATEGORIES.index(other))
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[:16, :16] = 1
+        noise = np.random.default_rng(i).normal(size=16000 * num_frames)
+        record = {
+            "clip_id": f"clip{i:02d}",
+            "category": sounding,
+            "category_label": 1,
+            "frames": [image] * num_frames,
+            "masks": [mask] * num_frames,
+            "mask_index": np.arange(num_frames),
+            "pre_masks": [],
+            "waveform": (30 * loudness(sounding) * noise).clip(-32768, 32767).astype(np.int16),
+            "sample_rate": 16000,
+            "flow": np.zeros((0,)),
+        }
+        if silent:
+            record["silent_categories"] = [other.encode()]
+        result.append(record)
+    return result
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """The levels of the three categories are a constant apart, since they grow tenfold."""
+    clips = EvalBatches(records(), a_config(), NUM_CLIPS)[0]
+    heard = [float(clips["log_mel"][i][:2].mean()) for i in range(3)]
+    params = {"low": np.float32(heard[0]), "step": np.float32((heard[2] - heard[0]) / 2)}
+    return params, {}
+
+
+def run(config, variables, clips=None, devices=1, **kwargs):
+    mesh = make_mesh(config, jax.devices()[:devices])
+    step = evaluation.make_score_step(Listener(), config, mesh)
+    size = evaluation.eval_batch_size(config, mesh)
+    loader = EvalBatches(clips or records(), config, size)
+    batches = [loader[i] for i in range(len(loader))]
+    return evaluation.evaluate(step, variables, batches, config, mesh, **kwargs)
+
+
+def assert_same_counts(a, b):
+    np.testing.assert_array_equal(a.clip_id, b.clip_id)
+    np.testing.assert_array_equal(a.valid, b.valid)
+    for name in a.counts:
+        np.testing.assert_array_equal(a.counts[name], b.counts[name])
+
+
+def test_counts_are_those_of_the_drawing(variables):
+    result = run(a_config(), variables)
+    counts = result.counts
+    assert list(counts.clip_id[::NUM_FRAMES]) == [f"clip{i:02d}" for i in range(NUM_CLIPS)]
+    assert counts.valid.sum() == NUM_CLIPS * NUM_FRAMES - 1
+    scored = counts.scored()
+    np.testing.assert_array_equal(scored.counts["gt"], 64)
+    np.testing.assert_array_equal(scored.counts["inter"], 64)
+    np.testing.assert_array_equal(scored.counts["union"], 64)
+    assert result.pictures == {}
+
+
+@pytest.mark.parametrize("batch_size, devices", [(1, 1), (4, 1), (10, 1), (3, 8)])
+def test_counts_depend_on_neither_batch_nor_devices(variables, batch_size, devices):
+    config = a_config()
+    want = run(config, variables).counts
+    config.evaluate.batch_size = batch_size
+    assert evaluation.eval_batch_size(config, make_mesh(config, jax.devices()[:devices])) == (
+        8 if devices == 8 else batch_size
+    )
+    assert_same_counts(run(config, variables, devices=devices).counts, want)
+
+
+def test_semantic_task_scores_the_argmax(variables):
+    config = a_config()
+    config.data.num_classes = 3
+
+    class ThreeClasses(Listener):
+        def apply(self, *args, **kwargs):
+            outputs = super().apply(*args, **kwargs)
+            logits = jnp.array([[20.0, 0, 0, 0], [0, 0, 20.0, 0]])  # the object is class 2
+            shape = (*outputs["pred_logits"].shape[:2], 2, 4)
+            return outputs | {"pred_logits": jnp.broadcast_to(logits, shape)}
+
+    mesh = make_mesh(config, jax.devices()[:1])
+    clips = records()
+    for clip in clips:
+        clip["masks"] = [2 * mask for mask in clip["masks"]]
+    batch = EvalBatches(clips, config, NUM_CLIPS)[0]
+    step = evaluation.make_score_step(ThreeClasses(), config, mesh)
+    counts = evaluation.evaluate(step, variables, [batch], config, mesh).counts
+    # Class 1 is never seen and counts as 0 in the mean over the three.
+    assert metrics.semantic(counts)["mIoU"] == pytest.approx(2 / 3)
+
+
+def test_pictures_of_the_first_clips(variables):
+    pictures = run(a_config(), variables, num_pictures=2).pictures
+    assert list(pictures) == ["clip00", "clip01"]
+    assert all(p.dtype == np.uint8 and p.shape[2] == 3 for p in pictures.values())
+
+
+# ---- pairs ----
+
+
+def test_swap_audio_is_a_permutation_that_changes_every_category():
+    rng = np.random.default_rng(0)
+    categories = {f"c{i}": str(rng.integers(6)) for i in range(50)}
+    pairs = evaluation.swap_audio(categories)
+    assert sorted(pairs.values()) == sorted(categories)
+    assert all(categories[a] != categories[b] for a, b in pairs.items())
+    shuffled = dict(reversed(list(categories.items())))
+    assert evaluation.swap_audio(shuffled) == pairs
+
+
+def test_swap_audio_when_one_category_has_most_clips():
+    categories = {"a": "dog", "b": "dog", "c": "dog", "d": "cat", "e": "cow"}
+    pairs = evaluation.swap_audio(categories)
+    assert all(categories[a] != categories[b] for a, b in pairs.items())
+    assert {pairs[x] for x in "abc"} == {"d", "e"}
+    with pytest.raises(ValueError, match="two categories"):
+        evaluation.swap_audio({"a": "dog", "b": "dog"})
+
+
+def test_silent_audio_takes_a_sound_that_the_picture_shows():
+    categories = {"a": "dog", "b": "cat", "c": "cow"}
+    silent = {"a": ["cow", "pig"], "b": ["pig"], "c": ["cow", "dog"]}
+    assert evaluation.silent_audio(categories, silent) == {"a": "c", "c": "a"}
+
+
+# ---- the whole job ----
+
+
+@pytest.fixture
+def job(monkeypatch, tmp_path, variables):
+    """(config, directory of a checkpoint, records that evaluate_config will read)."""
+    config, clips = a_config(), records(silent=True)
+    monkeypatch.setattr(evaluation, "build_model", lambda model_config: Listener())
+    monkeypatch.setattr(evaluation, "open_records", lambda config, split: clips)
+    save_variables(tmp_path / "weights", {"params": variables[0]}, config)
+    return config, tmp_path / "weights", clips
+
+
+def test_evaluate_config_scores_true_and_false_sound(job, tmp_path, capsys):
+    config, weights, _ = job
+    report = evaluation.evaluate_config(config, weights, tmp_path / "out")
+    true, swapped, shown = (
+        report.scores[name] for name in ("true_audio", "swapped_audio", "audio_in_picture")
+    )
+    assert set(true) == {"avsbench(batch=1)", "avsbench(batch=4)", "stream", "dataset"}
+    for protocol in true:
+        assert true[protocol] == pytest.approx({"mIoU": 1.0, "f_beta": 1.0}, abs=1e-6)
+        assert swapped[protocol]["mIoU"] == pytest.approx(0, abs=1e-6)
+        assert shown[protocol]["mIoU"] == pytest.approx(0, abs=1e-6)
+    assert report.facts["clips"] == NUM_CLIPS
+    assert report.facts["frames"] == NUM_CLIPS * NUM_FRAMES - 1
+
+    folder = tmp_path / "out" / "evaluation" / "converted"
+    assert json.loads((folder / "report.json").read_text())["scores"] == report.scores
+    assert "| swapped audio | stream | 0.00 |" in (folder / "report.md").read_text()
+    counts = metrics.FrameCounts.load(folder / "counts.npz")
+    assert metrics.all_protocols(counts) == true
+    assert counts.facts["audio"] == "true_audio" and counts.facts["split"] == "test"
+    shown_counts = metrics.FrameCounts.load(folder / "counts_audio_in_picture.npz")
+    # With the silent object's sound the model marks that object, which is as large.
+    np.testing.assert_array_equal(shown_counts.scored().counts["pred"], 64)
+    assert "true audio" in capsys.readouterr().out
+
+
+def test_what_is_left_out_is_said(job, tmp_path):
+    config, weights, clips = job
+    for clip in clips:
+        del clip["silent_categories"]
+        clip["category"] = "bell"
+    report = evaluation.evaluate_config(config, weights, tmp_path / "out")
+    assert list(report.scores) == ["true_audio"]
+    assert "two categories" in report.notes[0] and "silent_categories" in report.notes[1]
+
+
+def test_other_tensors_than_the_models_are_listed(job, tmp_path):
+    config, _, _ = job
+    params = {"low": np.zeros(2, np.float32), "extra": np.zeros(3, np.float32)}
+    save_variables(tmp_path / "other", {"params": params}, config)
+    with pytest.raises(ValueError, match="3 tensor") as error:
+        evaluation.evaluate_config(config, tmp_path / "other", tmp_path / "out")
+    for line in ("extra: (3,)", "low: (2,)", "step: absent"):
+        assert line in str(error.value)
+
+
+def test_command_line(job, tmp_path, capsys):
+    _, weights, _ = job
+    arguments = ["evaluate", "--config=configs/s4_vct.py", f"--checkpoint={weights}"]
+    sizes = [f"--config.data.image_size={SIDE}", f"--config.data.num_frames={NUM_FRAMES}"]
+    sizes += [f"--config.evaluate.score_size={SCORE}", "--config.data.pre_masks=False"]
+    output = [f"--output={tmp_path}/out", "--split=val"]
+    assert evaluation.main([*arguments, *sizes, *output]) == 0
+    assert (tmp_path / "out" / "evaluation" / "converted_val" / "report.md").is_file()
+    missing = ["evaluate", "--config=configs/s4_vct.py", f"--checkpoint={tmp_path}/nothing"]
+    assert evaluation.main(missing) == 1
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+# ---- the report ----
+
+
+def test_report_renders_the_same_numbers_three_ways():
+    report = Report(
+        facts={"step": 7},
+        scores={
+            "true_audio": {"stream": {"mIoU": 0.84321, "f_beta": 0.9}},
+            "swapped_audio": {"stream": {"mIoU": 0.08, "f_beta": 0.2}},
+        },
+        notes=["a note"],
+    )
+    text, markdown = to_text(report), to_markdown(report)
+    for rendering in (text, markdown):
+        for word in ("84.32", "90.00", "8.00", "-76.32", "a note", "step: 7"):
+            assert word in rendering
+    lines = text.splitlines()
+    header = next(line for line in lines if line.startswith("audio"))
+    row = next(line for line in lines if line.startswith("true audio"))
+    assert row.index("84.32") + 5 == header.index("mIoU %") + 6  # columns are aligned
+    assert json.loads(to_json(report))["scores"]["true_audio"]["stream"]["mIoU"] == 0.84321
