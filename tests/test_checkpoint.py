@@ -82,7 +82,7 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path):
     scores = {1: None, 2: 0.9, 3: 0.1, 4: None, 5: None}
     for step, score in scores.items():
         state = make_state(step, seed=step)
-        checkpoints.save(state, step, None if score is None else {"miou": score, "f_beta": 0.5})
+        checkpoints.save(state, step, None if score is None else {"mIoU": score, "f_beta": 0.5})
     with pytest.raises(RuntimeError, match="step 5 was not saved.*2, 4, 5"):
         checkpoints.save(make_state(5), 5)
     checkpoints.close()

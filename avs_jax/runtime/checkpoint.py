@@ -25,7 +25,7 @@ from avs_jax.runtime.step import TrainState
 from avs_jax.spec import nearest
 
 FOLDER = "checkpoints"
-METRIC = "miou"  # what "best" means
+METRIC = "mIoU"  # what "best" means
 STATE_FIELDS = ("step", "params", "batch_stats", "opt_state")
 # Keys that a resumed run may change: they leave every update of the parameters as it was, the mesh
 # up to the order of float32 sums.
@@ -102,7 +102,7 @@ class Checkpoints:
         Args:
           state: the state after `position` steps.
           position: batches that the loader has given.
-          metrics: validation results, with `miou`, if there are any.
+          metrics: validation results, with `mIoU`, if there are any.
 
         Raises:
           RuntimeError: Orbax declined the step, as it does for one that exists already.

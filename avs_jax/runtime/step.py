@@ -25,6 +25,9 @@ from avs_jax.runtime.optim import split_frozen, unflatten
 from avs_jax.spec import INPUT_FIELDS, Array
 
 STREAMS = ("gumbel", "drop_path", "pre_mask_dropout")  # random streams of the model
+NOT_PREDICTED = ("aux_outputs", "intermediates")  # outputs that prediction does not keep
+# Learned scalars worth a curve: name in the metrics -> path.
+WATCHED = {"lambda": "predictor/visual_query_block/lambda", "tau": "ama/temperature"}
 # outputs, batch, key -> (weighted total, {name: weighted term})
 Criterion = Callable[[dict, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
 
@@ -142,8 +145,9 @@ def make_train_step(
             "lr": schedule(state.step),
             "finite": jnp.isfinite(total) & jnp.isfinite(grad_norm),
         }
-        params = unflatten(trainable | frozen)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        flat = trainable | frozen
+        metrics |= {name: flat[path].mean() for name, path in WATCHED.items() if path in flat}
+        return TrainState(state.step + 1, unflatten(flat), batch_stats, opt_state), metrics
 
     if shardings is None:
         return jax.jit(step, donate_argnums=0)
@@ -158,7 +162,7 @@ def make_predict_step(model):
       model: Linen module.
 
     Returns:
-      (params, batch_stats, batch) -> outputs (spec.py), without `aux_outputs`.
+      (params, batch_stats, batch) -> outputs (spec.py), without NOT_PREDICTED.
     """
 
     @jax.jit
@@ -166,7 +170,7 @@ def make_predict_step(model):
         inputs = {name: batch[name] for name in INPUT_FIELDS if name in batch}
         variables = {"params": params, "batch_stats": batch_stats}
         outputs = model.apply(variables, inputs, train=False)
-        return {name: value for name, value in outputs.items() if name != "aux_outputs"}
+        return {name: value for name, value in outputs.items() if name not in NOT_PREDICTED}
 
     return predict
 

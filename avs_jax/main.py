@@ -1,0 +1,54 @@
+"""The program: trains a configuration, or evaluates what it left.
+
+  python -m avs_jax.main --config=configs/s4_ama.py --workdir=DIR [--config.train.batch_size=4 ...]
+  python -m avs_jax.main --config=configs/s4_ama.py --workdir=DIR --mode=eval
+
+Several hosts: the same command on each, with --coordinator=HOST:PORT --num_processes=N
+--process_id=I, or --coordinator=auto where JAX can find out (Slurm, TPU, Kubernetes).
+"""
+
+import sys
+from collections.abc import Sequence
+
+import jax
+from absl import flags
+
+from avs_jax.evaluate import evaluate_config
+from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.train import NotFiniteError, train
+
+
+def main(argv: Sequence[str]) -> None:
+    """One call, nothing else.
+
+    Raises:
+      SystemExit: with one message, where the command line or the data cannot be used, or where the
+        loss is not finite.
+    """
+    try:
+        config, values = parse(argv, _define_flags, __doc__, required=["workdir"])
+        if values.coordinator == "auto":
+            jax.distributed.initialize()
+        elif values.coordinator:
+            jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
+        if values.mode == "train":
+            train(config, values.workdir)
+        else:
+            evaluate_config(config, values.workdir)
+    except (UsageError, FileNotFoundError, NotFiniteError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    def define(kind, name, default, *rest):
+        kind(name, default, *rest, flag_values=values)
+
+    define(flags.DEFINE_string, "workdir", None, "directory of the run: checkpoints and logs")
+    define(flags.DEFINE_enum, "mode", "train", ["train", "eval"], "what to do")
+    define(flags.DEFINE_string, "coordinator", None, "HOST:PORT of process 0, or auto")
+    define(flags.DEFINE_integer, "num_processes", None, "how many processes there are")
+    define(flags.DEFINE_integer, "process_id", None, "which of them this is, from 0")
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,238 @@
+"""Training: one function, read from top to bottom.
+
+What a run leaves in its directory: checkpoints/ (runtime/checkpoint.py), metrics.jsonl and
+tensorboard/ (runtime/log.py), compilation_cache/. The same call on the same directory goes on where
+the last complete checkpoint stands, with the same numbers as if it had never stopped.
+"""
+
+import contextlib
+import functools
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from avs_jax.data import pipeline
+from avs_jax.evaluate import eval_batch_size, evaluate, make_score_step
+from avs_jax.losses.criterion import compute_losses
+from avs_jax.models import build_model
+from avs_jax.results.metrics import all_protocols
+from avs_jax.runtime import optim, sharding
+from avs_jax.runtime.checkpoint import Checkpoints, fill_variables
+from avs_jax.runtime.log import Log
+from avs_jax.runtime.step import init_state, init_variables, make_train_step
+
+VALIDATION_SPLIT = "val"
+NO_DATA = """{error}
+
+AVSBench is not part of this package. Its authors give it out on request, see
+https://github.com/OpenNLPLab/AVSBench. With the Single-source folder on this machine, prepare it by
+  python scripts/build_dataset.py --dataset={dataset} --manual_dir=FOLDER --data_dir={data_dir}
+To see everything work without it, use the `:demo` variant of the configuration
+(--config=configs/s4_ama.py:demo): it trains on generated clips, and scripts/demo.sh makes them."""
+
+
+class NotFiniteError(FloatingPointError):
+    """The loss or its gradient is NaN or infinite."""
+
+
+def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Trains `config.train.steps` steps, or the rest of them, with validations in between.
+
+    Args:
+      config: see configs/base.py.
+      workdir: the run's directory; made if need be.
+
+    Raises:
+      FileNotFoundError: the dataset is not there; tells how to get it.
+      ValueError: the configuration does not fit the devices or the checkpoint in `workdir`.
+      NotFiniteError: names the step, the loss terms and the last good checkpoint.
+    """
+    workdir = pathlib.Path(workdir).expanduser().resolve()
+    process, num_processes = jax.process_index(), jax.process_count()
+
+    # ---- data: is it there? ----------------------------------------------------------------------
+    try:
+        num_clips = {s: pipeline.num_clips(config, s) for s in ("train", VALIDATION_SPLIT)}
+    except FileNotFoundError as error:
+        text = NO_DATA.format(
+            error=error, dataset=config.data.dataset, data_dir=config.data.data_dir
+        )
+        raise FileNotFoundError(text) from None
+
+    # ---- devices ---------------------------------------------------------------------------------
+    mesh = sharding.make_mesh(config)
+    batch_size = config.train.batch_size
+    sharding.check_batch_size("config.train.batch_size", batch_size, mesh, config.train.accumulate)
+    if config.train.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+
+    # ---- model, loss, optimiser: shapes only -----------------------------------------------------
+    model = build_model(config.model)
+    criterion = functools.partial(compute_losses, loss_config=config.loss)
+    example = pipeline.stack_clips([pipeline.empty_clip(config, is_training=True)])
+    init = functools.partial(init_variables, model, seed=config.seed)
+    params, batch_stats = jax.eval_shape(init, example)
+    optimizer, schedule = optim.make_optimizer(params, config)
+    new_state = functools.partial(init_state, optimizer=optimizer, config=config)
+    target = jax.eval_shape(new_state, params, batch_stats)
+    shardings = sharding.tree_shardings(target, mesh)
+
+    # ---- state: the last checkpoint's, or a new one ----------------------------------------------
+    checkpoints = Checkpoints(workdir, config)
+    restored = checkpoints.restore(jax.tree.map(_with_sharding, target, shardings))
+    if restored is None:
+        start_step = 0
+        params, batch_stats = jax.jit(
+            init, out_shardings=(shardings.params, shardings.batch_stats)
+        )(example)
+        if config.train.init_from:
+            params, batch_stats = fill_variables(
+                params, batch_stats, config.train.init_from, config.train.init_fresh
+            )
+        state = jax.jit(new_state, out_shardings=shardings)(params, batch_stats)
+        del params, batch_stats
+    else:
+        state, start_step = restored
+    total_steps = config.train.steps
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.close)
+        log = Log(workdir, total_steps, start_step, enabled=process == 0)
+        stack.callback(log.close)
+        log.say(
+            f"{config.name}: {num_clips['train']} training clips, {num_clips[VALIDATION_SPLIT]} "
+            f"for validation, {total_steps} steps of {batch_size} clips\n"
+            f"{mesh.size} device(s) of kind {jax.devices()[0].device_kind}, mesh "
+            f"{dict(mesh.shape)}, {num_processes} process(es)\n"
+            f"learning rate {optim.base_learning_rate(config):.3g}, groups:\n"
+            f"{optim.describe_groups(target.params, config)}"
+        )
+        if restored is not None:
+            log.say(f"{workdir}: going on from step {start_step}")
+        if start_step >= total_steps:
+            log.say("all steps are done")
+            return
+
+        # ---- loaders and compiled functions ------------------------------------------------------
+        train_loader = stack.enter_context(
+            pipeline.make_train_loader(config, batch_size, process, num_processes, start_step)
+        )
+        val_loader = stack.enter_context(
+            pipeline.make_eval_loader(
+                config, VALIDATION_SPLIT, eval_batch_size(config, mesh), process, num_processes
+            )
+        )
+        train_step = make_train_step(model, criterion, optimizer, schedule, config, shardings)
+        score_step = make_score_step(model, config, mesh)
+        stop_requested = stack.enter_context(_sigterm_as_request())
+        batches = iter(train_loader)
+        log.say("compiling the training step; the first line takes longest")
+
+        # ---- the loop ----------------------------------------------------------------------------
+        unchecked, clock, clips = None, time.monotonic(), 0
+        for step in range(start_step + 1, total_steps + 1):
+            state, metrics = train_step(state, sharding.put_batch(next(batches), mesh))
+            clips += batch_size
+            is_last, must_stop = step == total_steps, stop_requested(step)
+            must_evaluate = is_last or (step % config.train.eval_every == 0 and not must_stop)
+            must_save = must_evaluate or must_stop or step % config.train.checkpoint_every == 0
+            must_log = is_last or step % config.train.log_every == 0
+
+            # One step late, so that the next one is under way while the host waits; at once where
+            # something is kept of this step.
+            if unchecked is not None:
+                _check_finite(*unchecked, checkpoints)
+            unchecked = (step, metrics)
+            if must_log or must_save:
+                _check_finite(step, metrics, checkpoints)
+                unchecked = None
+
+            if must_log:
+                values = {k: v for k, v in jax.device_get(metrics).items() if k != "finite"}
+                now = time.monotonic()
+                speed = clips / max(now - clock, 1e-9)
+                log.scalars(step, values | {"clips_per_second": speed})
+                log.progress(step, values, speed)
+                clock, clips = now, 0
+
+            # ---- validation, then its checkpoint -------------------------------------------------
+            scores = None
+            if must_evaluate:
+                begun = time.monotonic()
+                result = evaluate(
+                    score_step,
+                    (state.params, state.batch_stats),
+                    val_loader,
+                    config,
+                    mesh,
+                    title=f"validation at step {step}",
+                    num_pictures=config.train.num_pictures,
+                )
+                protocols = all_protocols(result.counts)
+                main, scores = next(iter(protocols.items()))
+                log.scalars(
+                    step,
+                    {
+                        f"{VALIDATION_SPLIT}/{protocol}/{measure}": value
+                        for protocol, measures in protocols.items()
+                        for measure, value in measures.items()
+                    },
+                )
+                pictures = {f"{VALIDATION_SPLIT}/{k}": v for k, v in result.pictures.items()}
+                log.pictures(step, pictures)
+                numbers = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+                log.say(f"validation at step {step}, {main}: {numbers}")
+                seconds = time.monotonic() - begun
+                log.pause(seconds)
+                clock += seconds
+            if must_save:
+                checkpoints.save(state, step, scores)
+            if must_stop and not is_last:
+                checkpoints.wait()
+                log.say(f"asked to stop: saved step {step}; the same command goes on from there")
+                return
+
+        # ---- the end -----------------------------------------------------------------------------
+        checkpoints.wait()
+        log.say(f"done: {workdir}")
+
+
+def _with_sharding(leaf, where) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def _check_finite(step: int, metrics: Mapping[str, jax.Array], checkpoints: Checkpoints) -> None:
+    if np.asarray(metrics["finite"]):
+        return
+    checkpoints.wait()
+    good = checkpoints.latest_step
+    terms = {name: float(value) for name, value in metrics.items() if name != "finite"}
+    where = "there is none yet" if good is None else str(checkpoints.directory / str(good))
+    raise NotFiniteError(
+        f"step {step}: the loss or its gradient is not finite; last good checkpoint: {where}; "
+        f"terms: {terms}"
+    )
+
+
+@contextlib.contextmanager
+def _sigterm_as_request():
+    """Yields a function of the step: has the process, or another one of the job, got SIGTERM?"""
+    if jax.process_count() > 1:  # JAX's own service makes all processes stop at the same step
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: requested.is_set()
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: requested.set())
+    try:
+        yield lambda step: requested.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
