@@ -5,9 +5,33 @@ of the source that are positions in a list become suffixes of ours: layers.0 -> 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from avs_jax.convert.rules import Rule
+
+
+def vct_rules(model_config: Mapping[str, Any]) -> list[Rule]:
+    """The whole state dict of VCT (repository spyflying/VCT_AVS), all three variants.
+
+    Known and not taken: the tables of relative positions, which follow from the window size; the
+    class weights of the loss, which are configuration; VGGish's embedding MLP, which VCT never runs.
+    Names are matched as they are: a state dict whose `sem_seg_head.pixel_decoder.` names were
+    renamed by a load without torch's metadata matches nothing.
+
+    Args:
+      model_config: config.model; reads the depths that are stacked.
+    """
+    depths = model_config["backbone"]["depths"]
+    return [
+        *swin_rules("backbone", "backbone", depths),
+        *swin_rules("pre_sam_backbone", "pre_sam_backbone", depths),
+        *gate_rules("scale_factor_module", "scale_factor_module"),
+        *vggish_rules("audio_backbone", "audio_backbone"),
+        *head_rules("sem_seg_head", model_config["pixel_decoder"]["num_layers"]),
+        Rule(r"criterion\.logit_scale", "logit_scale"),
+        Rule(r"criterion\.empty_weight", None),
+    ]
 
 
 def swin_rules(source_prefix: str, target_prefix: str, depths: Sequence[int]) -> list[Rule]:

@@ -1,0 +1,101 @@
+"""Command lines: --config=FILE.py[:variant], --config.any.key=value, and each program's own flags.
+
+Flags belong to one call, not to the process, so that a `main` can be called any number of times.
+"""
+
+import pathlib
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from avs_jax.spec import nearest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent  # holds configs/
+
+
+class UsageError(ValueError):
+    """A command line that asks for something that does not exist; one line, for the user."""
+
+
+def parse(
+    argv: Sequence[str],
+    define: Callable[[flags.FlagValues], None],
+    description: str,
+    required: Sequence[str] = (),
+) -> tuple[ConfigDict, flags.FlagValues]:
+    """Parses a command line.
+
+    Args:
+      argv: program name first, as sys.argv.
+      define: registers the program's own flags in the FlagValues it is given.
+      description: printed by --help.
+      required: own flags that must have a value.
+
+    Returns:
+      the configuration, overrides applied and locked; the flags.
+
+    Raises:
+      UsageError: unknown flag, key, file or variant, or a value of another type; names the nearest
+        choices.
+      SystemExit: --help, after printing it.
+    """
+    argv = list(argv)
+    if str(ROOT) not in sys.path:  # configuration files import configs.base
+        sys.path.append(str(ROOT))
+    own = [arg for arg in argv if not arg.startswith(("--config.", "-config."))]
+    values, config = _parse_own(own, define, description)
+    missing = [name for name in ("config", *required) if getattr(values, name) is None]
+    if missing:
+        raise UsageError(f"--{missing[0]} is missing; --help lists the flags")
+    keys = _leaves("", config)
+    for arg in argv:
+        if arg.startswith("--config."):
+            key = arg.removeprefix("--config.").split("=")[0]
+            if key not in keys:
+                known = ", ".join(nearest(key, keys)) or ", ".join(config)
+                raise UsageError(f"--config.{key}: no such key; nearest: {known}")
+    values, config = _parse_own(argv, define, description)
+    return config, values
+
+
+def _parse_own(argv, define, description) -> tuple[flags.FlagValues, ConfigDict | None]:
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "FILE.py[:variant]; --config.any.key=value overrides",
+        flag_values=values,
+        sys_argv=argv,
+    )
+    flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=values)
+    define(values)
+    try:
+        with warnings.catch_warnings():  # ml_collections loads the file in a way Python deprecates
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+            rest = values(argv)
+        config = holder.value
+        if config is not None:
+            config.keys()  # a file that could not be loaded says so only when it is used
+    except (flags.Error, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+        raise UsageError(reason) from error
+    if values.help:
+        print(description, values.get_help(), sep="\n")
+        raise SystemExit(0)
+    if len(rest) > 1:
+        raise UsageError(f"{rest[1]!r}: not a flag; write --name=value")
+    return values, config
+
+
+def _leaves(prefix: str, config) -> list[str]:
+    """Keys of a nested configuration, sections included."""
+    found = []
+    for name, value in config.items():
+        found.append(prefix + name)
+        if isinstance(value, ConfigDict):
+            found += _leaves(f"{prefix}{name}.", value)
+    return found

@@ -1,0 +1,195 @@
+"""Turns a foreign weight file into an Orbax checkpoint that training and prediction read.
+
+  python scripts/convert_weights.py --source=vct --input=model_best.pth --config=configs/s4_vct.py
+      --output=checkpoints/vct_s4
+
+Input: .npz, .safetensors, .pth, .pt or .pkl; nothing in it is executed. Every tensor of the file must
+have its place and every parameter its tensor, else all disagreements are listed and nothing is
+written. Parts that the file cannot know (AMA, for a VCT file) start from the seed of the configuration
+and are listed; --strict refuses them.
+"""
+
+import collections
+import math
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from avs_jax.convert.reader import WeightsError, read_state_dict
+from avs_jax.convert.rules import ConversionError, Rule, apply_rules
+from avs_jax.convert.tables import vct_rules
+from avs_jax.models import build_model
+from avs_jax.runtime.checkpoint import save_variables
+from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.step import init_variables
+from avs_jax.spec import MEL_BANDS, MEL_FRAMES, SIZE_DIVISOR
+
+MASK_STRIDE = 4
+MIXER = "sem_seg_head.predictor.visual_query_block.query_mixer.layers.0.weight"  # [D, pixels]
+
+
+class Source(NamedTuple):
+    """A family of weight files."""
+
+    rules: Callable[[Mapping[str, Any]], list[Rule]]  # of config.model
+    fresh: tuple[str, ...]  # path regexes of what such files do not hold
+
+
+SOURCES = {"vct": Source(vct_rules, (r"ama/.*", r"predictor/visual_query_block/lambda"))}
+
+
+class Conversion(NamedTuple):
+    """Result of `convert`.
+
+    Attributes:
+      variables: {"params", "batch_stats"}, nested, float32.
+      fresh: paths that hold initial values.
+      ignored: names of the source that were not taken.
+    """
+
+    variables: dict[str, dict]
+    fresh: list[str]
+    ignored: list[str]
+
+
+def convert(
+    state_dict: Mapping[str, np.ndarray], source: str, config: ConfigDict, strict: bool = False
+) -> Conversion:
+    """Carries a state dict into the variables of a configuration's model.
+
+    Args:
+      state_dict: name -> array, as `read_state_dict` gives it.
+      source: key of SOURCES.
+      config: the whole configuration; reads `model`, `seed` and data.image_size.
+      strict: refuse to initialise anything.
+
+    Raises:
+      ConversionError: every disagreement, in one message.
+    """
+    rules, fresh = SOURCES[source].rules(config.model), () if strict else SOURCES[source].fresh
+    init = make_init(config, image_size(state_dict, config))
+    params, batch_stats = (
+        traverse_util.flatten_dict(tree, sep="/") for tree in jax.eval_shape(init)
+    )
+    shapes = {path: leaf.shape for path, leaf in params.items()}
+    found = apply_rules(state_dict, rules, shapes, fresh)
+    found = {path: np.asarray(array, np.float32) for path, array in found.items()}
+    missing = sorted(set(params) - set(found))
+    if missing or batch_stats:
+        wanted = set(missing)
+
+        @jax.jit  # XLA drops whatever does not lead to the leaves that are wanted
+        def initial():
+            params, batch_stats = init()
+            flat = traverse_util.flatten_dict(params, sep="/")
+            return {path: x for path, x in flat.items() if path in wanted}, batch_stats
+
+        values, stats = jax.device_get(initial())
+        found |= values
+        batch_stats = traverse_util.flatten_dict(stats, sep="/")
+    taken = [re.compile(rule.pattern) for rule in rules if rule.target is None]
+    return Conversion(
+        {
+            "params": traverse_util.unflatten_dict(found, sep="/"),
+            "batch_stats": traverse_util.unflatten_dict(batch_stats, sep="/"),
+        },
+        missing + sorted(batch_stats),
+        [name for name in state_dict if any(pattern.fullmatch(name) for pattern in taken)],
+    )
+
+
+def image_size(state_dict: Mapping[str, np.ndarray], config: ConfigDict) -> tuple[int, int]:
+    """(H, W) of images that the file's query mixer accepts, a linear map over the stride-4 pixels.
+
+    The file decides: the mixer is the only parameter whose shape follows from the image size. Where
+    it fits config.data.image_size that is the answer, else the squarest size that gives the number.
+    """
+    side = -(-config.data.image_size // SIZE_DIVISOR) * SIZE_DIVISOR
+    mixer = state_dict.get(MIXER)
+    if mixer is None or mixer.ndim != 2 or mixer.shape[1] == (side // MASK_STRIDE) ** 2:
+        return side, side
+    cell = (SIZE_DIVISOR // MASK_STRIDE) ** 2  # mixer pixels per coarsest cell
+    cells, rest = divmod(mixer.shape[1], cell)
+    if rest or not cells:
+        return side, side  # no image has that many pixels: the shapes will disagree
+    rows = max(n for n in range(1, math.isqrt(cells) + 1) if cells % n == 0)
+    return rows * SIZE_DIVISOR, cells // rows * SIZE_DIVISOR
+
+
+def make_init(config: ConfigDict, size: tuple[int, int]) -> Callable[[], tuple[dict, dict]]:
+    """() -> initial (params, batch_stats) of the configuration's model for images of that size."""
+    model = build_model(config.model)
+
+    def init():
+        images = np.zeros((1, 1, *size, 3), np.uint8)
+        batch = {"images": images, "log_mel": np.zeros((1, 1, MEL_FRAMES, MEL_BANDS), np.float32)}
+        batch["valid"] = np.ones((1, 1), bool)
+        batch["pre_masks"], batch["motion"] = images, images[..., :1].astype(np.float32)
+        return init_variables(model, batch, config.seed)
+
+    return init
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the flags, converts and reports; returns the exit status."""
+    try:
+        run(sys.argv if argv is None else argv)
+    except (UsageError, WeightsError, ConversionError, ValueError, OSError) as error:
+        print(f"convert_weights: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(argv: Sequence[str]) -> None:
+    """`main`, with exceptions."""
+    config, values = parse(argv, define_flags, __doc__, required=("source", "input", "output"))
+    output = pathlib.Path(values.output)
+    if output.exists():
+        raise UsageError(f"--output={output} exists; choose a new folder, nothing was written")
+    state_dict = read_state_dict(values.input)
+    try:
+        result = convert(state_dict, values.source, config, values.strict)
+    except ConversionError as error:
+        raise ConversionError(f"{values.input}, nothing was written: {error}") from error
+    save_variables(output, result.variables, config)
+    params = traverse_util.flatten_dict(result.variables["params"], sep="/")
+    count = sum(leaf.size for leaf in params.values())
+    print(f"{output}: {len(state_dict) - len(result.ignored)} tensors of {values.input} taken")
+    print(f"  parameters: {count:,} in {len(params)} leaves")
+    print(f"  not taken, on purpose: {summary(result.ignored)}")
+    if result.fresh:
+        print(f"  freshly initialised (seed {config.seed}): {', '.join(result.fresh)}")
+    size = image_size(state_dict, config)
+    if max(size) != min(size) or size[0] != config.data.image_size:
+        pixels = size[0] * size[1] // MASK_STRIDE**2
+        print(
+            f"  note: the query mixer is made for {pixels} pixels at stride {MASK_STRIDE}, images of "
+            f"e.g. {size[0]} x {size[1]} px; config.data.image_size is {config.data.image_size}"
+        )
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags beside --config."""
+    flags.DEFINE_enum("source", None, sorted(SOURCES), "what made the file", flag_values=values)
+    flags.DEFINE_string("input", None, "the weight file", flag_values=values)
+    flags.DEFINE_string("output", None, "folder to make", flag_values=values)
+    flags.DEFINE_bool("strict", False, "initialise nothing freshly", flag_values=values)
+
+
+def summary(names: Sequence[str]) -> str:
+    """The names, those that differ in numbers alone counted together: "layers.*.index (24)"."""
+    kinds = collections.Counter(re.sub(r"\d+", "*", name) for name in names)
+    listed = (f"{kind} ({count})" if count > 1 else kind for kind, count in kinds.items())
+    return ", ".join(listed) or "nothing"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
