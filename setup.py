@@ -21,7 +21,7 @@ setup(
         "einops>=0.8",
         "ml_collections>=1.1",
         "absl-py>=2.1",
-        "pillow>=10",
+        "pillow>=10.1",
         "av>=14",
         "scikit-image>=0.24",
         "tensorboardX>=2.6",

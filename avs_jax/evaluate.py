@@ -8,7 +8,7 @@ notice.
   true_audio        each clip with its own sound
   swapped_audio     each clip with the sound of a clip of another category
   audio_in_picture  each clip with the sound of a category that its picture shows, silent; only
-                    where the records name their silent objects (generated clips do)
+                    where the records name the objects in them (generated clips do)
 
 Command line: python -m avs_jax.evaluate --config=configs/s4_ama.py --checkpoint=DIR [--split=test]
 """
@@ -41,7 +41,7 @@ from avs_jax.runtime.sharding import AXES, batch_sharding, make_mesh, put_batch,
 from avs_jax.runtime.step import init_variables, make_predict_step
 from avs_jax.spec import INPUT_FIELDS
 
-SILENT_FIELD = "silent_categories"  # of a record: what its picture shows and its sound lacks
+VISIBLE_FIELD = "visible_labels"  # of a record: categories in the picture, where known
 MASK_STRIDE = 4  # pixels of the padded input per cell of pred_masks
 
 
@@ -220,25 +220,23 @@ def swap_audio(categories: Mapping[str, str]) -> dict[str, str]:
     return pairs
 
 
-def silent_audio(
-    categories: Mapping[str, str], silent: Mapping[str, Sequence[str]]
-) -> dict[str, str]:
-    """Pairs each clip with a clip whose category is silent in its picture.
+def silent_audio(labels: Mapping[str, int], visible: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Pairs each clip with a clip whose category is seen, and not heard, in its picture.
 
     Args:
-      categories: clip id -> category.
-      silent: clip id -> categories of the objects that are seen and not heard.
+      labels: clip id -> category that sounds.
+      visible: clip id -> categories in the picture.
 
     Returns:
       clip id -> id of the clip whose sound it gets, for the clips that have such a partner.
     """
-    by_category: dict[str, list[str]] = {}
-    for clip in sorted(categories):
-        by_category.setdefault(categories[clip], []).append(clip)
+    by_label: dict[int, list[str]] = {}
+    for clip in sorted(labels):
+        by_label.setdefault(labels[clip], []).append(clip)
     pairs = {}
-    for i, clip in enumerate(sorted(silent)):
-        names = sorted(set(silent[clip]) - {categories[clip]})
-        partners = [partner for name in names for partner in by_category.get(name, [])]
+    for i, clip in enumerate(sorted(labels)):
+        silent = sorted(set(visible[clip]) - {labels[clip]})
+        partners = [partner for label in silent for partner in by_label.get(label, [])]
         if partners:
             pairs[clip] = partners[i % len(partners)]
     return pairs
@@ -377,12 +375,13 @@ def _controls(counts, records, notes: list[str]) -> dict[str, list[tuple[int, in
         controls["swapped_audio"] = [(i, place[swapped[clip]]) for i, clip in enumerate(ids)]
     except ValueError as error:
         notes.append(f"swapped_audio left out: {error}")
-    if SILENT_FIELD not in records[0]:
-        notes.append(f"audio_in_picture left out: the records have no field {SILENT_FIELD}")
+    if not len(records[0].get(VISIBLE_FIELD, ())):
+        notes.append(f"audio_in_picture left out: the records leave {VISIBLE_FIELD} empty")
         return controls
     # Reads every record once more, which only generated (small) datasets ask for.
-    silent = {clip: _texts(records[i][SILENT_FIELD]) for i, clip in enumerate(ids)}
-    heard = silent_audio(categories, silent)
+    labels = {clip: int(records[i]["category_label"]) for i, clip in enumerate(ids)}
+    visible = {clip: np.asarray(records[i][VISIBLE_FIELD]).tolist() for i, clip in enumerate(ids)}
+    heard = silent_audio(labels, visible)
     if heard:
         pairs = [(place[clip], place[heard[clip]]) for clip in ids if clip in heard]
         controls["audio_in_picture"] = pairs
@@ -392,10 +391,6 @@ def _controls(counts, records, notes: list[str]) -> dict[str, list[tuple[int, in
             "category that sounds elsewhere in the split"
         )
     return controls
-
-
-def _texts(values) -> list[str]:
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
 
 
 def _digest(config: ConfigDict) -> str:

@@ -1,7 +1,7 @@
 """One pass over a split and the job around it, with a model of three numbers.
 
-The model answers with a disk where a pixel's red value equals what the sound says. So true sound
-scores perfectly, swapped sound scores the disks of other categories, and every number expected
+The model answers with the square where a pixel's red value equals what the sound says. So true sound
+scores perfectly, swapped sound scores the squares of other categories, and every number expected
 here follows from the drawing.
 """
 
@@ -59,7 +59,7 @@ def loudness(category):
     return 10.0 ** CATEGORIES.index(category)
 
 
-def records(silent=False):
+def records(named=False):
     """Each picture shows a square of two categories; the one that sounds is the ground truth."""
     result = []
     for i in range(NUM_CLIPS):
@@ -74,7 +74,7 @@ def records(silent=False):
         record = {
             "clip_id": f"clip{i:02d}",
             "category": sounding,
-            "category_label": 1,
+            "category_label": 1 + i % 3,
             "frames": [image] * num_frames,
             "masks": [mask] * num_frames,
             "mask_index": np.arange(num_frames),
@@ -83,8 +83,8 @@ def records(silent=False):
             "sample_rate": 16000,
             "flow": np.zeros((0,)),
         }
-        if silent:
-            record["silent_categories"] = [other.encode()]
+        if named:
+            record["visible_labels"] = np.array([1 + i % 3, 1 + (i + 1) % 3], np.int32)
         result.append(record)
     return result
 
@@ -188,9 +188,10 @@ def test_swap_audio_when_one_category_has_most_clips():
 
 
 def test_silent_audio_takes_a_sound_that_the_picture_shows():
-    categories = {"a": "dog", "b": "cat", "c": "cow"}
-    silent = {"a": ["cow", "pig"], "b": ["pig"], "c": ["cow", "dog"]}
-    assert evaluation.silent_audio(categories, silent) == {"a": "c", "c": "a"}
+    dog, cat, cow, pig = range(1, 5)
+    labels = {"a": dog, "b": cat, "c": cow}
+    visible = {"a": [dog, cow, pig], "b": [pig, cat], "c": [cow, dog]}
+    assert evaluation.silent_audio(labels, visible) == {"a": "c", "c": "a"}
 
 
 # ---- the whole job ----
@@ -199,7 +200,7 @@ def test_silent_audio_takes_a_sound_that_the_picture_shows():
 @pytest.fixture
 def job(monkeypatch, tmp_path, variables):
     """(config, directory of a checkpoint, records that evaluate_config will read)."""
-    config, clips = a_config(), records(silent=True)
+    config, clips = a_config(), records(named=True)
     monkeypatch.setattr(evaluation, "build_model", lambda model_config: Listener())
     monkeypatch.setattr(evaluation, "open_records", lambda config, split: clips)
     save_variables(tmp_path / "weights", {"params": variables[0]}, config)
@@ -235,11 +236,11 @@ def test_evaluate_config_scores_true_and_false_sound(job, tmp_path, capsys):
 def test_what_is_left_out_is_said(job, tmp_path):
     config, weights, clips = job
     for clip in clips:
-        del clip["silent_categories"]
+        clip["visible_labels"] = np.zeros(0, np.int32)
         clip["category"] = "bell"
     report = evaluation.evaluate_config(config, weights, tmp_path / "out")
     assert list(report.scores) == ["true_audio"]
-    assert "two categories" in report.notes[0] and "silent_categories" in report.notes[1]
+    assert "two categories" in report.notes[0] and "visible_labels" in report.notes[1]
 
 
 def test_other_tensors_than_the_models_are_listed(job, tmp_path):
