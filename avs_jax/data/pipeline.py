@@ -15,6 +15,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from avs_jax.data.clip import Clip, Record, empty_clip, prepare_clip
 from avs_jax.spec import HOST_FIELDS
@@ -36,24 +37,32 @@ _ENDLESS = 1 << 40  # steps
 def open_records(config: Any, split: str) -> Sequence[Record]:
     """The records of one split, by index, from array_record files; nothing is read yet.
 
+    config.data.dataset names a TFDS dataset, "name" or "name/variant"; the newest version counts.
+
     Raises:
       FileNotFoundError: the dataset is not there; names the folders looked in.
-      ValueError: no such split; names those there are.
+      ValueError: several variants and none is named, or no such split; names those there are.
     """
     import tensorflow_datasets as tfds  # slow: only who opens records waits for it
 
     root = pathlib.Path(config.data.data_dir).expanduser().resolve()
     home = root / config.data.dataset
-    versions = [
-        path.parent
-        for path in home.glob("*/dataset_info.json")
-        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
-    ]
-    if not versions:
+    found: dict[pathlib.Path, list[pathlib.Path]] = {}
+    for pattern in ("*/dataset_info.json", "*/*/dataset_info.json"):
+        for path in home.glob(pattern):
+            if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name):
+                found.setdefault(path.parent.parent, []).append(path.parent)
+    if not found:
         raise FileNotFoundError(
-            f"dataset {config.data.dataset!r} not found; "
-            f"looked for {home}/VERSION/dataset_info.json, where {root} is config.data.data_dir = {config.data.data_dir!r}"
+            f"dataset {config.data.dataset!r} not found: looked for a version of it in {home} and "
+            f"{home}/*, where {root} is config.data.data_dir = {config.data.data_dir!r}"
         )
+    if len(found) > 1:
+        variants = sorted(str(path.relative_to(root)) for path in found)
+        raise ValueError(
+            f"config.data.dataset {config.data.dataset!r} is one of {variants}: which?"
+        )
+    (versions,) = found.values()
     newest = max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
     builder = tfds.builder_from_directory(newest)
     if split not in builder.info.splits:
@@ -187,6 +196,8 @@ class Loader:
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         )
         if self.num_workers:
+            if not flags.FLAGS.is_parsed():  # a program without absl; grain asks for a flag
+                flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=self.prefetch)
             )

@@ -1,8 +1,8 @@
 """Own videos in and out: one picture per second and the sound of a file, and overlays that keep it.
 
 Second k of a video is shown by the picture at k + 15/16 s (the last picture where the video ends
-earlier), found by time stamps, so a variable frame rate changes nothing. Time 0 is the first picture;
-the sound is cut and padded to it. A rest of a second counts as a second from a quarter on.
+earlier), found by time stamps, so a variable frame rate changes nothing. Time 0 is the first
+picture; the sound is cut and padded to it. A rest of a second counts as a second from a quarter on.
 
 Source: AVSBench's preprocessing takes frame int((k + 15/16) * fps); this is the same moment.
 """
@@ -28,7 +28,7 @@ _Path = str | os.PathLike
 
 
 class VideoError(ValueError):
-    """A file that cannot be used as a video with sound; the message names the file and the reason."""
+    """A file that is no usable video with sound; the message names the file and the reason."""
 
     def __init__(self, path: _Path, reason: str):
         super().__init__(f"{path}: {reason}")
@@ -208,7 +208,8 @@ class _Picker:
 
     def add(self, frame: av.VideoFrame) -> None:
         time = _time(self.video.path, frame) - self.video.start_time
-        while self._shown is not None and time > self._second + FRAME_OFFSET_SECONDS + 1e-6:
+        moment = FRAME_OFFSET_SECONDS + 1e-3  # Matroska rounds time stamps to 1 ms
+        while self._shown is not None and time > self._second + moment:
             self._pick()
         self._shown = frame
 
@@ -331,14 +332,12 @@ def _scan(path: _Path, container, pictures, sound) -> tuple[float, int]:
         raise VideoError(path, "no sound: the audio stream is empty")
     if pictures.duration:
         is_short = count < pictures.frames or not pictures.frames
-        declared, found = (
-            float(pictures.duration * pictures.time_base),
-            ends[pictures.index] - first,
-        )
+        declared = float(pictures.duration * pictures.time_base)
+        found = ends[pictures.index] - first
     else:
         is_short = True
         declared = (container.duration or 0) / av.time_base
-        found = max(ends.values()) - (container.start_time or 0) / av.time_base
+        found = max(ends.values())  # Matroska announces the end, not the length
     if is_short and declared - found > _TRUNCATION_SECONDS:
         raise VideoError(path, f"truncated: it announces {declared:.2f} s and holds {found:.2f} s")
     return ends[pictures.index], count

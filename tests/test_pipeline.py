@@ -1,0 +1,391 @@
+"""From records to batches: the same on any number of workers and processes, no clip lost."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from avs_jax import spec
+from avs_jax.data import motion
+from avs_jax.data.audio import log_mel
+from avs_jax.data.clip import decode_labels, prepare_clip
+from avs_jax.data.pipeline import (
+    EvalBatches,
+    Loader,
+    TrainBatches,
+    make_eval_loader,
+    make_train_loader,
+    num_clips,
+    num_steps_per_epoch,
+)
+from configs.base import base_config, shrink_for_demo
+from tfds_builders import common
+
+SIDE = 64
+
+
+def make_config(**data):
+    config = base_config()
+    shrink_for_demo(config)
+    config.data.image_size = 48
+    config.data.augment.min_sizes = (40, 56, 72)
+    config.data.motion.source = "auto"
+    config.data.num_workers = 0
+    config.evaluate.score_size = 32
+    config.seed = 7
+    config.data.update(data)
+    return config
+
+
+def png(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_record(index=0, masks=(0,), flow=False, seconds=5):
+    """Squares that move by 3 px a frame; the first one is the ground truth."""
+    rng = np.random.default_rng(index)
+    background = rng.integers(0, 120, (SIDE, SIDE, 3), dtype=np.uint8)
+    frames, labels, pre_masks = [], [], []
+    for t in range(5):
+        square = np.zeros((SIDE, SIDE), np.uint8)
+        square[20:40, 5 + 3 * t : 25 + 3 * t] = 255
+        frames.append(png(np.where(square[..., None] > 0, np.uint8(220), background)))
+        labels.append(png(square))
+        pre_masks.append(png(np.stack([square, square // 2, 255 - square], axis=-1)))
+    vectors = np.zeros((5, SIDE, SIDE, 2), np.float16)
+    vectors[1:, 20:40, 5:30] = (3, 4)
+    return {
+        "clip_id": f"clip{index}",
+        "category": "dog_barking",
+        "category_label": np.int32(20),
+        "frames": frames,
+        "masks": [labels[t] for t in masks],
+        "mask_index": np.array(masks, np.int32),
+        "pre_masks": pre_masks,
+        "waveform": rng.integers(-9000, 9000, (16_000 * seconds, 1)).astype(np.int16),
+        "sample_rate": np.int32(16_000),
+        "flow": vectors if flow else np.zeros((0, 0, 0, 0), np.float16),
+        "flow_kind": "uv" if flow else "none",
+        "visible_labels": np.zeros(0, np.int32),
+    }
+
+
+@pytest.fixture(scope="module")
+def records():
+    return [make_record(k) for k in range(7)]
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        if isinstance(a[name], list | str):
+            assert a[name] == b[name]
+        else:
+            assert a[name].dtype == b[name].dtype, name
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def rng(seed=3):
+    return np.random.default_rng(seed)
+
+
+# ---- one clip ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["auto", "difference"])
+@pytest.mark.parametrize("masks", [(0,), (2,), (1, 4)])
+def test_supervised_frames_are_those_of_all(masks, source):
+    record = make_record(1, masks, flow=True)
+    config = make_config(num_supervised=2)
+    config.data.motion.source = source
+    few = prepare_clip(record, config, rng())
+    config.data.train_frames = "all"
+    every = prepare_clip(record, config, rng())
+    assert set(few) == set(spec.TRAIN_FIELDS) == set(every)
+    assert few["valid"].tolist() == [True] * len(masks) + [False] * (2 - len(masks))
+    assert few["frame_index"][: len(masks)].tolist() == list(masks)
+    assert np.flatnonzero(every["supervised"]).tolist() == list(masks)
+    assert every["valid"].all() and every["frame_index"].tolist() == [0, 1, 2, 3, 4]
+    for name in few:
+        for row, t in enumerate(masks):
+            np.testing.assert_array_equal(few[name][row], every[name][t], err_msg=name)
+        assert not few[name][len(masks) :].any()
+    unsupervised = [t for t in range(5) if t not in masks]
+    assert not every["target_valid"][unsupervised].any()
+
+
+def test_at_most_num_supervised_frames():
+    record = make_record(0, masks=(0, 1, 2, 3, 4))
+    for frames in ("supervised", "all"):
+        clip = prepare_clip(record, make_config(train_frames=frames), rng())
+        assert np.flatnonzero(clip["supervised"]).tolist() == [0]
+
+
+def test_fields_have_the_shapes_of_the_contract():
+    config = make_config(train_frames="all")
+    clip = prepare_clip(make_record(0), config, rng())
+    sizes = {"T": 5, "H": 48, "W": 48, "M": 2}
+    for name, pattern, dtype in [
+        ("images", "T H W 3", np.uint8),
+        ("pre_masks", "T H W 3", np.uint8),
+        ("log_mel", "T 96 64", np.float32),
+        ("motion", "T H W 1", np.float32),
+        ("valid", "T", bool),
+        ("supervised", "T", bool),
+        ("frame_index", "T", np.int32),
+        ("target_masks", "T M H W", bool),
+        ("target_labels", "T M", np.int32),
+        ("target_valid", "T M", bool),
+        ("proto_target", "T 23", np.float32),
+        ("proto_valid", "T", bool),
+    ]:
+        spec.check_shape(name, clip[name], pattern, **sizes)
+        assert clip[name].dtype == dtype, name
+
+
+def test_targets_and_prototype():
+    config = make_config(train_frames="all")
+    config.data.augment.min_sizes = (40,)  # 48 px: 8 rows and columns of padding
+    clip = prepare_clip(make_record(0), config, rng())
+    assert clip["target_labels"][0].tolist() == [0, 1] and clip["target_valid"][0].all()
+    background, square = clip["target_masks"][0]
+    assert (background ^ square)[:40, :40].all()
+    assert not (background | square)[40:].any() and not (background | square)[:, 40:].any()
+    bright = clip["images"][0].min(axis=-1) - 1.0 * clip["images"][0].min()
+    assert bright[square].mean() > bright[background].mean() + 20
+    assert clip["proto_valid"].tolist() == [True, False, False, False, False]
+    assert (
+        np.flatnonzero(clip["proto_target"][0]).tolist() == [19]
+        and not clip["proto_target"][1:].any()
+    )
+    none = prepare_clip(make_record(0), make_config(prototype_target="none"), rng())
+    assert not none["proto_valid"].any() and not none["proto_target"].any()
+
+
+def test_a_frame_without_object_has_one_target():
+    record = make_record(0) | {"masks": [png(np.zeros((SIDE, SIDE), np.uint8))]}
+    clip = prepare_clip(record, make_config(), rng())
+    assert clip["target_valid"].tolist() == [[True, False]]
+    assert clip["target_labels"].tolist() == [[0, 0]] and not clip["target_masks"][0, 1].any()
+
+
+def test_evaluation_squashes_and_labels_every_frame():
+    record = make_record(2, masks=(0, 1, 3))
+    config = make_config()
+    clip = prepare_clip(record, config)
+    assert clip["clip_id"] == "clip2" and clip["category"] == "dog_barking"
+    assert set(np.unique(clip["labels"][[0, 1, 3]])) == {0, 1}
+    assert (clip["labels"][[2, 4]] == spec.IGNORE_LABEL).all()
+    assert clip["supervised"].tolist() == [True, True, False, True, False]
+    square = np.asarray(Image.open(io.BytesIO(record["masks"][0])).resize((32, 32), 0)) > 0
+    np.testing.assert_array_equal(clip["labels"][0], square)
+    colours = {tuple(c) for c in clip["pre_masks"].reshape(-1, 3)}
+    assert colours == {(0, 0, 255), (255, 127, 0)}  # nearest: no blended colours
+    want = log_mel(record["waveform"], 16_000)
+    np.testing.assert_array_equal(clip["log_mel"], want)
+
+
+def test_a_record_of_a_video_needs_no_masks():
+    images = np.random.default_rng(0).integers(0, 255, (3, 50, 30, 3), dtype=np.uint8)
+    record = {
+        "clip_id": "own.mp4",
+        "frames": list(images),
+        "masks": [],
+        "mask_index": [],
+        "waveform": np.zeros((3 * 48_000, 2), np.int16),
+        "sample_rate": 48_000,
+    }
+    clip = prepare_clip(record, make_config(pre_masks=False))
+    assert clip["valid"].tolist() == [True, True, True, False, False]
+    assert not clip["images"][3:].any() and clip["images"][:3].any()
+    assert (clip["labels"] == 255).all() and clip["images"].shape == (5, 48, 48, 3)
+
+
+def test_motion_sources():
+    record = make_record(0, flow=True)
+    config = make_config()
+    config.data.image_size = SIDE
+    stored = prepare_clip(record, config)["motion"][..., 0]
+    assert stored[:, 25, 10] == pytest.approx(1, abs=1e-3) and not stored[:, :19].any()
+    np.testing.assert_array_equal(stored[0], stored[1])
+    config.data.motion.source = "difference"
+    difference = prepare_clip(record, config)["motion"][..., 0]
+    assert difference.max() == 1 and difference[2, 25, 11:20].max() == 0  # inside the square
+    assert difference[2, 25, 9] > 0.2 and not difference[:, :19].any()
+    np.testing.assert_array_equal(difference[0], difference[1])
+    config.data.motion.first_frame = "zeros"
+    assert not prepare_clip(record, config)["motion"][0].any()
+    still = record | {"frames": record["frames"][:1] * 5}
+    config.data.motion.first_frame = "next"
+    assert not prepare_clip(still, config)["motion"].any()
+
+
+def test_motion_arithmetic():
+    flow = np.zeros((2, 2, 2), np.float16)
+    flow[0, 0], flow[1, 1] = (3, 4), (0, -1)
+    np.testing.assert_allclose(motion.flow_strength(flow), [[1, 0], [0, 0.2]], atol=1e-6)
+    one = np.full((1, 2, 3), 10, np.uint8)
+    two = np.array([[[10, 10, 10], [4, 10, 13]]], np.uint8)
+    np.testing.assert_array_equal(motion.frame_difference(one, two), [[0, 1]])
+
+
+def test_labels_by_kind_of_image():
+    grey = np.array([[0, 1, 255]], np.uint8)
+    assert decode_labels(png(grey), 2).tolist() == [[0, 1, 1]]
+    colour = np.zeros((1, 3, 3), np.uint8)
+    colour[0, 1] = (0, 0, 9)
+    assert decode_labels(png(colour), 2).tolist() == [[0, 1, 0]]
+    assert decode_labels(np.array([[0, 70, 255]]), 71).tolist() == [[0, 70, 255]]
+    with pytest.raises(ValueError, match=r"\[71\].*0 to 70"):
+        decode_labels(np.array([[71]]), 71)
+
+
+def test_errors_name_clip_and_cure():
+    config = make_config()
+    with pytest.raises(ValueError, match="clip clip0: .*--config.data.pre_masks=False"):
+        prepare_clip(make_record(0) | {"pre_masks": []}, config)
+    with pytest.raises(ValueError, match="clip clip0: 5 frames.*num_frames = 3"):
+        prepare_clip(make_record(0), make_config(num_frames=3))
+    with pytest.raises(ValueError, match="clip clip0: .*too short"):
+        prepare_clip(make_record(0) | {"waveform": np.zeros(100, np.int16)}, config)
+    with pytest.raises(ValueError, match="clip clip0"):
+        prepare_clip(make_record(0) | {"frames": [b"not an image"] * 5}, config)
+    with pytest.raises(ValueError, match="category_label is 24"):
+        prepare_clip(make_record(0) | {"category_label": 24}, config, rng())
+    with pytest.raises(ValueError, match="'every'.*'supervised' or 'all'"):
+        prepare_clip(make_record(0), make_config(train_frames="every"), rng())
+
+
+# ---- batches -----------------------------------------------------------------------------------
+
+
+def test_every_epoch_holds_every_clip_once_in_another_order(records):
+    config = make_config(pre_masks=False)
+    batches = TrainBatches(records, config, batch_size=3)
+    sounds = np.stack([log_mel(r["waveform"], 16_000)[0] for r in records])
+    seen = np.concatenate([batches[step]["log_mel"][:, 0] for step in range(7)])  # 3 epochs of 7
+    order = [int(np.abs(sounds - sound).sum((1, 2)).argmin()) for sound in seen]
+    epochs = [order[k : k + 7] for k in (0, 7, 14)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_augmentation_changes_with_the_epoch_only(records):
+    batches = TrainBatches(records[:1], make_config(), batch_size=1)
+    assert_equal(batches[0], batches[0])
+    assert (batches[0]["images"] != batches[1]["images"]).any()
+
+
+def test_processes_share_the_batch(records):
+    config = make_config()
+    whole = TrainBatches(records, config, 4)[5]
+    parts = [TrainBatches(records, config, 4, p, 2)[5] for p in range(2)]
+    assert_equal(whole, {k: np.concatenate([part[k] for part in parts]) for k in whole})
+    with pytest.raises(ValueError, match="4 clips cannot be shared by 3"):
+        TrainBatches(records, config, 4, 0, 3)
+
+
+def take(batches, count, **options):
+    with Loader(batches, **options) as loader:
+        iterator = iter(loader)
+        return [next(iterator) for _ in range(count)]
+
+
+def test_start_step_and_workers_change_nothing(records):
+    """The position is the step: a loader that starts later, or in workers, goes on the same."""
+    config = make_config()
+    plain = TrainBatches(records, config, 2)
+    want = [plain[step] for step in range(7)]
+    for got, expected in zip(take(TrainBatches(records, config, 2), 7), want, strict=True):
+        assert_equal(got, expected)
+    late = TrainBatches(records, config, 2, start_step=4)
+    for workers in (0, 2):
+        got = take(late, 3, num_workers=workers)
+        for a, b in zip(got, want[4:], strict=True):
+            assert_equal(a, b)
+
+
+def test_evaluation_counts_every_clip_once(records):
+    config = make_config()
+    batches = list(Loader(EvalBatches(records, config, 3)))
+    assert [b["clip_id"] for b in batches] == [
+        ["clip0", "clip1", "clip2"],
+        ["clip3", "clip4", "clip5"],
+        ["clip6", "", ""],
+    ]
+    assert all(b["images"].shape == (3, 5, 48, 48, 3) for b in batches)
+    assert batches[2]["valid"].tolist() == [[True] * 5, [False] * 5, [False] * 5]
+    assert (batches[2]["labels"][1:] == 255).all()
+    shared = [list(Loader(EvalBatches(records, config, 2, p, 2))) for p in range(2)]
+    assert [len(s) for s in shared] == [4, 4]
+    names = [name for s in shared for b in s for name in b["clip_id"]]
+    assert sorted(names) == ["", *(f"clip{k}" for k in range(7))]
+
+
+def test_errors_come_out_of_the_loader(records):
+    broken = [*records[:2], records[2] | {"frames": [b"x"] * 5}]
+    with pytest.raises(ValueError, match="clip clip2"):
+        list(Loader(EvalBatches(broken, make_config(), 1)))
+
+
+# ---- array_record files ------------------------------------------------------------------------
+
+
+class TinyClips(tfds.core.GeneratorBasedBuilder):
+    """Records with the features of the real builders."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        return common.DatasetInfo(
+            builder=self, features=common.record_features(), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(5), "test": self._generate_examples(3)}
+
+    def _generate_examples(self, count):
+        for index in range(count):
+            yield index, make_record(index, flow=index % 2 == 1)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    builder = TinyClips(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return folder
+
+
+def test_batches_from_files(data_dir):
+    config = make_config(dataset="tiny_clips", data_dir=str(data_dir))
+    assert num_clips(config, "train") == 5 and num_steps_per_epoch(config, 2) == 2.5
+    in_memory = [make_record(index, flow=index % 2 == 1) for index in range(5)]
+    with make_train_loader(config, 2, start_step=1) as loader:
+        iterator = iter(loader)
+        for step in (1, 2, 3):
+            assert_equal(next(iterator), TrainBatches(in_memory, config, 2)[step])
+    batches = list(make_eval_loader(config, "test", 2))
+    assert_equal(batches[1], EvalBatches(in_memory[:3], config, 2)[1])
+
+
+def test_worker_processes_read_files(data_dir):
+    config = make_config(dataset="tiny_clips", data_dir=str(data_dir), num_workers=1)
+    with make_train_loader(config, 2) as loader:
+        batch = next(iter(loader))
+    config.data.num_workers = 0
+    with make_train_loader(config, 2) as loader:
+        assert_equal(batch, next(iter(loader)))
+
+
+def test_data_that_is_not_there(data_dir, tmp_path):
+    config = make_config(data_dir=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/avsbench_s4"):
+        make_train_loader(config, 2)
+    config = make_config(dataset="tiny_clips", data_dir=str(data_dir))
+    with pytest.raises(ValueError, match=r"'validation'.*\['test', 'train'\]"):
+        make_eval_loader(config, "validation", 2)

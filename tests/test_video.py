@@ -1,0 +1,220 @@
+"""Reading videos by time stamps: every picture of these files shows its moment as a grey value."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from avs_jax.data import video
+
+WIDTH, HEIGHT = 64, 48
+TICKS = 90_000  # per second
+
+
+def grey(seconds):
+    """What a picture shown from this moment on is painted with: 4 grey levels per 1/16 s."""
+    return int(seconds * 16 % 60) * 4 + 8
+
+
+def write(
+    path, times, rate=48_000, channels=2, rotation=0, sound_seconds=None, codecs=None, shift=0
+):
+    """A file with pictures at `times` (the last is the end) and a tone, louder every second."""
+    vcodec, acodec = codecs or ("libx264", "aac")
+    with av.open(str(path), "w") as container:
+        pictures = container.add_stream(vcodec, rate=30)
+        pictures.width, pictures.height, pictures.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        pictures.time_base = pictures.codec_context.time_base = Fraction(1, TICKS)
+        pictures.bit_rate = 4_000_000
+        if vcodec == "libx264":
+            pictures.options = {"crf": "10", "preset": "ultrafast", "tune": "zerolatency"}
+        if rotation:
+            pictures.set_display_rotation(rotation)
+        if rate:
+            layout = "stereo" if channels == 2 else "mono"
+            sound = container.add_stream(acodec, rate=rate, layout=layout)
+        for time in times[:-1]:
+            image = np.full((HEIGHT, WIDTH, 3), grey(time), np.uint8)
+            image[: HEIGHT // 4, : WIDTH // 4] = 255  # upper left corner
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round((time + shift) * TICKS), Fraction(1, TICKS)
+            container.mux(pictures.encode(frame))
+        container.mux(pictures.encode(None))
+        if rate:
+            tone = level_steps(sound_seconds or float(times[-1]), rate)
+            samples = np.repeat(tone[:, None], channels, axis=1)
+            for start in range(0, len(samples), 1024):
+                block = np.ascontiguousarray(samples[start : start + 1024]).reshape(1, -1)
+                frame = av.AudioFrame.from_ndarray(block, format="s16", layout=layout)
+                frame.sample_rate, frame.pts = rate, start + round(shift * rate)
+                frame.time_base = Fraction(1, rate)
+                container.mux(sound.encode(frame))
+            container.mux(sound.encode(None))
+    return path
+
+
+def level_steps(seconds, rate):
+    time = np.arange(int(seconds * rate)) / rate
+    level = 1000 * (1 + np.floor(time) % 8)
+    return (level * np.sin(2 * np.pi * 440 * time)).astype(np.int16)
+
+
+def steady(seconds, fps=16):
+    return [Fraction(k, fps) for k in range(int(seconds * fps) + 1)]
+
+
+def read(path, num_frames=5):
+    windows = list(video.read_windows(path, num_frames))
+    return windows, np.concatenate([frames for frames, _, _ in windows])
+
+
+def check(path, times, num_seconds, num_frames=5):
+    """One picture per second, the one on show at k + 15/16 s, and the sound of these seconds."""
+    windows, frames = read(path, num_frames)
+    assert [start for _, _, start in windows] == list(range(0, num_seconds, num_frames))
+    assert frames.dtype == np.uint8 and len(frames) == num_seconds
+    for second, frame in enumerate(frames):
+        shown = [time for time in times[:-1] if time <= second + Fraction(15, 16)][-1]
+        assert abs(frame[HEIGHT // 2 :].mean() - grey(shown)) < 1.9, f"second {second}"
+    rate = video.probe(path).sample_rate
+    for frames, waveform, _ in windows:
+        assert waveform.dtype == np.int16 and len(waveform) == len(frames) * rate
+    waveform = np.concatenate([waveform for _, waveform, _ in windows]).astype(float)
+    return waveform, rate
+
+
+def check_sound(waveform, rate, seconds):
+    want = level_steps(seconds, rate)
+    assert np.corrcoef(waveform[: len(want), 0], want)[0, 1] > 0.99  # so no shift either: 440 Hz
+    assert np.abs(waveform[len(want) + rate // 50 :]).max(initial=0) < 200
+
+
+def test_stereo_48_khz(tmp_path):
+    path = write(tmp_path / "a.mp4", steady(2))
+    facts = video.probe(path)
+    assert (facts.width, facts.height, facts.rotation) == (WIDTH, HEIGHT, 0)
+    assert (facts.sample_rate, facts.num_channels, facts.num_seconds) == (48_000, 2, 2)
+    assert facts.duration == pytest.approx(2, abs=0.05) and facts.fps == pytest.approx(16, abs=0.5)
+    waveform, rate = check(path, steady(2), 2)
+    assert waveform.shape[1] == 2
+    check_sound(waveform, rate, 2)
+
+
+def test_23_seconds_window_by_window(tmp_path):
+    path = write(tmp_path / "long.mp4", steady(23), rate=16_000, channels=1)
+    waveform, rate = check(path, steady(23), 23)
+    check_sound(waveform, rate, 23)
+    assert [len(frames) for frames, _, _ in read(path)[0]] == [5, 5, 5, 5, 3]
+
+
+def test_variable_frame_rate(tmp_path):
+    gaps = np.random.default_rng(0).choice([1, 2, 3, 9, 20], 400)
+    times = [Fraction(int(t), 32) for t in np.concatenate([[0], np.cumsum(gaps)])]
+    times = [t for t in times if t < 7] + [Fraction(7)]
+    waveform, rate = check(write(tmp_path / "vfr.mp4", times), times, 7, num_frames=3)
+    check_sound(waveform, rate, 7)
+
+
+def test_rest_of_a_second_and_short_sound(tmp_path):
+    path = write(tmp_path / "rest.mp4", steady(2.5), sound_seconds=1.5)
+    waveform, rate = check(path, steady(2.5), 3)
+    check_sound(waveform, rate, 1.5)  # silence after the sound's end
+    assert len(read(write(tmp_path / "tiny.mp4", steady(2.125)))[1]) == 2
+    assert len(read(write(tmp_path / "half.mp4", steady(0.5)))[1]) == 1
+
+
+def test_time_0_is_the_first_picture(tmp_path):
+    """Pictures and sound that start at 1.5 s on the file's clock (mkv keeps it)."""
+    path = write(tmp_path / "late.mkv", steady(3), shift=1.5, codecs=("libx264", "aac"))
+    assert video.probe(path).start_time == pytest.approx(1.5, abs=0.01)
+    waveform, rate = check(path, steady(3), 3)
+    check_sound(waveform, rate, 3)
+
+
+def test_webm(tmp_path):
+    path = write(tmp_path / "a.webm", steady(3), codecs=("libvpx", "libopus"))
+    waveform, rate = check(path, steady(3), 3)
+    check_sound(waveform, rate, 3)
+
+
+@pytest.mark.parametrize("rotation, corner", [(90, "lower left"), (-90, "upper right")])
+def test_portrait(tmp_path, rotation, corner):
+    path = write(tmp_path / "portrait.mov", steady(1), rotation=rotation)
+    facts = video.probe(path)
+    assert (facts.width, facts.height) == (HEIGHT, WIDTH)
+    frame = read(path)[1][0]
+    assert frame.shape == (WIDTH, HEIGHT, 3)
+    rows = slice(-WIDTH // 4 + 2, None) if "lower" in corner else slice(WIDTH // 4 - 2)
+    columns = slice(HEIGHT // 4 - 2) if "left" in corner else slice(-HEIGHT // 4 + 2, None)
+    assert frame[rows, columns].min() > 235
+
+
+def test_unusable_files(tmp_path):
+    def reason(path):
+        with pytest.raises(video.VideoError) as error:
+            list(video.read_windows(path, 5))
+        assert str(path) in str(error.value)
+        return error.value.reason
+
+    whole = write(tmp_path / "whole.mp4", steady(3))
+    silent = write(tmp_path / "silent.mp4", steady(1), rate=0)
+    assert "no sound" in reason(silent)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    assert "truncated" in reason(cut)
+    text = tmp_path / "text.mp4"
+    text.write_text("This is not a video.\n" * 50)
+    assert "not a video" in reason(text)
+    (tmp_path / "empty.mp4").touch()
+    assert "empty" in reason(tmp_path / "empty.mp4")
+    assert "no such file" in reason(tmp_path / "missing.mp4")
+    only_sound = tmp_path / "sound.mp4"
+    with av.open(str(only_sound), "w") as container:
+        sound = container.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.int16), "s16", "mono")
+        frame.sample_rate = 16_000
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    assert "no pictures" in reason(only_sound)
+
+
+@pytest.mark.parametrize("keep", [0.4, 0.7, 0.9])
+def test_truncated_with_the_index_in_front(tmp_path, keep):
+    """Files for the web carry their index first: they open, and only their end is missing."""
+    whole, front = write(tmp_path / "whole.mp4", steady(6)), tmp_path / "front.mp4"
+    with (
+        av.open(str(whole)) as source,
+        av.open(str(front), "w", options={"movflags": "faststart"}) as output,
+    ):
+        copies = {s.index: output.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream.index]
+                output.mux(packet)
+    assert len(read(front)[1]) == 6
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(front.read_bytes()[: int(front.stat().st_size * keep)])
+    with pytest.raises(video.VideoError, match="truncated|damaged"):
+        list(video.read_windows(cut, 5))
+
+
+@pytest.mark.parametrize("rate, channels", [(48_000, 2), (16_000, 1)])
+def test_overlay_keeps_the_sound(tmp_path, rate, channels):
+    source = write(tmp_path / "in.mp4", steady(4), rate=rate, channels=channels)
+    images = [np.full((31, 45, 3), 40 * k, np.uint8) for k in range(4)]  # odd sides
+    video.write_overlay(tmp_path / "out.mp4", iter(images), 1, source)
+    facts = video.probe(tmp_path / "out.mp4")
+    assert (facts.width, facts.height, facts.num_seconds) == (46, 32, 4)
+    assert (facts.sample_rate, facts.num_channels) == (rate, channels)
+    windows, frames = read(tmp_path / "out.mp4")
+    assert np.abs(frames.mean((1, 2, 3)) - [0, 40, 80, 120]).max() < 3
+    check_sound(windows[0][1].astype(float), rate, 4)
+
+
+def test_overlay_errors(tmp_path):
+    source = write(tmp_path / "in.mp4", steady(1))
+    with pytest.raises(ValueError, match="no frames"):
+        video.write_overlay(tmp_path / "out.mp4", [], 1, source)
+    with pytest.raises(ValueError, match="float"):
+        video.write_overlay(tmp_path / "out.mp4", [np.zeros((4, 4, 3))], 1, source)
