@@ -23,8 +23,9 @@ def deform_attn(
 ) -> jax.Array:
     """Weighted sum of sampled values.
 
-    The gathered values, 4 L P times the size of the output, are never kept for the backward pass:
-    it gathers again.
+    One scan over the L P points of a query, and the backward pass samples again: gathering all
+    points at once takes 18 times the memory on the way forward and 9 times on the way back, and
+    is slower on a CPU.
 
     Args:
       value: [N, sum of h*w, G, C], the levels one after the other, each row by row.
@@ -36,55 +37,63 @@ def deform_attn(
       [N, S, G * C] in the dtype of value.
 
     Raises:
-      ValueError: if the sizes do not add up to the tokens of value.
+      ValueError: if the sizes do not add up to the tokens of value, or levels and locations differ.
     """
-    tokens = sum(height * width for height, width in sizes)
-    if tokens != value.shape[1] or len(sizes) != locations.shape[3]:
+    areas = [height * width for height, width in sizes]
+    num_frames, num_queries, num_heads, num_levels, num_points = weights.shape
+    if sum(areas) != value.shape[1] or len(sizes) != num_levels:
         raise ValueError(
-            f"deform_attn: levels of sizes {list(sizes)} hold {tokens} tokens, but value has shape "
-            f"{value.shape} and locations have shape {locations.shape}"
+            f"deform_attn: levels of sizes {list(sizes)} hold {sum(areas)} tokens, but value has "
+            f"shape {value.shape} and weights have shape {weights.shape}"
         )
-    sample = jax.checkpoint(_sample, static_argnums=(1,), prevent_cse=False)
-    return sample(value, tuple(map(tuple, sizes)), locations, weights)
-
-
-def _sample(value, sizes, locations, weights):
-    num_frames, num_queries, num_heads = locations.shape[:3]
+    steps = num_levels * num_points
     value = jnp.moveaxis(value, 2, 1)  # [N, G, tokens, C]
-    result, start = 0, 0
-    for level, (height, width) in enumerate(sizes):
-        pixels = value[:, :, start : start + height * width]
-        start += height * width
-        scale = np.array([width, height], np.float32)
-        points = locations[:, :, :, level] * jnp.broadcast_to(scale, (1, 1, 1, 1, 2)) - 0.5
-        x, y = jnp.transpose(points, (4, 0, 2, 1, 3))  # each [N, G, S, P]
-        attention = jnp.moveaxis(weights[:, :, :, level], 2, 1)
-        result += _sample_level(pixels, height, width, x, y, attention)
-    return jnp.moveaxis(result, 1, 2).reshape(num_frames, num_queries, -1).astype(value.dtype)
+    flat = locations.reshape(num_frames, num_queries, num_heads, steps, 2)
+    points = jnp.transpose(flat, (3, 4, 0, 2, 1))  # [L P, 2, N, G, S]
+    flat = weights.reshape(num_frames, num_queries, num_heads, steps)
+    shares = jnp.transpose(flat, (3, 0, 2, 1))  # [L P, N, G, S]
+    starts = np.cumsum([0, *areas[:-1]])
+    levels = [(h, w, start) for (h, w), start in zip(sizes, starts, strict=True)]
+    levels = jnp.asarray(np.repeat(np.array(levels, np.int32), num_points, axis=0))
+
+    def add_point(total, step):
+        return total + _sample_point(value, *step), None
+
+    shape = (num_frames, num_heads, num_queries, value.shape[-1])
+    start = jnp.zeros(shape, jnp.promote_types(value.dtype, weights.dtype))
+    add_point = jax.checkpoint(add_point, prevent_cse=False)
+    total, _ = jax.lax.scan(add_point, start, (points, shares, levels))
+    total = jnp.moveaxis(total, 1, 2).reshape(num_frames, num_queries, -1)
+    return total.astype(value.dtype)
 
 
-def _sample_level(pixels, height, width, x, y, attention):
-    """pixels [N, G, h*w, C]; x, y in pixels from the first centre, attention: [N, G, S, P]."""
+def _sample_point(value, point, share, level):
+    """One point of each query.
+
+    Args:
+      value: [N, G, tokens, C].
+      point: (x, y) as fractions, [2, N, G, S].
+      share: [N, G, S].
+      level: int32 (height, width, first token).
+
+    Returns:
+      [N, G, S, C]
+    """
+    height, width, start = level
+    x, y = point[0] * width - 0.5, point[1] * height - 0.5  # in pixels from the first centre
     left, top = jnp.floor(x), jnp.floor(y)
-    right_weight, bottom_weight = x - left, y - top
+    to_right, to_bottom = x - left, y - top
     # Far-away points would overflow int32; a corner outside counts as zero wherever it is.
     left = jnp.clip(left, -2, width).astype(jnp.int32)
     top = jnp.clip(top, -2, height).astype(jnp.int32)
+    take = jax.vmap(jax.vmap(lambda tokens, k: tokens.at[k].get(mode="promise_in_bounds")))
     result = 0
     for down in (0, 1):
         for across in (0, 1):
             i, j = top + down, left + across
             inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
-            weight = (bottom_weight if down else 1 - bottom_weight) * (
-                right_weight if across else 1 - right_weight
-            )
-            weight = jnp.where(inside, weight * attention, 0)
-            index = jnp.clip(i, 0, height - 1) * width + jnp.clip(j, 0, width - 1)
-            result += jnp.einsum("ngsp,ngspc->ngsc", weight, _take(pixels, index))
+            near = (to_bottom if down else 1 - to_bottom) * (to_right if across else 1 - to_right)
+            weight = jnp.where(inside, near * share, 0)
+            index = start + jnp.clip(i, 0, height - 1) * width + jnp.clip(j, 0, width - 1)
+            result += weight[..., None] * take(value, index)
     return result
-
-
-def _take(pixels, index):
-    """[N, G, h*w, C] at [N, G, S, P]: [N, G, S, P, C]."""
-    take = jax.vmap(jax.vmap(lambda p, k: p.at[k].get(mode="promise_in_bounds")))
-    return take(pixels, index)
