@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from avs_jax.losses.matcher import match, matching_cost
 from avs_jax.ops.sampling import sample_bilinear
@@ -59,12 +60,16 @@ def sample_draws(
     num_random = num_points - int(loss_config.importance_sample_ratio * num_points)
     layer_key = jax.random.fold_in(key, layer)
 
+    ends = np.cumsum([num_points, num_targets * num_candidates, num_targets * num_random])
+
     def draw(frame_id):
-        keys = jax.random.split(jax.random.fold_in(layer_key, frame_id), 3)
+        # One call for all: the generator is most of what there is to compile here.
+        points = jax.random.uniform(jax.random.fold_in(layer_key, frame_id), (ends[-1], 2))
+        matcher, candidates, random = jnp.split(points, ends[:-1])
         return Draws(
-            matcher=jax.random.uniform(keys[0], (num_points, 2)),
-            candidates=jax.random.uniform(keys[1], (num_targets, num_candidates, 2)),
-            random=jax.random.uniform(keys[2], (num_targets, num_random, 2)),
+            matcher=matcher,
+            candidates=candidates.reshape(num_targets, num_candidates, 2),
+            random=random.reshape(num_targets, num_random, 2),
         )
 
     return jax.vmap(draw)(frame_ids)
