@@ -1,6 +1,7 @@
 """From records to batches: the same on any number of workers and processes, no clip lost."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -389,3 +390,17 @@ def test_data_that_is_not_there(data_dir, tmp_path):
     config = make_config(dataset="tiny_clips", data_dir=str(data_dir))
     with pytest.raises(ValueError, match=r"'validation'.*\['test', 'train'\]"):
         make_eval_loader(config, "validation", 2)
+
+
+def test_variants_of_a_dataset(data_dir, tmp_path):
+    """Builders with several configurations keep each in a folder of its own."""
+    for variant in ("small", "large"):
+        shutil.copytree(data_dir / "tiny_clips" / "1.0.0", tmp_path / "two" / variant / "1.0.0")
+    config = make_config(dataset="two", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"\['two/large', 'two/small'\]"):
+        num_clips(config, "train")
+    config.data.dataset = "two/large"
+    assert num_clips(config, "train") == 5
+    shutil.rmtree(tmp_path / "two" / "small")
+    config.data.dataset = "two"
+    assert num_clips(config, "test") == 3
