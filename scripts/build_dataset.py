@@ -1,0 +1,190 @@
+"""Builds a dataset's array_record files from its folder, without TensorFlow.
+
+  python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source --data_dir=DIR
+
+Every file is read and checked first; missing or damaged ones are listed, all of them, and nothing
+is written. With --skip-bad their clips are left out and counted in the dataset's metadata.
+`--dataset=avsbench_s4/vct384` chooses a layout where the folder holds several. A dataset that is
+there is left as it is unless --overwrite is given, and what a killed build left behind is removed.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import importlib
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import tensorflow_datasets as tfds  # noqa: E402
+
+from tfds_builders import common  # noqa: E402
+
+DATASETS = ("avsbench_s4",)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the flags and builds; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", required=True, help=f"{', '.join(DATASETS)}; NAME/LAYOUT")
+    parser.add_argument("--manual_dir", required=True, help="the folder to read")
+    parser.add_argument("--data_dir", required=True, help="where the records go")
+    parser.add_argument("--flow_dir", help="folder of stored optical flow")
+    parser.add_argument("--skip-bad", action="store_true", help="leave damaged clips out")
+    parser.add_argument("--overwrite", action="store_true", help="build anew what is there")
+    args = parser.parse_args(argv)
+    name, _, layout = args.dataset.partition("/")
+    if name not in DATASETS:
+        parser.error(f"--dataset={args.dataset}: no such builder; there are {', '.join(DATASETS)}")
+    tfds.disable_progress_bar()  # the builders show their own, with totals
+    try:
+        build(name, layout, args)
+    except (common.DatasetFilesError, common.DatasetLayoutError, BlockingIOError) as error:
+        print(f"build_dataset: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build(name: str, layout: str, args: argparse.Namespace) -> None:
+    """Builds one dataset, or says that it is there.
+
+    Raises:
+      common.DatasetLayoutError: the folder or the layout is not there.
+      common.DatasetFilesError: files are missing or damaged.
+      BlockingIOError: another process builds into the same folder.
+    """
+    module = importlib.import_module(f"tfds_builders.{name}.{name}_dataset_builder")
+    if not layout:
+        layout = _choose_layout(module, args.manual_dir, args.data_dir)
+    choices = [config.name for config in module.Builder.BUILDER_CONFIGS]
+    if layout not in choices:
+        raise common.DatasetLayoutError(
+            f"--dataset={name}/{layout}: no such layout; there are {', '.join(choices)}"
+        )
+    data_dir = pathlib.Path(args.data_dir).expanduser().absolute()
+    # Settled before the builder is made: it would read the metadata of what is there.
+    version_dir = data_dir / name / layout / str(module.Builder.VERSION)
+    with _locked(version_dir.parent):
+        _remove_leftovers(version_dir)
+        if version_dir.is_dir() and not args.overwrite:
+            _report(version_dir, "is already built; --overwrite builds it anew")
+            return
+        module.find_root(args.manual_dir)  # before anything is touched
+        with _set_aside(version_dir), _tidied(data_dir, name):
+            builder = module.Builder(
+                data_dir=str(data_dir),
+                config=layout,
+                skip_bad=args.skip_bad,
+                flow_dir=args.flow_dir,
+            )
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(manual_dir=args.manual_dir),
+                file_format="array_record",
+            )
+        _report(version_dir, "built")
+
+
+@contextlib.contextmanager
+def _tidied(data_dir: pathlib.Path, name: str) -> Iterator[None]:
+    """Removes what TFDS makes on the way: empty folders, its note of a build that failed."""
+    try:
+        yield
+    finally:
+        for folder in (data_dir / "downloads" / "extracted", data_dir / "downloads"):
+            with contextlib.suppress(OSError):  # only where empty
+                folder.rmdir()
+        if not any((data_dir / name).glob("*/*/dataset_info.json")):
+            shutil.rmtree(data_dir / name / ".config", ignore_errors=True)
+
+
+def _choose_layout(module: object, manual_dir: str, data_dir: str) -> str:
+    """The default layout, or the only one there is; says which."""
+    default = module.Builder.BUILDER_CONFIGS[0].name
+    try:
+        present = module.layouts_present(module.find_root(manual_dir))
+    except common.DatasetLayoutError:
+        home = pathlib.Path(data_dir).expanduser() / module.Builder.name / default
+        if any(home.glob("*/dataset_info.json")):  # built earlier; its source may be gone
+            return default
+        raise
+    layout = present[0] if present else default
+    if len(present) > 1:
+        print(f"{manual_dir} holds the layouts {', '.join(present)}; building {layout}")
+    return layout
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    """Holds the folder against other builds; the lock ends with the process."""
+    created = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"another process is building in {folder}") from error
+        yield
+    finally:
+        os.close(descriptor)
+        for path in created:  # innermost first; a failed build leaves no empty folder
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _remove_leftovers(version_dir: pathlib.Path) -> None:
+    """Removes what a killed build left, and puts back what it was about to replace."""
+    leftovers = list(version_dir.parent.glob("incomplete.*"))
+    if version_dir.is_dir() and not (version_dir / "dataset_info.json").is_file():
+        leftovers.append(version_dir)
+    for path in leftovers:
+        print(f"removing {path}, left by a build that did not finish")
+        shutil.rmtree(path)
+    replaced = _replaced(version_dir)
+    if replaced.is_dir():
+        if version_dir.is_dir():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(version_dir)
+
+
+@contextlib.contextmanager
+def _set_aside(version_dir: pathlib.Path) -> Iterator[None]:
+    """Keeps the previous version until the new one is complete."""
+    replaced = _replaced(version_dir)
+    if version_dir.is_dir():
+        version_dir.rename(replaced)
+    try:
+        yield
+    except BaseException:
+        if replaced.is_dir() and not version_dir.is_dir():
+            replaced.rename(version_dir)
+        raise
+    if replaced.is_dir():
+        shutil.rmtree(replaced)
+
+
+def _replaced(version_dir: pathlib.Path) -> pathlib.Path:
+    return version_dir.with_name(f".replaced.{version_dir.name}")
+
+
+def _report(version_dir: pathlib.Path, what: str) -> None:
+    info = tfds.builder_from_directory(version_dir).info
+    counts = ", ".join(f"{split} {s.num_examples}" for split, s in sorted(info.splits.items()))
+    metadata = info.metadata
+    flow = ", ".join(f"{kind} {n}" for kind, n in sorted(metadata["flow_kinds"].items()))
+    print(
+        f"{version_dir} {what}: {counts} clips, {metadata['num_skipped']} skipped; "
+        f"colour masks {'yes' if metadata['has_pre_masks'] else 'no'}; flow {flow}; "
+        f"from {metadata['source']}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

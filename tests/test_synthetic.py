@@ -1,0 +1,239 @@
+"""Generated clips: the layout, the promises about sound and motion, and that the seed decides."""
+
+import csv
+import json
+import wave
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from avs_jax.data import colour_masks, synthetic, synthetic_parts
+from avs_jax.data.video_writer import write_video
+from scripts import make_clips
+from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4
+
+COUNTS = dict(num_train=4, num_val=2, num_test=2, size=64, workers=1)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "Single-source"
+    assert synthetic.write_clips(path, seed=3, **COUNTS) == 8
+    return path
+
+
+@pytest.fixture(scope="module")
+def clips():
+    plans = [synthetic.plan_clip(0, "train", i) for i in range(40)]
+    return plans, [synthetic.render_clip(plan, 48) for plan in plans]
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_layout(root):
+    with (root / "s4_meta_data.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["name", "start", "category", "split"]
+    assert [row["split"] for row in rows] == ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    assert len({row["name"] for row in rows}) == 8
+    expected = {"s4_meta_data.csv", synthetic.MANIFEST, synthetic.OBJECTS}
+    for row in rows:
+        name, inner = row["name"], f"{row['split']}/{row['category']}"
+        assert row["category"] in s4.CATEGORIES
+        for k in range(1, 6):
+            expected.add(f"s4_data/visual_frames/{inner}/{name}/{name}_{k}.png")
+            expected.add(f"s4_data/pre_SAM_mask/{inner}/{name}/{name}_{k}_mask_color.png")
+        for k in [1] if row["split"] == "train" else range(1, 6):
+            expected.add(f"s4_data/gt_masks/{inner}/{name}/{name}_{k}.png")
+        expected.add(f"s4_data/audio_wav/{inner}/{name}.wav")
+        expected.add(f"s4_data/raw_videos/{inner}/{name}.mp4")
+    assert {str(path) for path in files(root)} == expected
+
+
+def test_file_contents(root):
+    for path in root.glob("s4_data/visual_frames/*/*/*/*.png"):
+        with Image.open(path) as image:
+            assert (image.mode, image.size) == ("RGB", (64, 64))
+    for path in root.glob("s4_data/gt_masks/*/*/*/*.png"):
+        assert set(np.unique(np.asarray(Image.open(path)))) == {0, 255}
+    for path in root.glob("s4_data/pre_SAM_mask/*/*/*/*.png"):
+        with Image.open(path) as image:
+            assert image.mode == "P"
+            assert image.getpalette()[:6] == [120, 120, 120, 180, 120, 120]
+    for path in root.glob("s4_data/audio_wav/*/*/*.wav"):
+        with wave.open(str(path)) as file:
+            assert file.getparams()[:4] == (1, 2, 16_000, 80_000)
+
+
+def test_video_shows_the_moments_of_the_frames(root):
+    """Dataset frame k is what the video shows at k + 15/16 s, and its sound is the wav's."""
+    for path in root.glob("s4_data/raw_videos/test/*/*.mp4"):
+        folder = root / "s4_data/visual_frames/test" / path.parent.name / path.stem
+        with av.open(str(path)) as container:
+            frames = [(f.time, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+        assert len(frames) == 40
+        for k in range(5):
+            shown = [image for time, image in frames if time <= k + 15 / 16][-1]
+            still = np.asarray(Image.open(folder / f"{path.stem}_{k + 1}.png"))
+            errors = [np.abs(image.astype(float) - still).mean() for _, image in frames]
+            assert np.abs(shown.astype(float) - still).mean() == min(errors) < 12
+        with av.open(str(path)) as container:
+            sound = np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
+        with wave.open(
+            str(root / f"s4_data/audio_wav/test/{path.parent.name}/{path.stem}.wav")
+        ) as f:
+            original = np.frombuffer(f.readframes(80_000), np.int16) / 32768
+        assert np.corrcoef(sound[:80_000], original[: len(sound)])[0, 1] > 0.8
+
+
+def test_everything_follows_from_the_seed(root, tmp_path):
+    """The same bytes from two processes, and other clips from another seed."""
+    synthetic.write_clips(tmp_path / "again", seed=3, **COUNTS | {"workers": 2})
+    assert files(tmp_path / "again") == files(root)
+    one = synthetic.render_clip(synthetic.plan_clip(3, "train", 0), 48)
+    for other in ((4, "train", 0), (3, "val", 0), (3, "train", 1)):
+        assert not np.array_equal(
+            synthetic.render_clip(synthetic.plan_clip(*other), 48).frames, one.frames
+        )
+
+
+def test_interrupted_run_continues(root, tmp_path):
+    folder = tmp_path / "clips"
+    synthetic.write_clips(folder, seed=3, **COUNTS)
+    assert synthetic.write_clips(folder, seed=3, **COUNTS) == 0
+    (folder / "s4_meta_data.csv").unlink()
+    next(folder.glob("s4_data/audio_wav/val/*/*.wav")).unlink()
+    (folder / "s4_data/visual_frames/.x.png.part").write_bytes(b"")
+    assert synthetic.write_clips(folder, seed=3, **COUNTS) == 1
+    (folder / "s4_data/visual_frames/.x.png.part").unlink()
+    assert files(folder) == files(root)
+
+
+def test_other_parameters_or_other_content_are_refused(root, tmp_path, capsys):
+    with pytest.raises(ValueError, match="size: 64 there, 96 asked for"):
+        synthetic.write_clips(root, seed=3, **COUNTS | {"size": 96})
+    (tmp_path / "s4_data").mkdir()
+    with pytest.raises(ValueError, match="does not come from this generator"):
+        synthetic.write_clips(tmp_path, **COUNTS)
+    with pytest.raises(ValueError, match="categories=11, expected 2 to 10"):
+        synthetic.plan_clip(0, "train", 0, categories=11)
+    assert make_clips.main([f"--output={root}", "--seed=4"]) == 1
+    assert "seed: 3 there, 4 asked for" in capsys.readouterr().err
+
+
+def test_one_sounds_and_a_silent_one_is_as_salient():
+    plans = [synthetic.plan_clip(0, "test", i) for i in range(400)]
+    movers, areas, silent_areas = [], [], []
+    for plan in plans:
+        sounding = plan.objects[plan.sounding]
+        silent = [o for o in plan.objects if o is not sounding]
+        names = {o.category.name for o in plan.objects}
+        assert 2 <= len(names) == len(plan.objects) <= 4
+        assert sounding.amplitude > 0
+        movers.append(any(o.amplitude > 0 for o in silent))
+        share = synthetic_parts.outline_share
+        area = [4 * o.half_size**2 * share(o.category.outline) for o in (sounding, *silent)]
+        areas.append(area[0])
+        silent_areas.append(max(area[1:]))
+        assert 0.07 < min(area) <= max(area) < 0.27
+    assert np.mean(movers) == 0.5
+    assert np.mean(silent_areas) >= np.mean(areas)
+    on_top = np.mean([plan.sounding == len(plan.objects) - 1 for plan in plans])
+    assert on_top < 0.45  # depth tells nothing either
+
+
+def test_motion_follows_loudness():
+    """The speed of an object along its path is proportional to the squared loudness."""
+    item = synthetic.plan_clip(0, "train", 0).objects[0]
+    item = synthetic.dataclasses.replace(item, amplitude=0.1)
+    time = np.arange(0.5, 4.5, 0.01)
+    x, y = synthetic.object_track(item, time).T / 0.1
+    speed = np.abs(np.gradient(np.arccos(np.clip(x, -1, 1)), time))
+    loudness = synthetic._loudness(item.loudness, time)
+    inner = np.abs(x) < 0.9
+    expected = 2 * np.pi * item.rate * loudness**2
+    np.testing.assert_allclose(speed[inner], expected[inner], rtol=0.05)
+    assert np.abs(y).max() <= 1
+
+
+def test_mask_is_what_can_be_seen(clips):
+    plans, rendered = clips
+    for plan, clip in zip(plans, rendered, strict=True):
+        np.testing.assert_array_equal(clip.mask, clip.labels == plan.sounding + 1)
+        assert clip.mask.any((1, 2)).all()
+        assert clip.frame_index.tolist() == [7, 15, 23, 31, 39]
+    overlapping = [c for c in rendered if c.mask.sum((1, 2)).min() < 0.8 * c.mask.sum((1, 2)).max()]
+    assert overlapping  # occlusion does occur
+
+
+def test_every_second_is_audible(clips):
+    for clip in clips[1]:
+        seconds = (clip.audio / 32768.0).reshape(5, 16_000)
+        level = 20 * np.log10(np.sqrt(np.mean(seconds**2, axis=1)))
+        assert level.min() > -32
+        assert np.abs(clip.audio.astype(int)).max() < 32_767
+
+
+def test_categories_differ_by_sound_alone():
+    """Nearest centroid of a clip's mean log spectrum, loudness taken out: 90 % and more."""
+
+    def feature(clip):
+        blocks = clip.audio.reshape(-1, 500) / 32768.0
+        bands = np.abs(np.fft.rfft(blocks * np.hanning(500)))[:, 3:243].reshape(160, 40, 6)
+        logs = np.log(bands.sum(-1) + 0.01).mean(0)
+        return logs - logs.mean()
+
+    def features(split, count):
+        made = [synthetic.render_clip(synthetic.plan_clip(0, split, i), 32) for i in range(count)]
+        return np.stack([feature(c) for c in made]), np.array([c.category for c in made])
+
+    known, labels = features("train", 60)
+    asked, truth = features("test", 40)
+    names = np.unique(labels)
+    centroids = np.stack([known[labels == name].mean(0) for name in names])
+    nearest = names[((asked[:, None] - centroids) ** 2).sum(-1).argmin(1)]
+    assert np.mean(nearest == truth) >= 0.9
+
+
+def test_objects_file_lists_what_is_in_the_picture(root):
+    objects = json.loads((root / synthetic.OBJECTS).read_text())
+    for index in range(4):
+        plan = synthetic.plan_clip(3, "train", index)
+        assert objects[plan.name] == sorted(o.category.name for o in plan.objects)
+
+
+def test_paint_by_area_small_masks_win():
+    large, small, empty = np.ones((4, 4), bool), np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    large[0] = False
+    small[1:3, 1:3] = True
+    index = colour_masks.paint_by_area([large, empty, small])
+    expected = np.array([[0, 0, 0, 0], [2, 1, 1, 2], [2, 1, 1, 2], [2, 2, 2, 2]])
+    np.testing.assert_array_equal(index, expected)
+    assert colour_masks.to_rgb(index)[0, 0].tolist() == [120, 120, 120]
+    image = colour_masks.to_image(index)
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colour_masks.to_rgb(index))
+    with pytest.raises(ValueError, match="no masks"):
+        colour_masks.paint_by_area([])
+
+
+def test_write_video_stereo_portrait(tmp_path):
+    plan = synthetic.plan_clip(0, "test", 1, seconds=2)
+    clip = synthetic.render_clip(plan, (96, 64), fps=24, sample_rate=48_000)
+    assert clip.frames.shape == (48, 96, 64, 3)
+    write_video(tmp_path / "a.mp4", clip.frames, 24, clip.audio, 48_000, stereo=True)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        video, sound = container.streams.video[0], container.streams.audio[0]
+        assert (video.width, video.height, video.average_rate) == (64, 96, 24)
+        assert (sound.rate, sound.channels) == (48_000, 2)
+        assert sum(1 for _ in container.decode(video=0)) == 48
+    write_video(tmp_path / "silent.mp4", clip.frames, 24)
+    with av.open(str(tmp_path / "silent.mp4")) as container:
+        assert not container.streams.audio
+    with pytest.raises(ValueError, match="even sides"):
+        write_video(tmp_path / "b.mp4", clip.frames[:, :95], 24)
+    with pytest.raises(ValueError, match="expected int16"):
+        write_video(tmp_path / "b.mp4", clip.frames, 24, clip.audio / 32768.0)

@@ -1,0 +1,1 @@
+"""TFDS builders of the datasets; scripts/build_dataset.py runs them, without TensorFlow."""

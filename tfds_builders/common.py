@@ -1,0 +1,274 @@
+"""What the dataset builders share: the record's features, strict reading, a list of all faults.
+
+A record is one clip, raw: images stay encoded, so that a reader decodes only the frames it needs.
+
+  clip_id         Text
+  category        Text
+  category_label  int32              1-based
+  frames          list of bytes      one encoded image per frame
+  masks           list of bytes      encoded PNG
+  mask_index      int32 [n]          the frames, from 0, that the masks belong to
+  pre_masks       list of bytes      encoded class-agnostic colour masks, one per frame, or none
+  waveform        int16 [n, channels]
+  sample_rate     int32              Hz
+  flow            float16 [T, H, W, 2] (u, v in px), [T, H, W, 1] (magnitude), or [0, 0, 0, 0]
+  flow_kind       Text               "uv", "magnitude" or "none"
+  visible_labels  int32 [n]          all categories in the picture, where known (generated clips)
+
+All of it reads back without TensorFlow through `builder.as_data_source(split)`. (Flow is zlib-coded
+not only for its size: TFDS 4.9.10 cannot read back an empty array of unknown shape in its other
+encodings.)
+"""
+
+import concurrent.futures
+import dataclasses
+import io
+import os
+import pathlib
+import re
+import wave
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+import tqdm
+from PIL import Image
+
+MIN_SAMPLES_16K = 15_600  # one log-mel example at 16 kHz
+
+
+class DatasetInfo(tfds.core.DatasetInfo):
+    """Local metadata only: asking for published ones leaves an empty temporary folder each time."""
+
+    def initialize_from_bucket(self) -> None:
+        """Nothing is published, so there is nothing to fetch."""
+
+
+class DatasetFilesError(ValueError):
+    """Files of a dataset are missing or damaged.
+
+    Attributes:
+      problems: every one of them, as one line each.
+      num_good: clips without a problem.
+    """
+
+    def __init__(self, problems: Sequence[str], num_good: int, num_bad: int):
+        self.problems, self.num_good = list(problems), num_good
+        super().__init__(
+            f"{len(self.problems)} missing or damaged files in {num_bad} clips "
+            f"({num_good} clips are good):\n  "
+            + "\n  ".join(self.problems)
+            + "\nRestore them, or leave these clips out with --skip-bad."
+        )
+
+
+class DatasetLayoutError(FileNotFoundError):
+    """The folder given as manual_dir is absent or is not laid out as the dataset is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipFiles:
+    """Where the files of one clip should be.
+
+    mask_sizes: the (width, height) a mask may have besides that of its frame.
+    """
+
+    clip_id: str
+    category: str
+    label: int
+    frames: tuple[pathlib.Path, ...]
+    masks: dict[int, pathlib.Path]
+    pre_masks: tuple[pathlib.Path, ...]
+    wav: pathlib.Path
+    flow_dir: pathlib.Path | None
+    visible_labels: tuple[int, ...] = ()
+    mask_sizes: tuple[tuple[int, int], ...] = ()
+
+
+def record_features() -> tfds.features.FeaturesDict:
+    """The features of a record, as listed at the top of this file."""
+    features = tfds.features
+    return features.FeaturesDict(
+        {
+            "clip_id": features.Text(),
+            "category": features.Text(),
+            "category_label": np.int32,
+            "frames": features.Sequence(features.Tensor(shape=(), dtype=np.object_)),
+            "masks": features.Sequence(features.Tensor(shape=(), dtype=np.object_)),
+            "mask_index": features.Tensor(shape=(None,), dtype=np.int32),
+            "pre_masks": features.Sequence(features.Tensor(shape=(), dtype=np.object_)),
+            "waveform": features.Tensor(shape=(None, None), dtype=np.int16, encoding="bytes"),
+            "sample_rate": np.int32,
+            "flow": features.Tensor(shape=(None,) * 4, dtype=np.float16, encoding="zlib"),
+            "flow_kind": features.Text(),
+            "visible_labels": features.Tensor(shape=(None,), dtype=np.int32),
+        }
+    )
+
+
+def read_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
+    """Bytes and (width, height) of an image whose every pixel can be decoded.
+
+    Raises:
+      ValueError: the file is missing or cannot be decoded to the end; says which and why.
+    """
+    data = _read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return data, image.size
+    # Pillow answers damaged files with many kinds of exceptions.
+    except Exception as error:
+        raise ValueError(f"{path}: unreadable image ({error})") from error
+
+
+def read_wav(path: pathlib.Path) -> tuple[np.ndarray, int]:
+    """Waveform int16 [n, channels] and sampling rate of a 16-bit PCM WAV file.
+
+    Raises:
+      ValueError: missing, not 16-bit PCM, shorter than its header says or than one log-mel example.
+    """
+    data = _read_bytes(path)
+    try:
+        with wave.open(io.BytesIO(data)) as file:
+            channels, width, rate, count = file.getparams()[:4]
+            samples = file.readframes(count)
+    except (wave.Error, EOFError) as error:
+        raise ValueError(f"{path}: unreadable wav ({error or 'empty'})") from error
+    if width != 2:
+        raise ValueError(f"{path}: {8 * width}-bit samples, expected 16-bit PCM")
+    if len(samples) != 2 * channels * count:
+        held = len(samples) // (2 * channels)
+        raise ValueError(f"{path}: truncated wav, {held} of {count} samples")
+    if count * 16_000 < MIN_SAMPLES_16K * rate:
+        raise ValueError(
+            f"{path}: {count / rate:.3f} s of sound, less than one log-mel example (0.975 s)"
+        )
+    return np.frombuffer(samples, "<i2").astype(np.int16).reshape(count, channels), rate
+
+
+def read_flow(folder: pathlib.Path | None, num_frames: int) -> tuple[np.ndarray, str]:
+    """Stored flow of a clip: files flow_{t:04d}.npy, [H, W] (magnitude) or [H, W, 2] (u, v in px).
+
+    Returns:
+      (float16 [T, H, W, C], kind), or ([0, 0, 0, 0], "none") where the folder is None or absent.
+
+    Raises:
+      ValueError: some frames have no file, or a file is damaged, not finite or unlike the others.
+    """
+    if folder is None or not folder.is_dir():
+        return np.zeros((0, 0, 0, 0), np.float16), "none"
+    maps = []
+    for t in range(num_frames):
+        path = folder / f"flow_{t:04d}.npy"
+        data = _read_bytes(path)
+        try:
+            flow = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path}: unreadable array ({error})") from error
+        flow = flow[..., None] if flow.ndim == 2 else flow
+        if flow.ndim != 3 or flow.shape[-1] not in (1, 2) or (maps and flow.shape != maps[0].shape):
+            like = f"{maps[0].shape} of frame 0" if maps else "[H, W] or [H, W, 2]"
+            raise ValueError(f"{path}: shape {flow.shape}, expected {like}")
+        if not np.issubdtype(flow.dtype, np.floating) or not np.all(np.abs(flow) < 65_000):
+            raise ValueError(f"{path}: {flow.dtype} flow that is not finite or beyond float16")
+        maps.append(flow.astype(np.float16))
+    stacked = np.stack(maps)
+    return stacked, "uv" if stacked.shape[-1] == 2 else "magnitude"
+
+
+def _read_bytes(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: missing") from error
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+
+
+def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
+    """The record of a clip, and all that is wrong with its files; it counts only if nothing is."""
+    problems = []
+
+    def attempt(read: Callable, *args: Any) -> Any:
+        try:
+            return read(*args)
+        except ValueError as error:
+            problems.append(str(error))
+            return None
+
+    def images(paths: Sequence[pathlib.Path], more_sizes: Sequence = ()) -> list[bytes]:
+        contents = []
+        for path in paths:
+            data, size = attempt(read_image, path) or (b"", None)
+            contents.append(data)
+            if size is None:
+                continue
+            if not frame_size:  # of the first frame that can be read
+                frame_size.append(size)
+            if size not in (*frame_size, *more_sizes):
+                expected = " or ".join(f"{w}x{h}" for w, h in (*frame_size, *more_sizes))
+                problems.append(f"{path}: {size[0]}x{size[1]} px, expected {expected}")
+        return contents
+
+    frame_size: list[tuple[int, int]] = []
+    folder = clip.frames[0].parent
+    if not folder.is_dir():
+        return {}, [f"{folder}: no such folder, but {clip.clip_id} is listed"]
+    frames = images(clip.frames)
+    masks = images(tuple(clip.masks.values()), clip.mask_sizes)
+    pre_masks = images(clip.pre_masks)
+    waveform, rate = attempt(read_wav, clip.wav) or (None, 0)
+    flow, kind = attempt(read_flow, clip.flow_dir, len(clip.frames)) or (None, "none")
+    record = {
+        "clip_id": clip.clip_id,
+        "category": clip.category,
+        "category_label": np.int32(clip.label),
+        "frames": frames,
+        "masks": masks,
+        "mask_index": np.array(list(clip.masks), np.int32),
+        "pre_masks": pre_masks,
+        "waveform": waveform,
+        "sample_rate": np.int32(rate),
+        "flow": flow,
+        "flow_kind": kind,
+        "visible_labels": np.array(clip.visible_labels, np.int32),
+    }
+    return record, problems
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """Outcome of reading every file of every clip once."""
+
+    good: list[ClipFiles]
+    bad: dict[str, list[str]]  # clip_id -> what is wrong
+    flow_kinds: dict[str, int]  # kind -> good clips
+
+
+def check_clips(clips: Sequence[ClipFiles], workers: int | None = None) -> Checked:
+    """Reads and decodes every file, in threads, with progress."""
+    workers = workers or min(16, os.cpu_count() or 1)
+
+    def check(clip: ClipFiles) -> tuple[str, list[str]]:
+        record, problems = read_clip(clip)
+        return record.get("flow_kind", "none"), problems
+
+    good, bad, kinds = [], {}, {}
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        outcomes = pool.map(check, clips)
+        for clip, (kind, problems) in zip(
+            clips, tqdm.tqdm(outcomes, "Checking files", len(clips), unit="clip"), strict=True
+        ):
+            if problems:
+                bad[clip.clip_id] = problems
+            else:
+                good.append(clip)
+                kinds[kind] = kinds.get(kind, 0) + 1
+    return Checked(good, bad, kinds)
+
+
+def safe_name(name: str) -> bool:
+    """Whether a name read from a file can stand for one level of a path."""
+    return bool(name) and name not in (".", "..") and not re.search(r"[/\\\0]", name)
