@@ -301,7 +301,7 @@ def evaluate_config(
         "trained_with_sha256": _digest(trained_config),
         "dataset": config.data.dataset,
         "split": split,
-        "ground_truth": f"masks stored in {config.data.dataset}",
+        **_dataset_facts(records),
         "score_size": config.evaluate.score_size,
     }
     rows = (eval_batch_size(config, mesh), jax.process_index(), jax.process_count())
@@ -391,6 +391,16 @@ def _controls(counts, records, notes: list[str]) -> dict[str, list[tuple[int, in
             "category that sounds elsewhere in the split"
         )
     return controls
+
+
+def _dataset_facts(records) -> dict[str, Any]:
+    """What the builder noted: where the ground truth comes from, how many clips it left out."""
+    info = getattr(records, "dataset_info", None)
+    metadata = (info.metadata if info is not None else None) or {}
+    return {
+        "ground_truth": metadata.get("ground_truth", "not named by the dataset"),
+        "clips_skipped_when_built": metadata.get("num_skipped", 0),
+    }
 
 
 def _digest(config: ConfigDict) -> str:

@@ -6,6 +6,7 @@ here follows from the drawing.
 """
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -197,10 +198,16 @@ def test_silent_audio_takes_a_sound_that_the_picture_shows():
 # ---- the whole job ----
 
 
+class Source(list):
+    """Records with the metadata that a builder leaves."""
+
+    dataset_info = types.SimpleNamespace(metadata={"ground_truth": "drawn", "num_skipped": 2})
+
+
 @pytest.fixture
 def job(monkeypatch, tmp_path, variables):
     """(config, directory of a checkpoint, records that evaluate_config will read)."""
-    config, clips = a_config(), records(named=True)
+    config, clips = a_config(), Source(records(named=True))
     monkeypatch.setattr(evaluation, "build_model", lambda model_config: Listener())
     monkeypatch.setattr(evaluation, "open_records", lambda config, split: clips)
     save_variables(tmp_path / "weights", {"params": variables[0]}, config)
@@ -218,6 +225,8 @@ def test_evaluate_config_scores_true_and_false_sound(job, tmp_path, capsys):
         assert true[protocol] == pytest.approx({"mIoU": 1.0, "f_beta": 1.0}, abs=1e-6)
         assert swapped[protocol]["mIoU"] == pytest.approx(0, abs=1e-6)
         assert shown[protocol]["mIoU"] == pytest.approx(0, abs=1e-6)
+    assert report.facts["ground_truth"] == "drawn"
+    assert report.facts["clips_skipped_when_built"] == 2
     assert report.facts["clips"] == NUM_CLIPS
     assert report.facts["frames"] == NUM_CLIPS * NUM_FRAMES - 1
 
