@@ -1,8 +1,8 @@
 """One pass over a split and the job around it, with a model of three numbers.
 
-The model answers with the square where a pixel's red value equals what the sound says. So true sound
-scores perfectly, swapped sound scores the squares of other categories, and every number expected
-here follows from the drawing.
+The model answers with the square whose red value equals what the sound says. So true sound scores
+perfectly, swapped sound marks no square or the other one, and every number expected here follows
+from the drawing.
 """
 
 import json
