@@ -18,6 +18,7 @@ from avs_jax.models.backbones.swin import (
     Block,
     PatchEmbed,
     PatchMerging,
+    Stage,
     Swin,
     drop_path_scales,
     relative_position_index,
@@ -158,6 +159,29 @@ def test_depths_of_any_parity_are_the_blocks_one_after_another():
         np.testing.assert_allclose(outputs[level], expected[level], rtol=0, atol=2e-5)
 
 
+def test_every_branch_of_a_stage_gets_its_own_scale():
+    """Factors of block, branch and frame reach the same places with and without the scan."""
+    params = odd_variables()["params"]["layers_1"]
+    fields = dict(num_heads=2, window_size=3, mlp_dim=64, dtype=jnp.dtype("float32"))
+    x = jax.random.normal(jax.random.key(3), (2, 5, 7, 16))
+    scales = jnp.arange(1.0, 13.0).reshape(3, 2, 2) / 6
+
+    stage = Stage(depth=3, downsample=False, remat=False, block=fields)
+    out, _ = jax.jit(stage.apply)({"params": params}, x, scales)
+    pairs = params["pairs"]
+    blocks = [jax.tree.map(lambda leaf: leaf[0], pairs[f"block_{j}"]) for j in range(2)]
+    for j, block in enumerate([*blocks, params["last"]]):
+        run = jax.jit(Block(**fields, shifted=j == 1).apply)
+        scale = scales[j]
+        x = jnp.concatenate(  # frame by frame: a frame reads its own factors
+            [run({"params": block}, x[n : n + 1], scale[:, n : n + 1]) for n in range(2)]
+        )
+    np.testing.assert_allclose(out, x, rtol=0, atol=1e-5 * float(jnp.abs(x).max()))
+    for attn, mlp in ((0, 0), (0, 1), (1, 0)):  # `run` and `block` are those of the last
+        same = run({"params": block}, x[:1], jnp.array([[attn], [mlp]], jnp.float32)) == x[:1]
+        assert bool(same.all()) == (attn == mlp == 0)
+
+
 def test_drop_path_of_a_frame_follows_its_id_alone():
     """Frames 4 and 1 alone, in another order, get the numbers they get among five."""
     x = odd_images(5)
@@ -189,19 +213,22 @@ def test_drop_path_rates_grow_with_depth_and_keep_the_mean():
 
 
 def test_remat_changes_no_gradient():
-    x = odd_images()
+    """In a stage with a scanned pair and a last block, drop path on."""
+    params = odd_variables()["params"]["layers_1"]
+    fields = dict(num_heads=2, window_size=3, mlp_dim=64, dtype=jnp.dtype("float32"))
+    x = jax.random.normal(jax.random.key(3), (2, 5, 7, 16))
+    scales = drop_path_scales(jax.random.key(5), jnp.arange(2), 3, 0.3)
 
     def gradients(remat):
-        model = ODD.clone(remat=remat, drop_path_rate=0.3)
+        stage = Stage(depth=3, downsample=True, remat=remat, block=fields)
 
-        @jax.jit
-        @jax.grad
-        def gradient(variables):
-            rngs = {"drop_path": jax.random.key(5)}
-            outputs = model.apply(variables, x, train=True, rngs=rngs)
-            return sum(jnp.square(value[..., 0]).mean() for value in outputs.values())
+        def loss(params):
+            out, merged = stage.apply({"params": params}, x, scales)
+            return jnp.square(out[..., 0]).mean() + jnp.square(merged[..., 0]).mean()
 
-        return gradient(odd_variables())
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+        assert ("remat" in str(jaxpr)) == remat
+        return jax.jit(jax.grad(loss))(params)
 
     plain, remat = gradients(False), gradients(True)
     assert jax.tree.structure(plain) == jax.tree.structure(remat)
