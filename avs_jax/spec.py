@@ -65,6 +65,7 @@ TRAIN_FIELDS = (
 ).split()
 INPUT_FIELDS = "images pre_masks log_mel motion valid frame_index".split()
 HOST_FIELDS = ("clip_id", "category")  # never sent to a device
+FRAMES_PER_CLIP = 1024  # above any frame_index, keeps the frame ids of different clips apart
 
 Array = Any  # numpy.ndarray or jax.Array
 
@@ -95,6 +96,16 @@ def check_shape(name: str, array: Array, pattern: str, **sizes: int) -> dict[str
                 f"in [{', '.join(axes)}]"
             )
     return bound
+
+
+def frame_ids(frame_index: Array) -> Array:
+    """int32 [B, T] places of frames in their clips to int32 [B * T] ids, unique in the batch.
+
+    Every random draw of a frame follows from its id, so a step on some frames of the clips draws
+    for them what a step on all frames does.
+    """
+    clip = np.arange(frame_index.shape[0], dtype=np.int32)[:, None]
+    return (clip * FRAMES_PER_CLIP + frame_index.astype(np.int32)).reshape(-1)
 
 
 def nearest(word: str, choices: Sequence[str], count: int = 3) -> list[str]:

@@ -31,8 +31,7 @@ import numpy as np
 
 from avs_jax.losses.matcher import match, matching_cost
 from avs_jax.ops.sampling import sample_bilinear
-
-FRAMES_PER_CLIP_LIMIT = 1024  # frame_index stays below; keeps the ids of frames apart
+from avs_jax.spec import frame_ids
 
 
 class Draws(NamedTuple):
@@ -44,13 +43,13 @@ class Draws(NamedTuple):
 
 
 def sample_draws(
-    key: jax.Array, frame_ids: jax.Array, layer: jax.Array, num_targets: int, loss_config: Any
+    key: jax.Array, ids: jax.Array, layer: jax.Array, num_targets: int, loss_config: Any
 ) -> Draws:
     """Draws the points of one layer; those of a frame depend on key, layer and frame id only.
 
     Args:
       key: of the step.
-      frame_ids: int32 [N].
+      ids: int32 [N], of the frames.
       layer: int32 [], 0 is the last layer of the decoder, 1 + i the auxiliary output i.
       num_targets: M.
       loss_config: config.loss.
@@ -72,7 +71,7 @@ def sample_draws(
             random=random.reshape(num_targets, num_random, 2),
         )
 
-    return jax.vmap(draw)(frame_ids)
+    return jax.vmap(draw)(ids)
 
 
 def compute_losses(
@@ -91,13 +90,11 @@ def compute_losses(
       float32 [], the sum of all terms; and the terms, weighted, by name: loss_ce, loss_mask and
       loss_dice of the last layer, the same with suffix _i of auxiliary output i, loss_proto.
     """
-    frame_index = batch["frame_index"]
-    clip = jnp.arange(frame_index.shape[0], dtype=jnp.int32)[:, None]
-    frame_ids = (clip * FRAMES_PER_CLIP_LIMIT + frame_index).reshape(-1)
+    ids = frame_ids(batch["frame_index"])
     num_targets = batch["target_valid"].shape[2]
 
     def draw(layer):
-        return sample_draws(key, frame_ids, layer, num_targets, loss_config)
+        return sample_draws(key, ids, layer, num_targets, loss_config)
 
     return criterion(outputs, batch, draw, loss_config)
 

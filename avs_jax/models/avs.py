@@ -26,7 +26,7 @@ from avs_jax.models.fusion.ama import AMA
 from avs_jax.models.fusion.gates import ChannelGate
 from avs_jax.models.layers import MLP
 from avs_jax.ops.sampling import resize_bilinear
-from avs_jax.spec import PIXEL_MEAN, PIXEL_STD, SIZE_DIVISOR, check_shape, nearest
+from avs_jax.spec import PIXEL_MEAN, PIXEL_STD, SIZE_DIVISOR, check_shape, frame_ids, nearest
 
 # A part is a row: name in the configuration -> module. None = the part is absent.
 BACKBONES = {"swin": Swin}
@@ -34,7 +34,6 @@ AUDIO_BACKBONES = {"vggish": VGGish}
 FUSIONS = {"none": None, "ama": AMA}
 
 LEVELS = ("res2", "res3", "res4", "res5")
-FRAMES_PER_CLIP = 1024  # frame ids of a batch are clip * FRAMES_PER_CLIP + frame_index
 
 
 def part_class(what: str, table: Mapping[str, type | None], config: Mapping[str, Any]) -> Any:
@@ -64,16 +63,6 @@ def make_part(what: str, module: type, config: Mapping[str, Any], **fields: Any)
                 f"nearest: {nearest(key, sorted(known)) or sorted(known)}"
             )
     return module(**given, **fields)
-
-
-def frame_ids(frame_index: jax.Array) -> jax.Array:
-    """int32 [B, T] places of frames in their clips to int32 [B * T] ids, unique in the batch.
-
-    Random draws of a frame follow from its id alone, so a step on some frames of the clips draws
-    for them what a step on all frames does.
-    """
-    clip = jnp.arange(frame_index.shape[0], dtype=jnp.int32)[:, None]
-    return (clip * FRAMES_PER_CLIP + frame_index.astype(jnp.int32)).reshape(-1)
 
 
 def gumbel(key: jax.Array, ids: jax.Array, num_queries: int, num_pixels: int) -> jax.Array:
