@@ -1,0 +1,207 @@
+"""AMA against the original, and the behaviour that its cure promises."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from avs_jax.convert.rules import apply_rules
+from avs_jax.convert.tables import ama_rules
+from avs_jax.models.fusion.ama import AMA, normalize_map
+from avs_jax.ops.sampling import resize_bilinear
+from tests.golden.compare import shapes_of
+from tests.golden.weights import avs_value
+
+
+def flat(tree):
+    """Path -> leaf."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def frames(x):
+    """[N, 1, h, w] to [N, h, w, 1]."""
+    return np.moveaxis(np.asarray(x), 1, -1)
+
+
+class GoldenAMA:
+    def __init__(self, folder):
+        self.arrays = dict(np.load(folder / "golden_ama.npz"))
+        names = json.loads(str(self.arrays["meta_json"]))["names"]
+        source = {
+            name: avs_value(f"ama_module.{name}", shape)
+            for name, shape in names.items()
+            if name.split(".")[-1] not in ("num_batches_tracked", "temperature")
+        }
+        source["temperature"] = np.array([1.7], np.float32)
+        self.audio, self.motion = self.arrays["in/audio"], frames(self.arrays["in/motion"])
+        tree = jax.eval_shape(lambda: AMA().init(jax.random.key(0), self.audio, self.motion))
+        shapes = {f"ama/{k}": v for k, v in shapes_of(tree["params"]).items()}
+        shapes |= {f"batch_stats/ama/{k}": v for k, v in shapes_of(tree["batch_stats"]).items()}
+        filled = apply_rules(source, ama_rules(""), shapes)
+        self.variables = {"params": {}, "batch_stats": {}}
+        for path, value in filled.items():
+            collection = "batch_stats" if path.startswith("batch_stats/") else "params"
+            module, *leaf = path.removeprefix("batch_stats/").removeprefix("ama/").split("/")
+            if leaf:
+                self.variables[collection].setdefault(module, {})[leaf[0]] = value
+            else:
+                self.variables[collection][module] = value
+
+
+@pytest.fixture(scope="module")
+def golden():
+    from tests.conftest import GOLDEN
+
+    return GoldenAMA(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def trained(golden):
+    """Loss, map, new statistics and gradients of a step on the last three frames."""
+    audio, motion = golden.audio[1:], golden.motion[1:]
+    weight = frames(golden.arrays["train/loss_weight"])[..., 0]
+
+    def loss(params, audio):
+        variables = {"params": params, "batch_stats": golden.variables["batch_stats"]}
+        (out, _), new = AMA().apply(variables, audio, motion, train=True, mutable=["batch_stats"])
+        return jnp.sum(out * weight), (out, new["batch_stats"])
+
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    return step(golden.variables["params"], audio)
+
+
+@pytest.mark.parametrize("mode", ["mul", "div"])
+def test_evaluation_agrees_with_the_original(golden, mode):
+    model = AMA(temperature_mode=mode)
+    weight, seen = jax.jit(model.apply)(golden.variables, golden.audio, golden.motion)
+    expected = golden.arrays[f"eval/{mode}/map"][:, 0]
+    np.testing.assert_allclose(weight, expected, atol=1e-4)
+    attention = golden.arrays[f"eval/{mode}/attention"][:, :, 0]
+    np.testing.assert_allclose(seen["attention"], attention, atol=1e-4 * attention.max())
+
+
+def test_resizes_agree_with_the_original(golden):
+    small = resize_bilinear(golden.motion, (24, 24))
+    np.testing.assert_allclose(small, frames(golden.arrays["small"]), atol=1e-6)
+    large = resize_bilinear(frames(golden.arrays["eval/mul/map"]), (96, 128))
+    np.testing.assert_allclose(large, frames(golden.arrays["eval/up"]), atol=1e-6)
+
+
+def test_training_forward_and_statistics(golden, trained):
+    (loss, (weight, statistics)), _ = trained
+    arrays = golden.arrays
+    np.testing.assert_allclose(weight, arrays["train/map"][:, 0], atol=1e-4)
+    np.testing.assert_allclose(loss, arrays["train/loss"], rtol=1e-4)
+    for i in (1, 4):
+        ours = statistics[f"flow_encoder_{i}"]
+        np.testing.assert_allclose(ours["mean"], arrays[f"train/bn{i}_running_mean"], atol=1e-5)
+        np.testing.assert_allclose(ours["var"], arrays[f"train/bn{i}_running_var"], atol=1e-5)
+
+
+def test_training_gradients(golden, trained):
+    _, (gradients, to_audio) = trained
+    arrays = golden.arrays
+    scale = np.abs(arrays["train/grad_audio"]).max()
+    np.testing.assert_allclose(to_audio, arrays["train/grad_audio"], atol=1e-3 * scale)
+    np.testing.assert_allclose(
+        gradients["temperature"], arrays["train/grad_temperature"], rtol=1e-3
+    )
+    leaf = {"kernel": "weight", "scale": "weight", "bias": "bias", "temperature": ""}
+    for path, gradient in flat(gradients).items():
+        module, _, name = path.rpartition("/")
+        parts = [*module.rsplit("_", 1)] if module[-1:].isdigit() else [module]
+        theirs = ".".join(p for p in (*parts, leaf[name]) if p) if module else path
+        expected = float(arrays[f"train/grad_norm/{theirs}"])
+        if expected < 1e-3:  # biases before a BatchNorm: zero but for rounding
+            assert np.linalg.norm(gradient) < 1e-2, path
+        else:
+            np.testing.assert_allclose(np.linalg.norm(gradient), expected, rtol=2e-3, err_msg=path)
+
+
+def gradients_of(golden, audio, motion, dtype, **fields):
+    """AMA's parameter gradients of a weighted sum of its map, in training."""
+    cast = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)  # noqa: E731
+    model = AMA(dtype=dtype, **fields)
+    weight = np.random.default_rng(0).standard_normal((len(audio), 24, 24))
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": cast(golden.variables["batch_stats"])}
+        (out, _), _ = model.apply(
+            variables, cast(audio), cast(motion), train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(out * cast(weight)), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        cast(golden.variables["params"])
+    )
+    return np.asarray(out), flat(jax.tree.map(np.asarray, gradients))
+
+
+def test_still_frames_give_no_map_and_no_gradient(golden):
+    still = np.zeros_like(golden.motion[:2])
+    weight, gradients = gradients_of(golden, golden.audio[:2], still, jnp.float32)
+    assert not weight.any()
+    for path, gradient in gradients.items():
+        assert not gradient.any(), path
+
+
+def test_a_still_frame_does_not_disturb_the_gradient_of_moving_ones(golden):
+    """Frame 0 of the golden is still; float64 confirms float32 on the batch with it."""
+    _, single = gradients_of(golden, golden.audio, golden.motion, jnp.float32)
+    with jax.enable_x64(True):
+        _, double = gradients_of(golden, golden.audio, golden.motion, jnp.float64)
+    total = np.sqrt(sum(np.square(x).sum() for x in double.values()))
+    assert total > 1
+    for path in double:
+        assert np.linalg.norm(single[path] - double[path]) < 1e-3 * total, path
+
+
+def test_extrema_as_constants_change_the_gradient_only():
+    attention = jax.nn.softmax(jax.random.normal(jax.random.key(0), (2, 36))).reshape(2, 6, 6)
+
+    def pull(grad_through_extrema):
+        out, back = jax.vjp(
+            lambda x: normalize_map(x, grad_through_extrema=grad_through_extrema), attention
+        )
+        return out, back(jnp.ones_like(out))[0]
+
+    (out, through), (same, held) = pull(True), pull(False)
+    np.testing.assert_array_equal(out, same)
+    span = np.ptp(np.asarray(attention), axis=(1, 2))[:, None, None]
+    np.testing.assert_allclose(held, np.broadcast_to(1 / span, (2, 6, 6)), rtol=1e-5)
+    assert np.abs(through - held).max() > 1
+
+
+def test_softmax_hw_is_one_half_where_nothing_moves():
+    np.testing.assert_allclose(normalize_map(jnp.full((1, 4, 4), 1 / 16), "softmax_hw"), 0.5)
+
+
+def test_padded_frames_stay_out_of_the_statistics(golden):
+    def statistics(audio, motion, valid):
+        _, new = AMA().apply(
+            golden.variables, audio, motion, train=True, valid=valid, mutable=["batch_stats"]
+        )
+        return new["batch_stats"]
+
+    valid = np.array([True, True, False, True])
+    masked = statistics(golden.audio, golden.motion, valid)
+    plain = statistics(golden.audio[valid], golden.motion[valid], None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), masked, plain)
+    none = statistics(golden.audio, golden.motion, np.zeros(4, bool))
+    jax.tree.map(np.testing.assert_array_equal, none, golden.variables["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature_mode": "times"}, "temperature_mode = 'times': choose one of"),
+        ({"normalize": "max"}, "normalize = 'max': choose one of"),
+        ({"embed_dim": 30}, "embed_dim = 30 does not divide"),
+    ],
+)
+def test_unknown_choices_are_errors(golden, fields, message):
+    with pytest.raises(ValueError, match=message):
+        AMA(**fields).init(jax.random.key(0), golden.audio, golden.motion)
