@@ -1,0 +1,180 @@
+"""The assembled model: the original's encoders, parameter counts, draws, padding, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from avs_jax.models import build_model
+from configs import s4_ama, s4_vct
+from tests.golden.compare import assert_golden
+from tests.vct_golden import channels_first, golden, tiny_outputs
+
+
+def small_config(fusion="ama", **changes):
+    """config.model, as small as it goes."""
+    config = s4_ama.get_config("demo").model
+    config.update(num_queries=5, hidden_dim=32, audio_hidden_dim=16)
+    config.backbone.update(embed_dim=16, num_heads=(1, 1, 2, 2), drop_path_rate=0.5)
+    config.audio_backbone.width = 4
+    config.pixel_decoder.update(num_layers=1, ffn_dim=32, num_heads=2)
+    config.decoder.update(num_layers=3, ffn_dim=32, num_heads=2)
+    config.fusion.update(name=fusion, embed_dim=32, grid=6)
+    config.update(changes)
+    return config
+
+
+def random_batch(num_clips=2, num_frames=3, size=(32, 32), seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (num_clips, num_frames)
+    return {
+        "images": rng.integers(0, 256, (*shape, *size, 3), dtype=np.uint8),
+        "pre_masks": rng.integers(0, 256, (*shape, *size, 3), dtype=np.uint8),
+        "log_mel": rng.standard_normal((*shape, 96, 64)).astype(np.float32),
+        "motion": rng.uniform(0, 1, (*shape, *size, 1)).astype(np.float32),
+        "valid": np.ones(shape, bool),
+        "frame_index": np.broadcast_to(np.arange(num_frames, dtype=np.int32), shape),
+    }
+
+
+@pytest.fixture(scope="module")
+def variables():
+    init = jax.jit(build_model(small_config()).init)
+    return init(jax.random.key(0), random_batch())
+
+
+def train_outputs(model, variables, batch):
+    keys = jax.random.split(jax.random.key(5), 3)
+    rngs = dict(zip(("gumbel", "drop_path", "pre_mask_dropout"), keys, strict=True))
+
+    def apply(variables, batch):
+        return model.apply(variables, batch, train=True, rngs=rngs, mutable=["batch_stats"])[0]
+
+    return jax.tree.map(np.asarray, jax.jit(apply)(variables, batch))
+
+
+@pytest.mark.parametrize("name", ["s4", "ms3"])
+def test_encoders_agree_with_the_original(name):
+    arrays, seen = golden(name), tiny_outputs(name)["intermediates"]
+    for branch in ("backbone", "pre_sam_backbone", "fused"):
+        for level, x in seen[branch].items():
+            assert_golden(arrays, f"{branch}/{level}", channels_first(x))
+    for i, gate in enumerate(seen["scale_factor"]):
+        assert_golden(arrays, f"scale_factor/{i}", channels_first(gate))
+    assert_golden(arrays, "audio_backbone/out", channels_first(seen["audio_backbone"]))
+    assert_golden(arrays, "predictor/audio_features", channels_first(seen["audio_features"]))
+
+
+@pytest.mark.parametrize(("recipe", "extra"), [(s4_vct, 0), (s4_ama, 215_298)])
+def test_full_model_has_the_originals_trainable_parameters(recipe, extra):
+    model = build_model(recipe.get_config().model)
+    batch = jax.eval_shape(lambda: random_batch(1, 1, (384, 384)))
+    tree = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    sizes = {k: v.size for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
+    trainable = sum(n for path, n in sizes.items() if not path.startswith("audio_backbone/"))
+    assert trainable == 217_708_816 + extra
+    ours = [path for path in sizes if path.startswith("ama/") or path.endswith("/lambda")]
+    assert sum(sizes[path] for path in ours) == extra
+
+
+def test_outputs_have_the_shapes_of_the_contract(variables):
+    model, batch = build_model(small_config()), random_batch(2, 3)
+    out = jax.eval_shape(model.apply, variables, batch)
+    assert out["pred_logits"].shape == (2, 3, 5, 3)
+    assert out["pred_masks"].shape == (2, 3, 8, 8, 5)
+    assert [set(aux) for aux in out["aux_outputs"]] == [{"pred_logits", "pred_masks"}] * 3
+    assert out["motion_weight"].shape == (2, 3, 6, 6)
+    assert out["audio_embed"].shape == (2, 3, 32)
+    assert out["proto_embed"].shape == (23, 32)
+    assert out["logit_scale"].shape == ()
+
+
+def test_a_step_on_some_frames_draws_what_a_step_on_all_draws(variables):
+    """Without cross-frame statistics, frames 0 and 2 come out the same beside frame 1 or not."""
+    model = build_model(small_config("none", pre_mask_dropout=0.5))
+    batch = random_batch(4, 3)
+    params = {"params": {k: v for k, v in variables["params"].items() if k != "ama"}}
+    whole = train_outputs(model, params, batch)
+    part = train_outputs(model, params, {k: x[:, [0, 2]] for k, x in batch.items()})
+    for name in ("pred_logits", "pred_masks"):
+        np.testing.assert_allclose(part[name], whole[name][:, [0, 2]], rtol=1e-4, atol=1e-5)
+    other = dict(batch, frame_index=batch["frame_index"] + 7)
+    assert np.abs(train_outputs(model, params, other)["pred_logits"] - whole["pred_logits"]).max()
+
+
+def test_pre_mask_dropout_takes_the_second_branch_from_whole_clips(variables):
+    model = build_model(small_config("none", pre_mask_dropout=0.5))
+    params = {"params": {k: v for k, v in variables["params"].items() if k != "ama"}}
+    seen = train_outputs(model, params, random_batch(6, 2))["intermediates"]
+    changed = np.abs(seen["fused"]["res3"] - seen["backbone"]["res3"]).max((1, 2, 3)) > 0
+    changed = changed.reshape(6, 2)
+    assert np.all(changed[:, 0] == changed[:, 1])
+    assert 0 < changed[:, 0].sum() < 6
+
+
+def test_lambda_zero_leaves_the_masks_as_they_are(variables):
+    """Same parameters with and without AMA: the same bits; with lambda 1, others."""
+    batch = random_batch()
+    with_ama, without = build_model(small_config()), build_model(small_config("none"))
+    block = variables["params"]["predictor"]["visual_query_block"]
+
+    def masks(model, strength):
+        predictor = variables["params"]["predictor"] | {
+            "visual_query_block": block | {"lambda": jnp.full(1, strength)}
+        }
+        tree = dict(variables, params=variables["params"] | {"predictor": predictor})
+        return np.asarray(jax.jit(model.apply)(tree, batch)["pred_masks"])
+
+    plain = masks(without, 1.0)
+    np.testing.assert_array_equal(masks(with_ama, 0.0), plain)
+    assert np.any(masks(with_ama, 1.0) != plain)
+
+
+def test_images_are_padded_to_a_multiple_of_32():
+    model = build_model(small_config("none", pre_masks=False))
+    batch = random_batch(1, 1, (33, 20))
+    shape = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), batch)[0])
+    assert shape["pred_masks"].shape == (1, 1, 16, 8, 5)
+
+
+def test_bfloat16_computes_and_returns_float32_predictions(variables):
+    model = build_model(small_config(dtype="bfloat16"))
+    out = jax.eval_shape(model.apply, variables, random_batch())
+    assert out["intermediates"]["backbone"]["res2"].dtype == jnp.bfloat16
+    assert out["intermediates"]["decoder"]["ffn"][0].dtype == jnp.bfloat16
+    assert out["pred_masks"].dtype == out["pred_logits"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.backbone.update(name="swim"), r"backbone.name = 'swim': choose one of"),
+        (lambda c: c.audio_backbone.update(name="ear"), r"audio_backbone.name = 'ear': choose one"),
+        (lambda c: c.fusion.update(name="amma"), r"fusion.name = 'amma': choose one of"),
+        (lambda c: c.update(num_quries=3), r"model.num_quries: no such key.*num_queries"),
+        (lambda c: c.__delitem__("dtype"), r"lacks \['dtype'\]"),
+    ],
+)
+def test_wrong_configurations_are_errors_that_name_the_choices(change, message):
+    config = small_config()
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        build_model(config)
+
+
+def test_an_unknown_field_of_a_part_is_an_error():
+    config = small_config()
+    config.backbone.window_sise = 7
+    with pytest.raises(ValueError, match=r"model.backbone.window_sise: .*nearest: \['window_size'"):
+        jax.eval_shape(build_model(config).init, jax.random.key(0), random_batch())
+
+
+def test_a_batch_without_what_the_model_reads_is_an_error(variables):
+    batch = random_batch()
+    del batch["motion"]
+    with pytest.raises(ValueError, match="the batch has no motion, which this model reads"):
+        jax.eval_shape(build_model(small_config()).apply, variables, batch)
+    with pytest.raises(ValueError, match="log_mel: axis 64"):
+        batch = random_batch() | {"log_mel": np.zeros((2, 3, 96, 32), np.float32)}
+        jax.eval_shape(build_model(small_config()).apply, variables, batch)
