@@ -3,10 +3,10 @@
   python scripts/convert_weights.py --source=vct --input=model_best.pth --config=configs/s4_vct.py
       --output=checkpoints/vct_s4
 
-Input: .npz, .safetensors, .pth, .pt or .pkl; nothing in it is executed. Every tensor of the file must
-have its place and every parameter its tensor, else all disagreements are listed and nothing is
-written. Parts that the file cannot know (AMA, for a VCT file) start from the seed of the configuration
-and are listed; --strict refuses them.
+Input: .npz, .safetensors, .pth, .pt or .pkl; nothing in it is executed. Every tensor of the file
+must have its place and every parameter its tensor, else all disagreements are listed and nothing is
+written. Parts that the file cannot know (AMA, for a VCT file) are initialised from the seed of the
+configuration and listed; --strict refuses them.
 """
 
 import collections
@@ -171,8 +171,8 @@ def run(argv: Sequence[str]) -> None:
     if max(size) != min(size) or size[0] != config.data.image_size:
         pixels = size[0] * size[1] // MASK_STRIDE**2
         print(
-            f"  note: the query mixer is made for {pixels} pixels at stride {MASK_STRIDE}, images of "
-            f"e.g. {size[0]} x {size[1]} px; config.data.image_size is {config.data.image_size}"
+            f"  note: the query mixer is made for {pixels} pixels at stride {MASK_STRIDE}, images "
+            f"of e.g. {size[0]} x {size[1]} px; config.data.image_size is {config.data.image_size}"
         )
 
 

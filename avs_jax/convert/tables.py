@@ -15,7 +15,7 @@ def vct_rules(model_config: Mapping[str, Any]) -> list[Rule]:
     """The whole state dict of VCT (repository spyflying/VCT_AVS), all three variants.
 
     Known and not taken: the tables of relative positions, which follow from the window size; the
-    class weights of the loss, which are configuration; VGGish's embedding MLP, which VCT never runs.
+    class weights of the loss, which are configuration; VGGish's embedding MLP, which never runs.
     Names are matched as they are: a state dict whose `sem_seg_head.pixel_decoder.` names were
     renamed by a load without torch's metadata matches nothing.
 

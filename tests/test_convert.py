@@ -1,0 +1,255 @@
+"""From a VCT weight file to a checkpoint to predictions, through the two command lines."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avs_jax import predict
+from avs_jax.convert.rules import ConversionError, apply_rules
+from avs_jax.convert.tables import vct_rules
+from avs_jax.models import build_model
+from avs_jax.results.postprocess import sem_seg
+from avs_jax.runtime.checkpoint import load_variables
+from configs.base import base_config
+from configs.s4_ama import get_config
+from scripts import convert_weights
+from tests.golden.compare import assert_golden, shapes_of
+from tests.vct_state import entries, flat, state_dict
+
+TINY = {  # of the golden files
+    "model.backbone.embed_dim": 32,
+    "model.backbone.depths": (2, 2, 2, 2),
+    "model.backbone.num_heads": (2, 4, 8, 16),
+    "model.backbone.window_size": 6,
+}
+OTHER = {  # shares no size with the golden files
+    "model.backbone.embed_dim": 16,
+    "model.backbone.depths": (1, 2, 3, 1),
+    "model.backbone.num_heads": (1, 2, 2, 4),
+    "model.backbone.window_size": 5,
+    "model.num_queries": 7,
+    "model.hidden_dim": 64,
+    "model.audio_backbone.width": 8,
+    "model.audio_hidden_dim": 24,
+    "model.pixel_decoder.num_layers": 1,
+    "model.pixel_decoder.ffn_dim": 40,
+    "model.pixel_decoder.num_heads": 4,
+    "model.decoder.num_layers": 6,
+    "model.decoder.ffn_dim": 72,
+    "model.decoder.num_heads": 2,
+    "model.fusion.embed_dim": 32,
+    "model.fusion.num_heads": 2,
+    "model.fusion.grid": 10,
+    "data.num_prototypes": 5,
+    "data.image_size": 64,
+    "evaluate.score_size": 40,
+}
+
+
+def overrides(values) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def with_values(config, values):
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def convert(path, output, config, values, *more) -> int:
+    flags = ["--source=vct", f"--input={path}", f"--output={output}", f"--config={config}"]
+    return convert_weights.main(["convert_weights", *flags, *overrides(values), *more])
+
+
+def predict_arrays(checkpoint, arrays, folder, config, values) -> dict[str, np.ndarray]:
+    np.savez(folder / "in.npz", **arrays)
+    flags = [f"--checkpoint={checkpoint}", f"--arrays={folder}/in.npz"]
+    flags += [f"--output={folder}/out.npz", f"--config={config}", *overrides(values)]
+    assert predict.main(["predict", *flags]) == 0
+    with np.load(folder / "out.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def small_state():
+    return state_dict(with_values(get_config("demo"), OTHER), (64, 64))
+
+
+@pytest.fixture
+def small(small_state):
+    """A small configuration with AMA, and a state dict for it (which has no AMA)."""
+    return with_values(get_config("demo"), OTHER), dict(small_state)
+
+
+@pytest.mark.parametrize("dataset, num_prototypes, num_classes", [
+    ("s4", 23, 2), ("ms3", 0, 2), ("ss", 71, 71),
+])  # fmt: skip
+def test_official_checkpoints_match_without_remainder(dataset, num_prototypes, num_classes):
+    config = base_config()
+    config.data.num_prototypes, config.data.num_classes = num_prototypes, num_classes
+    shapes = shapes_of(jax.eval_shape(convert_weights.make_init(config, (384, 384)))[0])
+    source = {n: np.broadcast_to(np.int8(0), shape) for n, shape in entries(dataset).items()}
+    tree = apply_rules(source, vct_rules(config.model), shapes)
+    assert set(tree) == set(shapes)
+    official = {"s4": 289_850_000, "ms3": 289_449_359, "ss": 289_880_021}
+    not_run = sum(x.size for n, x in source.items() if n.startswith("audio_backbone.embeddings"))
+    assert sum(x.size for x in tree.values()) == official[dataset] - not_run
+
+
+def test_names_renamed_by_a_load_without_metadata_are_not_guessed_at(small):
+    config, state = small
+    shapes = shapes_of(jax.eval_shape(convert_weights.make_init(config, (64, 64)))[0])
+    renamed = {
+        k.replace("sem_seg_head.pixel_decoder.", "sem_seg_head."): v for k, v in state.items()
+    }
+    with pytest.raises(ConversionError, match="sem_seg_head.adapter_1.weight .* matches no rule"):
+        apply_rules(renamed, vct_rules(config.model), shapes)
+
+
+def test_golden_through_both_command_lines(tmp_path, golden_dir):
+    config = with_values(base_config(), TINY)
+    np.savez(tmp_path / "vct.npz", **state_dict(config, (96, 128)))
+    assert convert(tmp_path / "vct.npz", tmp_path / "ours", "configs/s4_vct.py", TINY) == 0
+    golden = np.load(golden_dir / "golden_tiny_s4.npz")
+
+    def both(name, axes):
+        return np.stack([golden[f"in/{name}_{b}"].transpose(axes) for b in range(2)])
+
+    arrays = {
+        "images": both("images", (0, 2, 3, 1)),
+        "pre_masks": both("pre_masks", (0, 2, 3, 1)),
+        "log_mel": both("audio_log_mel", (0, 2, 3, 1))[..., 0],
+    }
+    out = predict_arrays(tmp_path / "ours", arrays, tmp_path, "configs/s4_vct.py", TINY)
+    assert out["pred_masks"].shape == (2, 5, 24, 32, 100)
+    found = {
+        "pred/9/logits": out["pred_logits"].reshape(10, 100, 3),
+        "pred/9/masks": np.moveaxis(out["pred_masks"].reshape(10, 24, 32, 100), -1, 1),
+        "out/sem_seg": np.moveaxis(out["sem_seg"].reshape(10, 224, 224, 2), -1, 1),
+    }
+    scores = found["out/sem_seg"]
+    logit_error = np.abs(found["pred/9/logits"] - golden["pred/9/logits"]).max((1, 2))
+    score_error = np.abs(scores[:, :, ::8, ::8] - golden["out/sem_seg_every8"]).max((1, 2, 3))
+    assert (logit_error < 0.05).all() and (score_error < 0.05).all()
+    # One mask logit of the decoder's seventh prediction is 5e-6, below the noise of its sum: where
+    # it flips, the one frame it is in moves, and only this one.
+    assert golden["pred/7/attn_logit_absmin"] < 5e-6
+    moved = logit_error > 1e-5
+    assert moved.sum() <= 1 and (score_error[~moved] < 5e-4).all()
+    if not moved.any():
+        for name, value in found.items():
+            assert_golden(golden, name, value)
+    labels = scores[:, :, ::2, ::2].argmax(1)
+    assert (labels == golden["out/sem_seg_argmax"]).mean() > 0.9999
+
+
+def test_another_configuration_through_both_command_lines(tmp_path, small, capsys):
+    config, state = small
+    np.savez(tmp_path / "vct.npz", **state)
+    name = "configs/s4_ama.py:demo"
+    assert convert(tmp_path / "vct.npz", tmp_path / "ours", name, OTHER) == 0
+    printed = capsys.readouterr().out
+    assert "ama/temperature" in printed and "batch_stats/" not in printed
+    assert "relative_position_index (" in printed and "note:" not in printed
+
+    params, batch_stats, _ = load_variables(tmp_path / "ours")
+    kernel = params["backbone"]["layers_2"]["last"]["mlp"]["fc1"]["kernel"]
+    np.testing.assert_array_equal(kernel, state["backbone.layers.2.blocks.2.mlp.fc1.weight"].T)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "images": rng.integers(0, 256, (2, 3, 64, 64, 3), np.uint8),
+        "pre_masks": rng.integers(0, 256, (2, 3, 64, 64, 3), np.uint8),
+        "log_mel": rng.standard_normal((2, 3, 96, 64), np.float32),
+        "motion": rng.random((2, 3, 64, 64), np.float32),
+        "valid": np.array([[True, True, True], [True, True, False]]),
+    }
+    out = predict_arrays(tmp_path / "ours", arrays, tmp_path, name, OTHER)
+    batch = arrays | {"motion": arrays["motion"][..., None]}
+    variables = {"params": params, "batch_stats": batch_stats}
+    apply = jax.jit(build_model(config.model).apply, static_argnames="train")
+    direct = apply(variables, batch, train=False)
+    for field in ("pred_logits", "pred_masks", "motion_weight"):
+        scale = float(jnp.abs(direct[field]).max())
+        np.testing.assert_allclose(out[field], direct[field], rtol=0, atol=2e-5 * scale)
+    assert out["motion_weight"].shape == (2, 3, 10, 10)
+    scores = sem_seg(
+        direct["pred_logits"].reshape(6, 7, 3), direct["pred_masks"].reshape(6, 16, 16, 7),
+        (64, 64), (64, 64), 40, arrays["valid"].reshape(-1),
+    )  # fmt: skip
+    np.testing.assert_allclose(out["sem_seg"].reshape(6, 40, 40, 2), scores, atol=2e-4)
+    assert out["sem_seg"][0].any() and not out["sem_seg"][1, 2].any()
+
+
+def test_fresh_parts_follow_the_seed(small):
+    config, state = small
+    first = convert_weights.convert(state, "vct", config)
+    again = convert_weights.convert(state, "vct", config)
+    config.seed += 1
+    other = convert_weights.convert(state, "vct", config)
+    assert first.fresh == again.fresh and "ama/q_proj/kernel" in first.fresh
+    assert "predictor/visual_query_block/lambda" in first.fresh
+    q, same, changed = (x.variables["params"]["ama"]["q_proj"]["kernel"] for x in
+                        (first, again, other))  # fmt: skip
+    assert np.array_equal(q, same) and not np.array_equal(q, changed) and np.abs(q).max() > 0
+    stats = flat(first.variables["batch_stats"])
+    assert stats and all(np.all(x == ("var" in path)) for path, x in stats.items())
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda s: s.update({"stranger.weight": np.zeros(3)}), "stranger.weight (3,) matches no rule"),
+    (lambda s: s.pop("backbone.norm2.bias"), "backbone/norm2/bias (64,): nothing in the source"),
+    (lambda s: s.update({"backbone.norm2.bias": np.zeros(9)}), "shape (9,), the model wants (64,)"),
+    (lambda s: s.pop("backbone.layers.2.blocks.1.norm1.bias"), "pairs/block_1/norm1/bias"),
+])  # fmt: skip
+def test_disagreements_leave_nothing_behind(tmp_path, small, capsys, damage, message):
+    _, state = small
+    damage(state)
+    np.savez(tmp_path / "vct.npz", **state)
+    assert convert(tmp_path / "vct.npz", tmp_path / "ours", "configs/s4_ama.py:demo", OTHER) == 1
+    assert message in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["vct.npz"]
+
+
+def test_strict_refuses_to_initialise(tmp_path, small, capsys):
+    np.savez(tmp_path / "vct.npz", **small[1])
+    args = (tmp_path / "vct.npz", tmp_path / "ours", "configs/s4_ama.py:demo", OTHER, "--strict")
+    assert convert(*args) == 1
+    assert "ama/temperature (1,): nothing in the source fills it" in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists()
+
+
+def test_mistakes_on_the_command_line(tmp_path, capsys):
+    (tmp_path / "page.pth").write_text("<html>Sign in</html>")
+    (tmp_path / "there").mkdir()
+    for path, output, more, message in (
+        ("page.pth", "new", (), "web page"),
+        ("none.pth", "new", (), "No such file"),
+        ("page.pth", "there", (), "exists"),
+        ("page.pth", "new", ("--source=combo",), "vct"),
+    ):
+        assert convert(tmp_path / path, tmp_path / output, "configs/s4_vct.py", {}, *more) == 1
+        err = capsys.readouterr().err
+        assert message in err and "Traceback" not in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_mixer_of_the_file_decides_the_image_size(small):
+    config, state = small
+    assert convert_weights.image_size(state, config) == (64, 64)
+    wide = np.zeros((64, 24 * 32), np.float32)
+    assert convert_weights.image_size({convert_weights.MIXER: wide}, config) == (96, 128)
+    assert convert_weights.image_size({}, config) == (64, 64)
+    odd = {convert_weights.MIXER: np.zeros((64, 577), np.float32)}
+    assert convert_weights.image_size(odd, config) == (64, 64)
+
+
+def test_the_checkpoint_keeps_the_configuration(tmp_path, small):
+    config, state = small
+    np.savez(tmp_path / "vct.npz", **state)
+    assert convert(tmp_path / "vct.npz", tmp_path / "ours", "configs/s4_ama.py:demo", OTHER) == 0
+    stored = load_variables(tmp_path / "ours")[2]
+    assert json.loads(json.dumps(stored.model.to_dict())) == json.loads(
+        json.dumps(config.model.to_dict())
+    )
