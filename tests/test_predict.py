@@ -1,0 +1,295 @@
+"""Prediction on files as people have them, and on arrays; a tiny model with random weights."""
+
+import json
+import re
+from fractions import Fraction
+
+import av
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from avs_jax import predict
+from avs_jax.data.video_writer import write_video
+from avs_jax.runtime.checkpoint import save_variables
+from configs.s4_ama import get_config
+from scripts.convert_weights import make_init
+
+SMALL = {
+    "data.image_size": 64,
+    "model.num_queries": 5,
+    "model.hidden_dim": 32,
+    "model.backbone.embed_dim": 8,
+    "model.backbone.num_heads": (1, 1, 2, 2),
+    "model.backbone.window_size": 4,
+    "model.audio_backbone.width": 4,
+    "model.audio_hidden_dim": 16,
+    "model.pixel_decoder.num_layers": 1,
+    "model.pixel_decoder.ffn_dim": 32,
+    "model.decoder.num_layers": 1,
+    "model.decoder.ffn_dim": 32,
+    "model.fusion.embed_dim": 16,
+    "model.fusion.grid": 8,
+    "evaluate.score_size": 24,
+}
+FLAGS = ["--config=configs/s4_ama.py:demo", *(f"--config.{k}={v}" for k, v in SMALL.items())]
+RNG = np.random.default_rng(5)
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = get_config("demo")
+    config.update_from_flattened_dict(SMALL)
+    return config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, config):
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("scale", "var", "temperature"):
+            return np.ones(leaf.shape, np.float32)
+        if name in ("mean", "bias"):
+            return np.zeros(leaf.shape, np.float32)
+        fan_in = max(1, int(np.prod(leaf.shape[:-1])))
+        return RNG.standard_normal(leaf.shape, np.float32) / np.float32(fan_in) ** 0.5
+
+    variables = jax.eval_shape(make_init(config, (64, 64)))
+    params, batch_stats = jax.tree_util.tree_map_with_path(draw, variables)
+    folder = tmp_path_factory.mktemp("weights") / "ours"
+    save_variables(folder, {"params": params, "batch_stats": batch_stats}, config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(config, checkpoint):
+    return predict.Predictor(config, checkpoint)
+
+
+def frames_of(count, height, width):
+    """A bright square that wanders over noise."""
+    frames = np.repeat(RNG.integers(0, 90, (1, height, width, 3), np.uint8), count, axis=0)
+    for t in range(count):
+        left = t * 3 % (width - 20)
+        frames[t, 10:30, left : left + 20] = 230
+    return frames
+
+
+def tone(seconds, rate, channels=1):
+    wave = np.sin(np.arange(int(seconds * rate)) / rate * 2 * np.pi * 440) * 9000
+    wave = wave.astype(np.int16)
+    return wave if channels == 1 else np.stack([wave, wave // 2], axis=-1)
+
+
+def check_results(folder, seconds, size):
+    """What every run leaves behind; returns results.json."""
+    results = json.loads((folder / "results.json").read_text())
+    assert results["size"] == {"width": size[0], "height": size[1]}
+    assert [entry["second"] for entry in results["seconds"]] == list(range(seconds))
+    assert len(list((folder / "masks").iterdir())) == seconds
+    for entry in results["seconds"]:
+        mask = np.asarray(Image.open(folder / entry["mask"]))
+        assert mask.shape == size[::-1] and set(np.unique(mask)) <= {0, 255}
+        assert entry["area"] == pytest.approx((mask > 0).mean())
+        assert entry["score"] == 0 if entry["area"] == 0 else 0.5 < entry["score"] <= 1
+    with av.open(str(folder / "overlay.mp4")) as container:
+        video, sound = container.streams.video[0], container.streams.audio[0]
+        assert (video.width, video.height) == size
+        assert sum(1 for _ in container.decode(video)) == seconds
+    with av.open(str(folder / "overlay.mp4")) as container:
+        heard = np.concatenate([f.to_ndarray().ravel() for f in container.decode(audio=0)])
+        assert heard.size / sound.rate / sound.channels == pytest.approx(seconds, abs=0.2)
+        assert np.abs(heard).max() > 0
+    assert not list(folder.glob("*unfinished*"))
+    return results
+
+
+def test_stereo_48_khz_through_the_command_line(tmp_path, checkpoint, capsys):
+    path = tmp_path / "clip.mp4"
+    write_video(path, frames_of(30, 72, 96), 10, tone(3, 48_000, 2), 48_000)
+    flags = [f"--checkpoint={checkpoint}", f"--video={path}", f"--output={tmp_path}/out"]
+    assert predict.main(["predict", *FLAGS, *flags]) == 0
+    results = check_results(tmp_path / "out", 3, (96, 72))
+    assert results["pre_masks"] == "felzenszwalb"
+    assert "made with felzenszwalb" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds, windows", [(2, 1), (23, 5)])
+def test_shorter_and_longer_than_a_window(tmp_path, predictor, seconds, windows, capsys):
+    path = tmp_path / "clip.mp4"
+    write_video(path, frames_of(4 * seconds, 64, 64), 4, tone(seconds, 16_000))
+    predict.predict_video(predictor, path, tmp_path / "out")
+    check_results(tmp_path / "out", seconds, (64, 64))
+    assert capsys.readouterr().err.count("second ") == windows
+
+
+def test_portrait_with_pre_masks(tmp_path, predictor):
+    path = tmp_path / "tall.mp4"
+    write_video(path, frames_of(8, 128, 72), 4, tone(2, 44_100), 44_100)
+    (tmp_path / "colours").mkdir()
+    for second in range(2):
+        picture = RNG.integers(0, 255, (128, 72, 3), np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"colours/{second}_mask_color.png")
+    predict.predict_video(predictor, path, tmp_path / "out", tmp_path / "colours")
+    results = check_results(tmp_path / "out", 2, (72, 128))
+    assert results["pre_masks"] == str(tmp_path / "colours")
+    (tmp_path / "colours/1_mask_color.png").unlink()
+    with pytest.raises(ValueError, match="1 PNG files for a video of 2 seconds"):
+        predict.predict_video(predictor, path, tmp_path / "out", tmp_path / "colours")
+
+
+def test_variable_frame_rate(tmp_path, predictor):
+    path = tmp_path / "phone.mp4"
+    times = np.cumsum(RNG.choice([20, 33, 50, 120], 60))  # ms
+    samples = tone(times[-1] / 1000, 16_000)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=30)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        sound = container.add_stream("aac", rate=16_000, layout="mono")
+        for time, picture in zip(times, frames_of(60, 48, 64), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = int(time - times[0]), Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts = 16_000, 0
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    results = predict.predict_video(predictor, path, tmp_path / "out")
+    check_results(tmp_path / "out", len(results["seconds"]), (64, 48))
+    assert abs(len(results["seconds"]) - (times[-1] - times[0]) / 1000) < 1
+
+
+def test_a_mask_follows_the_scores_of_its_window(tmp_path, predictor, config):
+    """The video's way and the arrays' way meet: same labels where the sizes are the same."""
+    path = tmp_path / "clip.mp4"
+    write_video(path, frames_of(8, 64, 64), 4, tone(2, 16_000))
+    predict.predict_video(predictor, path, tmp_path / "out")
+    frames, waveform, _ = next(predict.read_windows(path, 5))
+    record = {"clip_id": "x", "frames": list(frames), "masks": (), "mask_index": (),
+              "pre_masks": [predict.segment_colours(f) for f in frames],
+              "waveform": waveform, "sample_rate": 16_000}  # fmt: skip
+    clip = predict.prepare_clip(record, config)
+    names = ("images", "pre_masks", "log_mel", "valid")
+    arrays = {name: clip[name][None] for name in names} | {"motion": clip["motion"][None, ..., 0]}
+    config.evaluate.score_size = 64
+    out, notes = predict.predict_arrays(predictor, arrays)
+    config.evaluate.score_size = SMALL["evaluate.score_size"]
+    assert not notes and not out["sem_seg"][0, 2:].any()
+    for second in range(2):
+        mask = np.asarray(Image.open(tmp_path / f"out/masks/{second:04d}.png")) > 0
+        scores = out["sem_seg"][0, second]
+        assert ((scores[..., 1] > scores[..., 0]) == mask).mean() > 0.999
+
+
+@pytest.mark.parametrize("kind, reason", [
+    ("silent", "no sound"), ("truncated", "truncated|damaged"), ("text", "not a video"),
+    ("missing", "no such file"),
+])  # fmt: skip
+def test_unusable_videos_get_one_line(tmp_path, checkpoint, capsys, kind, reason):
+    path = tmp_path / "clip.mp4"
+    if kind == "text":
+        path.write_text("This is not a video.\n" * 50)
+    elif kind != "missing":
+        sound = None if kind == "silent" else tone(2, 16_000)
+        write_video(path, frames_of(8, 64, 64), 4, sound)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    flags = [f"--checkpoint={checkpoint}", f"--video={path}", f"--output={tmp_path}/out"]
+    assert predict.main(["predict", *FLAGS, *flags]) == 1
+    err = capsys.readouterr().err
+    assert re.search(reason, err) and str(path) in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def arrays_in(**changes):
+    arrays = {
+        "images": RNG.integers(0, 256, (1, 2, 64, 64, 3), np.uint8),
+        "log_mel": RNG.standard_normal((1, 2, 96, 64), np.float32),
+        "motion": RNG.random((1, 2, 64, 64), np.float32),
+        "pre_masks": RNG.integers(0, 256, (1, 2, 64, 64, 3), np.uint8),
+    } | changes
+    return {name: value for name, value in arrays.items() if value is not None}
+
+
+def run_arrays(tmp_path, checkpoint, arrays, *more):
+    np.savez(tmp_path / "in.npz", **arrays)
+    flags = [f"--checkpoint={checkpoint}", f"--arrays={tmp_path}/in.npz"]
+    return predict.main(["predict", *FLAGS, *flags, f"--output={tmp_path}/out.npz", *more])
+
+
+def test_what_arrays_lack_is_assumed_and_said(tmp_path, checkpoint, capsys):
+    assert run_arrays(tmp_path, checkpoint, arrays_in(motion=None, pre_masks=None)) == 0
+    err = capsys.readouterr().err
+    assert "zeros assumed" in err and "made with felzenszwalb" in err
+    out = np.load(tmp_path / "out.npz")
+    shapes = {name: out[name].shape for name in out.files}
+    assert shapes == {
+        "pred_logits": (1, 2, 5, 3), "pred_masks": (1, 2, 16, 16, 5),
+        "sem_seg": (1, 2, 24, 24, 2), "motion_weight": (1, 2, 8, 8),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, reason", [
+    ({"images": None}, r"images is missing: uint8 \[B T H W 3\]"),
+    ({"images": np.zeros((1, 2, 64, 64, 3), np.float32)}, "images: float32, expected uint8"),
+    ({"log_mel": np.zeros((1, 3, 96, 64), np.float32)}, "log_mel: axis T"),
+    ({"log_mel": np.zeros((1, 2, 96, 63), np.float32)}, "log_mel: axis 64"),
+    ({"motion": np.zeros((1, 2, 64, 64, 1), np.float32)}, "motion: shape"),
+    ({"logmel": np.zeros(1)}, "logmel: no array of that name.*log_mel"),
+    ({"valid": np.ones((1, 2))}, "valid: float64, expected bool"),
+])  # fmt: skip
+def test_wrong_arrays_are_named(changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        predict.check_arrays(arrays_in(**changes))
+
+
+def test_images_of_another_size_than_the_mixer_wants(predictor):
+    arrays = {k: np.repeat(v, 2, axis=2) if k in ("images", "pre_masks", "motion") else v
+              for k, v in arrays_in().items()}  # fmt: skip
+    with pytest.raises(ValueError, match="mixer is made for 256 pixels.*64 x 64 px.*128 x 64"):
+        predict.predict_arrays(predictor, arrays)
+
+
+@pytest.mark.parametrize("more, reason", [
+    (("--config.model.num_queries=6",), "the configuration's model wants"),
+    (("--checkpoint=/nowhere",), "no checkpoint"),
+    (("--pre-masks=x",), "belongs to --video"),
+    (("--video=x.mp4",), "give --video or --arrays"),
+])  # fmt: skip
+def test_mistakes_get_one_line(tmp_path, checkpoint, capsys, more, reason):
+    assert run_arrays(tmp_path, checkpoint, arrays_in(), *more) == 1
+    err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note")]
+    assert len(err) == 1 and reason in err[0]
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_keys_that_leave_no_trace_in_the_parameters_are_said(config, checkpoint):
+    other = config.copy_and_resolve_references()
+    other.model.fusion.temperature_mode = "div"
+    assert predict.Predictor(config, checkpoint).notes() == []
+    (note,) = predict.Predictor(other, checkpoint).notes()
+    assert note == "config.model.fusion.temperature_mode is div, the checkpoint's was mul"
+
+
+def test_a_file_that_is_no_npz(tmp_path, checkpoint, capsys):
+    (tmp_path / "bad.npz").write_text("hello")
+    assert run_arrays(tmp_path, checkpoint, {}, f"--arrays={tmp_path}/bad.npz") == 1
+    assert "not an .npz of plain arrays" in capsys.readouterr().err
+
+
+def test_colour_masks_made_from_a_picture():
+    picture = np.zeros((60, 200, 3), np.uint8)
+    picture[:, :100] = (200, 30, 30)
+    picture[20:40, 30:60] = (20, 220, 20)
+    colours = predict.segment_colours(picture)
+    assert colours.shape == (60, 200, 3)
+    # The smallest part has the first colour of the palette, the next the second, and so on.
+    painted = {
+        tuple(c): int((colours == c).all(-1).sum()) for c in predict.to_rgb(np.arange(1, 20))
+    }
+    areas = [area for area in painted.values() if area]
+    assert areas == sorted(areas) and sum(areas) == 60 * 200
+    assert len({tuple(c) for c in (colours[30, 45], colours[5, 5], colours[5, 150])}) == 3
