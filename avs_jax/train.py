@@ -29,6 +29,7 @@ from avs_jax.runtime.log import Log
 from avs_jax.runtime.step import init_state, init_variables, make_train_step
 
 VALIDATION_SPLIT = "val"
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0}  # of what runs once
 NO_DATA = """{error}
 
 AVSBench is not part of this package. Its authors give it out on request, see
@@ -90,7 +91,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     if restored is None:
         start_step = 0
         params, batch_stats = jax.jit(
-            init, out_shardings=(shardings.params, shardings.batch_stats)
+            init,
+            out_shardings=(shardings.params, shardings.batch_stats),
+            compiler_options=QUICK_COMPILATION,
         )(example)
         if config.train.init_from:
             params, batch_stats = fill_variables(
@@ -104,7 +107,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
 
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
-        log = Log(workdir, total_steps, start_step, enabled=process == 0)
+        log = Log(workdir, total_steps, batch_size, start_step, enabled=process == 0)
         stack.callback(log.close)
         log.say(
             f"{config.name}: {num_clips['train']} training clips, {num_clips[VALIDATION_SPLIT]} "
@@ -136,10 +139,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
         log.say("compiling the training step; the first line takes longest")
 
         # ---- the loop ----------------------------------------------------------------------------
-        unchecked, clock, clips = None, time.monotonic(), 0
+        unchecked, clock, clocked_step = None, None, start_step
         for step in range(start_step + 1, total_steps + 1):
             state, metrics = train_step(state, sharding.put_batch(next(batches), mesh))
-            clips += batch_size
             is_last, must_stop = step == total_steps, stop_requested(step)
             must_evaluate = is_last or (step % config.train.eval_every == 0 and not must_stop)
             must_save = must_evaluate or must_stop or step % config.train.checkpoint_every == 0
@@ -156,11 +158,15 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
 
             if must_log:
                 values = {k: v for k, v in jax.device_get(metrics).items() if k != "finite"}
-                now = time.monotonic()
-                speed = clips / max(now - clock, 1e-9)
-                log.scalars(step, values | {"clips_per_second": speed})
-                log.progress(step, values, speed)
-                clock, clips = now, 0
+                seconds = None
+                if clock is not None:
+                    seconds = (time.monotonic() - clock) / (step - clocked_step)
+                    values["clips_per_second"] = batch_size / seconds
+                log.scalars(step, values)
+                log.progress(step, values, seconds)
+            if must_log or clock is None:  # the clock starts when the first step is compiled
+                jax.block_until_ready(metrics)
+                clock, clocked_step = time.monotonic(), step
 
             # ---- validation, then its checkpoint -------------------------------------------------
             scores = None
@@ -189,9 +195,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
                 log.pictures(step, pictures)
                 numbers = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
                 log.say(f"validation at step {step}, {main}: {numbers}")
-                seconds = time.monotonic() - begun
-                log.pause(seconds)
-                clock += seconds
+                clock += time.monotonic() - begun
             if must_save:
                 checkpoints.save(state, step, scores)
             if must_stop and not is_last:

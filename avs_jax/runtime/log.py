@@ -11,13 +11,13 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping
-from time import monotonic
 from typing import Any
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
 SHOWN_TERMS = ("total_loss", "loss_ce", "loss_mask", "loss_dice", "loss_proto")
+PACE_MEMORY = 0.1  # weight of the last interval in the running mean
 
 
 class Log:
@@ -27,6 +27,7 @@ class Log:
         self,
         workdir: str | pathlib.Path,
         total_steps: int,
+        batch_size: int,
         start_step: int = 0,
         enabled: bool = True,
     ):
@@ -35,12 +36,12 @@ class Log:
         Args:
           workdir: the run's directory; made if need be.
           total_steps: of the whole run, for the remaining time.
+          batch_size: clips per step, for the speed.
           start_step: the step the run goes on from; what was logged after it is dropped.
           enabled: False writes nothing.
         """
-        self._total, self._start, self._enabled = total_steps, start_step, enabled
-        self._begun: tuple[int, float] | None = None
-        self._paused = 0.0
+        self._total, self._batch_size, self._enabled = total_steps, batch_size, enabled
+        self._pace: float | None = None  # seconds per step, running mean
         if not enabled:
             return
         directory = pathlib.Path(workdir).expanduser()
@@ -73,22 +74,24 @@ class Log:
             self._writer.add_image(name, picture, step, dataformats="HWC")
         self._writer.flush()
 
-    def progress(self, step: int, values: Mapping[str, Any], clips_per_second: float) -> None:
-        """Prints step, loss terms, speed and the time that is left, to stderr."""
-        now = monotonic()
-        if self._begun is None:  # the first line comes after compilation, which does not repeat
-            self._begun, self._paused = (step, now), 0.0
-        begun, since = self._begun
-        left = "?"
-        if step > begun:
-            per_step = (now - since - self._paused) / (step - begun)
-            left = _duration(per_step * (self._total - step))
-        terms = "  ".join(f"{n} {float(values[n]):.4f}" for n in SHOWN_TERMS if n in values)
-        self.say(f"step {step}/{self._total}  {terms}  {clips_per_second:.2f} clips/s  {left} left")
+    def progress(self, step: int, values: Mapping[str, Any], seconds_per_step: float | None):
+        """Prints step, loss terms, speed and the time that is left, to stderr.
 
-    def pause(self, seconds: float) -> None:
-        """Leaves time that was no training (evaluation) out of the estimate of what is left."""
-        self._paused += seconds
+        Args:
+          step: steps done.
+          values: metrics of this step.
+          seconds_per_step: since the last line, without compilation and evaluation; None where
+            there is no such time. What is left is estimated from its running mean.
+        """
+        line = [f"step {step}/{self._total}"]
+        line += [f"{name} {float(values[name]):.4f}" for name in SHOWN_TERMS if name in values]
+        if seconds_per_step is not None:
+            if self._pace is None:
+                self._pace = seconds_per_step
+            self._pace += PACE_MEMORY * (seconds_per_step - self._pace)
+            line.append(f"{self._batch_size / seconds_per_step:.2f} clips/s")
+            line.append(f"{_duration(self._pace * (self._total - step))} left")
+        self.say("  ".join(line))
 
     def say(self, text: str) -> None:
         """Prints a line to stderr."""

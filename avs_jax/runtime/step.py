@@ -181,7 +181,7 @@ def micro_batches(batch: Mapping[str, Array], count: int) -> dict[str, Array]:
     def cut(x):
         return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
 
-    return {name: cut(value) for name, value in batch.items()}
+    return jax.tree.map(cut, dict(batch))
 
 
 def normalizers(batch: Mapping[str, Array], config: ConfigDict) -> dict[str, Array]:

@@ -1,0 +1,61 @@
+"""The smallest whole model, in-memory clips for it, and batches: for tests of what is around it."""
+
+import numpy as np
+
+from avs_jax.data import pipeline
+from configs.s4_ama import get_config
+
+SIDE = 64
+
+
+def small_config(fusion: str = "ama"):
+    """s4_ama:demo with one layer of everything, at 64 px, with batches of 8 clips."""
+    config = get_config("demo")
+    config.data.image_size = SIDE
+    config.data.augment.min_sizes = (64, 72)
+    config.data.num_workers = 0
+    config.model.num_queries = 6
+    config.model.hidden_dim = 32
+    config.model.backbone.update(embed_dim=8, num_heads=(1, 1, 2, 2), window_size=2)
+    config.model.audio_backbone.width = 2
+    config.model.audio_hidden_dim = 16
+    config.model.pixel_decoder.update(num_layers=1, ffn_dim=16, num_heads=2, num_points=2)
+    config.model.decoder.update(num_layers=3, ffn_dim=16, num_heads=2)
+    config.model.fusion.update(embed_dim=32, num_heads=2, name=fusion)
+    if fusion == "none":
+        config.data.motion.source = "none"
+    config.loss.num_points = 16
+    config.train.update(steps=4, log_every=1, eval_every=4, checkpoint_every=2, num_pictures=1)
+    config.train.compilation_cache = False
+    config.evaluate.score_size = 32
+    return config
+
+
+def records(count: int, seed: int = 0) -> list[dict]:
+    """Raw records of moving squares; the first frame has a mask."""
+    rng = np.random.default_rng(seed)
+    return [_record(rng, f"clip{seed}_{i}", i) for i in range(count)]
+
+
+def _record(rng, clip_id, index):
+    frames = rng.integers(0, 255, (5, SIDE, SIDE, 3), dtype=np.uint8)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[8 + index : 40 + index, 10:30] = 1
+    return {
+        "clip_id": clip_id,
+        "category": f"kind{index % 3}",
+        "category_label": index % 3 + 1,
+        "frames": list(frames),
+        "pre_masks": list(frames[:, ::-1]),
+        "masks": [mask],
+        "mask_index": [0],
+        "waveform": rng.integers(-3000, 3000, 5 * 16_000, dtype=np.int16),
+        "sample_rate": 16_000,
+        "flow": np.zeros((0,), np.float16),
+    }
+
+
+def train_batch(config, step: int = 0) -> dict:
+    """The batch of one step."""
+    batches = pipeline.TrainBatches(records(8), config, config.train.batch_size)
+    return batches[step]

@@ -1,0 +1,143 @@
+"""The training program on a small model and clips in memory: stop, go on, refuse, report."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from avs_jax import train as program
+from avs_jax.data import pipeline
+from avs_jax.runtime import checkpoint
+from avs_jax.runtime.log import Log
+from tests import small
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Later runs of this file find the first one's compiled functions."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(autouse=True)
+def clips_in_memory(monkeypatch):
+    clips = {"train": small.records(9), "val": small.records(3, seed=1)}
+    monkeypatch.setattr(pipeline, "open_records", lambda config, split: clips[split])
+
+
+def stop_at(monkeypatch, step):
+    """SIGTERM from outside, while the log line of a step is written."""
+    progress = Log.progress
+
+    def progress_and_stop(self, at, *args):
+        progress(self, at, *args)
+        if at == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Log, "progress", progress_and_stop)
+
+
+def read(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        clips = {"train": small.records(9), "val": small.records(3, seed=1)}
+        patch.setattr(pipeline, "open_records", lambda config, split: clips[split])
+        program.train(small.small_config(), workdir)
+    return workdir
+
+
+def test_what_a_run_leaves(never_stopped):
+    lines = read(never_stopped)
+    steps = [line for line in lines if "total_loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    names = "loss_ce loss_mask loss_dice loss_proto lr lambda tau grad_norm clips_per_second"
+    assert set(names.split()) <= set(steps[1])
+    (validation,) = [line for line in lines if "val/stream/mIoU" in line]
+    assert validation["step"] == 4
+    assert sorted(p.name for p in (never_stopped / "checkpoints").iterdir()) == ["2", "4"]
+    (events,) = (never_stopped / "tensorboard").iterdir()
+    assert b"val/clip1_0" in events.read_bytes()
+
+
+def test_stopped_and_resumed_is_never_stopped_bit_for_bit(never_stopped, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        program.train(small.small_config(), tmp_path)
+    assert [line["step"] for line in read(tmp_path)] == [1, 2, 3]  # the one under way is finished
+    assert (tmp_path / "checkpoints" / "3").is_dir()
+    program.train(small.small_config(), tmp_path)
+    for name in ("params", "batch_stats", "opt_state", "step"):
+        a, b = (
+            checkpoint._read_state(d / "checkpoints" / "4", target)
+            for d, target in ((d, _numpy_target(d, name)) for d in (never_stopped, tmp_path))
+        )
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    steps = [line for line in read(tmp_path) if "total_loss" in line]
+    whole = [line for line in read(never_stopped) if "total_loss" in line]
+    for line in steps + whole:
+        line.pop("clips_per_second", None)
+    assert steps == whole
+
+
+def _numpy_target(workdir, name):
+    stored = checkpoint._stored_shapes(workdir / "checkpoints" / "4")[name]
+    return {name: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), stored)}
+
+
+def test_a_finished_run_does_nothing_more(never_stopped, capsys):
+    program.train(small.small_config(), never_stopped)
+    assert "all steps are done" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(never_stopped, tmp_path, monkeypatch):
+    """From a good checkpoint, with a NaN in one sound of the next batch."""
+    import shutil
+
+    shutil.copytree(never_stopped / "checkpoints" / "2", tmp_path / "checkpoints" / "2")
+    item = pipeline.TrainBatches.__getitem__
+
+    def broken(self, index):
+        batch = item(self, index)
+        batch["log_mel"] = batch["log_mel"] * np.float32("nan")
+        return batch
+
+    monkeypatch.setattr(pipeline.TrainBatches, "__getitem__", broken)
+    with pytest.raises(program.NotFiniteError, match=r"step 3: .*checkpoints/2; terms: .*loss_ce"):
+        program.train(small.small_config(), tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_another_configuration_in_the_same_directory(never_stopped):
+    config = small.small_config()
+    config.optim.clip_norm = 7.0
+    with pytest.raises(ValueError, match=r"optim.clip_norm: 0.1 in the checkpoint, 7.0 now"):
+        program.train(config, never_stopped)
+
+
+def test_without_data_the_error_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    config = small.small_config()
+    config.data.data_dir = str(tmp_path)
+    with pytest.raises(FileNotFoundError) as error:
+        program.train(config, tmp_path / "run")
+    for part in (str(tmp_path), "build_dataset.py", "AVSBench", ":demo"):
+        assert part in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("batch_size", [3, 12])
+def test_a_batch_that_does_not_fit_the_devices(tmp_path, batch_size):
+    config = small.small_config()
+    config.train.batch_size = batch_size
+    with pytest.raises(ValueError, match=rf"batch_size={batch_size} is not divisible by 8 device"):
+        program.train(config, tmp_path)
