@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from avs_jax.data.pipeline import EvalBatches, Loader, open_records
+from avs_jax.data.sounds import Resounded, silent_audio, swap_audio
 from avs_jax.models import build_model
 from avs_jax.results import metrics, visualize
 from avs_jax.results.postprocess import object_probability, sem_seg
@@ -186,81 +187,6 @@ def _gather(counts: metrics.FrameCounts, share: int) -> metrics.FrameCounts:
     return metrics.interleave([metrics.FrameCounts.load(file) for file in files], share)
 
 
-# ---- whose sound a clip gets ----
-
-
-def swap_audio(categories: Mapping[str, str]) -> dict[str, str]:
-    """Pairs each clip with a clip of another category; depends on ids and categories only.
-
-    Clips stand in a circle, sorted by category and id, and take the sound of the one as many
-    places on as the largest category has clips: so every sound is used once, and never within its
-    category. Where one category has more than half of the clips, its clips take the others' sounds
-    in turn, several times over.
-
-    Args:
-      categories: clip id -> category.
-
-    Returns:
-      clip id -> id of the clip whose sound it gets.
-
-    Raises:
-      ValueError: all clips are of one category.
-    """
-    order = sorted(categories, key=lambda clip: (categories[clip], clip))
-    sizes = {c: sum(1 for clip in order if categories[clip] == c) for c in categories.values()}
-    if len(sizes) < 2:
-        raise ValueError(f"swapped audio needs two categories, all clips are of {list(sizes)}")
-    shift = max(sizes.values())
-    if 2 * shift <= len(order):
-        return {clip: order[(i + shift) % len(order)] for i, clip in enumerate(order)}
-    pairs = {}
-    for i, clip in enumerate(order):
-        others = [other for other in order if categories[other] != categories[clip]]
-        pairs[clip] = others[i % len(others)]
-    return pairs
-
-
-def silent_audio(labels: Mapping[str, int], visible: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """Pairs each clip with a clip whose category is seen, and not heard, in its picture.
-
-    Args:
-      labels: clip id -> category that sounds.
-      visible: clip id -> categories in the picture.
-
-    Returns:
-      clip id -> id of the clip whose sound it gets, for the clips that have such a partner.
-    """
-    by_label: dict[int, list[str]] = {}
-    for clip in sorted(labels):
-        by_label.setdefault(labels[clip], []).append(clip)
-    pairs = {}
-    for i, clip in enumerate(sorted(labels)):
-        silent = sorted(set(visible[clip]) - {labels[clip]})
-        partners = [partner for label in silent for partner in by_label.get(label, [])]
-        if partners:
-            pairs[clip] = partners[i % len(partners)]
-    return pairs
-
-
-class Resounded(Sequence):
-    """Records whose sound is another record's.
-
-    Item i has everything of records[pairs[i][0]], but waveform and rate of records[pairs[i][1]].
-    """
-
-    def __init__(self, records: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[int, int]]):
-        self._records, self._pairs = records, list(pairs)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        picture, sound = self._pairs[item]
-        heard = self._records[sound]
-        sound_fields = {name: heard[name] for name in ("waveform", "sample_rate")}
-        return {**self._records[picture], **sound_fields}
-
-
 # ---- the job of --mode=eval ----
 
 
@@ -272,7 +198,8 @@ def evaluate_config(
     """Evaluates a checkpoint on config.evaluate.split, with true and with false sound.
 
     Writes OUTPUT/evaluation/STEP/ (STEP_SPLIT/ where the split is not "test"): report.json,
-    report.md, counts.npz of the true sound, counts_CONDITION.npz of the controls.
+    report.md, counts.npz of the true sound, counts_CONDITION.npz of the controls, and
+    pictures/CLIP_CONDITION.png of the first config.evaluate.num_pictures clips.
 
     Args:
       config: the whole configuration; its model must be the checkpoint's.
@@ -314,10 +241,20 @@ def evaluate_config(
         named = {**facts, "audio": condition}
         title = condition.replace("_", " ")
         with Loader(batches, prefetch=config.data.prefetch) as loader:
-            return evaluate(
-                score_step, variables, loader, config, mesh, facts=named, title=title
-            ).counts
+            result = evaluate(
+                score_step,
+                variables,
+                loader,
+                config,
+                mesh,
+                facts=named,
+                title=title,
+                num_pictures=config.evaluate.num_pictures,
+            )
+        pictures.update({f"{k}_{condition}": v for k, v in result.pictures.items()})
+        return result.counts
 
+    pictures: dict[str, np.ndarray] = {}
     counts = {REFERENCE: run(REFERENCE)}
     notes = []
     if config.evaluate.swapped_audio:
@@ -331,7 +268,7 @@ def evaluate_config(
         root = directory.parent.parent if directory.parent.name == FOLDER else directory
         root = root if output is None else pathlib.Path(output).expanduser()
         folder = facts["step"] if split == "test" else f"{facts['step']}_{split}"
-        _write(report, counts, root / "evaluation" / folder)
+        _write(report, counts, pictures, root / "evaluation" / folder)
     return report
 
 
@@ -408,13 +345,15 @@ def _digest(config: ConfigDict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _write(report: Report, counts, folder: pathlib.Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(report: Report, counts, pictures, folder: pathlib.Path) -> None:
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        visualize.save_png(folder / "pictures" / f"{name}.png", picture)
     for condition, c in counts.items():
         c.save(folder / ("counts.npz" if condition == REFERENCE else f"counts_{condition}.npz"))
     write(report, folder)
     print(to_text(report), end="")
-    print(f"written: {folder}/report.json, report.md, counts*.npz")
+    print(f"written: {folder}/report.json, report.md, counts*.npz, {len(pictures)} pictures")
 
 
 def main(argv: Sequence[str]) -> int:

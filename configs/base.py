@@ -146,6 +146,7 @@ def base_config() -> ConfigDict:
     evaluate.score_size = 224  # px; masks and ground truth meet here
     evaluate.split = "test"  # of --mode=eval
     evaluate.swapped_audio = True  # --mode=eval also scores each clip with another category's sound
+    evaluate.num_pictures = 8  # clips drawn per kind of sound
     return config
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from avs_jax import evaluate as evaluation
+from avs_jax.data import sounds
 from avs_jax.data.pipeline import EvalBatches
 from avs_jax.results import metrics
 from avs_jax.results.report import Report, to_json, to_markdown, to_text
@@ -172,27 +173,27 @@ def test_pictures_of_the_first_clips(variables):
 def test_swap_audio_is_a_permutation_that_changes_every_category():
     rng = np.random.default_rng(0)
     categories = {f"c{i}": str(rng.integers(6)) for i in range(50)}
-    pairs = evaluation.swap_audio(categories)
+    pairs = sounds.swap_audio(categories)
     assert sorted(pairs.values()) == sorted(categories)
     assert all(categories[a] != categories[b] for a, b in pairs.items())
     shuffled = dict(reversed(list(categories.items())))
-    assert evaluation.swap_audio(shuffled) == pairs
+    assert sounds.swap_audio(shuffled) == pairs
 
 
 def test_swap_audio_when_one_category_has_most_clips():
     categories = {"a": "dog", "b": "dog", "c": "dog", "d": "cat", "e": "cow"}
-    pairs = evaluation.swap_audio(categories)
+    pairs = sounds.swap_audio(categories)
     assert all(categories[a] != categories[b] for a, b in pairs.items())
     assert {pairs[x] for x in "abc"} == {"d", "e"}
     with pytest.raises(ValueError, match="two categories"):
-        evaluation.swap_audio({"a": "dog", "b": "dog"})
+        sounds.swap_audio({"a": "dog", "b": "dog"})
 
 
 def test_silent_audio_takes_a_sound_that_the_picture_shows():
     dog, cat, cow, pig = range(1, 5)
     labels = {"a": dog, "b": cat, "c": cow}
     visible = {"a": [dog, cow, pig], "b": [pig, cat], "c": [cow, dog]}
-    assert evaluation.silent_audio(labels, visible) == {"a": "c", "c": "a"}
+    assert sounds.silent_audio(labels, visible) == {"a": "c", "c": "a"}
 
 
 # ---- the whole job ----
