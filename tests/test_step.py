@@ -22,12 +22,16 @@ from configs.s4_vct import get_config
 from tests import small, vct_golden
 from tests.golden.draws import golden_draws
 
-QUICK_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
 # Its gradient is exactly zero (the softmax over queries cancels it); what is stored is noise.
 ZERO_GRADIENT = "sem_seg_head.predictor.visual_query_block.assign_attn.q_proj.bias"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """These functions run a few times only: half the time to compile, the same numbers."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class WithNoise:
@@ -96,10 +100,9 @@ class GoldenStep:
         self.names = vct_golden.tiny_names("s4")
         self.params = vct_golden.tiny_params("s4", model, batch)
         self.optimizer, schedule = optim.make_optimizer(self.params, self.config)
-        step = make_train_step(
+        self.step = make_train_step(
             WithNoise(model), draws_criterion(self.config), self.optimizer, schedule, self.config
         )
-        self.step = step.lower(self.initial(), batch).compile(QUICK_COMPILATION)
 
     def initial(self):
         state = init_state(self.params, {}, self.optimizer, self.config)
@@ -229,9 +232,7 @@ class SmallStep:
         self.model = build_model(self.config.model)
         init = functools.partial(init_variables, self.model, seed=0)
         batch = small.train_batch(self.config)
-        self.params, self.batch_stats = jax.device_get(
-            jax.jit(init, compiler_options=QUICK_COMPILATION)(batch)
-        )
+        self.params, self.batch_stats = jax.device_get(jax.jit(init)(batch))
 
     def batch(self, step):
         batch = small.train_batch(self.config, step)
@@ -261,7 +262,6 @@ class SmallStep:
         step = make_train_step(
             WithNoise(self.model), draws_criterion(config), optimizer, schedule, config, shardings
         )
-        step = step.lower(state, batches[0]).compile(QUICK_COMPILATION)
         history = []
         for batch in batches:
             state, metrics = step(state, batch)
