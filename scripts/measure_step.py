@@ -1,0 +1,125 @@
+"""Time and memory of the training step of a configuration, on random clips, without a dataset.
+
+  python scripts/measure_step.py --config=configs/s4_ama.py --config.train.batch_size=1
+      --config.data.train_frames=all --steps=3
+
+Prints the bytes of the compiled step (arguments, temporaries), the time of compilation and of each
+step, and the largest resident memory of the process. Ground truth is random blobs on the frames
+that the configuration supervises.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from avs_jax.data import pipeline
+from avs_jax.losses.criterion import compute_losses
+from avs_jax.models import build_model
+from avs_jax.runtime import optim, sharding
+from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.step import init_state, init_variables, make_train_step
+
+GIB = 2**30
+
+
+def random_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
+    """A training batch (spec.py) of noise; frames 0 .. num_supervised - 1 have every target."""
+    rng = np.random.default_rng(seed)
+    size = config.train.batch_size
+    clips = [pipeline.empty_clip(config, is_training=True) for _ in range(size)]
+    batch = pipeline.stack_clips(clips)
+    num_frames = batch["valid"].shape[1]
+    batch["frame_index"] = np.tile(np.arange(num_frames, dtype=np.int32), (size, 1))
+    batch["valid"] = np.ones((size, num_frames), bool)
+    batch["supervised"] = batch["frame_index"] < config.data.num_supervised
+    batch["proto_valid"] = batch["frame_index"] == 0
+    batch["proto_target"][..., 0] = 1
+    for field in ("images", "pre_masks"):
+        if field in batch:
+            batch[field] = rng.integers(0, 256, batch[field].shape, np.uint8)
+    for field in ("log_mel", "motion"):
+        if field in batch:
+            batch[field] = rng.random(batch[field].shape, np.float32)
+    batch["target_masks"] = rng.random(batch["target_masks"].shape) < 0.5
+    batch["target_labels"] += np.arange(config.data.max_targets) % config.data.num_classes
+    batch["target_valid"] = np.repeat(
+        batch["supervised"][..., None], config.data.max_targets, axis=-1
+    )
+    return batch
+
+
+def random_values(shapes):
+    """Small random numbers, norm scales and variances around 1: quicker than compiling the init."""
+    rng = np.random.default_rng(0)
+
+    def value(path, leaf):
+        center = float(path[-1].key in ("scale", "var"))
+        return center + 0.02 * rng.standard_normal(leaf.shape, np.float32)
+
+    return jax.tree_util.tree_map_with_path(value, shapes)
+
+
+def measure(config: ConfigDict, steps: int) -> None:
+    """Compiles the step, runs it `steps` times and prints what it took."""
+    mesh = sharding.make_mesh(config)
+    sharding.check_batch_size(
+        "config.train.batch_size", config.train.batch_size, mesh, config.train.accumulate
+    )
+    model = build_model(config.model)
+    host = random_batch(config)
+    init = partial(init_variables, model, seed=config.seed)
+    params, batch_stats = jax.eval_shape(init, host)
+    optimizer, schedule = optim.make_optimizer(params, config)
+    new_state = partial(init_state, optimizer=optimizer, config=config)
+    shardings = sharding.tree_shardings(jax.eval_shape(new_state, params, batch_stats), mesh)
+    criterion = partial(compute_losses, loss_config=config.loss)
+    step = make_train_step(model, criterion, optimizer, schedule, config, shardings)
+
+    params, batch_stats = random_values(params), random_values(batch_stats)
+    state = jax.jit(new_state, out_shardings=shardings)(params, batch_stats)
+    del params, batch_stats
+    batch = sharding.put_batch(host, mesh)
+    clips, frames = batch["valid"].shape
+    print(f"{config.name}: {clips} clip(s) of {frames} frame(s), {config.data.image_size} px")
+    print(f"{mesh.size} device(s) of kind {jax.devices()[0].device_kind}")
+    start = time.monotonic()
+    compiled = step.lower(state, batch).compile()
+    print(f"compilation {time.monotonic() - start:.1f} s")
+    memory = compiled.memory_analysis()
+    print(
+        f"bytes per device: arguments {memory.argument_size_in_bytes / GIB:.2f} GiB, "
+        f"temporaries {memory.temp_size_in_bytes / GIB:.2f} GiB"
+    )
+    for i in range(steps):
+        start = time.monotonic()
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(state)
+        print(f"step {i + 1}: {time.monotonic() - start:.2f} s, loss {metrics['total_loss']:.4f}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"largest resident memory of the process {peak / GIB:.2f} GiB")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_integer("steps", 3, "steps to run", lower_bound=1, flag_values=values)
+
+    try:
+        config, values = parse(argv, define, __doc__)
+        measure(config, values.steps)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
