@@ -188,6 +188,66 @@ def ama_rules(source_prefix: str) -> list[Rule]:
     ]
 
 
+def raft_rules() -> list[Rule]:
+    """RAFT -> models.backbones.raft.RAFT: torchvision's names or princeton-vl's, large and small.
+
+    `module.`, which released files of the latter carry, is allowed. Known and not taken: counters
+    of batches, and the norm of a shortcut where princeton-vl's registers it a second time.
+    """
+    rules = []
+    for theirs, ours in (
+        ("(?:feature_encoder|fnet)", "feature_encoder/"),
+        ("(?:context_encoder|cnet)", "context_encoder/"),
+    ):
+        rules += _raft_encoder_rules(rf"{theirs}\.", ours)
+    block, ours = r"update_block\.", "update_block/"
+    mask = "mask_predictor/"
+    for source, target in (
+        (r"motion_encoder\.(conv\w*)\.0\.", r"motion_encoder/\1_0/"),
+        (r"recurrent_block\.(convgru\d)\.(conv[zrq])\.", r"recurrent_block/\1/\2/"),
+        (r"flow_head\.(conv\d)\.", r"flow_head/\1/"),
+        (r"encoder\.convc(\d)\.", r"motion_encoder/convcorr\1_0/"),
+        (r"encoder\.convf(\d)\.", r"motion_encoder/convflow\1_0/"),
+        (r"encoder\.conv\.", "motion_encoder/conv_0/"),
+        (r"gru\.(conv[zrq])([12])\.", r"recurrent_block/convgru\2/\1/"),
+        (r"gru\.(conv[zrq])\.", r"recurrent_block/convgru1/\1/"),
+    ):
+        rules += _linear_rules(block + source, ours + target, "conv")
+    for source, target in (
+        (r"mask_predictor\.convrelu\.0\.", "convrelu_0/"),
+        (r"mask_predictor\.conv\.", "conv/"),
+        (block + r"mask\.0\.", "convrelu_0/"),
+        (block + r"mask\.2\.", "conv/"),
+    ):
+        rules += _linear_rules(source, mask + target, "conv")
+    return rules
+
+
+def _raft_encoder_rules(source: str, target: str) -> list[Rule]:
+    layer, ours = rf"{source}(layer\d)\.(\d)\.", rf"{target}\1_\2/"
+    rules = [
+        Rule(rf"{source}.*num_batches_tracked", None),
+        Rule(rf"{layer}norm[34]\..*", None),
+    ]
+    for convolution, place in (
+        (rf"{source}convnormrelu\.0\.", f"{target}convnormrelu_0/"),
+        (rf"{source}conv1\.", f"{target}convnormrelu_0/"),
+        (rf"{source}conv(?:2)?\.", f"{target}conv/"),
+        (rf"{layer}(convnormrelu\d|downsample)\.0\.", rf"{ours}\3_0/"),
+        (rf"{layer}conv(\d)\.", rf"{ours}convnormrelu\3_0/"),
+    ):
+        rules += _linear_rules(convolution, place, "conv")
+    for norm, place in (
+        (rf"{source}(?:convnormrelu\.1|norm1)\.", f"{target}convnormrelu_1/"),
+        (rf"{layer}(convnormrelu\d|downsample)\.1\.", rf"{ours}\3_1/"),
+        (rf"{layer}norm([12])\.", rf"{ours}convnormrelu\3_1/"),
+    ):
+        rules += _norm_rules(norm, place)
+        statistic = len(re.findall(r"\\\d", place)) + 1  # number of the next group
+        rules.append(Rule(rf"{norm}running_(mean|var)", rf"batch_stats/{place}\{statistic}"))
+    return rules
+
+
 def _linear_rules(
     source: str, target: str, transform: str = "linear", index: int | None = None
 ) -> list[Rule]:
