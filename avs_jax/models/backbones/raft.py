@@ -7,18 +7,10 @@
 
 Flow (u, v) is in px: what is at (x, y) in picture 1 is at (x + u, y + v) in picture 2.
 
-The iterations are one scan, whatever their number. Correlations come by bilinear interpolation,
-zero outside; the window's offsets are whole cells, so interpolation separates into hat functions
-along y and x and a lookup is two small matrix products per cell, without a gather:
+The iterations are one scan, whatever their number. `correlation` says where the inner products of
+f1 and f2 live: see ops/correlation.py.
 
-  c[p, dx, dy] = sum_ij hat(y_p + dy - i) hat(x_p + dx - j) <f1[p], f2[i, j]> / sqrt(C)
-
-`correlation` says where the inner products live. "all_pairs" keeps them for all iterations
-(4/3 (H W / 64)^2 numbers per pair); "on_demand" makes those of one row of picture 1 at a time,
-again in every iteration: memory grows as (H W)^(3/2) instead. On two CPU cores, RAFT large, one
-pair of 384 x 384 px and 12 iterations: see README; the results are equal to rounding.
-
-Source: torchvision 0.x `raft_large`, `raft_small` and princeton-vl/RAFT, which agree bit for bit
+Source: torchvision's `raft_large`, `raft_small` and princeton-vl/RAFT, which agree bit for bit
 under mapped weights; parameter names are torchvision's. Here it only predicts: the context
 encoder's BatchNorm reads its stored statistics.
 """
@@ -32,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from avs_jax.models.layers import BatchNorm
+from avs_jax.ops.correlation import all_pairs, look_up, look_up_on_demand, pyramid
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import check_shape
 
 STRIDE = 8  # px per cell of the recurrent part
-NUM_LEVELS = 4  # of the correlation pyramid
 MIN_SIDE = 128  # px; below, the coarsest level has no two cells
 CORRELATIONS = ("all_pairs", "on_demand")
 EPSILON = 1e-5  # of the norms
@@ -279,85 +271,6 @@ def normalize(norm: str, x: jax.Array, name: str) -> jax.Array:
     if norm == "batch":
         return BatchNorm(name=name)(x, train=False)
     return instance_norm(x) if norm == "instance" else x
-
-
-# ---- correlation ----
-
-
-def pyramid(x: jax.Array) -> list[jax.Array]:
-    """[N, h, w, C] at NUM_LEVELS scales: means of 2 x 2 cells, an odd last one left out."""
-    levels = [x]
-    for _ in range(NUM_LEVELS - 1):
-        levels.append(nn.avg_pool(levels[-1], (2, 2), (2, 2)))
-    return levels
-
-
-def correlate(f1: jax.Array, f2: jax.Array) -> jax.Array:
-    """<f1, f2> / sqrt(C) of all pairs of cells: [N, P, C], [N, h, w, C] -> [N, P, h, w]."""
-    products = jnp.einsum("npc,nhwc->nphw", f1, f2, preferred_element_type=jnp.float32)
-    return products * f1.shape[-1] ** -0.5
-
-
-def all_pairs(f1: jax.Array, f2: jax.Array) -> list[jax.Array]:
-    """Correlations of every cell of f1 with f2 at every scale: NUM_LEVELS of [N, P, h_l, w_l].
-
-    P = h w cells of f1, row by row. A mean of products is the product with the mean, so f2 is
-    pooled instead of the correlations.
-    """
-    cells = f1.reshape(f1.shape[0], -1, f1.shape[-1])
-    return [correlate(cells, level) for level in pyramid(f2)]
-
-
-def look_up(volume: list[jax.Array], points: jax.Array, radius: int) -> jax.Array:
-    """Correlations in a window around a point per cell, at every scale.
-
-    Args:
-      volume: NUM_LEVELS of [N, P, h_l, w_l].
-      points: float32 [N, P, 2], (x, y) in cells of the finest level.
-      radius: r of the window of (2r + 1)^2 cells.
-
-    Returns:
-      float32 [N, P, NUM_LEVELS (2r + 1)^2]; level-major, then dx, then dy, as PyTorch's are.
-    """
-    offsets = jnp.arange(-radius, radius + 1, dtype=jnp.float32)
-    levels = []
-    for level, correlation in enumerate(volume):
-        x, y = (
-            hat(points[..., axis] / 2**level, offsets, size)
-            for axis, size in ((0, correlation.shape[3]), (1, correlation.shape[2]))
-        )
-        rows = jnp.einsum("npyi,npij->npyj", y, correlation)
-        window = jnp.einsum("npxj,npyj->npxy", x, rows)
-        levels.append(window.reshape(*window.shape[:2], -1))
-    return jnp.concatenate(levels, axis=-1)
-
-
-def hat(position: jax.Array, offsets: jax.Array, size: int) -> jax.Array:
-    """Weights of bilinear interpolation along one axis: [N, P], [D] -> [N, P, D, size]."""
-    at = position[..., None, None] + offsets[None, None, :, None]
-    cells = jnp.arange(size, dtype=jnp.float32)[None, None, None]
-    return jnp.maximum(0, 1 - jnp.abs(at - cells))
-
-
-def look_up_on_demand(
-    f1: jax.Array, f2_pyramid: list[jax.Array], points: jax.Array, radius: int
-) -> jax.Array:
-    """`look_up` that makes the correlations of one row of cells at a time.
-
-    Args:
-      f1: [N, h, w, C].
-      f2_pyramid: NUM_LEVELS of [N, h_l, w_l, C].
-      points: float32 [N, h w, 2].
-    """
-    n, height, width = f1.shape[:3]
-    points = points.reshape(n, height, width, 2)
-
-    def row(inputs):
-        cells, at = inputs
-        return look_up([correlate(cells, level) for level in f2_pyramid], at, radius)
-
-    rows = jax.lax.map(row, (jnp.moveaxis(f1, 1, 0), jnp.moveaxis(points, 1, 0)))
-    return jnp.moveaxis(rows, 0, 1).reshape(n, height * width, -1)
 
 
 # ---- recurrent part ----
