@@ -14,7 +14,8 @@ Batch: what the pipeline yields and the model, the criterion and the evaluator r
   images         uint8   [B, T, H, W, 3]   RGB 0..255, not normalised
   pre_masks      uint8   [B, T, H, W, 3]   class-agnostic colour masks, if config.data.pre_masks
   log_mel        float32 [B, T, 96, 64]    VGGish log-mel, raw (time, band)
-  motion         float32 [B, T, H, W, 1]   motion map in image geometry, if data.motion.source
+  motion         float32 [B, T, H, W, C]   motion map in image geometry, if data.motion.source;
+                                           C = 1, or 2 (u, v) with data.motion.map = "uv"
   valid          bool    [B, T]            the frame exists (False pads short clips, last batches)
   supervised     bool    [B, T]            the frame has ground truth that the loss may read
   frame_index    int32   [B, T]            which frame of its clip this is; random draws follow it

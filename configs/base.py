@@ -37,6 +37,14 @@ def base_config() -> ConfigDict:
     data.motion.first_frame = (
         "next"  # "next": frame 0 takes the flow to frame 1; "zeros": the original's
     )
+    # "magnitude_max": divided by the frame's maximum; "magnitude_absolute": in units of `scale`;
+    # "uv": both components in units of `scale`, two channels. The last two need stored flow (u, v).
+    data.motion.map = "magnitude_max"
+    data.motion.scale = 20.0  # px per frame of the augmented image
+    data.motion.compensate_camera = False  # take a robust affine motion off; needs flow (u, v)
+    # of own videos (predict --video): "difference" | "raft_large" | "raft_small"
+    data.motion.model = "difference"
+    data.motion.pairs = "frames"  # "frames": 1 s apart; "video": neighbours in the video
     data.augment = ConfigDict()  # joint over image, pre-mask, ground truth and motion
     data.augment.min_sizes = (  # short side after the resize, drawn per clip
         192, 230, 268, 307, 345, 384, 422, 460, 499, 537, 576, 614, 652, 691, 729, 768,

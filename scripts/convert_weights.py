@@ -2,11 +2,16 @@
 
   python scripts/convert_weights.py --source=vct --input=model_best.pth --config=configs/s4_vct.py
       --output=checkpoints/vct_s4
+  python scripts/convert_weights.py --source=raft --input=raft_large_C_T_SKHT_V2-ff5fadd5.pth
+      --output=checkpoints/raft_large
 
 Input: .npz, .safetensors, .pth, .pt or .pkl; nothing in it is executed. Every tensor of the file
 must have its place and every parameter its tensor, else all disagreements are listed and nothing is
 written. Parts that the file cannot know (AMA, for a VCT file) are initialised from the seed of the
 configuration and listed; --strict refuses them.
+
+RAFT (torchvision's or princeton-vl's, large or small, which the file tells) needs no configuration;
+avs_jax.flow and avs_jax.predict read the result.
 """
 
 import collections
@@ -25,8 +30,10 @@ from ml_collections import ConfigDict
 
 from avs_jax.convert.reader import WeightsError, read_state_dict
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules
-from avs_jax.convert.tables import vct_rules
+from avs_jax.convert.tables import raft_rules, vct_rules
+from avs_jax.data.motion import num_channels
 from avs_jax.models import build_model
+from avs_jax.models.backbones.raft import MIN_SIDE, RAFT
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.runtime.step import init_variables
@@ -43,6 +50,7 @@ class Source(NamedTuple):
     fresh: tuple[str, ...]  # path regexes of what such files do not hold
 
 
+RAFT_SOURCE = "raft"  # a model of its own, not a part of a configuration's
 SOURCES = {"vct": Source(vct_rules, (r"ama/.*", r"predictor/visual_query_block/lambda"))}
 
 
@@ -95,15 +103,42 @@ def convert(
         values, stats = jax.device_get(initial())
         found |= values
         batch_stats = traverse_util.flatten_dict(stats, sep="/")
-    taken = [re.compile(rule.pattern) for rule in rules if rule.target is None]
     return Conversion(
         {
             "params": traverse_util.unflatten_dict(found, sep="/"),
             "batch_stats": traverse_util.unflatten_dict(batch_stats, sep="/"),
         },
         missing + sorted(batch_stats),
-        [name for name in state_dict if any(pattern.fullmatch(name) for pattern in taken)],
+        _ignored(state_dict, rules),
     )
+
+
+def convert_raft(state_dict: Mapping[str, np.ndarray]) -> tuple[Conversion, ConfigDict]:
+    """Carries a state dict of RAFT into its variables; the configuration holds the `name` alone.
+
+    Raises:
+      ConversionError: every disagreement, in one message.
+    """
+    is_large = any(re.match(r"(mask_predictor|update_block\.mask)\.", name) for name in state_dict)
+    name, rules = "raft_large" if is_large else "raft_small", raft_rules()
+    pictures = np.zeros((1, MIN_SIDE, MIN_SIDE, 3), np.uint8)
+    tree = jax.eval_shape(lambda: RAFT(name).init(jax.random.key(0), pictures, pictures, 1))
+    if "batch_stats" in tree:
+        tree = tree["params"] | {"batch_stats": tree["batch_stats"]}
+    else:
+        tree = tree["params"]
+    shapes = {p: leaf.shape for p, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+    found = apply_rules(state_dict, rules, shapes)
+    found = {path: np.asarray(array, np.float32) for path, array in found.items()}
+    params = traverse_util.unflatten_dict(found, sep="/")
+    variables = {"batch_stats": params.pop("batch_stats", {}), "params": params}
+    return Conversion(variables, [], _ignored(state_dict, rules)), ConfigDict({"name": name})
+
+
+def _ignored(state_dict: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> list[str]:
+    """Names whose rule says that they are not taken."""
+    taken = [re.compile(rule.pattern) for rule in rules if rule.target is None]
+    return [name for name in state_dict if any(pattern.fullmatch(name) for pattern in taken)]
 
 
 def image_size(state_dict: Mapping[str, np.ndarray], config: ConfigDict) -> tuple[int, int]:
@@ -132,7 +167,8 @@ def make_init(config: ConfigDict, size: tuple[int, int]) -> Callable[[], tuple[d
         images = np.zeros((1, 1, *size, 3), np.uint8)
         batch = {"images": images, "log_mel": np.zeros((1, 1, MEL_FRAMES, MEL_BANDS), np.float32)}
         batch["valid"] = np.ones((1, 1), bool)
-        batch["pre_masks"], batch["motion"] = images, images[..., :1].astype(np.float32)
+        batch["pre_masks"] = images
+        batch["motion"] = np.zeros((1, 1, *size, num_channels(config.data.motion)), np.float32)
         return init_variables(model, batch, config.seed)
 
     return init
@@ -150,13 +186,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str]) -> None:
     """`main`, with exceptions."""
-    config, values = parse(argv, define_flags, __doc__, required=("source", "input", "output"))
+    required = ("source", "input", "output")
+    config, values = parse(argv, define_flags, __doc__, required, needs_config=False)
+    is_raft = values.source == RAFT_SOURCE
+    if is_raft == (config is not None):
+        what = "needs no --config" if is_raft else "needs --config"
+        raise UsageError(f"--source={values.source} {what}; --help lists the flags")
     output = pathlib.Path(values.output)
     if output.exists():
         raise UsageError(f"--output={output} exists; choose a new folder, nothing was written")
     state_dict = read_state_dict(values.input)
     try:
-        result = convert(state_dict, values.source, config, values.strict)
+        if is_raft:
+            result, config = convert_raft(state_dict)
+        else:
+            result = convert(state_dict, values.source, config, values.strict)
     except ConversionError as error:
         raise ConversionError(f"{values.input}, nothing was written: {error}") from error
     save_variables(output, result.variables, config)
@@ -167,6 +211,9 @@ def run(argv: Sequence[str]) -> None:
     print(f"  not taken, on purpose: {summary(result.ignored)}")
     if result.fresh:
         print(f"  freshly initialised (seed {config.seed}): {', '.join(result.fresh)}")
+    if is_raft:
+        print(f"  {config.name}: python -m avs_jax.flow --model={config.name} --weights={output}")
+        return
     size = image_size(state_dict, config)
     if max(size) != min(size) or size[0] != config.data.image_size:
         pixels = size[0] * size[1] // MASK_STRIDE**2
@@ -178,7 +225,9 @@ def run(argv: Sequence[str]) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags beside --config."""
-    flags.DEFINE_enum("source", None, sorted(SOURCES), "what made the file", flag_values=values)
+    flags.DEFINE_enum(
+        "source", None, sorted([*SOURCES, RAFT_SOURCE]), "what made the file", flag_values=values
+    )
     flags.DEFINE_string("input", None, "the weight file", flag_values=values)
     flags.DEFINE_string("output", None, "folder to make", flag_values=values)
     flags.DEFINE_bool("strict", False, "initialise nothing freshly", flag_values=values)

@@ -191,8 +191,8 @@ def ama_rules(source_prefix: str) -> list[Rule]:
 def raft_rules() -> list[Rule]:
     """RAFT -> models.backbones.raft.RAFT: torchvision's names or princeton-vl's, large and small.
 
-    `module.`, which released files of the latter carry, is allowed. Known and not taken: counters
-    of batches, and the norm of a shortcut where princeton-vl's registers it a second time.
+    The reader takes the `module.` off that released files of the latter carry. Known and not taken:
+    counters of batches, and the norm of a shortcut where princeton-vl's registers it a second time.
     """
     rules = []
     for theirs, ours in (

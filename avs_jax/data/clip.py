@@ -93,9 +93,10 @@ def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) 
                 decode_rgb(record["pre_masks"][t]), draw, t, data.image_size
             )
         if data.motion.source != "none":
-            clip["motion"][row] = _place_motion(
+            placed = _place_motion(
                 _motion_map(record, frame, t, num_frames, data.motion), draw, data.image_size
             )
+            clip["motion"][row] = motion.after_augmentation(placed, data.motion)
         if t in masks:
             labels = decode_labels(masks[t], data.num_classes)
             _place_labels(clip, row, labels, draw, config)
@@ -119,10 +120,7 @@ def empty_clip(config: Any, is_training: bool) -> Clip:
             f"config.data.prototype_target is {data.prototype_target!r}, "
             "expected 'category' or 'none'"
         )
-    if data.motion.source not in motion.SOURCES:
-        raise ValueError(
-            f"config.data.motion.source is {data.motion.source!r}, expected one of {motion.SOURCES}"
-        )
+    motion.check_config(data.motion)
     only_supervised = is_training and data.train_frames == "supervised"
     rows = data.num_supervised if only_supervised else data.num_frames
     side, targets = data.image_size, data.max_targets
@@ -136,7 +134,8 @@ def empty_clip(config: Any, is_training: bool) -> Clip:
     if data.pre_masks:
         clip["pre_masks"] = np.zeros((rows, side, side, 3), np.uint8)
     if data.motion.source != "none":
-        clip["motion"] = np.zeros((rows, side, side, 1), np.float32)
+        channels = motion.num_channels(data.motion)
+        clip["motion"] = np.zeros((rows, side, side, channels), np.float32)
     if is_training:
         clip["target_masks"] = np.zeros((rows, targets, side, side), bool)
         clip["target_labels"] = np.zeros((rows, targets), np.int32)
@@ -181,24 +180,34 @@ def _place_pre_mask(image: np.ndarray, draw: Any, t: int, side: int) -> np.ndarr
     return transforms.augment_image(image, draw, draw.pre_mask_jitter[t])
 
 
-def _place_motion(strength: np.ndarray, draw: Any, side: int) -> np.ndarray:
+def _place_motion(found: np.ndarray, draw: Any, side: int) -> np.ndarray:
     if draw is None:
-        return transforms.resize_motion(strength, (side, side))
-    return transforms.augment_motion(strength, draw)
+        return transforms.resize_motion(found, (side, side))
+    return transforms.augment_motion(found, draw)
 
 
 def _motion_map(
     record: Record, frame: Any, t: int, num_frames: int, motion_config: Any
 ) -> np.ndarray:
-    """Motion of frame t before any augmentation, float32 [H, W, 1]."""
-    index = motion.map_index(t, num_frames, motion_config.first_frame)
-    if index is None:
-        return np.zeros((*frame(t).shape[:2], 1), np.float32)
+    """Motion of frame t before any augmentation, float32 [H, W, 1 or 2]."""
     flow = record.get("flow")
-    if motion_config.source == "auto" and flow is not None and np.size(flow):
-        if len(flow) != num_frames:
-            raise ValueError(f"flow for {len(flow)} of {num_frames} frames")
-        return motion.flow_strength(np.asarray(flow[index]))[..., None]
+    is_stored = motion_config.source == "auto" and flow is not None and np.size(flow) > 0
+    if is_stored and len(flow) != num_frames:
+        raise ValueError(f"flow for {len(flow)} of {num_frames} frames")
+    index = motion.map_index(t, num_frames, motion_config.first_frame)
+    if t == 0 and is_stored and motion_config.first_frame == "next" and np.any(flow[0]):
+        index = 0
+    if index is None:
+        channels = 2 if motion_config.map != "magnitude_max" else 1
+        return np.zeros((*frame(t).shape[:2], channels), np.float32)
+    if is_stored:
+        return motion.before_augmentation(np.asarray(flow[index]), motion_config)
+    if motion.needs_vectors(motion_config):
+        raise ValueError(
+            f"no flow is stored, and config.data.motion.map = {motion_config.map!r} with "
+            f"compensate_camera = {motion_config.compensate_camera} cannot do without: make it "
+            "(python -m avs_jax.flow) and build the dataset with --flow_dir"
+        )
     return motion.frame_difference(frame(index - 1), frame(index))[..., None]
 
 

@@ -1,18 +1,65 @@
-"""Motion maps: how strongly each pixel moves, from stored flow or from the difference of frames.
+"""Motion maps: how each pixel moves, from stored flow or from the difference of frames.
 
-Map t belongs to the pair (t-1, t); each map is divided by its own maximum. Frame 0 has no
-predecessor: with first_frame = "next" it takes map 1 (the motion from 0 to 1), with "zeros" it
-does not move.
+Map t belongs to the pair (t-1, t). Frame 0 has no predecessor: with first_frame = "next" it takes
+map 1 (the motion from 0 to 1), unless a flow of its own is stored (estimated within the video),
+with "zeros" it does not move. What a map holds, from flow (u, v) in px per frame of one second:
+
+  magnitude_max       sqrt(u^2 + v^2), divided by its maximum over the frame, then augmented
+  magnitude_absolute  sqrt(u^2 + v^2) / scale, of vectors that were augmented with the image
+  uv                  (u, v) / scale, likewise
+
+The motion of the camera, an affine function of position that fits most pixels, can be taken off
+first.
 
 Source: the motion input of VCT + AMA (per-frame maximum + 1e-6; frame difference where no flow is
-stored; frame 0 zeros). Departure: "next", because S4 trains on frame 0 only and zeros would give
-the motion branch no gradient.
+stored; frame 0 zeros). Departures: "next", because S4 trains on frame 0 only and zeros would give
+the motion branch no gradient; the absolute maps, because a maximum turns a still frame into noise;
+camera compensation.
 """
+
+from typing import Any
 
 import numpy as np
 
 FIRST_FRAME = ("next", "zeros")
 SOURCES = ("none", "auto", "difference")
+MAPS = ("magnitude_max", "magnitude_absolute", "uv")
+
+_FIT_SIDE = 48  # points per side that the camera's motion is fitted to
+_MEDIAN_STEPS, _TUKEY_STEPS = 15, 15
+_TUKEY = 4.685  # standard deviations beyond which a pixel has no say
+_RAYLEIGH_MEDIAN = 1.1774  # median length of a vector of two unit normals
+_LEAST_SCALE = 0.02  # px; below, residuals are rounding
+
+
+def check_config(config: Any) -> None:
+    """Checks config.data.motion.
+
+    Raises:
+      ValueError: naming the key, its value and the choices.
+    """
+    for key, choices in (("source", SOURCES), ("first_frame", FIRST_FRAME), ("map", MAPS)):
+        if config[key] not in choices:
+            raise ValueError(
+                f"config.data.motion.{key} is {config[key]!r}, expected one of {choices}"
+            )
+    if not config.scale > 0:
+        raise ValueError(f"config.data.motion.scale is {config.scale}, expected more than 0")
+    if config.source == "difference" and needs_vectors(config):
+        raise ValueError(
+            f"config.data.motion.map = {config.map!r} with compensate_camera = "
+            f"{config.compensate_camera} needs flow (u, v); source = 'difference' has none"
+        )
+
+
+def needs_vectors(config: Any) -> bool:
+    """Whether the maps of config.data.motion cannot be made from magnitudes or differences."""
+    return config.map != "magnitude_max" or config.compensate_camera
+
+
+def num_channels(config: Any) -> int:
+    """Channels of the maps of config.data.motion."""
+    return 2 if config.map == "uv" else 1
 
 
 def map_index(frame: int, num_frames: int, first_frame: str) -> int | None:
@@ -26,10 +73,43 @@ def map_index(frame: int, num_frames: int, first_frame: str) -> int | None:
     return 1 if first_frame == "next" and num_frames > 1 else None
 
 
+def before_augmentation(flow: np.ndarray, config: Any) -> np.ndarray:
+    """Stored flow as what the augmentation moves: float32, strengths or vectors in px.
+
+    Args:
+      flow: (u, v) [H, W, 2], or its magnitude [H, W, 1], any float.
+      config: config.data.motion.
+
+    Returns:
+      [H, W, 1] in [0, 1] for magnitude_max, else [H, W, 2].
+
+    Raises:
+      ValueError: a magnitude where vectors are needed.
+    """
+    _check_flow(flow)
+    if needs_vectors(config) and flow.shape[-1] != 2:
+        raise ValueError(
+            f"config.data.motion.map = {config.map!r} with compensate_camera = "
+            f"{config.compensate_camera} needs flow (u, v), but magnitudes are stored: "
+            "make the flow anew (python -m avs_jax.flow)"
+        )
+    flow = flow.astype(np.float32)
+    if config.compensate_camera:
+        flow = flow - camera_flow(flow)
+    return flow_strength(flow)[..., None] if config.map == "magnitude_max" else flow
+
+
+def after_augmentation(motion: np.ndarray, config: Any) -> np.ndarray:
+    """What came of `before_augmentation` as the model reads it: float32 [H, W, num_channels]."""
+    if config.map == "magnitude_max":
+        return motion
+    scaled = motion / np.float32(config.scale)
+    return scaled if config.map == "uv" else np.hypot(scaled[..., :1], scaled[..., 1:])
+
+
 def flow_strength(flow: np.ndarray) -> np.ndarray:
     """Flow (u, v) [H, W, 2] or its magnitude [H, W, 1], any float -> float32 [H, W] in [0, 1]."""
-    if flow.ndim != 3 or flow.shape[-1] not in (1, 2):
-        raise ValueError(f"flow: shape {flow.shape}, expected [H, W, 2] (u, v) or [H, W, 1]")
+    _check_flow(flow)
     flow = flow.astype(np.float32)
     magnitude = np.hypot(flow[..., 0], flow[..., 1]) if flow.shape[-1] == 2 else flow[..., 0]
     return magnitude / (magnitude.max() + np.float32(1e-6))
@@ -43,3 +123,46 @@ def frame_difference(previous: np.ndarray, frame: np.ndarray) -> np.ndarray:
     total = np.abs(frame.astype(np.int16) - previous).sum(axis=-1, dtype=np.int32)
     peak = max(int(total.max()), 1)
     return total.astype(np.float32) / np.float32(peak)
+
+
+def camera_flow(flow: np.ndarray) -> np.ndarray:
+    """The affine motion that most pixels share: translation, rotation, zoom and shear.
+
+    Reweighted least squares on a grid of points: first towards the geometric median of the
+    residuals (weights 1 / r), which 30 % of outliers do not turn, then with Tukey's biweight
+    (1 - (r / c s)^2)^2, which leaves them out altogether; s is estimated from the median of r.
+
+    Args:
+      flow: (u, v) [H, W, 2], any float.
+
+    Returns:
+      float32 [H, W, 2].
+    """
+    height, width = flow.shape[:2]
+    rows = np.linspace(-1, 1, height) if height > 1 else np.zeros(1)
+    columns = np.linspace(-1, 1, width) if width > 1 else np.zeros(1)
+    i = np.unique(np.linspace(0, height - 1, min(height, _FIT_SIDE)).round().astype(int))
+    j = np.unique(np.linspace(0, width - 1, min(width, _FIT_SIDE)).round().astype(int))
+    y, x = (axis.ravel() for axis in np.meshgrid(rows[i], columns[j], indexing="ij"))
+    design = np.stack([np.ones_like(x), x, y], axis=-1)
+    target = flow[np.ix_(i, j)].reshape(-1, 2).astype(np.float64)
+    weight = np.ones(len(design))
+    for step in range(_MEDIAN_STEPS + _TUKEY_STEPS):
+        weighted = design * weight[:, None]
+        moments = weighted.T @ design
+        moments += np.eye(3) * (1e-9 * np.trace(moments))  # one row or column of pixels
+        affine = np.linalg.solve(moments, weighted.T @ target)
+        residual = np.hypot(*(target - design @ affine).T)
+        spread = max(float(np.median(residual)) / _RAYLEIGH_MEDIAN, _LEAST_SCALE)
+        if step < _MEDIAN_STEPS:
+            weight = 1 / np.maximum(residual, 0.1 * spread)
+        else:
+            weight = np.square(np.maximum(1 - np.square(residual / (_TUKEY * spread)), 0))
+    return (
+        affine[0] + columns[None, :, None] * affine[1] + rows[:, None, None] * affine[2]
+    ).astype(np.float32)
+
+
+def _check_flow(flow: np.ndarray) -> None:
+    if flow.ndim != 3 or flow.shape[-1] not in (1, 2):
+        raise ValueError(f"flow: shape {flow.shape}, expected [H, W, 2] (u, v) or [H, W, 1]")

@@ -135,6 +135,66 @@ def read_windows(path: _Path, num_frames: int) -> Iterator[tuple[np.ndarray, np.
             start += count
 
 
+def read_pairs(
+    path: _Path, num_seconds: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    """Reads the picture of each second (as `read_windows`) and the one shown just before it.
+
+    A file without sound will do.
+
+    Args:
+      num_seconds: how many; the last picture stands for seconds beyond the end. None: as many as
+        `read_windows` yields.
+
+    Yields:
+      (before, picture, interval): uint8 RGB [H, W, 3] as shown, and the seconds between the two. A
+      second that is shown by the very first picture has it twice, 1 s apart.
+
+    Raises:
+      VideoError: as `read_windows`, or pictures whose times do not grow.
+    """
+    if num_seconds is None:
+        num_seconds = probe(path).num_seconds
+    with _open(path) as container:
+        pictures = _picture_stream(path, container)
+        before = shown = start = None
+        second, moment = 0, FRAME_OFFSET_SECONDS + 1e-3
+        for frame in _decode(path, container, pictures):
+            time = _time(path, frame)
+            start = time if start is None else start
+            while shown is not None and second < num_seconds and time - start > second + moment:
+                yield _pair(path, before, shown)
+                second += 1
+            if second == num_seconds:
+                return
+            before, shown = shown, frame
+        if shown is None:
+            raise VideoError(path, "no picture in it can be decoded")
+        for _ in range(second, num_seconds):
+            yield _pair(path, before, shown)
+
+
+def _pair(path: _Path, before, shown) -> tuple[np.ndarray, np.ndarray, float]:
+    picture = _upright(shown)
+    if before is None:
+        return picture, picture, 1.0
+    interval = _time(path, shown) - _time(path, before)
+    previous = _upright(before)
+    if interval <= 0 or previous.shape != picture.shape:
+        raise VideoError(
+            path,
+            f"pictures of {previous.shape} and {picture.shape} at {_time(path, before):.3f} s and "
+            f"{_time(path, shown):.3f} s are no pair",
+        )
+    return previous, picture, interval
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """The picture as shown, uint8 RGB [H, W, 3]."""
+    turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+    return np.ascontiguousarray(turned)
+
+
 def write_overlay(path: _Path, frames: Iterable[np.ndarray], fps: float, source: _Path) -> None:
     """Writes pictures as an mp4 (H.264, yuv420p) with the sound of another file (AAC).
 
@@ -295,6 +355,14 @@ def _open(path: _Path):
 
 def _streams(path: _Path, container) -> tuple:
     """The first video and the first audio stream."""
+    pictures = _picture_stream(path, container)
+    if not container.streams.audio:
+        raise VideoError(path, "no sound: the file has no audio stream, and the model needs one")
+    return pictures, container.streams.audio[0]
+
+
+def _picture_stream(path: _Path, container):
+    """The first video stream that is no cover picture."""
     pictures = [
         stream
         for stream in container.streams.video
@@ -302,10 +370,8 @@ def _streams(path: _Path, container) -> tuple:
     ]
     if not pictures:
         raise VideoError(path, "no pictures: the file has no video stream")
-    if not container.streams.audio:
-        raise VideoError(path, "no sound: the file has no audio stream, and the model needs one")
     pictures[0].thread_type = "AUTO"
-    return pictures[0], container.streams.audio[0]
+    return pictures[0]
 
 
 def _scan(path: _Path, container, pictures, sound) -> tuple[float, int]:

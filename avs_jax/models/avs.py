@@ -178,7 +178,7 @@ class AVS(nn.Module):
         if self.pre_masks:
             needed["pre_masks"] = "B T H W 3"
         if part_class("fusion", FUSIONS, self.fusion) is not None:
-            needed["motion"] = "B T H W 1"
+            needed["motion"] = "B T H W C"
         missing = sorted(set(needed) - set(batch))
         if missing:
             raise ValueError(
@@ -190,6 +190,8 @@ class AVS(nn.Module):
         sizes: dict[str, int] = {}
         for name, pattern in needed.items():
             sizes = check_shape(name, batch[name], pattern, **sizes)
+        if sizes.get("C", 1) not in (1, 2):
+            raise ValueError(f"motion: {sizes['C']} channels, expected 1 (strength) or 2 (u, v)")
         return sizes
 
     def _encode_images(self, batch, train, ids):

@@ -25,7 +25,8 @@ def parse(
     define: Callable[[flags.FlagValues], None],
     description: str,
     required: Sequence[str] = (),
-) -> tuple[ConfigDict, flags.FlagValues]:
+    needs_config: bool = True,
+) -> tuple[ConfigDict | None, flags.FlagValues]:
     """Parses a command line.
 
     Args:
@@ -33,9 +34,10 @@ def parse(
       define: registers the program's own flags in the FlagValues it is given.
       description: printed by --help.
       required: own flags that must have a value.
+      needs_config: whether --config must be there too.
 
     Returns:
-      the configuration, overrides applied and locked; the flags.
+      the configuration, overrides applied and locked, or None where none is given; the flags.
 
     Raises:
       UsageError: unknown flag, key, file or variant, or a value of another type; names the nearest
@@ -47,9 +49,15 @@ def parse(
         sys.path.append(str(ROOT))
     own = [arg for arg in argv if not arg.startswith(("--config.", "-config."))]
     values, config = _parse_own(own, define, description)
-    missing = [name for name in ("config", *required) if getattr(values, name) is None]
+    needed = ("config", *required) if needs_config else required
+    missing = [name for name in needed if getattr(values, name) is None]
     if missing:
         raise UsageError(f"--{missing[0]} is missing; --help lists the flags")
+    if config is None:
+        overrides = [arg for arg in argv if arg not in own]
+        if overrides:
+            raise UsageError(f"{overrides[0]}: there is no --config to override")
+        return None, values
     keys = _leaves("", config)
     for arg in argv:
         if arg.startswith("--config."):

@@ -94,7 +94,7 @@ class AMA(nn.Module):
 
         Args:
           audio: [N, D], mean audio feature of each frame.
-          motion: [N, H, W, 1], a motion map of any size.
+          motion: [N, H, W, C], a motion map of any size: strengths (C = 1) or vectors (C = 2).
           train: use and record the statistics of the batch in the motion encoder's BatchNorms.
           valid: bool [N], frames that count in those statistics; None = all.
 

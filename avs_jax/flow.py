@@ -1,0 +1,348 @@
+"""Optical flow of a dataset's frames, one file per frame, for the dataset's builder.
+
+  python -m avs_jax.flow --dataset=s4 --root=Single-source --output=flow
+      --model=raft_large --weights=checkpoints/raft_large [--source=video]
+  python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source --flow_dir=flow
+      --data_dir=DIR
+
+Written are OUTPUT/s4/{split}/{category}/{name}/flow_{t:04d}.npy (ms3: without category), float16:
+
+  RAFT        [H, W, 2], (u, v) in px of the dataset's frames, per second
+  difference  [H, W], mean of |frame - previous| over RGB, divided by its maximum
+
+--source=frames: from frame t-1 to frame t, which are a second apart; file 0 is zeros.
+--source=video: from the picture before, at the video's own rate, to the picture that dataset frame
+t shows (second t + 15/16), divided by the time between them; file 0 is no exception.
+
+Run again, it goes on where it was stopped: a file counts only if header and size agree, and gets
+its name when it is complete. OUTPUT/s4/flow.json says how the files were made; another way needs
+another folder. A clip that cannot be read is left out as a whole, and listed at the end.
+
+Source of layout and direction: the motion input of VCT + AMA. Departures: vectors instead of
+magnitudes divided by their maximum; flow within the video.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import monotonic
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from avs_jax.data.flow_files import (
+    DATASETS,
+    Clip,
+    FlowError,
+    frame_files,
+    is_whole,
+    list_clips,
+    write_array,
+)
+from avs_jax.data.motion import frame_difference
+from avs_jax.data.transforms import BILINEAR, resize
+from avs_jax.data.video import read_pairs
+from avs_jax.models.backbones.raft import VARIANTS
+from avs_jax.runtime.flow_estimator import FlowEstimator
+
+SETTINGS = "flow.json"
+DIFFERENCE = "difference"
+MODELS = (*sorted(VARIANTS), DIFFERENCE)
+SOURCES = ("frames", "video")
+_SAY_EVERY = 5.0  # seconds
+_READERS = 2  # threads that decode ahead
+
+
+class Pair(NamedTuple):
+    """Two pictures uint8 [H, W, 3], `seconds` apart, whose flow belongs in `path`.
+
+    first: None where no picture comes before: nothing moves.
+    """
+
+    path: pathlib.Path
+    first: np.ndarray | None
+    second: np.ndarray
+    seconds: float
+
+
+Estimate = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two [N, H, W, 3] -> [N, H, W (, 2)]
+
+
+def read_clip(clip: Clip, folder: pathlib.Path, source: str, has_vectors: bool) -> list[Pair]:
+    """The pairs of a clip whose files in `folder` are not there or not whole.
+
+    Raises:
+      ValueError, OSError: a file of the clip cannot be read, or the frames differ in size.
+    """
+    files = frame_files(clip.frames)
+    with Image.open(files[0]) as image:
+        width, height = image.size
+    shape = (height, width, 2) if has_vectors else (height, width)
+    paths = [folder / f"flow_{t:04d}.npy" for t in range(len(files))]
+    missing = [t for t, path in enumerate(paths) if not is_whole(path, shape)]
+    if not missing:
+        return []
+    if source == "video":
+        pictures = [
+            (*(resize(x, (height, width), BILINEAR) for x in (before, picture)), seconds)
+            for before, picture, seconds in read_pairs(clip.video, len(files))
+        ]
+    else:
+        frames = [_read_frame(path, (width, height)) for path in files]
+        pictures = [(frames[t - 1] if t else None, frames[t], 1.0) for t in range(len(files))]
+    return [Pair(paths[t], *pictures[t]) for t in missing]
+
+
+def _read_frame(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            if image.size != size:
+                raise ValueError(f"{path}: {image.size} px, frame 1 is {size}")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # SyntaxError is Pillow's for a broken PNG
+        raise ValueError(f"{path}: unreadable image ({error})") from error
+
+
+# ---- doing it ----
+
+
+class Outcome(NamedTuple):
+    """Attributes: written, number of files; kept, clips complete before; failed, lines."""
+
+    written: int
+    kept: int
+    failed: list[str]
+
+
+def make_flow(
+    clips: Sequence[Clip],
+    output: pathlib.Path,
+    source: str,
+    estimate: Estimate,
+    has_vectors: bool,
+    batch_size: int,
+    say: Callable[[str], None],
+) -> Outcome:
+    """Writes what is missing of the flow of clips, in batches across them.
+
+    Args:
+      output: the dataset's folder in the flow root.
+      estimate: two uint8 [batch_size, H, W, 3] to flow [batch_size, H, W, 2] in px, or to
+        magnitudes [batch_size, H, W] where not `has_vectors`.
+      say: takes lines of progress.
+    """
+    failed: dict[str, str] = {}
+    waiting: dict[tuple[int, ...], list[Pair]] = collections.defaultdict(list)
+    progress = _Progress(len(clips), say)
+    written = kept = 0
+
+    def write(path: pathlib.Path, flow: np.ndarray) -> int:
+        try:
+            write_array(path, flow)
+        except ValueError as error:
+            failed[str(path.parent.relative_to(output))] = str(error)
+            return 0
+        return 1
+
+    def finish(pairs: list[Pair]) -> int:
+        short = ((0, batch_size - len(pairs)), (0, 0), (0, 0), (0, 0))
+        first = np.pad(np.stack([pair.first for pair in pairs]), short)
+        second = np.pad(np.stack([pair.second for pair in pairs]), short)
+        flow = estimate(first, second)
+        return sum(
+            write(pair.path, found / np.float32(pair.seconds) if has_vectors else found)
+            for pair, found in zip(pairs, flow[: len(pairs)], strict=True)
+        )
+
+    def read(clip: Clip) -> list[Pair]:
+        return read_clip(clip, output / clip.place, source, has_vectors)
+
+    for number, (clip, result) in enumerate(_ahead(read, clips), start=1):
+        try:
+            pairs = result()
+        # Decoders answer damaged files with many kinds of exceptions.
+        except Exception as error:
+            failed[str(clip.place)] = str(error) or type(error).__name__
+            pairs = []
+        else:
+            kept += not pairs
+        if pairs:
+            (output / clip.place).mkdir(parents=True, exist_ok=True)
+            progress.start()
+        for pair in pairs:
+            if pair.first is None:
+                size = pair.second.shape[:2]
+                written += write(pair.path, np.zeros((*size, 2) if has_vectors else size))
+                continue
+            queue = waiting[pair.second.shape]
+            queue.append(pair)
+            if len(queue) == batch_size:
+                written += finish(queue)
+                queue.clear()
+        progress.show(number, written, kept)
+    for queue in waiting.values():
+        if queue:
+            written += finish(queue)
+    progress.show(len(clips), written, kept, is_last=True)
+    return Outcome(written, kept, [f"{name}: {reason}" for name, reason in failed.items()])
+
+
+def _ahead(read: Callable, clips: Iterable[Clip]) -> Iterator[tuple[Clip, Callable]]:
+    """(clip, () -> read(clip)) in order, read a few clips ahead in threads."""
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        queue: collections.deque = collections.deque()
+        try:
+            for clip in clips:
+                queue.append((clip, pool.submit(read, clip)))
+                if len(queue) > 2 * _READERS:
+                    clip, future = queue.popleft()
+                    yield clip, future.result
+            while queue:
+                clip, future = queue.popleft()
+                yield clip, future.result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Progress:
+    """A line now and then: clips, files, speed and the time that is left."""
+
+    def __init__(self, total: int, say: Callable[[str], None]):
+        self._total, self._say = total, say
+        self._shown, self._start = monotonic(), None
+
+    def start(self) -> None:
+        """The first clip that needs work."""
+        self._start = self._start or monotonic()
+
+    def show(self, done: int, written: int, kept: int, is_last: bool = False) -> None:
+        now = monotonic()
+        if now - self._shown < _SAY_EVERY and not is_last:
+            return
+        self._shown = now
+        left, speed = "?", 0.0
+        if self._start is not None and now > self._start and done > kept:
+            speed = written / (now - self._start)
+            seconds = int((now - self._start) / (done - kept) * (self._total - done))
+            left = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        self._say(
+            f"clip {done}/{self._total} ({kept} were complete)  {written} files  "
+            f"{speed:.2f} files/s  {left} left"
+        )
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Frame difference of pairs: two uint8 [N, H, W, 3] -> float32 [N, H, W] in [0, 1]."""
+    return np.stack([frame_difference(a, b) for a, b in zip(first, second, strict=True)])
+
+
+def claim_output(folder: pathlib.Path, settings: dict) -> None:
+    """Notes in a folder how its files are made.
+
+    Raises:
+      FlowError: they are made in another way; names what differs.
+    """
+    path = folder / SETTINGS
+    if path.is_file():
+        try:
+            stored = json.loads(path.read_text())
+        except ValueError as error:
+            raise FlowError(f"{path}: unreadable ({error})") from error
+        differing = [
+            f"{key} {stored.get(key)!r} there, {value!r} now"
+            for key, value in settings.items()
+            if stored.get(key) != value
+        ]
+        if differing:
+            raise FlowError(
+                f"{folder} holds flow made in another way ({'; '.join(differing)}): "
+                "choose another --output"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(json.dumps(settings, indent=2) + "\n")
+    os.replace(unfinished, path)
+
+
+# ---- command line ----
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Makes flow; returns the exit status, 1 where a clip failed."""
+    args = _parser().parse_args(argv)
+    try:
+        outcome = run(args)
+    except (ValueError, OSError) as error:
+        print(f"flow: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"{args.output}/{args.dataset}: {outcome.written} files written, "
+        f"{outcome.kept} clips were complete, {len(outcome.failed)} failed"
+    )
+    for line in outcome.failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """`main`, with exceptions."""
+    clips = list_clips(args.dataset, args.root, args.layout)
+    if args.videos:
+        clips = [clip._replace(video=pathlib.Path(args.videos) / clip.video.name) for clip in clips]
+    has_vectors = args.model != DIFFERENCE
+    if has_vectors == (args.weights is None):
+        what = "needs" if has_vectors else "has no"
+        raise FlowError(f"--model={args.model} {what} --weights (scripts/convert_weights.py)")
+    if args.batch_size < 1:
+        raise FlowError(f"--batch_size={args.batch_size}: expected at least 1")
+    settings = {"model": args.model, "source": args.source, "dataset": args.dataset}
+    if has_vectors:
+        estimate = FlowEstimator(
+            args.model, args.weights, args.batch_size, args.iterations, args.dtype
+        )
+        settings |= {"iterations": args.iterations, "weights": estimate.fingerprint()}
+        settings |= {"unit": "px per second", "dtype": args.dtype}
+    else:
+        estimate = difference
+    output = pathlib.Path(args.output).expanduser() / args.dataset
+    claim_output(output, settings)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    return make_flow(clips, output, args.source, estimate, has_vectors, args.batch_size, say)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m avs_jax.flow",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def add(name, text, **options):
+        parser.add_argument(f"--{name}", help=text, **options)
+
+    add("dataset", "what is in the root", choices=sorted(DATASETS), required=True)
+    add("root", "folder of the dataset", required=True)
+    add("output", "the flow root", required=True)
+    add("source", "pictures a second apart, or neighbours", choices=SOURCES, default="frames")
+    add("model", "estimator (%(default)s)", choices=MODELS, default="raft_large")
+    add("weights", "of RAFT: what convert_weights.py --source=raft wrote")
+    add("layout", "object224 or vct384, where the root holds both", default="")
+    add("videos", "folder of NAME.mp4, instead of the dataset's own")
+    add("batch_size", "pairs at once (%(default)s)", type=int, default=4)
+    add("iterations", "updates of RAFT's flow (%(default)s)", type=int, default=12)
+    add("dtype", "of RAFT", choices=("float32", "bfloat16"), default="float32")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Optical flow on the device: pairs of pictures of any size to vectors in px, one compilation per
+size.
+
+Weights are a folder that `scripts/convert_weights.py --source=raft` wrote; it says which RAFT they
+are of.
+"""
+
+import os
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avs_jax.models.backbones.raft import RAFT, STRIDE, VARIANTS, pad_to_stride
+from avs_jax.runtime.checkpoint import load_variables
+from avs_jax.runtime.optim import flatten
+from avs_jax.spec import check_shape
+
+# Correlations of all pairs that may lie in memory at once; larger pictures go row by row.
+ALL_PAIRS_BYTES = 2 << 30
+
+
+class FlowEstimator:
+    """RAFT with its weights.
+
+    Attributes:
+      model: "raft_large" or "raft_small".
+      batch_size: pairs that are estimated at once.
+      num_iterations: updates of the flow.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        weights: str | os.PathLike,
+        batch_size: int = 4,
+        num_iterations: int = 12,
+        dtype: str = "float32",
+    ):
+        """Reads the weights.
+
+        Raises:
+          FileNotFoundError: there are none.
+          ValueError: an unknown model, or weights of another one; names both.
+        """
+        if model not in VARIANTS:
+            raise ValueError(f"flow model {model!r}: choose one of {sorted(VARIANTS)}")
+        params, batch_stats, config = load_variables(weights)
+        stored = config.get("name", "a model without a name")
+        if stored != model:
+            raise ValueError(f"{weights} holds weights of {stored}, expected {model}")
+        self.model, self.batch_size, self.num_iterations = model, batch_size, num_iterations
+        self._dtype = dtype
+        self._variables = jax.device_put({"params": params, "batch_stats": batch_stats})
+        self._apply = jax.jit(self._estimate)
+
+    def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Flow from the first pictures to the second.
+
+        Args:
+          first, second: uint8 RGB [N, H, W, 3], any N and any size. Sides grow to multiples of 8,
+            and to 128 px at least, by repeating the edge.
+
+        Returns:
+          float32 [N, H, W, 2], (u, v) in px.
+        """
+        sizes = check_shape("first", first, "N H W 3")
+        check_shape("second", second, "N H W 3", **sizes)
+        parts = []
+        for start in range(0, sizes["N"], self.batch_size):
+            pair = [x[start : start + self.batch_size] for x in (first, second)]
+            count = len(pair[0])
+            missing = ((0, self.batch_size - count), (0, 0), (0, 0), (0, 0))
+            pair = [np.pad(x, missing) for x in pair]
+            parts.append(np.asarray(self._apply(self._variables, *pair))[:count])
+        return np.concatenate(parts)
+
+    def fingerprint(self) -> str:
+        """Eight digits that differ where the weights do."""
+        code = 0
+        for _, leaf in sorted(flatten(self._variables).items()):
+            code = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), code)
+        return f"{code:08x}"
+
+    def _estimate(self, variables, first, second):
+        n, height, width = first.shape[:3]
+        (top, bottom), (left, right) = pad_to_stride(height, width)
+        padding = ((0, 0), (top, bottom), (left, right), (0, 0))
+        first, second = (jnp.pad(x, padding, mode="edge") for x in (first, second))
+        cells = first.shape[1] * first.shape[2] // STRIDE**2
+        needed = n * cells**2 * 4 * 4 / 3
+        correlation = "all_pairs" if needed <= ALL_PAIRS_BYTES else "on_demand"
+        model = RAFT(self.model, correlation, self._dtype)
+        flow, _ = model.apply(variables, first, second, self.num_iterations)
+        return flow[:, top : top + height, left : left + width]
