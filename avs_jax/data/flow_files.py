@@ -25,9 +25,10 @@ class Dataset:
     """Where a dataset keeps its clips, below the folder of its csv.
 
     Attributes:
-      folder: that may hold the csv, below the root given.
-      id_column, levels: of the csv: the clip's name, and what its folders are named by.
-      frames: folder of the frames, by layout. videos: of the raw videos.
+      csv: that lists the clips; folder: that may hold it, below the root given.
+      id_column: of the clip's name; levels: the columns that name the folders of its flow.
+      frames: folder of the frames, by layout; frame_levels: the columns that name those in it.
+      videos: folder of the raw videos, likewise.
     """
 
     csv: str

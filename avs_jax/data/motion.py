@@ -24,6 +24,8 @@ import numpy as np
 FIRST_FRAME = ("next", "zeros")
 SOURCES = ("none", "auto", "difference")
 MAPS = ("magnitude_max", "magnitude_absolute", "uv")
+MODELS = ("difference", "raft_large", "raft_small")
+PAIRS = ("frames", "video")
 
 _FIT_SIDE = 48  # points per side that the camera's motion is fitted to
 _MEDIAN_STEPS, _TUKEY_STEPS = 15, 15
@@ -38,7 +40,9 @@ def check_config(config: Any) -> None:
     Raises:
       ValueError: naming the key, its value and the choices.
     """
-    for key, choices in (("source", SOURCES), ("first_frame", FIRST_FRAME), ("map", MAPS)):
+    choices_of = {"source": SOURCES, "first_frame": FIRST_FRAME, "map": MAPS}
+    choices_of |= {"model": MODELS, "pairs": PAIRS}
+    for key, choices in choices_of.items():
         if config[key] not in choices:
             raise ValueError(
                 f"config.data.motion.{key} is {config[key]!r}, expected one of {choices}"
