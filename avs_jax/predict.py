@@ -14,11 +14,14 @@ Written are
                       probability of the mask's pixels, 0 where it is empty)
 
 Arrays: images uint8 [B, T, H, W, 3] and log_mel float32 [B, T, 96, 64]; where they exist, pre_masks
-uint8 [B, T, H, W, 3], motion float32 [B, T, H, W] and valid bool [B, T]. Written are pred_logits
-[B, T, Q, K+1], pred_masks [B, T, h, w, Q] (of the image padded to multiples of 32), sem_seg
-[B, T, S, S, K] with S = config.evaluate.score_size and, with AMA, motion_weight [B, T, g, g].
+uint8 [B, T, H, W, 3], motion float32 [B, T, H, W] ([B, T, H, W, 2] with data.motion.map = "uv") and
+valid bool [B, T]. Written are pred_logits [B, T, Q, K+1], pred_masks [B, T, h, w, Q] (of the image
+padded to multiples of 32), sem_seg [B, T, S, S, K] with S = config.evaluate.score_size and, with
+AMA, motion_weight [B, T, g, g].
 
-Colour masks that are not given are made with scikit-image's felzenszwalb, and said so.
+Colour masks that are not given are made with scikit-image's felzenszwalb, and said so. The motion of
+a video is estimated as config.data.motion.model says: the difference of frames, or RAFT with
+--flow-weights=DIR between the pictures that config.data.motion.pairs names.
 """
 
 import functools
@@ -38,12 +41,14 @@ from skimage.segmentation import felzenszwalb
 
 from avs_jax.data.clip import prepare_clip
 from avs_jax.data.colour_masks import paint_by_area, to_rgb
-from avs_jax.data.video import Video, probe, read_windows, write_overlay
+from avs_jax.data.motion import check_config, needs_vectors, num_channels
+from avs_jax.data.video import Video, probe, read_pairs, read_windows, write_overlay
 from avs_jax.models import build_model
 from avs_jax.results.postprocess import object_probability, sem_seg
 from avs_jax.results.visualize import overlay
 from avs_jax.runtime.checkpoint import load_variables
 from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.flow_estimator import FlowEstimator, window_flow
 from avs_jax.runtime.optim import flatten
 from avs_jax.runtime.step import init_variables, make_predict_step
 from avs_jax.spec import INPUT_FIELDS, MEL_BANDS, MEL_FRAMES, check_shape, nearest
@@ -192,6 +197,7 @@ def predict_video(
     path: str | os.PathLike,
     output: str | os.PathLike,
     pre_masks: str | os.PathLike | None = None,
+    estimator: FlowEstimator | None = None,
 ) -> dict[str, Any]:
     """Writes masks, overlay.mp4 and results.json of a video.
 
@@ -199,6 +205,7 @@ def predict_video(
       path: mp4, mov, webm: pictures and sound.
       output: folder; made if need be, files of the same names are replaced.
       pre_masks: folder with one colour mask PNG per second, in the order of their names.
+      estimator: of the motion that the model reads; None: the difference of frames.
 
     Returns:
       what results.json holds.
@@ -210,7 +217,7 @@ def predict_video(
     given = _pre_mask_files(pre_masks, video.num_seconds) if pre_masks else None
     (output / "masks").mkdir(parents=True, exist_ok=True)
     seconds: list[dict[str, Any]] = []
-    pictures = _predict_windows(predictor, video, given, output, seconds)
+    pictures = _predict_windows(predictor, video, given, estimator, output, seconds)
     unfinished = output / "overlay.unfinished.mp4"
     write_overlay(unfinished, pictures, 1.0, path)
     os.replace(unfinished, output / "overlay.mp4")
@@ -223,6 +230,9 @@ def predict_video(
         "duration_seconds": round(video.duration, 3),
         "window_seconds": predictor.config.data.num_frames,
         "pre_masks": source,
+        "motion": (estimator.model if estimator else "difference")
+        if predictor.has_motion
+        else None,
         "seconds": seconds,
     }
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -230,10 +240,11 @@ def predict_video(
 
 
 def _predict_windows(
-    predictor: Predictor, video: Video, given, output: pathlib.Path, seconds: list
+    predictor: Predictor, video: Video, given, estimator, output: pathlib.Path, seconds: list
 ) -> Iterator[np.ndarray]:
     """Predicts window by window: writes masks, fills `seconds`, yields pictures."""
     config = predictor.config
+    pairs = read_pairs(video.path) if config.data.motion.pairs == "video" else None
     for frames, waveform, start in read_windows(video.path, config.data.num_frames):
         colours = ()
         if config.model.pre_masks and given:
@@ -249,6 +260,8 @@ def _predict_windows(
             "waveform": waveform,
             "sample_rate": video.sample_rate,
         }
+        if estimator is not None:
+            record["flow"] = window_flow(estimator, frames, pairs, config.data.image_size)
         clip = prepare_clip(record, config)
         batch = {k: np.asarray(v)[None] for k, v in clip.items() if k in INPUT_FIELDS}
         labels, prob = predictor.labels(batch, (video.height, video.width))
@@ -307,7 +320,8 @@ def predict_arrays(
     Raises:
       ValueError: a name, dtype or shape is wrong, or the checkpoint does not fit.
     """
-    sizes = check_arrays(arrays)
+    channels = num_channels(predictor.config.data.motion)
+    sizes = check_arrays(arrays, channels)
     batch, notes = dict(arrays), []
     images = batch["images"]
     batch.setdefault("valid", np.ones(images.shape[:2], bool))
@@ -321,12 +335,13 @@ def predict_arrays(
         batch["pre_masks"] = np.stack(made).reshape(images.shape)
     if predictor.has_motion and "motion" not in batch:
         notes.append("no motion given, which AMA reads: zeros assumed, as if nothing moved")
-        batch["motion"] = np.zeros(images.shape[:4], np.float32)
+        shape = images.shape[:4] if channels == 1 else (*images.shape[:4], channels)
+        batch["motion"] = np.zeros(shape, np.float32)
     used = {"pre_masks": predictor.config.model.pre_masks, "motion": predictor.has_motion}
     for name in [name for name, is_used in used.items() if name in batch and not is_used]:
         notes.append(f"{name} given, which this model does not read")
         del batch[name]
-    if "motion" in batch:
+    if "motion" in batch and channels == 1:
         batch["motion"] = batch["motion"][..., None]
     size = (predictor.config.evaluate.score_size,) * 2
     clips = [
@@ -336,8 +351,11 @@ def predict_arrays(
     return {name: np.concatenate([clip[name] for clip in clips]) for name in clips[0]}, notes
 
 
-def check_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+def check_arrays(arrays: Mapping[str, np.ndarray], motion_channels: int = 1) -> dict[str, int]:
     """Checks names, dtypes and shapes against ARRAYS; returns the sizes of B, T, H and W.
+
+    Args:
+      motion_channels: 2 where motion is (u, v), an axis more.
 
     Raises:
       ValueError: naming the array and what it should be.
@@ -352,6 +370,8 @@ def check_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
             if is_required:
                 raise ValueError(f"{name} is missing: {np.dtype(dtype)} [{pattern}]")
             continue
+        if name == "motion" and motion_channels > 1:
+            pattern += f" {motion_channels}"
         if arrays[name].dtype != dtype:
             raise ValueError(f"{name}: {arrays[name].dtype}, expected {np.dtype(dtype)}")
         sizes = check_shape(name, arrays[name], pattern, **sizes)
@@ -386,16 +406,19 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError("give --video or --arrays, one of them")
     if values.video is not None:
         probe(values.video)  # before minutes are spent on the model
+        estimator = _make_estimator(config, values.flow_weights)
         predictor = _make_predictor(config, values.checkpoint)
-        results = predict_video(predictor, values.video, values.output, values.pre_masks)
+        results = predict_video(predictor, values.video, values.output, values.pre_masks, estimator)
         if results["pre_masks"] == FELZENSZWALB:
             print(f"colour masks: none given, made with {FELZENSZWALB} (--pre-masks=DIR)")
         print(f"{values.output}: {len(results['seconds'])} masks, overlay.mp4, results.json")
         return
     if values.pre_masks is not None:
         raise UsageError("--pre-masks belongs to --video; with --arrays they are an array")
+    if values.flow_weights is not None:
+        raise UsageError("--flow-weights belongs to --video; with --arrays motion is an array")
     arrays = _read_arrays(values.arrays)
-    check_arrays(arrays)
+    check_arrays(arrays, num_channels(config.data.motion))
     results, notes = predict_arrays(_make_predictor(config, values.checkpoint), arrays)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -411,6 +434,32 @@ def _make_predictor(config: ConfigDict, checkpoint: str) -> Predictor:
     for note in predictor.notes():
         print(f"note: {note}", file=sys.stderr)
     return predictor
+
+
+def _make_estimator(config: ConfigDict, weights: str | None) -> FlowEstimator | None:
+    """The estimator of motion that the configuration asks for; None for frame difference or none.
+
+    Raises:
+      UsageError: weights that nothing reads, or none where they are needed.
+    """
+    motion = config.data.motion
+    check_config(motion)
+    is_read = config.model.fusion.name != "none" and motion.source != "none"
+    has_flow = is_read and motion.source == "auto" and motion.model != "difference"
+    if has_flow and weights is None:
+        raise UsageError(f"config.data.motion.model = {motion.model!r} needs --flow-weights=DIR")
+    if not has_flow and weights is not None:
+        raise UsageError(
+            "--flow-weights is not read: the model has no motion, or it is the difference of "
+            "frames; --config.data.motion.model=raft_large (or raft_small) says otherwise"
+        )
+    if is_read and not has_flow and needs_vectors(motion):
+        raise UsageError(
+            f"config.data.motion.map = {motion.map!r} with compensate_camera = "
+            f"{motion.compensate_camera} needs flow: --config.data.motion.model=raft_large "
+            "--flow-weights=DIR"
+        )
+    return FlowEstimator(motion.model, weights) if has_flow else None
 
 
 def _read_arrays(path: str) -> dict[str, np.ndarray]:
@@ -432,7 +481,9 @@ def _define_flags(values: flags.FlagValues) -> None:
     define("arrays", ".npz of arrays, instead of a video")
     define("output", "folder (--video) or .npz (--arrays) to write")
     define("pre_masks", "folder with a colour mask PNG per second of the video")
-    flags.DEFINE_alias("pre-masks", "pre_masks", flag_values=values)
+    define("flow_weights", "of RAFT, where config.data.motion.model names one")
+    for name in ("pre_masks", "flow_weights"):
+        flags.DEFINE_alias(name.replace("_", "-"), name, flag_values=values)
 
 
 if __name__ == "__main__":

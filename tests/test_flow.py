@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax import flow
+from avs_jax import flow, predict
 from avs_jax.data import flow_files, motion, synthetic
 from avs_jax.data.clip import prepare_clip
 from avs_jax.data.pipeline import open_records
 from avs_jax.data.video import VideoError, read_pairs, read_windows
-from avs_jax.runtime.flow_estimator import FlowEstimator
+from avs_jax.runtime.flow_estimator import FlowEstimator, window_flow
 from scripts import build_dataset, convert_weights
 from tests.test_pipeline import make_config
 from tests.test_raft import state_dict
@@ -258,3 +258,51 @@ def test_convert_raft_says_what_is_wrong(tmp_path, capsys):
     config = "--config=configs/s4_vct.py"
     assert convert_weights.main([*flags, f"--output={tmp_path}/out", config]) == 1
     assert "--source=raft needs no --config" in capsys.readouterr().err
+
+
+class Shift:
+    """An estimator that reads the shift of a square along x, in px of the pictures it is given."""
+
+    model = "raft_small"
+
+    def __call__(self, first, second):
+        def left(x):
+            return (x[:, x.shape[1] // 2, :, 0] > 128).argmax(axis=1)
+
+        flow = np.zeros((*first.shape[:3], 2), np.float32)
+        flow[..., 0] = (left(second) - left(first))[:, None, None]
+        return flow
+
+
+def test_flow_of_a_window_is_stored_flow_s():
+    """Frames: from each to the next, zeros first. Pairs: per second, in px of the small picture."""
+    frames = np.zeros((4, 40, 160, 3), np.uint8)
+    for t in range(4):
+        frames[t, :, 20 + 16 * t : 60 + 16 * t] = 255
+    found = window_flow(Shift(), frames, None, 80)
+    assert found.shape == (4, 80, 80, 2) and found.dtype == np.float32
+    np.testing.assert_array_equal(found[:, 0, 0, 0], [0, 8, 8, 8])
+    pairs = iter([(frames[0], frames[1], 0.25), (frames[1], frames[3], 0.5), None])
+    found = window_flow(Shift(), frames[:2], pairs, 80)
+    np.testing.assert_array_equal(found[:, 0, 0, 0], [32, 32])
+    assert next(pairs) is None and not found[..., 1].any()
+    assert not window_flow(Shift(), frames[:1], None, 80).any()
+
+
+def test_estimator_of_own_videos(weights):
+    config = make_config()
+    config.model.fusion.name = "ama"
+    assert predict._make_estimator(config, None) is None
+    config.data.motion.model = "raft_small"
+    assert predict._make_estimator(config, str(weights)).model == "raft_small"
+    for keys, given, match in (
+        ({}, None, "model = 'raft_small' needs --flow-weights"),
+        ({"model": "difference"}, weights, "--flow-weights is not read"),
+        ({"model": "difference", "map": "uv"}, None, "'uv' .* needs flow"),
+        ({"source": "none"}, weights, "--flow-weights is not read"),
+        ({"model": "farneback"}, None, "config.data.motion.model is 'farneback'"),
+    ):
+        other = config.copy_and_resolve_references()
+        other.data.motion.update(keys)
+        with pytest.raises(ValueError, match=match):
+            predict._make_estimator(other, given)

@@ -293,3 +293,36 @@ def test_colour_masks_made_from_a_picture():
     areas = [area for area in painted.values() if area]
     assert areas == sorted(areas) and sum(areas) == 60 * 200
     assert len({tuple(c) for c in (colours[30, 45], colours[5, 5], colours[5, 150])}) == 3
+
+
+@pytest.mark.parametrize("pairs", ["frames", "video"])
+def test_flow_on_the_fly(tmp_path, config, checkpoint, pairs):
+    """An estimator's vectors, per second, are the model's motion map."""
+
+    class Estimator:
+        model = "raft_small"
+
+        def __call__(self, first, second):
+            calls.append(first.shape)
+            flow = np.zeros((*first.shape[:3], 2), np.float32)
+            flow[:, :20] = 5
+            return flow
+
+    class Spy(predict.Predictor):
+        def labels(self, batch, score_size):
+            batches.append(batch)
+            return super().labels(batch, score_size)
+
+    calls, batches = [], []
+    config = config.copy_and_resolve_references()
+    config.data.motion.update(map="magnitude_absolute", scale=5.0, pairs=pairs)
+    path = tmp_path / "clip.mp4"
+    write_video(path, frames_of(12, 48, 80), 4, tone(3, 16_000))
+    spy = Spy(config, checkpoint)
+    results = predict.predict_video(spy, path, tmp_path / "out", estimator=Estimator())
+    assert results["motion"] == "raft_small"
+    assert calls == [(3 if pairs == "video" else 2, 64, 64, 3)]
+    motion = batches[0]["motion"][0, :3, ..., 0]
+    rate = 4 if pairs == "video" else 1
+    np.testing.assert_allclose(motion[:, :20], rate * np.sqrt(2), rtol=1e-2)
+    assert not motion[:, 20:].any()

@@ -5,13 +5,16 @@ Weights are a folder that `scripts/convert_weights.py --source=raft` wrote; it s
 are of.
 """
 
+import itertools
 import os
 import zlib
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.models.backbones.raft import RAFT, STRIDE, VARIANTS, pad_to_stride
 from avs_jax.runtime.checkpoint import load_variables
 from avs_jax.runtime.optim import flatten
@@ -94,3 +97,32 @@ class FlowEstimator:
         model = RAFT(self.model, correlation, self._dtype)
         flow, _ = model.apply(variables, first, second, self.num_iterations)
         return flow[:, top : top + height, left : left + width]
+
+
+def window_flow(
+    estimator: Callable[..., np.ndarray], frames: np.ndarray, pairs: Iterator | None, side: int
+) -> np.ndarray:
+    """Flow of a window's frames, as avs_jax.flow stores it for a dataset's.
+
+    Args:
+      estimator: a FlowEstimator.
+      frames: uint8 [T, H, W, 3], a second apart.
+      pairs: the video's `read_pairs` at the first of these frames; T of them are taken. None: flow
+        from each frame to the next.
+      side: px that pictures are squashed to first.
+
+    Returns:
+      float32 [T, side, side, 2], (u, v) in px per second; without pairs the first is zeros.
+    """
+
+    def squash(pictures):
+        return np.stack([resize(picture, (side, side), BILINEAR) for picture in pictures])
+
+    if pairs is not None:
+        before, shown, seconds = zip(*itertools.islice(pairs, len(frames)), strict=True)
+        return estimator(squash(before), squash(shown)) / np.float32(seconds)[:, None, None, None]
+    small = squash(frames)
+    flow = np.zeros((len(frames), side, side, 2), np.float32)
+    if len(frames) > 1:
+        flow[1:] = estimator(small[:-1], small[1:])
+    return flow
