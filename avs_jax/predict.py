@@ -19,8 +19,8 @@ valid bool [B, T]. Written are pred_logits [B, T, Q, K+1], pred_masks [B, T, h, 
 padded to multiples of 32), sem_seg [B, T, S, S, K] with S = config.evaluate.score_size and, with
 AMA, motion_weight [B, T, g, g].
 
-Colour masks that are not given are made with scikit-image's felzenszwalb, and said so. The motion of
-a video is estimated as config.data.motion.model says: the difference of frames, or RAFT with
+Colour masks that are not given are made with scikit-image's felzenszwalb, and said so. A video's
+motion is estimated as config.data.motion.model says: the difference of frames, or RAFT with
 --flow-weights=DIR between the pictures that config.data.motion.pairs names.
 """
 

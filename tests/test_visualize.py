@@ -94,3 +94,29 @@ def test_save_png(tmp_path):
     picture = visualize.clip_picture(**a_clip())
     visualize.save_png(tmp_path / "clip.png", picture)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "clip.png")), picture)
+
+
+def test_flow_colors_are_the_wheel():
+    """Directions in image coordinates (v points down), saturation by length, darker beyond."""
+    vectors = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], float)[None]
+    right, down, left, up = visualize.flow_colors(vectors)[0].astype(int)
+    np.testing.assert_array_equal(right, (255, 0, 0))  # where the wheel begins
+    assert down[0] > 200 and down[1] > 200 and down[2] < 30  # yellow
+    assert left[0] < 30 and left[1] > 150 and left[2] > 200  # cyan to blue
+    assert up[2] > 200 and up[1] < 30  # violet
+    line = np.linspace(0, 1, 5)[:, None] * [1, 0]
+    ramp = visualize.flow_colors(line[None])[0]
+    np.testing.assert_array_equal(ramp[0], 255)
+    assert (np.diff(ramp[:, 1].astype(int)) < 0).all() and (ramp[:, 0] == 255).all()
+    np.testing.assert_array_equal(visualize.flow_colors(2 * line[None], 1.0)[0, -1], (191, 0, 0))
+    np.testing.assert_array_equal(visualize.flow_colors(np.full((1, 2, 2), np.nan)), 255)
+    assert (visualize.flow_colors(np.zeros((3, 4, 2))) == 255).all()
+
+
+def test_clip_picture_shows_vectors_in_colours():
+    clip = a_clip()
+    vectors = np.zeros((3, 48, 64, 2), np.float32)
+    vectors[..., 0] = np.array([1, 2, 4])[:, None, None]
+    picture = visualize.clip_picture(**{**clip, "motion": vectors})
+    assert picture.shape == visualize.clip_picture(**clip).shape
+    assert (picture == (255, 0, 0)).all(axis=-1).sum() >= 100 * 100  # the fastest frame, whole

@@ -80,6 +80,46 @@ def color_map(values: np.ndarray, name: str = "heat", high: float | None = None)
     return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
+def flow_colors(flow: np.ndarray, high: float | None = None) -> np.ndarray:
+    """Optical flow in the colours of the Middlebury benchmark: hue is direction, white is rest.
+
+    Right is red, down yellow, left cyan and up blue-violet; the paler, the slower. Beyond `high`
+    colours are darkened instead. Source: Baker et al., A Database and Evaluation Methodology for
+    Optical Flow (ICCV 2007), whose wheel has 55 colours.
+
+    Args:
+      flow: (u, v) float [H, W, 2]; what is not finite counts as rest.
+      high: length of the vectors with full colour; the longest one's when not given.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    u, v = np.moveaxis(np.nan_to_num(np.asarray(flow, np.float64), posinf=0, neginf=0), -1, 0)
+    length = np.hypot(u, v)
+    length /= max(float(length.max()) if high is None else high, 1e-12)
+    position = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(_WHEEL) - 1)
+    index = np.arange(len(_WHEEL) + 1)
+    wheel = np.concatenate([_WHEEL, _WHEEL[:1]])
+    hue = np.stack([np.interp(position, index, wheel[:, c]) for c in range(3)], axis=-1)
+    length = length[..., None]
+    colors = np.where(length <= 1, 1 - length * (1 - hue), 0.75 * hue)
+    return np.floor(255 * colors).astype(np.uint8)
+
+
+def _color_wheel() -> np.ndarray:
+    """Hues in 0..1, [55, 3]: ramps between six corners of the RGB cube, of lengths to suit eyes."""
+    corners = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1)])
+    ramps = []
+    for i, steps in enumerate((15, 6, 4, 11, 13, 6)):
+        share = np.floor(255 * np.arange(steps)[:, None] / steps) / 255
+        start, end = corners[i], corners[(i + 1) % 6]
+        ramps.append(start + (end - start) * share)
+    return np.concatenate(ramps)
+
+
+_WHEEL = _color_wheel()
+
+
 def log_mel_picture(log_mel: np.ndarray, low: float = -4.6, high: float = 2.0) -> np.ndarray:
     """A log-mel as a picture: time to the right, low frequencies at the bottom.
 
@@ -111,7 +151,8 @@ def clip_picture(
       prob: float [T, S, S], probability of the object; tinted where above 0.5.
       labels: uint8 [T, S, S], ground truth; a frame that is wholly unknown (255) is left grey.
       log_mel: float [T, 96, 64].
-      motion: float [T, H, W] or [T, H, W, 1], not negative; one scale for the clip.
+      motion: float [T, H, W] or [T, H, W, 1], not negative, or (u, v) [T, H, W, 2]; one scale for
+        the clip.
       motion_weight: float [T, g, g], AMA's map, not negative; one scale for the clip.
       titles: T captions, one over each column; "0 s", "1 s", ... when not given.
       heading: a line over the grid; none if empty.
@@ -134,8 +175,7 @@ def clip_picture(
     if labels is not None:
         rows.append(("ground truth", [_truth(f, x) for f, x in zip(small, labels, strict=True)]))
     if motion is not None:
-        maps = np.asarray(motion, np.float32).reshape(np.shape(motion)[:3])
-        rows.append(("motion", _map_tiles(maps, (height, width))))
+        rows.append(("motion", _motion_tiles(np.asarray(motion, np.float32), (height, width))))
     if motion_weight is not None:
         rows.append(("AMA map", _map_tiles(motion_weight, (height, width))))
     if log_mel is not None:
@@ -153,6 +193,13 @@ def _truth(frame, labels):
     if np.all(labels == IGNORE_LABEL):
         return np.full_like(frame, FAINT)
     return overlay(frame, (labels > 0) & (labels != IGNORE_LABEL), TRUTH)
+
+
+def _motion_tiles(motion, size):
+    if motion.ndim == 3 or motion.shape[-1] == 1:
+        return _map_tiles(motion.reshape(motion.shape[:3]), size)
+    high = float(np.hypot(motion[..., 0], motion[..., 1]).max())
+    return [_resize_image(flow_colors(flow, high), size) for flow in motion]
 
 
 def _map_tiles(maps, size):
