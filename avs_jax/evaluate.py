@@ -199,7 +199,8 @@ def evaluate_config(
 
     Writes OUTPUT/evaluation/STEP/ (STEP_SPLIT/ where the split is not "test"): report.json,
     report.md, counts.npz of the true sound, counts_CONDITION.npz of the controls, and
-    pictures/CLIP_CONDITION.png of the first config.evaluate.num_pictures clips.
+    pictures/CLIP_CONDITION.png of the first config.evaluate.num_pictures clips, all of them in
+    pictures.html too.
 
     Args:
       config: the whole configuration; its model must be the checkpoint's.
@@ -349,6 +350,8 @@ def _write(report: Report, counts, pictures, folder: pathlib.Path) -> None:
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         visualize.save_png(folder / "pictures" / f"{name}.png", picture)
+    heading = f"{report.facts['dataset']}, {report.facts['split']}"
+    visualize.save_page(folder / "pictures.html", heading, pictures)
     for condition, c in counts.items():
         c.save(folder / ("counts.npz" if condition == REFERENCE else f"counts_{condition}.npz"))
     write(report, folder)

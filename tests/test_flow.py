@@ -220,7 +220,7 @@ def test_ms3_has_no_categories(tmp_path):
             picture = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
             Image.fromarray(picture).save(folder / f"{name}.mp4_{k}.png")
     with open(home / "ms3_meta_data.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("video_id", "split"), ("a", "train"), ("b", "test")])
+        csv.writer(file).writerows([("", "split"), ("a", "train"), ("b", "test")])
     flags = ["--dataset=ms3", f"--root={tmp_path}", f"--output={tmp_path}/flow"]
     assert flow.main([*flags, "--model=difference"]) == 0
     made = sorted(str(p.relative_to(tmp_path)) for p in (tmp_path / "flow").rglob("*.npy"))
@@ -229,7 +229,7 @@ def test_ms3_has_no_categories(tmp_path):
     ]
     with open(home / "ms3_meta_data.csv", "a") as file:
         file.write("../x,train\n")
-    with pytest.raises(flow_files.FlowError, match="line 4: video_id '../x' cannot be"):
+    with pytest.raises(flow_files.FlowError, match="line 4:  '../x' cannot be"):
         flow_files.list_clips("ms3", tmp_path)
 
 

@@ -1,5 +1,9 @@
 """Pictures: the right pixels are tinted, nothing else is, and sizes are consistent."""
 
+import base64
+import io
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -120,3 +124,14 @@ def test_clip_picture_shows_vectors_in_colours():
     picture = visualize.clip_picture(**{**clip, "motion": vectors})
     assert picture.shape == visualize.clip_picture(**clip).shape
     assert (picture == (255, 0, 0)).all(axis=-1).sum() >= 100 * 100  # the fastest frame, whole
+
+
+def test_a_page_holds_its_pictures(tmp_path):
+    pictures = {"a <b>": a_clip()["frames"][0], "c": a_clip()["frames"][1]}
+    visualize.save_page(tmp_path / "page.html", "S4 & more", pictures)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "S4 &amp; more" in text and "a &lt;b&gt;" in text and "<b>" not in text
+    stored = re.findall(r"base64,([^\"]+)", text)
+    for data, picture in zip(stored, pictures.values(), strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            np.testing.assert_array_equal(np.asarray(image), picture)

@@ -26,7 +26,8 @@ class Dataset:
 
     Attributes:
       csv: that lists the clips; folder: that may hold it, below the root given.
-      id_column: of the clip's name; levels: the columns that name the folders of its flow.
+      id_column: of the clip's name, "" the first.
+      levels: the columns that name the folders of its flow.
       frames: folder of the frames, by layout; frame_levels: the columns that name those in it.
       videos: folder of the raw videos, likewise.
     """
@@ -56,7 +57,7 @@ DATASETS = {
     "ms3": Dataset(
         csv="ms3_meta_data.csv",
         folder="Multi-sources",
-        id_column="video_id",
+        id_column="",
         levels=("split",),
         frames={
             "object224": "ms3_data/visual_frames",
@@ -103,18 +104,20 @@ def list_clips(dataset: str, root: str | os.PathLike, layout: str = "") -> list[
     clips = []
     with open(home / spec.csv, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        missing = {spec.id_column, *spec.levels} - set(reader.fieldnames or ())
+        columns = reader.fieldnames or [""]
+        id_column = spec.id_column or columns[0]
+        missing = {id_column, *spec.levels} - set(columns)
         if missing:
             raise FlowError(f"{home / spec.csv}: no column {sorted(missing)}")
         for row in reader:
-            named = {key: (row[key] or "").strip() for key in (spec.id_column, *spec.levels)}
+            named = {key: (row[key] or "").strip() for key in (id_column, *spec.levels)}
             for key, value in named.items():
                 if value in ("", ".", "..") or re.search(r"[/\\\0]", value):
                     raise FlowError(
                         f"{home / spec.csv}, line {reader.line_num}: {key} {value!r} cannot be a "
                         "file's"
                     )
-            name = named[spec.id_column]
+            name = named[id_column]
             inner = pathlib.PurePosixPath(*(named[level] for level in spec.frame_levels), name)
             video = home / spec.videos / inner.parent / f"{name}.mp4"
             place = pathlib.PurePosixPath(*(named[level] for level in spec.levels), name)

@@ -4,7 +4,12 @@ Rows from top to bottom: frame, prediction, ground truth, motion map, AMA's map,
 frame's 0.96 s of sound. Rows without data are left out. numpy and pillow only.
 """
 
-from collections.abc import Sequence
+import base64
+import html
+import io
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -182,6 +187,32 @@ def clip_picture(
         strip = (round(width * 64 / 96), width)
         rows.append(("sound", [_resize_image(log_mel_picture(m), strip) for m in log_mel]))
     return _grid(rows, titles, heading)
+
+
+def save_page(path: str | os.PathLike, heading: str, pictures: Mapping[str, np.ndarray]) -> None:
+    """Writes pictures, by name, as one HTML page that needs no other file.
+
+    Args:
+      heading: of the page; plain text, as are the names.
+      pictures: uint8 [H, W, 3] each.
+    """
+    parts = []
+    for name, picture in pictures.items():
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        data = base64.b64encode(file.getvalue()).decode()
+        name = html.escape(name)
+        parts.append(f'<h2>{name}</h2>\n<img alt="{name}" src="data:image/png;base64,{data}">')
+    title = html.escape(heading)
+    page = [
+        "<!DOCTYPE html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
+        "<style>body { font-family: sans-serif; margin: 2em } img { max-width: 100% }</style>",
+        f"</head><body>\n<h1>{title}</h1>",
+        *parts,
+        "</body></html>",
+    ]
+    pathlib.Path(path).write_text("\n".join(page) + "\n", encoding="utf-8")
 
 
 def save_png(path, picture: np.ndarray) -> None:
