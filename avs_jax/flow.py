@@ -226,7 +226,7 @@ class _Progress:
         if now - self._shown < _SAY_EVERY and not is_last:
             return
         self._shown = now
-        left, speed = "?", 0.0
+        left, speed = "0:00:00" if done == self._total else "?", 0.0
         if self._start is not None and now > self._start and done > kept:
             speed = written / (now - self._start)
             seconds = int((now - self._start) / (done - kept) * (self._total - done))

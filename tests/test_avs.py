@@ -189,10 +189,19 @@ def test_an_unknown_field_of_a_part_is_an_error():
         jax.eval_shape(build_model(config).init, jax.random.key(0), random_batch())
 
 
+def test_the_flow_channels_of_ama_follow_the_motion():
+    batch = random_batch() | {"motion": np.zeros((2, 3, 32, 32, 2), np.float32)}
+    tree = jax.eval_shape(build_model(small_config()).init, jax.random.key(0), batch)
+    assert tree["params"]["ama"]["flow_encoder_0"]["kernel"].shape == (3, 3, 2, 64)
+
+
 def test_a_batch_without_what_the_model_reads_is_an_error(variables):
     batch = random_batch()
     del batch["motion"]
     with pytest.raises(ValueError, match="the batch has no motion, which this model reads"):
+        jax.eval_shape(build_model(small_config()).apply, variables, batch)
+    with pytest.raises(ValueError, match="motion: 3 channels, expected 1"):
+        batch = random_batch() | {"motion": np.zeros((2, 3, 32, 32, 3), np.float32)}
         jax.eval_shape(build_model(small_config()).apply, variables, batch)
     with pytest.raises(ValueError, match="log_mel: axis 64"):
         batch = random_batch() | {"log_mel": np.zeros((2, 3, 96, 32), np.float32)}

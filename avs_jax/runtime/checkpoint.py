@@ -31,6 +31,7 @@ STATE_FIELDS = ("step", "params", "batch_stats", "opt_state")
 # up to the order of float32 sums.
 HARMLESS_KEYS = (
     r"data\.(num_workers|prefetch|data_dir)",
+    r"data\.motion\.(model|pairs)",  # of own videos
     r"train\.(log_every|eval_every|checkpoint_every|keep_latest|num_pictures|compilation_cache)",
     r"train\.mesh\..*",
     r"evaluate\..*",
