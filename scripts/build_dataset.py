@@ -4,6 +4,12 @@
 
 Every file is read and checked first; missing or damaged ones are listed, all of them, and nothing
 is written. With --skip-bad their clips are left out and counted in the dataset's metadata.
+A large dataset can be written by several processes or machines through Apache Beam (the extra
+`beam`), here by four processes of this machine; the files are checked by threads of this process
+first, as always:
+
+  ... --dataset=avsbench_semantic --beam=direct_running_mode=multi_processing,direct_num_workers=4
+
 `--dataset=avsbench_s4/vct384` chooses a layout where the folder holds several. A dataset that is
 there is left as it is unless --overwrite is given, and what a killed build left behind is removed.
 """
@@ -17,6 +23,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -24,7 +31,7 @@ import tensorflow_datasets as tfds  # noqa: E402
 
 from tfds_builders import common  # noqa: E402
 
-DATASETS = ("avsbench_s4",)
+DATASETS = ("avsbench_s4", "avsbench_ms3", "avsbench_semantic")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--manual_dir", required=True, help="the folder to read")
     parser.add_argument("--data_dir", required=True, help="where the records go")
     parser.add_argument("--flow_dir", help="folder of stored optical flow")
+    parser.add_argument(
+        "--beam", metavar="KEY=VALUE,...", help="write through Apache Beam with these options"
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave damaged clips out")
     parser.add_argument("--overwrite", action="store_true", help="build anew what is there")
     args = parser.parse_args(argv)
@@ -59,6 +69,7 @@ def build(name: str, layout: str, args: argparse.Namespace) -> None:
       common.DatasetFilesError: files are missing or damaged.
       BlockingIOError: another process builds into the same folder.
     """
+    beam_options = None if args.beam is None else _beam_options(args.beam)
     module = importlib.import_module(f"tfds_builders.{name}.{name}_dataset_builder")
     if not layout:
         layout = _choose_layout(module, args.manual_dir, args.data_dir)
@@ -75,19 +86,33 @@ def build(name: str, layout: str, args: argparse.Namespace) -> None:
         if version_dir.is_dir() and not args.overwrite:
             _report(version_dir, "is already built; --overwrite builds it anew")
             return
-        module.find_root(args.manual_dir)  # before anything is touched
+        module.Builder.find_root(args.manual_dir)  # before anything is touched
         with _set_aside(version_dir), _tidied(data_dir, name):
             builder = module.Builder(
                 data_dir=str(data_dir),
                 config=layout,
                 skip_bad=args.skip_bad,
                 flow_dir=args.flow_dir,
+                use_beam=beam_options is not None,
             )
             builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(manual_dir=args.manual_dir),
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=args.manual_dir, beam_options=beam_options
+                ),
                 file_format="array_record",
             )
         _report(version_dir, "built")
+
+
+def _beam_options(text: str) -> Any:
+    """Beam's pipeline options from "key=value,key=value"."""
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise common.DatasetLayoutError(
+            f"--beam needs Apache Beam: pip install -e .[beam] ({error})"
+        ) from error
+    return PipelineOptions([f"--{option}" for option in text.split(",") if option])
 
 
 @contextlib.contextmanager
@@ -107,7 +132,7 @@ def _choose_layout(module: object, manual_dir: str, data_dir: str) -> str:
     """The default layout, or the only one there is; says which."""
     default = module.Builder.BUILDER_CONFIGS[0].name
     try:
-        present = module.layouts_present(module.find_root(manual_dir))
+        present = module.Builder.layouts_present(module.Builder.find_root(manual_dir))
     except common.DatasetLayoutError:
         home = pathlib.Path(data_dir).expanduser() / module.Builder.name / default
         if any(home.glob("*/dataset_info.json")):  # built earlier; its source may be gone

@@ -1,12 +1,12 @@
-"""What the dataset builders share: the record's features, strict reading, a list of all faults.
+"""What all dataset builders share: the record's features, strict reading, a list of all faults.
 
 A record is one clip, raw: images stay encoded, so that a reader decodes only the frames it needs.
 
   clip_id         Text
   category        Text
-  category_label  int32              1-based
-  frames          list of bytes      one encoded image per frame
-  masks           list of bytes      encoded PNG
+  category_label  int32              1-based; 0 where a dataset gives clips no single category
+  frames          list of bytes      one encoded image per frame that exists
+  masks           list of bytes      encoded PNG: 0 and not 0, or class indices
   mask_index      int32 [n]          the frames, from 0, that the masks belong to
   pre_masks       list of bytes      encoded class-agnostic colour masks, one per frame, or none
   waveform        int16 [n, channels]
@@ -34,6 +34,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 from PIL import Image
+
+from avs_jax.data.clip import decode_labels
 
 MIN_SAMPLES_16K = 15_600  # one log-mel example at 16 kHz
 
@@ -72,6 +74,7 @@ class ClipFiles:
     """Where the files of one clip should be.
 
     mask_sizes: the (width, height) a mask may have besides that of its frame.
+    num_classes: 2 where masks are 0 and not 0, else they are indices below it.
     """
 
     clip_id: str
@@ -84,6 +87,7 @@ class ClipFiles:
     flow_dir: pathlib.Path | None
     visible_labels: tuple[int, ...] = ()
     mask_sizes: tuple[tuple[int, int], ...] = ()
+    num_classes: int = 2
 
 
 def record_features() -> tfds.features.FeaturesDict:
@@ -187,6 +191,13 @@ def _read_bytes(path: pathlib.Path) -> bytes:
         raise ValueError(f"{path}: {error.strerror or error}") from error
 
 
+def _check_classes(path: pathlib.Path, data: bytes, num_classes: int) -> None:
+    try:
+        decode_labels(data, num_classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
     """The record of a clip, and all that is wrong with its files; it counts only if nothing is."""
     problems = []
@@ -218,6 +229,10 @@ def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"{folder}: no such folder, but {clip.clip_id} is listed"]
     frames = images(clip.frames)
     masks = images(tuple(clip.masks.values()), clip.mask_sizes)
+    if clip.num_classes > 2:
+        for path, data in zip(clip.masks.values(), masks, strict=True):
+            if data:
+                attempt(_check_classes, path, data, clip.num_classes)
     pre_masks = images(clip.pre_masks)
     waveform, rate = attempt(read_wav, clip.wav) or (None, 0)
     flow, kind = attempt(read_flow, clip.flow_dir, len(clip.frames)) or (None, "none")

@@ -1,0 +1,322 @@
+"""The builder of AVSBench's three settings; what differs between them is a table of templates.
+
+A csv lists the clips. A `Layout` says where the files of a clip are, as templates over
+
+  {name} {split} {category} {subset}   of the clip
+  {number}                             the frame, from 1
+  {t}                                  the frame, from 0
+
+A setting is a subclass of `AVSBenchBuilder` that names its csv, its layouts and how a row of the
+csv becomes a `Row`.
+"""
+
+import abc
+import collections
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+import tqdm
+
+from tfds_builders import common
+
+SPLITS = ("train", "val", "test")
+OBJECTS = "generated_objects.json"  # only beside generated clips: name -> categories in the picture
+MANIFEST = "generated_clips.json"  # likewise: the generator's parameters
+
+
+@dataclasses.dataclass
+class Layout(tfds.core.BuilderConfig):
+    """One way in which the files of a setting are laid out.
+
+    Attributes:
+      marker: glob, below the folder of the csv, of something that only this layout has.
+      frames, masks: template per split.
+      pre_masks: templates per split of the colour masks, alternatives; the first in use counts.
+      wav: template.
+      mask_sizes: (width, height) that a mask may have besides its frame's.
+      ground_truth: where the masks come from; reports name it.
+    """
+
+    marker: str = ""
+    frames: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    masks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pre_masks: tuple[Mapping[str, str], ...] = ()
+    wav: str = ""
+    mask_sizes: tuple[tuple[int, int], ...] = ()
+    ground_truth: str = ""
+
+
+def every_split(template: str) -> dict[str, str]:
+    """The same template for every split."""
+    return dict.fromkeys(SPLITS, template)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a row of the csv says about its clip.
+
+    Attributes:
+      name: of the clip, unique.
+      category: what sounds, or "" where the csv does not say.
+      label: of the category, from 1; 0 where there is no single one.
+      subset: v1s, v1m or v2 in AVSBench-semantic.
+      with_mask: the frames, from 0, that have ground truth.
+    """
+
+    name: str
+    split: str
+    num_frames: int
+    with_mask: tuple[int, ...]
+    category: str = ""
+    label: int = 0
+    subset: str = ""
+
+    def path(self, root: pathlib.Path, template: str, t: int = 0) -> pathlib.Path:
+        """A template filled in for frame t."""
+        fields = dataclasses.asdict(self)
+        return root / template.format(number=t + 1, t=t, **fields)
+
+
+class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """One raw record per clip (features: tfds_builders/common.py), in the order of the csv.
+
+    Args:
+      skip_bad: leave clips with missing or damaged files out, instead of failing.
+      flow_dir: folder of stored flow, or None.
+      use_beam: write through Apache Beam (the runner and its options are download_and_prepare's).
+      **kwargs: of the base class (data_dir, config, version).
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+
+    TITLE: str  # of the setting
+    CSV: str
+    COLUMNS: tuple[str, ...]  # that the csv must have
+    NAME: str  # the column with the clip's name; "": the first, whatever it is called
+    FOLDERS: tuple[str, ...]  # names under which the download has the folder of the csv
+    FLOW: tuple[str, str]  # its folder below flow_dir, and the template below that
+    EXPECTED: Mapping[str, int]  # clips per split of the whole dataset
+    NUM_CLASSES = 2
+
+    def __init__(
+        self,
+        *,
+        skip_bad: bool = False,
+        flow_dir: str | os.PathLike | None = None,
+        use_beam: bool = False,
+        **kwargs: Any,
+    ):
+        self.skip_bad, self.use_beam = skip_bad, use_beam
+        self.flow_dir = pathlib.Path(flow_dir).expanduser().absolute() if flow_dir else None
+        super().__init__(**kwargs)
+
+    @classmethod
+    @abc.abstractmethod
+    def parse_row(cls, row: Mapping[str, str]) -> Row:
+        """A row of the csv, its columns and "name".
+
+        Raises:
+          ValueError: it cannot be one; says why. (Name and split are checked elsewhere.)
+        """
+
+    @classmethod
+    def categories(cls, root: pathlib.Path) -> Mapping[str, int]:
+        """Label of each category that OBJECTS may name."""
+        raise common.DatasetLayoutError(f"{root / OBJECTS}: {cls.TITLE} has no categories")
+
+    @classmethod
+    def find_root(cls, manual_dir: str | os.PathLike) -> pathlib.Path:
+        """The folder that holds the csv: manual_dir or a subfolder of the download's name.
+
+        Raises:
+          common.DatasetLayoutError: naming the folders looked in and how AVSBench is obtained.
+        """
+        manual_dir = pathlib.Path(manual_dir).expanduser().absolute()
+        candidates = [manual_dir, *(manual_dir / name for name in cls.FOLDERS)]
+        for folder in candidates:
+            if (folder / cls.CSV).is_file():
+                return folder
+        looked = "\n".join(
+            f"  {folder}" + ("" if folder.is_dir() else " (no such folder)")
+            for folder in candidates
+        )
+        how = cls.MANUAL_DOWNLOAD_INSTRUCTIONS
+        raise common.DatasetLayoutError(f"{cls.CSV} not found; looked in\n{looked}\n{how}")
+
+    @classmethod
+    def layouts_present(cls, root: pathlib.Path) -> list[str]:
+        """Names of the layouts that `root` holds."""
+        return [
+            layout.name
+            for layout in cls.BUILDER_CONFIGS
+            if next(root.glob(layout.marker), None) is not None
+        ]
+
+    # ---- the three methods of a TFDS builder ----
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return common.DatasetInfo(
+            builder=self,
+            description=f"AVSBench {self.TITLE}. {self.builder_config.description}.",
+            homepage="https://github.com/OpenNLPLab/AVSBench",
+            features=common.record_features(),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,  # the order of the csv; readers shuffle by index
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        root = self.find_root(dl_manager.manual_dir)
+        clips, row_problems = self._list_clips(root)
+        everything = [clip for split in SPLITS for clip in clips[split]]
+        checked = common.check_clips(everything)
+        problems = row_problems + [line for lines in checked.bad.values() for line in lines]
+        num_bad = len(row_problems) + len(checked.bad)
+        if problems and not self.skip_bad:
+            raise common.DatasetFilesError(problems, len(checked.good), num_bad)
+        if not checked.good:
+            raise common.DatasetFilesError(problems or [f"{root / self.CSV}: no clip"], 0, num_bad)
+        is_generated = (root / MANIFEST).is_file()
+        self.info.metadata.update(
+            source=str(root),
+            ground_truth="generated clips" if is_generated else self.builder_config.ground_truth,
+            num_clips=len(checked.good),
+            num_skipped=num_bad,
+            skipped=problems,
+            has_pre_masks=any(clip.pre_masks for clip in checked.good),
+            flow_dir=str(self.flow_dir or ""),
+            flow_kinds=checked.flow_kinds,
+        )
+        good = {clip.clip_id for clip in checked.good}
+        kept = {split: [c for c in clips[split] if c.clip_id in good] for split in SPLITS}
+        return {
+            split: self._generate_examples(split, kept[split]) for split in SPLITS if kept[split]
+        }
+
+    def _generate_examples(self, split: str, clips: list[common.ClipFiles]) -> Any:
+        if self.use_beam:
+            beam = tfds.core.lazy_imports.apache_beam
+            return beam.Create(list(enumerate(clips))) | beam.Map(_example)
+        progress = tqdm.tqdm(clips, f"Writing {split}", unit="clip")
+        return (_example(numbered) for numbered in enumerate(progress))
+
+    # ---- from the csv to files ----
+
+    def _list_clips(
+        self, root: pathlib.Path
+    ) -> tuple[dict[str, list[common.ClipFiles]], list[str]]:
+        """Clips per split in the csv's order, and all that is wrong before any file is read."""
+        layout = self.builder_config
+        if next(root.glob(layout.marker), None) is None:
+            present = ", ".join(self.layouts_present(root)) or "none"
+            raise common.DatasetLayoutError(
+                f"layout {layout.name!r} needs {root / layout.marker}, which is not there; "
+                f"layouts found below {root}: {present}\n{self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            )
+        rows, problems = self.read_rows(root)
+        pre_masks, problem = _choose_pre_masks(root, layout, rows)
+        problems += [problem] if problem else []
+        flow_root = self._flow_root()
+        visible, label_of = {}, {}
+        if (root / OBJECTS).is_file():
+            visible, label_of = json.loads((root / OBJECTS).read_text()), self.categories(root)
+        clips = collections.defaultdict(list)
+        for row in rows:
+            every_frame = range(row.num_frames)
+            masks = layout.masks[row.split]
+            paths = [row.path(root, layout.frames[row.split], t) for t in every_frame]
+            colours = [row.path(root, pre_masks[row.split], t) for t in every_frame if pre_masks]
+            clips[row.split].append(
+                common.ClipFiles(
+                    clip_id=row.name,
+                    category=row.category,
+                    label=row.label,
+                    frames=tuple(paths),
+                    masks={t: row.path(root, masks, t) for t in row.with_mask},
+                    pre_masks=tuple(colours),
+                    wav=row.path(root, layout.wav),
+                    flow_dir=row.path(flow_root, self.FLOW[1]) if flow_root else None,
+                    visible_labels=tuple(label_of[c] for c in visible.get(row.name, ())),
+                    mask_sizes=layout.mask_sizes,
+                    num_classes=self.NUM_CLASSES,
+                )
+            )
+        return clips, problems
+
+    @classmethod
+    def read_rows(cls, root: pathlib.Path) -> tuple[list[Row], list[str]]:
+        """The csv's rows that can be clips, and what is wrong with the others."""
+        rows, problems, seen = [], [], set()
+        path = root / cls.CSV
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            if set(cls.COLUMNS) - set(columns):
+                raise common.DatasetLayoutError(
+                    f"{path}: columns {columns}, expected {', '.join(cls.COLUMNS)} among them"
+                )
+            for fields in reader:
+                values = {k: (v or "").strip() for k, v in fields.items() if isinstance(k, str)}
+                values["name"] = values[cls.NAME or columns[0]]
+                try:
+                    row = cls._parse_checked(values, seen)
+                except ValueError as error:
+                    problems.append(f"{path}, line {reader.line_num}: {error}")
+                    continue
+                seen.add(row.name)
+                rows.append(row)
+        return rows, problems
+
+    @classmethod
+    def _parse_checked(cls, values: Mapping[str, str], seen: set[str]) -> Row:
+        if values["split"] not in SPLITS:
+            raise ValueError(
+                f"split {values['split']!r} of {values['name']} is none of {', '.join(SPLITS)}"
+            )
+        row = cls.parse_row(values)
+        if not common.safe_name(row.name):
+            raise ValueError(f"name {row.name!r} cannot be a file's")
+        if row.name in seen:
+            raise ValueError(f"{row.name} is listed twice")
+        return row
+
+    def _flow_root(self) -> pathlib.Path | None:
+        """The folder that holds the splits' flow; an error where the one given holds none."""
+        if self.flow_dir is None:
+            return None
+        folders = (self.flow_dir / self.FLOW[0], self.flow_dir)
+        for folder in folders:
+            if any((folder / split).is_dir() for split in SPLITS):
+                return folder
+        raise common.DatasetLayoutError(
+            f"no flow found: looked for {{{','.join(SPLITS)}}} in {folders[0]} and {folders[1]}"
+        )
+
+
+def _example(numbered: tuple[int, common.ClipFiles]) -> tuple[int, dict[str, Any]]:
+    key, clip = numbered
+    record, problems = common.read_clip(clip)
+    if problems:  # the files changed since they were checked
+        raise common.DatasetFilesError(problems, 0, 1)
+    return key, record
+
+
+def _choose_pre_masks(
+    root: pathlib.Path, layout: Layout, rows: list[Row]
+) -> tuple[Mapping[str, str] | None, str]:
+    """The templates of the colour masks in use, if any, and what is wrong with that."""
+    unused = ""
+    for templates in layout.pre_masks:
+        if any(row.path(root, templates[row.split]).is_file() for row in rows):
+            return templates, ""
+        folder = root / templates[SPLITS[0]].partition("{")[0]
+        if folder.is_dir():
+            example = templates[SPLITS[0]]
+            unused = f"{folder}: holds no colour mask of a listed clip, expected {example}"
+    return None, unused
