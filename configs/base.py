@@ -27,8 +27,12 @@ def base_config() -> ConfigDict:
     data.num_supervised = 1  # frames with ground truth of a training clip at most (S4: 1)
     data.num_classes = 2  # K, background included
     data.max_targets = 2  # M, masks per frame at most
-    data.prototype_target = "category"  # "category": one-hot of the clip's; "none"
+    # "category": one-hot of the clip's, on frame 0; "classes": those in the ground truth,
+    # background included, on every frame that has it; "none"
+    data.prototype_target = "category"
     data.num_prototypes = 23  # K', the categories that have a prototype
+    data.short_audio = "repeat"  # missing log-mels: "repeat" the last (S4, MS3) | "zeros" (AVSS)
+    data.square_first = False  # training: squash frames to a square before augmentation (AVSS)
     data.pre_masks = True  # read the class-agnostic colour masks
     data.motion = ConfigDict()
     data.motion.source = (

@@ -55,7 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     tfds.disable_progress_bar()  # the builders show their own, with totals
     try:
         build(name, layout, args)
-    except (common.DatasetFilesError, common.DatasetLayoutError, BlockingIOError) as error:
+    except (
+        common.DatasetFilesError,
+        common.DatasetLayoutError,
+        BlockingIOError,
+        ModuleNotFoundError,
+    ) as error:
         print(f"build_dataset: {error}", file=sys.stderr)
         return 1
     return 0
@@ -68,6 +73,7 @@ def build(name: str, layout: str, args: argparse.Namespace) -> None:
       common.DatasetLayoutError: the folder or the layout is not there.
       common.DatasetFilesError: files are missing or damaged.
       BlockingIOError: another process builds into the same folder.
+      ModuleNotFoundError: --beam without Apache Beam.
     """
     beam_options = None if args.beam is None else _beam_options(args.beam)
     module = importlib.import_module(f"tfds_builders.{name}.{name}_dataset_builder")
@@ -109,7 +115,7 @@ def _beam_options(text: str) -> Any:
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise common.DatasetLayoutError(
+        raise ModuleNotFoundError(
             f"--beam needs Apache Beam: pip install -e .[beam] ({error})"
         ) from error
     return PipelineOptions([f"--{option}" for option in text.split(",") if option])

@@ -9,7 +9,9 @@ A record is one clip, raw, as the TFDS builders store it (or as prediction makes
   waveform           int16 [n] or [n, channels], with sample_rate in Hz
   flow               float [T, H, W, 2] (u, v) or [T, H, W, 1] (magnitude), or empty
 
-Source: VCT's data mappers for what a training or test frame is made of.
+Source: VCT's data mappers for what a training or test frame is made of. One for S4, MS3 and AVSS:
+they differ in configuration (num_frames, num_supervised, prototype_target, short_audio,
+square_first) and in what a record holds.
 """
 
 import functools
@@ -23,6 +25,8 @@ from PIL import Image
 from avs_jax.data import motion, transforms
 from avs_jax.data.audio import log_mel
 from avs_jax.spec import HOST_FIELDS, IGNORE_LABEL, MEL_BANDS, MEL_FRAMES
+
+PROTOTYPE_TARGETS = ("category", "classes", "none")
 
 Record = Mapping[str, Any]
 Clip = dict[str, Any]
@@ -71,13 +75,18 @@ def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) 
         )
     clip = empty_clip(config, is_training)
     frame = functools.cache(lambda t: decode_rgb(record["frames"][t]))
-    mel = log_mel(record["waveform"], int(record["sample_rate"]), num_frames)
+    waveform, rate = record["waveform"], int(record["sample_rate"])
+    mel = log_mel(waveform, rate, num_frames, short=data.short_audio)
     used = sorted(masks) if is_training and data.train_frames == "supervised" else range(num_frames)
     draw = None
     if is_training and used:
+        size = frame(used[0]).shape[:2]
+        if data.square_first:
+            size = (min(size),) * 2
         draw = transforms.draw_augmentation(
-            rng, frame(used[0]).shape[:2], data.num_frames, data.image_size, **data.augment
+            rng, size, data.num_frames, data.image_size, **data.augment
         )
+    square = transforms.squash_to_square if draw and data.square_first else _as_it_is
     for row, t in enumerate(used):
         if frame(t).shape != frame(used[0]).shape:
             raise ValueError(
@@ -87,22 +96,21 @@ def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) 
         clip["supervised"][row] = t in masks
         clip["frame_index"][row] = t
         clip["log_mel"][row] = mel[t]
-        clip["images"][row] = _place_image(frame(t), draw, t, data.image_size)
+        image = square(frame(t), transforms.BILINEAR)
+        clip["images"][row] = _place_image(image, draw, t, data.image_size)
         if data.pre_masks:
-            clip["pre_masks"][row] = _place_pre_mask(
-                decode_rgb(record["pre_masks"][t]), draw, t, data.image_size
-            )
+            pre_mask = square(decode_rgb(record["pre_masks"][t]), transforms.NEAREST)
+            clip["pre_masks"][row] = _place_pre_mask(pre_mask, draw, t, data.image_size)
         if data.motion.source != "none":
             placed = _place_motion(
                 _motion_map(record, frame, t, num_frames, data.motion), draw, data.image_size
             )
             clip["motion"][row] = motion.after_augmentation(placed, data.motion)
         if t in masks:
-            labels = decode_labels(masks[t], data.num_classes)
+            labels = square(decode_labels(masks[t], data.num_classes), transforms.NEAREST)
             _place_labels(clip, row, labels, draw, config)
-        if is_training and data.prototype_target == "category" and t == 0:
-            clip["proto_target"][row, _category_index(record, data.num_prototypes)] = 1.0
-            clip["proto_valid"][row] = True
+        if is_training:
+            _place_prototypes(clip, row, record, data)
     if not is_training:
         clip |= {field: _text(record.get(field, "")) for field in HOST_FIELDS}
     return clip
@@ -115,10 +123,15 @@ def empty_clip(config: Any, is_training: bool) -> Clip:
         raise ValueError(
             f"config.data.train_frames is {data.train_frames!r}, expected 'supervised' or 'all'"
         )
-    if data.prototype_target not in ("category", "none"):
+    if data.prototype_target not in PROTOTYPE_TARGETS:
         raise ValueError(
             f"config.data.prototype_target is {data.prototype_target!r}, "
-            "expected 'category' or 'none'"
+            f"expected one of {PROTOTYPE_TARGETS}"
+        )
+    if data.prototype_target == "classes" and data.num_prototypes != data.num_classes:
+        raise ValueError(
+            f"config.data.num_prototypes = {data.num_prototypes} and config.data.num_classes = "
+            f"{data.num_classes} must be equal where prototype_target is 'classes'"
         )
     motion.check_config(data.motion)
     only_supervised = is_training and data.train_frames == "supervised"
@@ -166,6 +179,10 @@ def _category_index(record: Record, num_prototypes: int) -> int:
             f"config.data.num_prototypes = {num_prototypes}"
         )
     return label - 1
+
+
+def _as_it_is(image: np.ndarray, resample: Image.Resampling) -> np.ndarray:
+    return image
 
 
 def _place_image(image: np.ndarray, draw: Any, t: int, side: int) -> np.ndarray:
@@ -228,6 +245,17 @@ def _place_labels(clip: Clip, row: int, labels: np.ndarray, draw: Any, config: A
         clip["target_masks"][row, target] = labels == label
         clip["target_labels"][row, target] = label
         clip["target_valid"][row, target] = True
+
+
+def _place_prototypes(clip: Clip, row: int, record: Record, data: Any) -> None:
+    """Writes the prototype loss's target of one frame whose other targets are there."""
+    if data.prototype_target == "category" and clip["frame_index"][row] == 0:
+        clip["proto_target"][row, _category_index(record, data.num_prototypes)] = 1.0
+        clip["proto_valid"][row] = True
+    if data.prototype_target == "classes" and clip["supervised"][row]:
+        present = clip["target_labels"][row][clip["target_valid"][row]]
+        clip["proto_target"][row, present] = 1.0
+        clip["proto_valid"][row] = True
 
 
 def decode_rgb(image: bytes | np.ndarray) -> np.ndarray:

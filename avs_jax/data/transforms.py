@@ -111,6 +111,14 @@ def shortest_edge_size(
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
+def squash_to_square(image: np.ndarray, resample: Image.Resampling) -> np.ndarray:
+    """[H, W] or [H, W, 3] to a square of its short side; the aspect ratio is not kept.
+
+    What VCT does to the frames of AVSBench-semantic before any augmentation.
+    """
+    return resize(image, (min(image.shape[:2]),) * 2, resample)
+
+
 def augment_image(image: np.ndarray, augmentation: Augmentation, jitter: ColorJitter) -> np.ndarray:
     """An RGB image or colour pre-mask, uint8 [H, W, 3] -> uint8 [S, S, 3], padded with grey."""
     image = _crop(resize(image, augmentation.resized, BILINEAR), augmentation)
