@@ -17,7 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from avs_jax.data import synthetic
+from avs_jax.data import synthetic, synthetic_files
 from scripts import build_dataset
 from tfds_builders import common
 from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4
@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("source") / "Single-source"
-    synthetic.write_clips(path, 12, 4, 4, seed=5, size=32, workers=1)
+    synthetic_files.write_clips(path, 12, 4, 4, seed=5, size=32, workers=1)
     return path
 
 
@@ -66,7 +66,7 @@ def test_reads_back_the_same_bytes(source, built):
     }  # fmt: skip
     assert info.metadata["num_clips"] == 20 and info.metadata["num_skipped"] == 0
     assert info.metadata["ground_truth"] == "generated clips"
-    objects = json.loads((source / synthetic.OBJECTS).read_text())
+    objects = json.loads((source / synthetic_files.OBJECTS).read_text())
     for split, count in (("train", 12), ("val", 4), ("test", 4)):
         records = open_built(built).as_data_source(split)
         assert len(records) == count
@@ -76,7 +76,7 @@ def test_reads_back_the_same_bytes(source, built):
             assert record["clip_id"] == plan.name.encode()
             assert record["category"] == category.encode()
             assert s4.CATEGORIES[record["category_label"] - 1] == category
-            paths = synthetic.clip_paths(source, split, category, plan.name)
+            paths = synthetic_files.clip_paths(source, plan)
             with_mask = [0] if split == "train" else list(range(5))
             assert record["mask_index"].tolist() == with_mask
             assert record["frames"] == [paths[f"frame/{k}"].read_bytes() for k in range(1, 6)]
@@ -129,8 +129,7 @@ def test_needs_no_tensorflow(source, tmp_path):
 
 def frame(root, split, number, kind="frame/1"):
     plan = synthetic.plan_clip(5, split, number)
-    category = plan.objects[plan.sounding].category.name
-    return synthetic.clip_paths(root, split, category, plan.name)[kind]
+    return synthetic_files.clip_paths(root, plan)[kind]
 
 
 def damage(root):

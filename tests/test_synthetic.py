@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax.data import colour_masks, synthetic, synthetic_parts
+from avs_jax.data import colour_masks, synthetic, synthetic_files, synthetic_parts
 from avs_jax.data.video_writer import write_video
 from scripts import make_clips
 from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4
@@ -20,7 +20,7 @@ COUNTS = dict(num_train=4, num_val=2, num_test=2, size=64, workers=1)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     path = tmp_path_factory.mktemp("clips") / "Single-source"
-    assert synthetic.write_clips(path, seed=3, **COUNTS) == 8
+    assert synthetic_files.write_clips(path, seed=3, **COUNTS) == 8
     return path
 
 
@@ -40,7 +40,7 @@ def test_layout(root):
     assert list(rows[0]) == ["name", "start", "category", "split"]
     assert [row["split"] for row in rows] == ["train"] * 4 + ["val"] * 2 + ["test"] * 2
     assert len({row["name"] for row in rows}) == 8
-    expected = {"s4_meta_data.csv", synthetic.MANIFEST, synthetic.OBJECTS}
+    expected = {"s4_meta_data.csv", synthetic_files.MANIFEST, synthetic_files.OBJECTS}
     for row in rows:
         name, inner = row["name"], f"{row['split']}/{row['category']}"
         assert row["category"] in s4.CATEGORIES
@@ -92,7 +92,7 @@ def test_video_shows_the_moments_of_the_frames(root):
 
 def test_everything_follows_from_the_seed(root, tmp_path):
     """The same bytes from two processes, and other clips from another seed."""
-    synthetic.write_clips(tmp_path / "again", seed=3, **COUNTS | {"workers": 2})
+    synthetic_files.write_clips(tmp_path / "again", seed=3, **COUNTS | {"workers": 2})
     assert files(tmp_path / "again") == files(root)
     one = synthetic.render_clip(synthetic.plan_clip(3, "train", 0), 48)
     for other in ((4, "train", 0), (3, "val", 0), (3, "train", 1)):
@@ -103,24 +103,24 @@ def test_everything_follows_from_the_seed(root, tmp_path):
 
 def test_interrupted_run_continues(root, tmp_path):
     folder = tmp_path / "clips"
-    synthetic.write_clips(folder, seed=3, **COUNTS)
-    assert synthetic.write_clips(folder, seed=3, **COUNTS) == 0
+    synthetic_files.write_clips(folder, seed=3, **COUNTS)
+    assert synthetic_files.write_clips(folder, seed=3, **COUNTS) == 0
     (folder / "s4_meta_data.csv").unlink()
     next(folder.glob("s4_data/audio_wav/val/*/*.wav")).unlink()
     (folder / "s4_data/visual_frames/.x.png.part").write_bytes(b"")
-    assert synthetic.write_clips(folder, seed=3, **COUNTS) == 1
+    assert synthetic_files.write_clips(folder, seed=3, **COUNTS) == 1
     (folder / "s4_data/visual_frames/.x.png.part").unlink()
     assert files(folder) == files(root)
 
 
 def test_other_parameters_or_other_content_are_refused(root, tmp_path, capsys):
     with pytest.raises(ValueError, match="size: 64 there, 96 asked for"):
-        synthetic.write_clips(root, seed=3, **COUNTS | {"size": 96})
+        synthetic_files.write_clips(root, seed=3, **COUNTS | {"size": 96})
     (tmp_path / "s4_data").mkdir()
     with pytest.raises(ValueError, match="does not come from this generator"):
-        synthetic.write_clips(tmp_path, **COUNTS)
-    with pytest.raises(ValueError, match="categories=11, expected 2 to 10"):
-        synthetic.plan_clip(0, "train", 0, categories=11)
+        synthetic_files.write_clips(tmp_path, **COUNTS)
+    with pytest.raises(ValueError, match="categories=13, expected 2 to 12"):
+        synthetic.plan_clip(0, "train", 0, categories=13)
     assert make_clips.main([f"--output={root}", "--seed=4"]) == 1
     assert "seed: 3 there, 4 asked for" in capsys.readouterr().err
 
@@ -200,7 +200,7 @@ def test_categories_differ_by_sound_alone():
 
 
 def test_objects_file_lists_what_is_in_the_picture(root):
-    objects = json.loads((root / synthetic.OBJECTS).read_text())
+    objects = json.loads((root / synthetic_files.OBJECTS).read_text())
     for index in range(4):
         plan = synthetic.plan_clip(3, "train", index)
         assert objects[plan.name] == sorted(o.category.name for o in plan.objects)

@@ -33,6 +33,21 @@ PALETTE = np.array(
 )  # [150, 3] RGB
 
 
+def _bit_palette(count: int) -> np.ndarray:
+    """PASCAL VOC's colours: the bits of an index, three at a time, fill RGB from the top."""
+    index = np.arange(count)
+    colours = np.zeros((count, 3), np.uint8)
+    for place in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((index >> (3 * place + channel) & 1) << (7 - place)).astype(
+                np.uint8
+            )
+    return colours
+
+
+CLASS_PALETTE = _bit_palette(71)  # [71, 3] RGB of AVSBench-semantic's classes, background black
+
+
 def paint_by_area(masks: Sequence[np.ndarray]) -> np.ndarray:
     """Index map of overlapping masks by the rule above.
 
@@ -60,8 +75,8 @@ def to_rgb(index: np.ndarray) -> np.ndarray:
     return PALETTE[index]
 
 
-def to_image(index: np.ndarray) -> Image.Image:
+def to_image(index: np.ndarray, palette: np.ndarray = PALETTE) -> Image.Image:
     """Palette image (PIL mode P) of an index map uint8 [H, W], ready to be saved as PNG."""
     image = Image.fromarray(np.ascontiguousarray(index, np.uint8))
-    image.putpalette(PALETTE.tobytes())  # makes it mode P
+    image.putpalette(palette.tobytes())  # makes it mode P
     return image

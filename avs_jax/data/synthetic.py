@@ -1,63 +1,38 @@
-"""Generated clips in the layout of AVSBench's Single-source set, made to be worth training on.
+"""Generated clips, made to be worth training on: planned, then drawn and sounded.
 
-Each clip shows 2 to 4 objects of different categories on a textured background. Exactly one sounds,
-and its speed follows its loudness:
+Each clip shows 2 to 4 objects of different categories on a textured background. Some sound, and the
+speed of each follows its loudness, which is 0 while it is silent:
 
   phase'(t) = 2 pi f * loudness(t)^2
   position(t) = centre + amplitude * (cos phase, sin 1.7 phase)
 
-At least one other is silent though as large; in half of the clips a silent one moves in the same
-way after a loudness curve of its own that nobody hears. Camera shake and light change come in some.
-So which object to segment follows from the sound alone, and motion helps only if it is tied to the
-sound.
+`plan_clip` (for S4): exactly one sounds, all the time. At least one other is silent though as
+large; in half of the clips a silent one moves in the same way after a loudness curve of its own
+that nobody hears. `plan_mixture` (for MS3 and AVSS): one to three sound, each through an interval
+of its own, so the set changes from second to second and is empty in some; at least one other never
+sounds, and moves, or not, as if it did. Camera shake and light change come in some clips. So which
+objects to segment follows from the sound alone, and motion helps only if it is tied to the sound.
 
 Everything follows from (seed, split, index): a clip is the same whoever renders it and in whatever
-order.
+order. synthetic_files.py writes clips in AVSBench's layouts.
 
 Times: dataset frame k of a clip shows t = k + 15/16 s. Video frame n is shown during [n, n+1) / fps
 and drawn for the middle of that interval, so at 8 fps video frame 8k + 7 is dataset frame k
-exactly.
-
-`write_clips` leaves, under `root`:
-
-  s4_meta_data.csv         name,start,category,split; written last
-  generated_objects.json   name -> categories in the picture
-  generated_clips.json     the parameters
-  s4_data/visual_frames/{split}/{category}/{name}/{name}_{1..5}.png
-                           RGB
-  s4_data/gt_masks/{split}/{category}/{name}/{name}_{1..5}.png
-                           0 or 255; train has only _1
-  s4_data/pre_SAM_mask/{split}/{category}/{name}/{name}_{1..5}_mask_color.png
-                           palette PNG (colour_masks.py)
-  s4_data/audio_wav/{split}/{category}/{name}.wav
-                           int16, 16 kHz, mono
-  s4_data/raw_videos/{split}/{category}/{name}.mp4
-                           h264 and aac
+exactly. Sounds start and stop at whole seconds.
 """
 
 import dataclasses
-import io
-import json
-import multiprocessing
-import os
-import pathlib
-import wave
-from collections.abc import Callable
 
 import numpy as np
-import tqdm
 from PIL import Image
 
 from avs_jax import spec
 from avs_jax.data import colour_masks, synthetic_parts
-from avs_jax.data.video_writer import write_video
 
 NUM_FRAMES = 5
 VIDEO_FPS = 8
 SPLITS = ("train", "val", "test")
-MANIFEST = "generated_clips.json"
-OBJECTS = "generated_objects.json"
-GENERATOR_VERSION = 1  # raise it whenever the same parameters would give other clips
+FADE = 0.03  # s, of a sound that starts or stops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +47,8 @@ class Object:
     rate: float  # Hz at full loudness
     phase: float
     loudness: np.ndarray  # knots, two per second, in 0.4..1
+    active: np.ndarray  # bool, per second: moves, and sounds if it is audible
+    audible: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +58,22 @@ class Plan:
     name: str
     split: str
     objects: tuple[Object, ...]
-    sounding: int  # index into objects
     seconds: float
     shake: float  # amplitude of the camera, 0: none
     light: float  # depth of the light change, 0: none
     level: float  # dBFS of the sound
     seed: tuple[int, ...]  # of the rendering
+
+    @property
+    def sounding(self) -> int:
+        """Index of the first object that is heard: in clips with one source, of that one."""
+        return next(i for i, item in enumerate(self.objects) if item.audible)
+
+    @property
+    def heard(self) -> tuple[synthetic_parts.Category, ...]:
+        """Categories that sound at some time, by name."""
+        heard = [o.category for o in self.objects if o.audible and o.active.any()]
+        return tuple(sorted(heard, key=lambda category: category.name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +82,7 @@ class Clip:
 
     name: str
     split: str
-    category: str
+    category: str  # what sounds at some time, joined by "+"
     visible: tuple[str, ...]  # categories in the picture
     frames: np.ndarray  # uint8 [N, H, W, 3]
     fps: int
@@ -103,7 +90,8 @@ class Clip:
     sample_rate: int
     frame_index: np.ndarray  # int64 [T], the video frame of each second
     labels: np.ndarray  # uint8 [T, H, W], 0 background, else 1 + index of the object on top
-    mask: np.ndarray  # bool [T, H, W], what can be seen of the sounding object
+    sounding: np.ndarray  # bool [T, objects], who sounds in each second
+    mask: np.ndarray  # bool [T, H, W], what can be seen of the objects that sound then
     colour_masks: np.ndarray  # uint8 [T, H, W], index into colour_masks.PALETTE
 
 
@@ -119,12 +107,7 @@ def plan_clip(
       seconds: length.
       categories: how many categories there are, 2 to 10.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is none of {SPLITS}")
-    if not 2 <= categories <= len(synthetic_parts.CATEGORIES):
-        raise ValueError(
-            f"categories={categories}, expected 2 to {len(synthetic_parts.CATEGORIES)}"
-        )
+    _check_plan(split, categories)
     key = (seed, SPLITS.index(split), index)
     rng = np.random.default_rng((*key, 0))
     count = int(rng.integers(2, min(4, categories) + 1))
@@ -139,10 +122,88 @@ def plan_clip(
         moves[rng.integers(1, count)] = True
     amplitudes = np.where(moves, rng.uniform(0.07, 0.13, count), 0.0)
     centres = _place(areas, amplitudes, rng)
+    audible = np.arange(count) == 0
+    active = np.ones((count, int(np.ceil(seconds))), bool)
     rows = [sounding_row, *others]
-    order = rng.permutation(count)
+    objects = _objects(rows, areas, amplitudes, centres, audible, active, seconds, rng)
+    return _finish_plan(key, split, index, objects, seconds, rng)
+
+
+def plan_mixture(
+    seed: int,
+    split: str,
+    index: int,
+    seconds: int = NUM_FRAMES,
+    categories: int = 10,
+    max_sounding: int = 3,
+    changes: bool = True,
+) -> Plan:
+    """Decides about a clip in which several objects may sound, each for a while.
+
+    Args:
+      seed: of the whole set, with split and index as in `plan_clip`; every category is as often
+        the one that sounds for sure.
+      seconds: length, whole.
+      categories: how many categories there are, 4 to 12.
+      max_sounding: objects that sound at some time at most, 1 to 3.
+      changes: sounds start and stop; else they last.
+    """
+    _check_plan(split, categories, least=4)
+    key = (seed, SPLITS.index(split), index, 2)  # apart from plan_clip's
+    rng = np.random.default_rng((*key, 0))
+    num_audible = int(rng.integers(1, max_sounding + 1))
+    count = int(rng.integers(num_audible + 1, 5))
+    first = (index + index // categories) % categories
+    others = rng.permutation([i for i in range(categories) if i != first])[: count - 1]
+    areas = rng.uniform(0.08, {2: 0.25, 3: 0.17, 4: 0.12}[count], count)
+    audible = np.arange(count) < num_audible
+    moves = audible | (rng.uniform(size=count) < 0.6)
+    amplitudes = np.where(moves, rng.uniform(0.07, 0.13, count), 0.0)
+    centres = _place(areas, amplitudes, rng)
+    active = np.ones((count, seconds), bool)
+    if changes:
+        active = _activity(count, seconds, rng)
+        if rng.uniform() < 0.25:  # nothing sounds for a while
+            pause = rng.integers(seconds)
+            active[audible, pause : pause + seconds // 4] = False
+        if not active[audible].any():
+            active[0] = True
+    objects = _objects([first, *others], areas, amplitudes, centres, audible, active, seconds, rng)
+    return _finish_plan(key, split, index, objects, seconds, rng)
+
+
+def _activity(count: int, seconds: int, rng: np.random.Generator) -> np.ndarray:
+    """bool [count, seconds]: half of them all the time, the others through one interval."""
+    active = np.ones((count, seconds), bool)
+    for row in active:
+        start = rng.integers(seconds)
+        stop = rng.integers(start + 1, seconds + 1)
+        if rng.uniform() > 0.5:
+            row[:start] = row[stop:] = False
+    return active
+
+
+def _check_plan(split: str, categories: int, least: int = 2) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is none of {SPLITS}")
+    if not least <= categories <= len(synthetic_parts.CATEGORIES):
+        most = len(synthetic_parts.CATEGORIES)
+        raise ValueError(f"categories={categories}, expected {least} to {most}")
+
+
+def _objects(
+    rows: list[int],
+    areas: np.ndarray,
+    amplitudes: np.ndarray,
+    centres: np.ndarray,
+    audible: np.ndarray,
+    active: np.ndarray,
+    seconds: float,
+    rng: np.random.Generator,
+) -> tuple[Object, ...]:
+    """The objects of a clip, in a drawn painting order."""
     objects = []
-    for i in order:
+    for i in rng.permutation(len(rows)):
         category = synthetic_parts.CATEGORIES[rows[i]]
         share = synthetic_parts.outline_share(category.outline)
         objects.append(
@@ -155,13 +216,25 @@ def plan_clip(
                 rate=rng.uniform(0.5, 1.0),
                 phase=rng.uniform(0, 2 * np.pi),
                 loudness=rng.uniform(0.4, 1.0, int(2 * seconds) + 2),
+                active=active[i],
+                audible=bool(audible[i]),
             )
         )
+    return tuple(objects)
+
+
+def _finish_plan(
+    key: tuple[int, ...],
+    split: str,
+    index: int,
+    objects: tuple[Object, ...],
+    seconds: float,
+    rng: np.random.Generator,
+) -> Plan:
     return Plan(
-        name=f"{split}_{seed}_{index:05d}",
+        name=f"{split}_{key[0]}_{index:05d}",
         split=split,
-        objects=tuple(objects),
-        sounding=int(np.flatnonzero(order == 0)[0]),
+        objects=objects,
         seconds=seconds,
         shake=rng.uniform(0.01, 0.03) if rng.uniform() < 0.4 else 0.0,
         light=rng.uniform(0.1, 0.3) if rng.uniform() < 0.4 else 0.0,
@@ -191,10 +264,18 @@ def _loudness(knots: np.ndarray, time: np.ndarray) -> np.ndarray:
     return knots[left] * (1 - ease) + knots[left + 1] * ease
 
 
+def _gate(active: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """1 in active seconds, 0 in others, with short ramps between; at times in seconds."""
+    start = np.arange(len(active))
+    knots = np.stack([start + FADE / 2, start + 1 - FADE / 2], -1).ravel()
+    return np.interp(time, knots, np.repeat(active, 2).astype(np.float64))
+
+
 def object_track(item: Object, time: np.ndarray) -> np.ndarray:
     """Offset from the centre [len(time), 2] in short sides; its speed follows loudness squared."""
     fine = np.arange(0, time[-1] + 0.02, 0.01)
-    speed = 2 * np.pi * item.rate * _loudness(item.loudness, fine) ** 2
+    loudness = _loudness(item.loudness, fine) * _gate(item.active, fine)
+    speed = 2 * np.pi * item.rate * loudness**2
     phase = item.phase + np.interp(time, fine, np.cumsum(speed) * 0.01)
     return item.amplitude * np.stack([np.cos(phase), np.sin(1.7 * phase)], -1)
 
@@ -249,10 +330,14 @@ def render_clip(
                 labels[k][whole[k, i]] = i + 1
         frames[n] = np.clip(np.asarray(picture) * np.float32(light[n]), 0, 255)
     audio = _sound(plan, sample_rate, rng)
+    sounding = np.stack([o.active[: len(labels)] & o.audible for o in plan.objects], -1)
+    mask = np.zeros(labels.shape, bool)
+    for i in range(len(plan.objects)):
+        mask |= (labels == i + 1) & sounding[:, i, None, None]
     return Clip(
         name=plan.name,
         split=plan.split,
-        category=plan.objects[plan.sounding].category.name,
+        category="+".join(category.name for category in plan.heard),
         visible=tuple(item.category.name for item in plan.objects),
         frames=frames,
         fps=fps,
@@ -260,7 +345,8 @@ def render_clip(
         sample_rate=sample_rate,
         frame_index=frame_index,
         labels=labels,
-        mask=labels == plan.sounding + 1,
+        sounding=sounding,
+        mask=mask,
         colour_masks=_colour_masks(labels, len(plan.objects), rng),
     )
 
@@ -293,14 +379,20 @@ def _transform(
 
 
 def _sound(plan: Plan, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """The sounding object's sound under its loudness curve over a faint noise floor, int16 [n]."""
-    item = plan.objects[plan.sounding]
+    """What sounds, each under its loudness curve, over a faint noise floor, int16 [n]."""
     num_samples = round(plan.seconds * sample_rate)
-    wave_ = synthetic_parts.sound(item.category.timbre, num_samples, sample_rate, rng)
-    wave_ = wave_ * _loudness(item.loudness, np.arange(num_samples) / sample_rate)
-    wave_ *= 10 ** (plan.level / 20) / np.sqrt(np.mean(wave_**2))
-    wave_ += 10 ** (-62 / 20) * rng.standard_normal(num_samples)
-    return np.round(32767 * 0.98 * np.tanh(wave_)).astype(np.int16)
+    time = np.arange(num_samples) / sample_rate
+    mixture = np.zeros(num_samples)
+    for item in plan.objects:
+        if not (item.audible and item.active.any()):
+            continue
+        gate = _gate(item.active, time)
+        wave = synthetic_parts.sound(item.category.timbre, num_samples, sample_rate, rng)
+        wave = wave * _loudness(item.loudness, time) * gate
+        wave *= 10 ** (plan.level / 20) / np.sqrt(np.mean(wave**2) / np.mean(gate**2))
+        mixture += wave
+    mixture += 10 ** (-62 / 20) * rng.standard_normal(num_samples)
+    return np.round(32767 * 0.98 * np.tanh(mixture)).astype(np.int16)
 
 
 def _colour_masks(labels: np.ndarray, num_objects: int, rng: np.random.Generator) -> np.ndarray:
@@ -320,163 +412,3 @@ def _colour_masks(labels: np.ndarray, num_objects: int, rng: np.random.Generator
         masks += [(frame == 0) & (field > 0.6), (frame == 0) & (field < 0.3)]
         painted[k] = colour_masks.paint_by_area(masks)
     return painted
-
-
-# ---- files ----
-
-
-def clip_paths(root: pathlib.Path, split: str, category: str, name: str) -> dict[str, pathlib.Path]:
-    """Every file of a clip; keys "frame/k", "mask/k", "colour/k" (k from 1), "wav", "video"."""
-    data, inner = root / "s4_data", pathlib.Path(split) / category
-    paths = {}
-    for k in range(1, NUM_FRAMES + 1):
-        paths[f"frame/{k}"] = data / "visual_frames" / inner / name / f"{name}_{k}.png"
-        paths[f"colour/{k}"] = data / "pre_SAM_mask" / inner / name / f"{name}_{k}_mask_color.png"
-        if split != "train" or k == 1:
-            paths[f"mask/{k}"] = data / "gt_masks" / inner / name / f"{name}_{k}.png"
-    paths["wav"] = data / "audio_wav" / inner / f"{name}.wav"
-    paths["video"] = data / "raw_videos" / inner / f"{name}.mp4"
-    return paths
-
-
-def _write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    write(temporary)
-    os.replace(temporary, path)
-
-
-def _write_clip(job: tuple) -> None:
-    """Renders and writes one clip. job: (root, seed, split, index, size, categories)."""
-    root, seed, split, index, size, categories = job
-    clip = render_clip(plan_clip(seed, split, index, categories=categories), size)
-    paths = clip_paths(pathlib.Path(root), split, clip.category, clip.name)
-
-    def save_png(image: Image.Image) -> Callable[[pathlib.Path], None]:
-        buffer = io.BytesIO()
-        image.save(buffer, "png", compress_level=4)
-        return lambda path: path.write_bytes(buffer.getvalue())
-
-    def save_wav(path: pathlib.Path) -> None:
-        with wave.open(str(path), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(clip.sample_rate)
-            file.writeframes(clip.audio.tobytes())
-
-    for key, path in paths.items():
-        kind, _, number = key.partition("/")
-        k = int(number or 1) - 1
-        if kind == "frame":
-            write = save_png(Image.fromarray(clip.frames[clip.frame_index[k]]))
-        elif kind == "mask":
-            write = save_png(Image.fromarray(clip.mask[k].astype(np.uint8) * 255))
-        elif kind == "colour":
-            write = save_png(colour_masks.to_image(clip.colour_masks[k]))
-        elif kind == "wav":
-            write = save_wav
-        else:
-
-            def write(path: pathlib.Path) -> None:
-                write_video(path, clip.frames, clip.fps, clip.audio, clip.sample_rate)
-
-        _write_atomically(path, write)
-
-
-def write_clips(
-    root: str | os.PathLike,
-    num_train: int = 1000,
-    num_val: int = 60,
-    num_test: int = 100,
-    seed: int = 0,
-    size: int = 128,
-    categories: int = 10,
-    workers: int = 2,
-) -> int:
-    """Writes a set of clips in the Single-source layout; whatever is already there is kept.
-
-    Args:
-      root: folder that becomes `Single-source`; new, or from a call with the same parameters.
-      num_train: clips of each split, with num_val and num_test.
-      seed: everything follows from it.
-      size: side of the frames in pixels, even (h264 wants that).
-      categories: how many of the ten, 2 to 10.
-      workers: processes; 0 or 1 renders in this one.
-
-    Returns:
-      How many clips were rendered; 0 where everything was there.
-
-    Raises:
-      ValueError: a parameter is out of range, or `root` holds something else, or clips of other
-        parameters.
-    """
-    root = pathlib.Path(root)
-    if size % 2 or size < 32:
-        raise ValueError(f"size={size}, expected an even number of pixels, 32 at least")
-    counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
-    if min(counts.values()) < 0:
-        raise ValueError(f"clips per split {counts}, expected none below 0")
-    parameters = {
-        "generator_version": GENERATOR_VERSION, "seed": seed, "size": size,
-        "categories": categories, **{f"num_{split}": n for split, n in counts.items()},
-    }  # fmt: skip
-    _claim(root, parameters)
-    rows, objects, jobs = [], {}, []
-    for split, count in counts.items():
-        for index in range(count):
-            plan = plan_clip(seed, split, index, categories=categories)
-            category = plan.objects[plan.sounding].category.name
-            rows.append(f"{plan.name},0,{category},{split}")
-            objects[plan.name] = sorted(item.category.name for item in plan.objects)
-            if not all(p.exists() for p in clip_paths(root, split, category, plan.name).values()):
-                jobs.append((str(root), seed, split, index, size, categories))
-    _render_all(jobs, workers)
-    texts = {
-        OBJECTS: json.dumps(objects, indent=0) + "\n",
-        "s4_meta_data.csv": "\n".join(["name,start,category,split", *rows]) + "\n",
-    }
-    for name, text in texts.items():
-        _write_atomically(root / name, lambda path, text=text: path.write_text(text))
-    return len(jobs)
-
-
-def _render_all(jobs: list[tuple], workers: int) -> None:
-    if not jobs:
-        return
-    progress = tqdm.tqdm(total=len(jobs), desc="Generating clips", unit="clip")
-    with progress:
-        if workers <= 1:
-            for job in jobs:
-                _write_clip(job)
-                progress.update()
-            return
-        # Spawned, not forked: the caller may hold threads (jax does).
-        with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
-            for _ in pool.imap_unordered(_write_clip, jobs, chunksize=4):
-                progress.update()
-
-
-def _claim(root: pathlib.Path, parameters: dict[str, int]) -> None:
-    """Writes the manifest, or compares with the one that is there."""
-    manifest = root / MANIFEST
-    if manifest.exists():
-        there = json.loads(manifest.read_text())
-        differences = [
-            f"  {key}: {there.get(key)} there, {parameters.get(key)} asked for"
-            for key in sorted(there.keys() | parameters.keys())
-            if there.get(key) != parameters.get(key)
-        ]
-        if differences:
-            raise ValueError(
-                f"{root} holds clips generated with other parameters:\n"
-                + "\n".join(differences)
-                + "\nDelete the folder, choose another, or ask for the same parameters."
-            )
-        return
-    if root.exists() and any(p.name != f".{MANIFEST}.part" for p in root.iterdir()):
-        raise ValueError(
-            f"{root} is not empty and has no {MANIFEST}: it does not come from this generator. "
-            "Choose a new or an empty folder."
-        )
-    text = json.dumps(parameters, indent=2) + "\n"
-    _write_atomically(manifest, lambda path: path.write_text(text))

@@ -1,6 +1,7 @@
 """The looks and the sounds that generated clips are made of.
 
-Ten categories with names out of AVSBench's Single-source list. Each has its own look (outline,
+Twelve categories with names out of AVSBench's Single-source list, and the names that
+AVSBench-semantic has for such things. Each has its own look (outline,
 pattern, hue) and its own timbre (pitch range, spectral envelope, pulses), so that both are easy to
 tell apart on a small picture and on a 64-band log-mel; colour, pattern phase, pitch and pulse rate
 vary from clip to clip. Names are labels only: nothing here resembles a helicopter.
@@ -36,7 +37,8 @@ class Timbre:
 class Category:
     """One row of the table: how it looks and how it sounds."""
 
-    name: str
+    name: str  # in Single-source
+    semantic: str  # in AVSBench-semantic
     outline: str
     pattern: str
     hue: float
@@ -44,26 +46,43 @@ class Category:
 
 
 CATEGORIES = (
-    Category("helicopter", "cross", "plain", 0.58,
+    Category("helicopter", "helicopter", "cross", "plain", 0.58,
              Timbre(0.0, (100, 100), (160, 200), 0.6, (0, 0), (9, 14), 0.03)),
-    Category("typing_on_computer_keyboard", "square", "checks", 0.0,
+    Category("typing_on_computer_keyboard", "keyboard", "square", "checks", 0.0,
              Timbre(0.0, (100, 100), (5300, 6500), 0.4, (0, 0), (6, 10), 0.02)),
-    Category("playing_violin", "ellipse", "stripes", 0.08,
+    Category("playing_violin", "violin", "ellipse", "stripes", 0.08,
              Timbre(1.0, (520, 800), (1500, 2000), 1.3, (5.5, 0.02), (0, 0))),
-    Category("playing_piano", "hexagon", "stripes", 0.75,
+    Category("playing_piano", "piano", "hexagon", "stripes", 0.75,
              Timbre(1.0, (320, 440), (380, 460), 0.5, (0, 0), (3, 4.5), 0.25)),
-    Category("lions_roaring", "star", "rings", 0.15,
+    Category("lions_roaring", "lion", "star", "rings", 0.15,
              Timbre(0.5, (55, 80), (420, 600), 0.7, (0, 0), (24, 34), 0.03)),
-    Category("baby_laughter", "disk", "dots", 0.92,
+    Category("baby_laughter", "baby", "disk", "dots", 0.92,
              Timbre(0.9, (360, 480), (2300, 3000), 0.5, (3, 0.06), (4, 6), 0.08)),
-    Category("male_speech", "triangle", "plain", 0.35,
+    Category("male_speech", "man", "triangle", "plain", 0.35,
              Timbre(0.9, (95, 130), (700, 950), 0.5, (2, 0.05), (3, 4), 0.12)),
-    Category("lawn_mowing", "gear", "checks", 0.28,
+    Category("lawn_mowing", "mower", "gear", "checks", 0.28,
              Timbre(0.25, (100, 130), (2900, 3700), 1.3, (0, 0), (0, 0))),
-    Category("ambulance_siren", "ring", "plain", 0.5,
+    Category("ambulance_siren", "emergency-car", "ring", "plain", 0.5,
              Timbre(1.0, (900, 1250), (1000, 1200), 0.4, (0.9, 0.25), (0, 0))),
-    Category("dog_barking", "crescent", "rings", 0.67,
+    Category("dog_barking", "dog", "crescent", "rings", 0.67,
              Timbre(0.5, (420, 560), (1100, 1500), 0.7, (0, 0), (2.2, 3), 0.09)),
+    Category("cat_meowing", "cat", "drop", "stripes", 0.43,
+             Timbre(1.0, (620, 760), (4300, 5000), 0.35, (1.2, 0.12), (0, 0))),
+    Category("race_car", "car", "bar", "dots", 0.83,
+             Timbre(0.8, (60, 75), (120, 180), 0.5, (0.7, 0.1), (0, 0))),
+)  # fmt: skip
+
+
+# The 71 classes of AVSBench-semantic, background first; a name's position is its class.
+SEMANTIC_CLASSES = (
+    "background", "accordion", "airplane", "axe", "baby", "bagpipe", "banjo", "bassoon", "bell",
+    "bicycle", "bird", "boat", "bus", "car", "cat", "cello", "clarinet", "clock", "cow", "dog",
+    "drum", "duck", "elephant", "emergency-car", "erhu", "flute", "frog", "goat", "guitar", "gun",
+    "guzheng", "hair-dryer", "hammer", "harmonica", "harp", "helicopter", "hen", "horse",
+    "keyboard", "leopard", "lion", "man", "marimba", "motorcycle", "mower", "parrot", "piano",
+    "pig", "pipa", "rocket", "saw", "saxophone", "sewing-machine", "sheep", "sitar", "squirrel",
+    "tabla", "tank", "tiger", "tractor", "train", "trombone", "truck", "trumpet", "tuba",
+    "ukulele", "vacuum-cleaner", "violin", "whistle", "wolf", "woman",
 )  # fmt: skip
 
 
@@ -82,6 +101,9 @@ def outline_mask(outline: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         "triangle": (v < 0.75) & (v > 1.9 * np.abs(u) - 0.95),
         "star": radius < 0.66 + 0.3 * np.cos(5 * angle + np.pi / 2),
         "gear": radius < 0.84 + 0.12 * np.sign(np.cos(9 * angle)),
+        "drop": (np.hypot(u, v - 0.35) < 0.6)
+        | ((v < 0.35) & (v > -0.95) & (np.abs(u) < 0.46 * (v + 0.95))),
+        "bar": (np.abs(v) < 0.4) & (np.abs(u) < 0.97),
         "crescent": (radius < 0.95) & (np.hypot(u - 0.5, v) > 0.62),
     }
     return masks[outline]
