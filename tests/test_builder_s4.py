@@ -186,7 +186,7 @@ def test_one_damaged_file_fails_the_build(damaged, tmp_path, capsys, number):
         (pristine / path.relative_to(damaged)).unlink()
     else:
         shutil.copy(path, pristine / path.relative_to(damaged))
-    clips, _ = s4.Builder(data_dir=str(tmp_path / "data"))._list_clips(pristine)
+    clips, _ = s4.Builder.list_clips(pristine, s4.OBJECT224)
     checked = common.check_clips([clip for split in clips.values() for clip in split])
     (problems,) = checked.bad.values()
     assert len(problems) == 1 and words in problems[0]

@@ -1,9 +1,17 @@
 """Every configuration builds, and model, criterion and optimiser accept it: shapes only, seconds."""
 
+import functools
 import importlib.util
 import pathlib
 
+import jax
 import pytest
+
+from avs_jax.data.clip import empty_clip
+from avs_jax.data.pipeline import stack_clips
+from avs_jax.losses.criterion import compute_losses
+from avs_jax.models import build_model
+from avs_jax.runtime.step import STREAMS, init_variables
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "base")
@@ -23,9 +31,41 @@ def test_unknown_variant_names_the_choices(name):
         load(name, "tiny")
 
 
-def test_ama_differs_from_vct_in_motion_only():
-    ama, vct = load("s4_ama", "").to_dict(), load("s4_vct", "").to_dict()
-    assert ama.pop("name") == "s4_ama" and vct.pop("name") == "s4_vct"
+@pytest.mark.parametrize("setting", ["s4", "ms3", "avss"])
+@pytest.mark.parametrize("variant", ["", "demo"])
+def test_ama_differs_from_vct_in_motion_only(setting, variant):
+    ama, vct = (load(f"{setting}_{model}", variant).to_dict() for model in ("ama", "vct"))
+    assert ama.pop("name") == vct.pop("name").replace("vct", "ama")
     assert ama["data"]["motion"].pop("source") != vct["data"]["motion"].pop("source")
     assert ama["model"]["fusion"].pop("name") != vct["model"]["fusion"].pop("name")
     assert ama == vct
+
+
+@pytest.mark.parametrize("name, variant", VARIANTS)
+def test_sizes_reach_the_model(name, variant):
+    """The number of classes and prototypes is set once."""
+    config = load(name, variant)
+    assert config.model.num_classes == config.data.num_classes
+    assert config.model.num_prototypes == config.data.num_prototypes
+    assert config.name == name + ("_demo" if variant else "")
+
+
+@pytest.mark.parametrize("name", ["ms3_ama", "avss_ama"])
+def test_a_clip_goes_through_model_and_loss(name):
+    """Shapes only: an empty training clip of the demo gives outputs and a scalar loss."""
+    config = load(name, "demo")
+    config.train.batch_size = 1
+    batch = stack_clips([empty_clip(config, is_training=True)])
+    model = build_model(config.model)
+    params, stats = jax.eval_shape(functools.partial(init_variables, model, seed=0), batch)
+
+    def loss(params, stats, key):
+        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
+        variables = {"params": params, "batch_stats": stats}
+        outputs, _ = model.apply(variables, batch, train=True, rngs=keys, mutable=["batch_stats"])
+        return outputs, compute_losses(outputs, batch, key, config.loss)
+
+    outputs, (total, terms) = jax.eval_shape(loss, params, stats, jax.random.key(0))
+    frames, classes = (10, 71) if name == "avss_ama" else (5, 2)
+    assert outputs["pred_logits"].shape == (1, frames, 20, classes + 1)
+    assert total.shape == () and ("loss_proto" in terms) == (name == "avss_ama")

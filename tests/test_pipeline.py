@@ -167,6 +167,112 @@ def test_targets_and_prototype():
     assert not none["proto_valid"].any() and not none["proto_target"].any()
 
 
+# ---- MS3 and AVSS: the same code, other configurations --------------------------------------
+
+
+def test_ms3_supervises_every_frame_and_has_no_prototypes():
+    config = make_config(num_supervised=5, prototype_target="none", num_prototypes=0)
+    clip = prepare_clip(make_record(0, masks=(0, 1, 2, 3, 4)), config, rng())
+    assert clip["supervised"].all() and clip["target_valid"].shape == (5, 2)
+    assert clip["proto_target"].shape == (5, 0) and not clip["proto_valid"].any()
+
+
+def semantic_config(**data):
+    config = make_config(
+        num_frames=10,
+        num_supervised=10,
+        num_classes=71,
+        num_prototypes=71,
+        max_targets=3,
+        prototype_target="classes",
+        short_audio="zeros",
+        square_first=True,
+        **data,
+    )
+    config.data.motion.source = "none"
+    return config
+
+
+def semantic_record(num_frames, masks, seconds=None, height=60, width=90):
+    """Left half class 70, one column in three of the rest class 14, bright where class 70 is."""
+    labels = np.zeros((height, width), np.uint8)
+    labels[:, : width // 2] = 70
+    labels[:, width // 2 :: 3] = 14
+    image = np.where(labels[..., None] == 70, np.uint8(230), np.uint8(20)).repeat(3, -1)
+    seconds = num_frames if seconds is None else seconds
+    samples = np.random.default_rng(0).integers(-9000, 9000, (48_000 * seconds, 2))
+    return make_record(0) | {
+        "frames": [png(image)] * num_frames,
+        "pre_masks": [png(image)] * num_frames,
+        "masks": [png(labels)] * len(masks),
+        "mask_index": np.array(masks, np.int32),
+        "waveform": samples.astype(np.int16),
+        "sample_rate": np.int32(48_000),
+        "category": "dog",
+        "category_label": np.int32(0),
+    }
+
+
+@pytest.mark.parametrize("frames, masks", [(5, [0]), (5, range(5)), (10, range(10))])
+def test_semantic_clips_of_five_and_ten_frames(frames, masks):
+    """v1s, v1m and v2: one row per supervised frame, padded to ten."""
+    clip = prepare_clip(semantic_record(frames, list(masks)), semantic_config(), rng())
+    count = len(masks)
+    assert clip["valid"].tolist() == [True] * count + [False] * (10 - count)
+    assert (clip["supervised"] == clip["valid"]).all()
+    assert clip["frame_index"][:count].tolist() == list(masks)
+    for name in ("images", "log_mel", "target_masks", "target_valid", "proto_target"):
+        assert clip[name][:count].any() and not clip[name][count:].any(), name
+
+
+def test_semantic_targets_are_the_classes_present():
+    clip = prepare_clip(semantic_record(10, range(10)), semantic_config(), rng(1))
+    for row in range(10):
+        labels = clip["target_labels"][row][clip["target_valid"][row]].tolist()
+        assert labels == np.flatnonzero(clip["proto_target"][row]).tolist()  # background too
+        assert set(labels) <= {0, 14, 70} and 0 in labels and len(labels) >= 2
+    assert clip["proto_valid"].all() and clip["proto_target"].shape == (10, 71)
+    with pytest.raises(ValueError, match=r"more than config.data.max_targets = 2"):
+        config = semantic_config()
+        config.data.max_targets = 2
+        prepare_clip(semantic_record(10, range(10)), config, rng(1))
+    with pytest.raises(ValueError, match="num_prototypes = 23 and config.data.num_classes = 71"):
+        config = semantic_config()
+        config.data.num_prototypes = 23
+        prepare_clip(semantic_record(10, range(10)), config, rng(1))
+
+
+def test_frames_become_squares_before_the_augmentation():
+    """A clip of 60 x 90 px trains exactly as its squashed copy does."""
+    record = semantic_record(5, [0])
+    squashed = dict(record)
+    for field, resample in (("frames", 2), ("pre_masks", 0), ("masks", 0)):
+        images = [Image.open(io.BytesIO(data)) for data in record[field]]
+        squashed[field] = [png(np.asarray(i.resize((60, 60), resample))) for i in images]
+    clip = prepare_clip(record, semantic_config(), rng())
+    assert_equal(clip, prepare_clip(squashed, semantic_config(), rng()))
+    config = semantic_config()
+    config.data.square_first = False
+    assert (prepare_clip(record, config, rng())["images"] != clip["images"]).any()
+
+
+def test_missing_sound_is_zeros_or_the_last_second():
+    record = semantic_record(10, range(10), seconds=3)
+    config = semantic_config()
+    mel = prepare_clip(record, config)["log_mel"]
+    assert mel[:3].any((1, 2)).all() and not mel[3:].any()
+    config.data.short_audio = "repeat"
+    mel = prepare_clip(record, config)["log_mel"]
+    assert (mel[3:] == mel[2]).all()
+
+
+def test_semantic_evaluation_keeps_classes_and_pads():
+    clip = prepare_clip(semantic_record(5, range(5)), semantic_config())
+    assert clip["valid"].tolist() == [True] * 5 + [False] * 5
+    assert set(np.unique(clip["labels"][:5])) == {0, 14, 70}
+    assert (clip["labels"][5:] == 255).all() and not clip["images"][5:].any()
+
+
 def test_a_frame_without_object_has_one_target():
     record = make_record(0) | {"masks": [png(np.zeros((SIDE, SIDE), np.uint8))]}
     clip = prepare_clip(record, make_config(), rng())

@@ -237,3 +237,97 @@ def test_write_video_stereo_portrait(tmp_path):
         write_video(tmp_path / "b.mp4", clip.frames[:, :95], 24)
     with pytest.raises(ValueError, match="expected int16"):
         write_video(tmp_path / "b.mp4", clip.frames, 24, clip.audio / 32768.0)
+
+
+# ---- several sources ----
+
+
+def test_mixtures_start_stop_and_pause():
+    """One to three sound at some time, sets change, some seconds are silent, something never is."""
+    plans = [synthetic.plan_mixture(0, "train", i) for i in range(200)]
+    heard = [np.stack([o.active & o.audible for o in plan.objects], -1) for plan in plans]
+    assert {int(h.any(0).sum()) for h in heard} == {1, 2, 3}
+    assert all(h.any() for h in heard)
+    assert 0.08 < np.mean([~h.any(1) for h in heard]) < 0.3
+    assert 0.4 < np.mean([(h != h[0]).any() for h in heard]) < 0.95
+    assert all(any(not o.audible for o in plan.objects) for plan in plans)
+    silent = [o for plan in plans for o in plan.objects if not o.audible]
+    assert 0.4 < np.mean([o.amplitude > 0 for o in silent]) < 0.8
+    assert np.mean([not o.active.all() for o in silent]) > 0.2  # they start and stop as well
+    names = [[o.category.name for o in plan.objects] for plan in plans]
+    assert all(len(set(n)) == len(n) for n in names)
+
+
+def test_mixture_sounds_and_moves_only_while_active():
+    plans = [synthetic.plan_mixture(0, "train", i) for i in range(60)]
+    plan = next(p for p in plans if not p.objects[p.sounding].active.all() and len(p.heard) == 1)
+    clip = synthetic.render_clip(plan, 32)
+    active = plan.objects[plan.sounding].active
+    second = clip.audio.reshape(5, 16_000)[:, 1000:-1000] / 32768.0
+    level = 20 * np.log10(np.sqrt(np.mean(second**2, axis=1)))
+    assert (level[active] > -40).all() and (level[~active] < -58).all()
+    np.testing.assert_array_equal(clip.sounding.any(1), active)
+    assert clip.mask.any((1, 2)).tolist() == active.tolist()
+    time = np.arange(0, 5, 0.05)
+    track = synthetic.object_track(plan.objects[plan.sounding], time)
+    moved = np.abs(np.diff(track, axis=0)).sum(-1)
+    inner = [np.floor(t + 0.05) == np.floor(t - 0.05) for t in time[:-1]]
+    still = ~active[np.floor(time[:-1]).astype(int)] & inner
+    assert moved[still].max(initial=0) < 1e-6 < moved[~still].mean()
+
+
+@pytest.fixture(scope="module")
+def semantic_root(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "AVSBench_semantic"
+    counts = COUNTS | {"size": 48}
+    assert synthetic_files.write_clips(path, seed=3, setting="avss", **counts) == 8
+    assert synthetic_files.write_clips(path, seed=3, setting="avss", **counts) == 0
+    return path
+
+
+def test_semantic_layout(semantic_root):
+    with (semantic_root / "metadata.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["vid", "uid", "s_min", "s_sec", "a_obj", "split", "label"]
+    assert [row["label"] for row in rows[:4]] == ["v1s", "v2", "v1m", "v2"]
+    expected = {"metadata.csv", "label2idx.json", synthetic_files.MANIFEST, synthetic_files.OBJECTS}
+    for row in rows:
+        folder = f"{row['label']}/{row['uid']}"
+        count = 10 if row["label"] == "v2" else 5
+        only_first = row["label"] == "v1s" and row["split"] == "train"
+        expected.add(f"{folder}/audio.wav")
+        for t in range(count):
+            expected.add(f"{folder}/frames/{t}.jpg")
+            expected.add(f"pre_SAM_mask/AVSBench_semantic/{folder}/frames/{t}_mask_color.png")
+        for t in range(1 if only_first else count):
+            expected |= {f"{folder}/labels_semantic/{t}.png", f"{folder}/labels_rgb/{t}.png"}
+    assert {str(path) for path in files(semantic_root)} == expected
+    names = list(json.loads((semantic_root / "label2idx.json").read_text()))
+    assert len(names) == 71 and names[0] == "background"
+
+
+def test_semantic_masks(semantic_root):
+    """Index and colour images agree, and hold the classes that the csv says sound."""
+    with (semantic_root / "metadata.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        seen = set()
+        for path in (semantic_root / row["label"] / row["uid"] / "labels_semantic").iterdir():
+            with Image.open(path) as image:
+                assert image.mode == "P" and image.size == (64, 48)
+                index = np.asarray(image)
+            with Image.open(path.parent.parent / "labels_rgb" / path.name) as rgb:
+                colours = np.asarray(rgb)
+            np.testing.assert_array_equal(colours, colour_masks.CLASS_PALETTE[index])
+            seen |= {synthetic_parts.SEMANTIC_CLASSES[c] for c in np.unique(index) if c}
+        assert seen <= set(row["a_obj"].split("+"))
+        with wave.open(str(semantic_root / row["label"] / row["uid"] / "audio.wav")) as file:
+            seconds = 10 if row["label"] == "v2" else 5
+            assert file.getparams()[:4] == (2, 2, 48_000, 48_000 * seconds)
+
+
+def test_unknown_setting(tmp_path):
+    with pytest.raises(ValueError, match="expected one of s4, ms3, avss"):
+        synthetic_files.write_clips(tmp_path, setting="ms4")
+    with pytest.raises(ValueError, match="categories=3, expected 4 to 12"):
+        synthetic_files.write_clips(tmp_path, setting="ms3", categories=3)

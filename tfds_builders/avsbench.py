@@ -17,7 +17,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -173,7 +173,7 @@ class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         root = self.find_root(dl_manager.manual_dir)
-        clips, row_problems = self._list_clips(root)
+        clips, row_problems = self.list_clips(root, self.builder_config, self.flow_dir)
         everything = [clip for split in SPLITS for clip in clips[split]]
         checked = common.check_clips(everything)
         problems = row_problems + [line for lines in checked.bad.values() for line in lines]
@@ -208,28 +208,31 @@ class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     # ---- from the csv to files ----
 
-    def _list_clips(
-        self, root: pathlib.Path
+    @classmethod
+    def list_clips(
+        cls, root: pathlib.Path, layout: Layout, flow_dir: pathlib.Path | None = None
     ) -> tuple[dict[str, list[common.ClipFiles]], list[str]]:
-        """Clips per split in the csv's order, and all that is wrong before any file is read."""
-        layout = self.builder_config
+        """Clips per split in the csv's order, and all that is wrong before any file is read.
+
+        Raises:
+          common.DatasetLayoutError: `root` does not hold this layout, or flow_dir no flow.
+        """
         if next(root.glob(layout.marker), None) is None:
-            present = ", ".join(self.layouts_present(root)) or "none"
+            present = ", ".join(cls.layouts_present(root)) or "none"
             raise common.DatasetLayoutError(
                 f"layout {layout.name!r} needs {root / layout.marker}, which is not there; "
-                f"layouts found below {root}: {present}\n{self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+                f"layouts found below {root}: {present}\n{cls.MANUAL_DOWNLOAD_INSTRUCTIONS}"
             )
-        rows, problems = self.read_rows(root)
+        rows, problems = cls.read_rows(root)
         pre_masks, problem = _choose_pre_masks(root, layout, rows)
         problems += [problem] if problem else []
-        flow_root = self._flow_root()
+        flow_root = cls._flow_root(flow_dir)
         visible, label_of = {}, {}
         if (root / OBJECTS).is_file():
-            visible, label_of = json.loads((root / OBJECTS).read_text()), self.categories(root)
+            visible, label_of = json.loads((root / OBJECTS).read_text()), cls.categories(root)
         clips = collections.defaultdict(list)
         for row in rows:
             every_frame = range(row.num_frames)
-            masks = layout.masks[row.split]
             paths = [row.path(root, layout.frames[row.split], t) for t in every_frame]
             colours = [row.path(root, pre_masks[row.split], t) for t in every_frame if pre_masks]
             clips[row.split].append(
@@ -238,13 +241,13 @@ class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     category=row.category,
                     label=row.label,
                     frames=tuple(paths),
-                    masks={t: row.path(root, masks, t) for t in row.with_mask},
+                    masks={t: row.path(root, layout.masks[row.split], t) for t in row.with_mask},
                     pre_masks=tuple(colours),
                     wav=row.path(root, layout.wav),
-                    flow_dir=row.path(flow_root, self.FLOW[1]) if flow_root else None,
+                    flow_dir=row.path(flow_root, cls.FLOW[1]) if flow_root else None,
                     visible_labels=tuple(label_of[c] for c in visible.get(row.name, ())),
                     mask_sizes=layout.mask_sizes,
-                    num_classes=self.NUM_CLASSES,
+                    num_classes=cls.NUM_CLASSES,
                 )
             )
         return clips, problems
@@ -253,6 +256,23 @@ class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def read_rows(cls, root: pathlib.Path) -> tuple[list[Row], list[str]]:
         """The csv's rows that can be clips, and what is wrong with the others."""
         rows, problems, seen = [], [], set()
+        for line, values in cls.csv_lines(root):
+            try:
+                row = cls._parse_checked(values, seen)
+            except ValueError as error:
+                problems.append(f"{root / cls.CSV}, line {line}: {error}")
+                continue
+            seen.add(row.name)
+            rows.append(row)
+        return rows, problems
+
+    @classmethod
+    def csv_lines(cls, root: pathlib.Path) -> Iterator[tuple[int, dict[str, str]]]:
+        """Line number and columns, "name" among them, of every row of the csv.
+
+        Raises:
+          common.DatasetLayoutError: columns are missing.
+        """
         path = root / cls.CSV
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -264,14 +284,7 @@ class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             for fields in reader:
                 values = {k: (v or "").strip() for k, v in fields.items() if isinstance(k, str)}
                 values["name"] = values[cls.NAME or columns[0]]
-                try:
-                    row = cls._parse_checked(values, seen)
-                except ValueError as error:
-                    problems.append(f"{path}, line {reader.line_num}: {error}")
-                    continue
-                seen.add(row.name)
-                rows.append(row)
-        return rows, problems
+                yield reader.line_num, values
 
     @classmethod
     def _parse_checked(cls, values: Mapping[str, str], seen: set[str]) -> Row:
@@ -286,11 +299,12 @@ class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise ValueError(f"{row.name} is listed twice")
         return row
 
-    def _flow_root(self) -> pathlib.Path | None:
+    @classmethod
+    def _flow_root(cls, flow_dir: pathlib.Path | None) -> pathlib.Path | None:
         """The folder that holds the splits' flow; an error where the one given holds none."""
-        if self.flow_dir is None:
+        if flow_dir is None:
             return None
-        folders = (self.flow_dir / self.FLOW[0], self.flow_dir)
+        folders = (flow_dir / cls.FLOW[0], flow_dir)
         for folder in folders:
             if any((folder / split).is_dir() for split in SPLITS):
                 return folder

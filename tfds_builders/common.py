@@ -27,7 +27,7 @@ import os
 import pathlib
 import re
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,7 +139,7 @@ def read_wav(path: pathlib.Path) -> tuple[np.ndarray, int]:
             channels, width, rate, count = file.getparams()[:4]
             samples = file.readframes(count)
     except (wave.Error, EOFError) as error:
-        raise ValueError(f"{path}: unreadable wav ({error or 'empty'})") from error
+        raise ValueError(f"{path}: unreadable wav ({str(error) or 'empty'})") from error
     if width != 2:
         raise ValueError(f"{path}: {8 * width}-bit samples, expected 16-bit PCM")
     if len(samples) != 2 * channels * count:
@@ -262,25 +262,36 @@ class Checked:
     flow_kinds: dict[str, int]  # kind -> good clips
 
 
-def check_clips(clips: Sequence[ClipFiles], workers: int | None = None) -> Checked:
-    """Reads and decodes every file, in threads, with progress."""
+def read_all(
+    clips: Sequence[ClipFiles], look: Callable[[dict[str, Any]], Any], workers: int | None = None
+) -> Iterator[tuple[ClipFiles, Any, list[str]]]:
+    """Reads and decodes every file of every clip, in threads, with progress, in order.
+
+    Yields:
+      (clip, look(record), what is wrong with its files); look sees what could be read, {} where
+      there is nothing.
+    """
     workers = workers or min(16, os.cpu_count() or 1)
 
-    def check(clip: ClipFiles) -> tuple[str, list[str]]:
+    def read(clip: ClipFiles) -> tuple[ClipFiles, Any, list[str]]:
         record, problems = read_clip(clip)
-        return record.get("flow_kind", "none"), problems
+        return clip, look(record), problems
 
-    good, bad, kinds = [], {}, {}
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        outcomes = pool.map(check, clips)
-        for clip, (kind, problems) in zip(
-            clips, tqdm.tqdm(outcomes, "Checking files", len(clips), unit="clip"), strict=True
-        ):
-            if problems:
-                bad[clip.clip_id] = problems
-            else:
-                good.append(clip)
-                kinds[kind] = kinds.get(kind, 0) + 1
+        outcomes = pool.map(read, clips)
+        yield from tqdm.tqdm(outcomes, "Checking files", len(clips), unit="clip")
+
+
+def check_clips(clips: Sequence[ClipFiles], workers: int | None = None) -> Checked:
+    """What `read_all` finds, in three sums."""
+    good, bad, kinds = [], {}, {}
+    outcomes = read_all(clips, lambda record: record.get("flow_kind", "none"), workers)
+    for clip, kind, problems in outcomes:
+        if problems:
+            bad[clip.clip_id] = problems
+        else:
+            good.append(clip)
+            kinds[kind] = kinds.get(kind, 0) + 1
     return Checked(good, bad, kinds)
 
 

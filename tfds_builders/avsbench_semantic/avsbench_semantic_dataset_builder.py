@@ -44,6 +44,7 @@ HOW_TO_GET = (
 _CLIP = "{subset}/{name}"
 _PRE_MASKS = f"pre_SAM_mask/AVSBench_semantic/{_CLIP}"
 _FRAMES = f"{_CLIP}/frames/{{t}}.jpg"
+COLOURED_MASKS = f"{_CLIP}/labels_rgb/{{t}}.png"
 _MASKS = f"{_CLIP}/labels_semantic/{{t}}.png"
 
 

@@ -1,0 +1,121 @@
+"""Checks a download of AVSBench, and makes what VCT's 384 px datasets need from it.
+
+  python scripts/prepare_avsbench.py check DIR [--json=FILE]
+  python scripts/prepare_avsbench.py prepare DIR
+
+DIR is the folder of one setting (Single-source, Multi-sources or AVSBench_semantic), or the folder
+that holds several of them.
+
+`check` reads every file once: clips per split against the expected counts, every missing,
+unreadable or mis-sized file, frames without the mask they should have, rows of the csv without a
+folder and folders without a row, sounds by length and rate. It prints a table and the problems,
+writes them as JSON too, and exits with 1 where there are any.
+
+`prepare` makes, from AVSBench_semantic's clips of the same name (v1s for S4, v1m for MS3):
+
+  s4_data_384/visual_frames_384, gt_masks_384 (train), gt_masks_224 (val, test), and likewise
+  ms3_data_384/; pre_SAM_mask_384 where AVSBench_semantic has colour masks
+
+frames bilinear, masks nearest: a mask is where labels_rgb, as a grey image, is not black. Then it
+makes 16 kHz wavs from raw_videos where audio_wav lacks them. What is there stays; a second run
+finds nothing to do. AVSS needs no preparation: its builder reads the download, and its frames are
+squashed when they are read.
+
+Source: VCT (repository spyflying/VCT_AVS), generate_data_384.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from tfds_builders import common, download_check, prepare_384  # noqa: E402
+from tfds_builders.avsbench_ms3 import avsbench_ms3_dataset_builder as ms3  # noqa: E402
+from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4  # noqa: E402
+from tfds_builders.avsbench_semantic import (  # noqa: E402
+    avsbench_semantic_dataset_builder as semantic,
+)
+
+SETTINGS = {"s4": s4.Builder, "ms3": ms3.Builder, "avss": semantic.Builder}
+
+
+def find_settings(folder: str) -> dict[str, pathlib.Path]:
+    """Setting -> folder of its csv, for the settings that are there.
+
+    Raises:
+      common.DatasetLayoutError: none is.
+    """
+    found = {}
+    for setting, builder in SETTINGS.items():
+        try:
+            found[setting] = builder.find_root(folder)
+        except common.DatasetLayoutError:
+            continue
+    if not found:
+        wanted = ", ".join(f"{'/'.join(b.FOLDERS)}/{b.CSV}" for b in SETTINGS.values())
+        raise common.DatasetLayoutError(
+            f"{folder} holds none of AVSBench's settings; looked for {wanted}, and for the csv "
+            f"itself\n{s4.HOW_TO_GET}"
+        )
+    return found
+
+
+def check(folder: str, json_path: str | None) -> int:
+    """Prints the table and the problems; returns the exit status."""
+    reports = []
+    for setting, root in find_settings(folder).items():
+        reports += download_check.check_setting(SETTINGS[setting], root)
+    print("\n".join(download_check.to_lines(reports)))
+    if json_path:
+        pathlib.Path(json_path).write_text(json.dumps(reports, indent=2) + "\n")
+        print(f"written: {json_path}")
+    return int(any(report["problems"] for report in reports))
+
+
+def prepare(folder: str) -> int:
+    """Makes the 384 px folders and missing wavs; returns the exit status."""
+    roots = find_settings(folder)
+    problems = []
+    for setting, subset in (("s4", "v1s"), ("ms3", "v1m")):
+        if setting not in roots:
+            print(f"{setting}: not there, nothing to prepare")
+            continue
+        result = prepare_384.extract_wavs(SETTINGS[setting], roots[setting])
+        print(f"{setting}: wavs from videos: {result.made} made, {result.kept} were there")
+        problems += result.problems
+        if "avss" not in roots:
+            print(f"{setting}: no AVSBench_semantic, so no 384 px variant")
+            continue
+        source = SETTINGS["avss"], roots["avss"], subset
+        result = prepare_384.resize_clips(SETTINGS[setting], roots[setting], *source)
+        print(f"{setting}: 384 px files: {result.made} made, {result.kept} were there")
+        problems += result.problems
+    for problem in problems:
+        print(f"prepare_avsbench: {problem}", file=sys.stderr)
+    return int(bool(problems))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    checking = commands.add_parser("check", help="read every file, list what is wrong")
+    checking.add_argument("folder")
+    checking.add_argument("--json", help="also write the report to this file")
+    commands.add_parser("prepare", help="make what the builders need").add_argument("folder")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "check":
+            return check(args.folder, args.json)
+        return prepare(args.folder)
+    except common.DatasetLayoutError as error:
+        print(f"prepare_avsbench: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
