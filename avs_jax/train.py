@@ -33,7 +33,7 @@ QUICK_COMPILATION = {"xla_backend_optimization_level": 0}  # of what runs once
 NO_DATA = """{error}
 
 AVSBench is not part of this package. Its authors give it out on request, see
-https://github.com/OpenNLPLab/AVSBench. With the Single-source folder on this machine, prepare it by
+https://github.com/OpenNLPLab/AVSBench. With the dataset's folder on this machine, prepare it by
   python scripts/build_dataset.py --dataset={dataset} --manual_dir=FOLDER --data_dir={data_dir}
 To see everything work without it, use the `:demo` variant of the configuration
 (--config=configs/s4_ama.py:demo): it trains on generated clips, and scripts/demo.sh makes them."""

@@ -11,24 +11,35 @@ recipe=${CONFIG:-s4_ama}
 config=configs/$recipe.py:demo
 seed=${SEED:-0}
 workdir=demo/$recipe-seed$seed
+setting=${recipe%%_*} # s4, ms3 or avss
+case $setting in
+  s4) dataset=avsbench_s4 clips=demo/clips ;;
+  ms3) dataset=avsbench_ms3 clips=demo/clips_ms3 ;;
+  avss) dataset=avsbench_semantic clips=demo/clips_avss ;;
+  *) echo "CONFIG=$recipe: no demo; its name starts with none of s4, ms3, avss" >&2; exit 1 ;;
+esac
 python=.venv/bin/python
 
 step() { printf '\n== %s\n' "$*"; }
 
-step "1/5 generated clips: demo/clips"
-$python scripts/make_clips.py --output=demo/clips
+step "1/5 generated clips: $clips"
+$python scripts/make_clips.py --setting="$setting" --output="$clips"
 step "2/5 records: demo/tfds"
-$python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=demo/clips --data_dir=demo/tfds
+$python scripts/build_dataset.py --dataset="$dataset" --manual_dir="$clips" --data_dir=demo/tfds
 step "3/5 training: $workdir"
 $python -m avs_jax.main --config="$config" --config.seed="$seed" --workdir="$workdir"
 step "4/5 evaluation on the test split, with the clips' own sound and with false ones"
 $python -m avs_jax.main --config="$config" --config.seed="$seed" --workdir="$workdir" --mode=eval
 step "5/5 prediction on a video with sound"
-video=$(find demo/clips/s4_data/raw_videos/test -name '*.mp4' | sort | head -n 1)
-$python -m avs_jax.predict --config="$config" --checkpoint="$workdir" --video="$video" \
-  --output="$workdir/prediction"
+video=$(find "$clips" -path '*raw_videos*' -name 'test*.mp4' | sort | head -n 1)
+if [ -z "$video" ]; then
+  echo "left out: the clips of $setting are frames, not videos"
+else
+  $python -m avs_jax.predict --config="$config" --checkpoint="$workdir" --video="$video" \
+    --output="$workdir/prediction"
+fi
 
 step "done"
 echo "numbers   $workdir/evaluation (report.md, report.json, counts.npz)"
 echo "pictures  $workdir/evaluation (clips in a row: picture, truth, prediction, motion, sound)"
-echo "overlay   $workdir/prediction/overlay.mp4, masks in $workdir/prediction/masks"
+[ -z "$video" ] || echo "overlay   $workdir/prediction/overlay.mp4, masks in $workdir/prediction/masks"

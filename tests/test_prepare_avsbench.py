@@ -1,5 +1,6 @@
 """Checking a download finds each kind of damage; preparing it makes VCT's layout, once."""
 
+import io
 import json
 import shutil
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from avs_jax.data import synthetic_files
 from scripts import prepare_avsbench
-from tfds_builders import common, download_check
+from tfds_builders import common, download_check, prepare_384
 from tfds_builders.avsbench_ms3 import avsbench_ms3_dataset_builder as ms3
 from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4
 
@@ -234,6 +235,17 @@ def test_prepare_makes_the_384_layout_once(joinable, capsys):
     assert prepare_avsbench.main(["prepare", str(joinable)]) == 0
     assert "s4: 384 px files: 0 made, 67 were there" in capsys.readouterr().out
     assert tree(joinable) == before
+
+
+def test_the_darkest_class_counts_as_foreground(tmp_path):
+    """(0, 0, 64) is 7 as grey: a threshold above 0 would lose it."""
+    colours = np.zeros((4, 6, 3), np.uint8)
+    colours[1, 2] = (0, 0, 64)
+    Image.fromarray(colours).save(tmp_path / "mask.png")
+    with Image.open(io.BytesIO(prepare_384.resize_mask(tmp_path / "mask.png", 12))) as made:
+        mask = np.asarray(made)
+    assert mask.shape == (12, 12) and set(np.unique(mask)) == {0, 255}
+    assert (mask[3:6, 4:6] == 255).all() and (mask == 255).sum() == 6
 
 
 def test_prepare_goes_on_and_names_what_is_missing(joinable, capsys):

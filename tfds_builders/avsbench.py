@@ -316,8 +316,8 @@ class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def _example(numbered: tuple[int, common.ClipFiles]) -> tuple[int, dict[str, Any]]:
     key, clip = numbered
     record, problems = common.read_clip(clip)
-    if problems:  # the files changed since they were checked
-        raise common.DatasetFilesError(problems, 0, 1)
+    if problems:
+        raise RuntimeError(f"files changed after they were checked: {'; '.join(problems)}")
     return key, record
 
 

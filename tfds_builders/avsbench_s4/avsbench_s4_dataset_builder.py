@@ -36,12 +36,10 @@ NUM_FRAMES = 5
 HOW_TO_GET = (
     "AVSBench is obtained from its authors: fill in the form that "
     "https://github.com/OpenNLPLab/AVSBench links to, download the AVSBench-object subset, unpack "
-    "Single-source and pass its folder as manual_dir. The 384 px variant comes from VCT's "
-    "generate_data_384 tools, run on AVSBench-semantic. Generated clips in the same layout need no "
-    "download: python scripts/make_clips.py --output=DIR"
+    "Single-source and pass its folder as manual_dir. The 384 px variant is made "
+    "from AVSBench-semantic by scripts/prepare_avsbench.py prepare. Generated clips in the same "
+    "layout need no download: python scripts/make_clips.py --output=DIR"
 )
-
-
 _CLIP = "{split}/{category}/{name}/{name}_{number}"
 _WAV = "s4_data/audio_wav/{split}/{category}/{name}.wav"
 
