@@ -3,9 +3,8 @@
 Data:    python scripts/build_dataset.py --dataset=avsbench_semantic \
              --manual_dir=AVSBench_semantic --data_dir=~/tensorflow_datasets
 Command: python -m avs_jax.main --config=configs/avss_vct.py --workdir=DIR
-Hardware: the original trains batch 8 on 8 GPUs in mixed precision; one clip of ten frames per GPU.
-On one GPU of 80 GB: --config.train.batch_size=2 (the AMA authors' notes), learning rate
---config.optim.learning_rate=1e-4. Not timed here.
+Hardware: batch 8 in mixed precision is the original's; spread it over several GPUs. On one GPU of
+80 GB the AMA authors fit --config.train.batch_size=2. Not timed here.
 Aims at: 51.2 mIoU, 55.5 F_beta on the test split (VCT's paper; its README says 52.5 and 56.9, its
 released checkpoint gives 49.98 and 54.33, the AMA authors' best own run 49.60 and 54.00).
 `:demo` is the same recipe, small, on generated clips: scripts/make_clips.py --setting=avss
