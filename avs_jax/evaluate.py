@@ -36,13 +36,14 @@ from avs_jax.results import metrics, visualize
 from avs_jax.results.postprocess import object_probability, sem_seg
 from avs_jax.results.report import REFERENCE, Report, to_text, write
 from avs_jax.runtime.checkpoint import FOLDER, find_checkpoint, load_variables, plain_config
-from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.command_line import parse
 from avs_jax.runtime.optim import flatten
 from avs_jax.runtime.sharding import AXES, batch_sharding, make_mesh, put_batch, tree_shardings
 from avs_jax.runtime.step import init_variables, make_predict_step
-from avs_jax.spec import INPUT_FIELDS
+from avs_jax.spec import INPUT_FIELDS, InputError
 
 VISIBLE_FIELD = "visible_labels"  # of a record: categories in the picture, where known
+NUM_PROBLEMS = 8  # tensors named where a checkpoint does not fit
 MASK_STRIDE = 4  # pixels of the padded input per cell of pred_masks
 
 
@@ -283,7 +284,8 @@ def check_variables(model, batch, params, batch_stats, directory) -> None:
       directory: where they came from, for the message.
 
     Raises:
-      ValueError: listing every tensor that is missing, superfluous or of another shape.
+      InputError: counting the tensors that are missing, superfluous or of another shape; names the
+        first of them.
     """
     inputs = {name: batch[name] for name in INPUT_FIELDS if name in batch}
     wanted = jax.eval_shape(lambda x: init_variables(model, x, 0), inputs)
@@ -296,9 +298,10 @@ def check_variables(model, batch, params, batch_stats, directory) -> None:
                 loaded, declared = have.get(path, "absent"), want.get(path, "absent")
                 problems.append(f"{path}: {loaded} in the checkpoint, {declared} in config.model")
     if problems:
-        raise ValueError(
+        shown = [*problems[:NUM_PROBLEMS], "..."] if len(problems) > NUM_PROBLEMS else problems
+        raise InputError(
             f"{directory} does not fit config.model, {len(problems)} tensor(s):\n  "
-            + "\n  ".join(problems)
+            + "\n  ".join(shown)
         )
 
 
@@ -379,7 +382,7 @@ def main(argv: Sequence[str]) -> int:
         if values.split is not None:
             config.evaluate.split = values.split
         evaluate_config(config, values.checkpoint, values.output)
-    except (UsageError, FileNotFoundError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -49,6 +49,7 @@ from avs_jax.data.motion import frame_difference
 from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import read_pairs
 from avs_jax.models.backbones.raft import VARIANTS
+from avs_jax.runtime.command_line import quiet_libraries
 from avs_jax.runtime.flow_estimator import FlowEstimator
 
 SETTINGS = "flow.json"
@@ -277,6 +278,7 @@ def claim_output(folder: pathlib.Path, settings: dict) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Makes flow; returns the exit status, 1 where a clip failed."""
     args = _parser().parse_args(argv)
+    quiet_libraries()
     try:
         outcome = run(args)
     except (ValueError, OSError) as error:

@@ -14,7 +14,8 @@ import jax
 from absl import flags
 
 from avs_jax.evaluate import evaluate_config
-from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.command_line import parse
+from avs_jax.spec import InputError
 from avs_jax.train import NotFiniteError, train
 
 
@@ -22,8 +23,8 @@ def main(argv: Sequence[str]) -> None:
     """One call, nothing else.
 
     Raises:
-      SystemExit: with one message, where the command line or the data cannot be used, or where the
-        loss is not finite.
+      SystemExit: with one message, where the command line, the configuration, the data or the
+        checkpoint cannot be used, the disk is full, or the loss is not finite.
     """
     try:
         config, values = parse(argv, _define_flags, __doc__, required=["workdir"])
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
             train(config, values.workdir)
         else:
             evaluate_config(config, values.workdir)
-    except (UsageError, FileNotFoundError, NotFiniteError) as error:
+    except (InputError, OSError, NotFiniteError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

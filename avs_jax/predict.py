@@ -51,7 +51,7 @@ from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.runtime.flow_estimator import FlowEstimator, window_flow
 from avs_jax.runtime.optim import flatten
 from avs_jax.runtime.step import init_variables, make_predict_step
-from avs_jax.spec import INPUT_FIELDS, MEL_BANDS, MEL_FRAMES, check_shape, nearest
+from avs_jax.spec import INPUT_FIELDS, MEL_BANDS, MEL_FRAMES, InputError, check_shape, nearest
 
 MASK_STRIDE = 4  # pixels of the padded input per cell of pred_masks
 SEGMENT_SIDE = 256  # px, longer side at which pictures are segmented
@@ -160,7 +160,7 @@ class Predictor:
                     problems.append(f"{path} is {there}, the configuration's model wants {here}")
         if problems:
             more = f"; and {len(problems) - 2} more" if len(problems) > 2 else ""
-            raise ValueError(f"checkpoint {self._checkpoint}: {'; '.join(problems[:2])}{more}")
+            raise InputError(f"checkpoint {self._checkpoint}: {'; '.join(problems[:2])}{more}")
         self._checked.add(size)
 
 
@@ -299,7 +299,7 @@ def segment_colours(image: np.ndarray) -> np.ndarray:
 def _pre_mask_files(folder: str | os.PathLike, count: int) -> list[pathlib.Path]:
     files = sorted(pathlib.Path(folder).glob("*.png"), key=lambda p: (len(p.name), p.name))
     if len(files) < count:
-        raise ValueError(f"{folder}: {len(files)} PNG files for a video of {count} seconds")
+        raise InputError(f"{folder}: {len(files)} PNG files for a video of {count} seconds")
     return files
 
 
@@ -363,20 +363,23 @@ def check_arrays(arrays: Mapping[str, np.ndarray], motion_channels: int = 1) -> 
     for name in arrays:
         if name not in ARRAYS:
             known = ", ".join(nearest(name, list(ARRAYS)) or ARRAYS)
-            raise ValueError(f"{name}: no array of that name is read; nearest: {known}")
+            raise InputError(f"{name}: no array of that name is read; nearest: {known}")
     sizes: dict[str, int] = {}
     for name, (dtype, pattern, is_required) in ARRAYS.items():
         if name not in arrays:
             if is_required:
-                raise ValueError(f"{name} is missing: {np.dtype(dtype)} [{pattern}]")
+                raise InputError(f"{name} is missing: {np.dtype(dtype)} [{pattern}]")
             continue
         if name == "motion" and motion_channels > 1:
             pattern += f" {motion_channels}"
         if arrays[name].dtype != dtype:
-            raise ValueError(f"{name}: {arrays[name].dtype}, expected {np.dtype(dtype)}")
-        sizes = check_shape(name, arrays[name], pattern, **sizes)
+            raise InputError(f"{name}: {arrays[name].dtype}, expected {np.dtype(dtype)}")
+        try:
+            sizes = check_shape(name, arrays[name], pattern, **sizes)
+        except ValueError as error:
+            raise InputError(str(error)) from error
     if 0 in sizes.values():
-        raise ValueError(f"images: shape {arrays['images'].shape} is empty")
+        raise InputError(f"images: shape {arrays['images'].shape} is empty")
     return sizes
 
 
@@ -393,7 +396,7 @@ def main(argv: Sequence[str]) -> int:
     """Predicts; returns the exit status, 1 with one line on stderr where it is not possible."""
     try:
         run(argv)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -469,7 +472,7 @@ def _read_arrays(path: str) -> dict[str, np.ndarray]:
     except OSError:
         raise
     except Exception as error:  # zipfile, zlib and numpy each raise their own
-        raise ValueError(f"{path}: not an .npz of plain arrays ({error})") from error
+        raise InputError(f"{path}: not an .npz of plain arrays ({error})") from error
 
 
 def _define_flags(values: flags.FlagValues) -> None:

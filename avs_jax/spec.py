@@ -71,6 +71,14 @@ FRAMES_PER_CLIP = 1024  # above any frame_index, keeps the frame ids of differen
 Array = Any  # numpy.ndarray or jax.Array
 
 
+class InputError(ValueError):
+    """What the user gave cannot be used: command line, configuration, checkpoint, data.
+
+    Programs print it as one message. Other exceptions are faults of the program, and keep their
+    traceback.
+    """
+
+
 def check_shape(name: str, array: Array, pattern: str, **sizes: int) -> dict[str, int]:
     """Checks an array against a pattern such as "B T H W 3" and returns the sizes of its letters.
 

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import pathlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -96,9 +97,16 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
             compiler_options=QUICK_COMPILATION,
         )(example)
         if config.train.init_from:
-            params, batch_stats = fill_variables(
-                params, batch_stats, config.train.init_from, config.train.init_fresh
+            params, batch_stats, aside = fill_variables(
+                params,
+                batch_stats,
+                config.train.init_from,
+                config.train.init_fresh,
+                config.train.init_dropped,
             )
+            if process == 0:
+                listed = "".join(f"\n  {path}" for path in aside) or " nothing"
+                print(f"{config.train.init_from}: fresh or not taken:{listed}", file=sys.stderr)
         state = jax.jit(new_state, out_shardings=shardings)(params, batch_stats)
         del params, batch_stats
     else:

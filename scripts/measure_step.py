@@ -23,8 +23,9 @@ from avs_jax.data import pipeline
 from avs_jax.losses.criterion import compute_losses
 from avs_jax.models import build_model
 from avs_jax.runtime import optim, sharding
-from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.command_line import parse
 from avs_jax.runtime.step import init_state, init_variables, make_train_step
+from avs_jax.spec import InputError
 
 GIB = 2**30
 
@@ -115,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         config, values = parse(argv, define, __doc__)
         measure(config, values.steps)
-    except UsageError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

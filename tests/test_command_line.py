@@ -42,7 +42,7 @@ def test_overrides_follow_types_and_references():
         ((*CONFIG, "--outptu=y"), "Unknown command line flag 'outptu'"),
         ((*CONFIG, "stray"), "'stray': not a flag"),
         (("--config=configs/s4_vct.py:small", "--output=x"), "no such variant; choose"),
-        (("--config=configs/nowhere.py", "--output=x"), "nowhere.py"),
+        (("--config=configs/s4_vtc.py", "--output=x"), "not a file; nearest: configs/s4_vct.py"),
         (("--output=x",), "--config is missing"),
         (CONFIG[:1], "--output is missing"),
     ],

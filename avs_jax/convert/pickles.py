@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from avs_jax.spec import InputError
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a legacy torch file
 _LEGACY_PROTOCOL = 1001
 _TORCH_STORAGES = {
@@ -32,7 +34,7 @@ _TORCH_STORAGES = {
 _NUMPY_KINDS = "b1 u1 u2 u4 u8 i1 i2 i4 i8 f2 f4 f8".split()
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
     """A weight file that cannot be read; the message names the file and the reason."""
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from avs_jax.spec import InputError
+
 
 def _linear(x: np.ndarray) -> np.ndarray:
     if x.ndim != 2:
@@ -58,7 +60,7 @@ class Rule:
     index: int | None = None
 
 
-class ConversionError(ValueError):
+class ConversionError(InputError):
     """Every disagreement between a state dict and a tree, in one message."""
 
 

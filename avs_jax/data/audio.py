@@ -16,7 +16,7 @@ import functools
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from avs_jax.spec import MEL_BANDS, MEL_FRAMES, SAMPLE_RATE
+from avs_jax.spec import MEL_BANDS, MEL_FRAMES, SAMPLE_RATE, InputError
 
 WINDOW = 400  # samples of one STFT frame: 25 ms
 HOP = 160  # samples between STFT frames: 10 ms
@@ -71,7 +71,7 @@ def log_mel(
     if num_examples is None or count == num_examples:
         return examples
     if short == "repeat" and not count:
-        raise ValueError(
+        raise InputError(
             f"a sound of {len(samples) / SAMPLE_RATE:.3f} s is too short for one log-mel example: "
             f"{EXAMPLE_SAMPLES / SAMPLE_RATE} s are needed (or short='zeros')"
         )

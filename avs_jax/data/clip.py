@@ -24,7 +24,7 @@ from PIL import Image
 
 from avs_jax.data import motion, transforms
 from avs_jax.data.audio import log_mel
-from avs_jax.spec import HOST_FIELDS, IGNORE_LABEL, MEL_BANDS, MEL_FRAMES
+from avs_jax.spec import HOST_FIELDS, IGNORE_LABEL, MEL_BANDS, MEL_FRAMES, InputError
 
 PROTOTYPE_TARGETS = ("category", "classes", "none")
 
@@ -53,21 +53,22 @@ def prepare_clip(record: Record, config: Any, rng: np.random.Generator | None = 
     try:
         return _prepare_clip(record, config, rng)
     except (ValueError, OSError) as error:
-        raise ValueError(f"clip {_text(record.get('clip_id', '?'))}: {error}") from error
+        kind = InputError if isinstance(error, (InputError, OSError)) else ValueError
+        raise kind(f"clip {_text(record.get('clip_id', '?'))}: {error}") from error
 
 
 def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) -> Clip:
     data, is_training = config.data, rng is not None
     num_frames = len(record["frames"])
     if not 0 < num_frames <= data.num_frames:
-        raise ValueError(
+        raise InputError(
             f"{num_frames} frames, expected 1 to config.data.num_frames = {data.num_frames}"
         )
     masks = _masks_by_frame(record, num_frames)
     if is_training:
         masks = {t: masks[t] for t in sorted(masks)[: data.num_supervised]}
     if data.pre_masks and len(record["pre_masks"]) != num_frames:
-        raise ValueError(
+        raise InputError(
             f"{len(record['pre_masks'])} colour masks for {num_frames} frames, but "
             "config.data.pre_masks is True: build the dataset from a folder with pre-SAM masks "
             "(one *_mask_color.png per frame), or train without the second branch: "
@@ -89,7 +90,7 @@ def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) 
     square = transforms.squash_to_square if draw and data.square_first else _as_it_is
     for row, t in enumerate(used):
         if frame(t).shape != frame(used[0]).shape:
-            raise ValueError(
+            raise InputError(
                 f"frame {t} is {frame(t).shape}, frame {used[0]} {frame(used[0]).shape}"
             )
         clip["valid"][row] = True
@@ -120,16 +121,16 @@ def empty_clip(config: Any, is_training: bool) -> Clip:
     """A clip without frames: zeros, valid False, labels 255. It fills up an evaluation batch."""
     data = config.data
     if data.train_frames not in ("supervised", "all"):
-        raise ValueError(
+        raise InputError(
             f"config.data.train_frames is {data.train_frames!r}, expected 'supervised' or 'all'"
         )
     if data.prototype_target not in PROTOTYPE_TARGETS:
-        raise ValueError(
+        raise InputError(
             f"config.data.prototype_target is {data.prototype_target!r}, "
             f"expected one of {PROTOTYPE_TARGETS}"
         )
     if data.prototype_target == "classes" and data.num_prototypes != data.num_classes:
-        raise ValueError(
+        raise InputError(
             f"config.data.num_prototypes = {data.num_prototypes} and config.data.num_classes = "
             f"{data.num_classes} must be equal where prototype_target is 'classes'"
         )
@@ -165,16 +166,16 @@ def empty_clip(config: Any, is_training: bool) -> Clip:
 def _masks_by_frame(record: Record, num_frames: int) -> dict[int, Any]:
     index = [int(t) for t in record["mask_index"]]
     if len(index) != len(record["masks"]) or len(set(index)) != len(index):
-        raise ValueError(f"{len(record['masks'])} masks for the frames {index}")
+        raise InputError(f"{len(record['masks'])} masks for the frames {index}")
     if any(not 0 <= t < num_frames for t in index):
-        raise ValueError(f"masks for the frames {index} of a clip of {num_frames} frames")
+        raise InputError(f"masks for the frames {index} of a clip of {num_frames} frames")
     return dict(zip(index, record["masks"], strict=True))
 
 
 def _category_index(record: Record, num_prototypes: int) -> int:
     label = int(record["category_label"])
     if not 1 <= label <= num_prototypes:
-        raise ValueError(
+        raise InputError(
             f"category_label is {label}, expected 1 to "
             f"config.data.num_prototypes = {num_prototypes}"
         )
@@ -210,7 +211,7 @@ def _motion_map(
     flow = record.get("flow")
     is_stored = motion_config.source == "auto" and flow is not None and np.size(flow) > 0
     if is_stored and len(flow) != num_frames:
-        raise ValueError(f"flow for {len(flow)} of {num_frames} frames")
+        raise InputError(f"flow for {len(flow)} of {num_frames} frames")
     index = motion.map_index(t, num_frames, motion_config.first_frame)
     if t == 0 and is_stored and motion_config.first_frame == "next" and np.any(flow[0]):
         index = 0
@@ -220,7 +221,7 @@ def _motion_map(
     if is_stored:
         return motion.before_augmentation(np.asarray(flow[index]), motion_config)
     if motion.needs_vectors(motion_config):
-        raise ValueError(
+        raise InputError(
             f"no flow is stored, and config.data.motion.map = {motion_config.map!r} with "
             f"compensate_camera = {motion_config.compensate_camera} cannot do without: make it "
             "(python -m avs_jax.flow) and build the dataset with --flow_dir"
@@ -237,7 +238,7 @@ def _place_labels(clip: Clip, row: int, labels: np.ndarray, draw: Any, config: A
     labels = transforms.augment_labels(labels, draw)
     classes = [c for c in np.unique(labels) if c != IGNORE_LABEL]
     if len(classes) > config.data.max_targets:
-        raise ValueError(
+        raise InputError(
             f"classes {[int(c) for c in classes]} in one frame, more than "
             f"config.data.max_targets = {config.data.max_targets}"
         )
@@ -282,12 +283,12 @@ def decode_labels(image: bytes | np.ndarray, num_classes: int) -> np.ndarray:
         return (labels > 0).astype(np.uint8)
     labels = labels[..., 0] if labels.ndim == 3 and labels.shape[-1] == 1 else labels
     if labels.ndim != 2:
-        raise ValueError(
+        raise InputError(
             f"a label image of shape {labels.shape}, expected one class index per pixel"
         )
     strange = [int(v) for v in np.unique(labels) if num_classes <= v != IGNORE_LABEL]
     if strange:
-        raise ValueError(f"classes {strange} in a label image, expected 0 to {num_classes - 1}")
+        raise InputError(f"classes {strange} in a label image, expected 0 to {num_classes - 1}")
     return labels.astype(np.uint8)
 
 

@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from avs_jax.spec import InputError
+
 LARGEST = 65_000  # px; float16 ends there, and so does what a builder reads
 
 
-class FlowError(ValueError):
+class FlowError(InputError):
     """A folder that is not the dataset's, or an output that is another run's; one line."""
 
 

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from avs_jax.spec import InputError
+
 FIRST_FRAME = ("next", "zeros")
 SOURCES = ("none", "auto", "difference")
 MAPS = ("magnitude_max", "magnitude_absolute", "uv")
@@ -44,13 +46,13 @@ def check_config(config: Any) -> None:
     choices_of |= {"model": MODELS, "pairs": PAIRS}
     for key, choices in choices_of.items():
         if config[key] not in choices:
-            raise ValueError(
+            raise InputError(
                 f"config.data.motion.{key} is {config[key]!r}, expected one of {choices}"
             )
     if not config.scale > 0:
-        raise ValueError(f"config.data.motion.scale is {config.scale}, expected more than 0")
+        raise InputError(f"config.data.motion.scale is {config.scale}, expected more than 0")
     if config.source == "difference" and needs_vectors(config):
-        raise ValueError(
+        raise InputError(
             f"config.data.motion.map = {config.map!r} with compensate_camera = "
             f"{config.compensate_camera} needs flow (u, v); source = 'difference' has none"
         )
@@ -69,7 +71,7 @@ def num_channels(config: Any) -> int:
 def map_index(frame: int, num_frames: int, first_frame: str) -> int | None:
     """The map that a frame takes, between 1 and num_frames - 1, or None for zeros."""
     if first_frame not in FIRST_FRAME:
-        raise ValueError(
+        raise InputError(
             f"config.data.motion.first_frame is {first_frame!r}, expected {FIRST_FRAME}"
         )
     if frame > 0:
@@ -92,7 +94,7 @@ def before_augmentation(flow: np.ndarray, config: Any) -> np.ndarray:
     """
     _check_flow(flow)
     if needs_vectors(config) and flow.shape[-1] != 2:
-        raise ValueError(
+        raise InputError(
             f"config.data.motion.map = {config.map!r} with compensate_camera = "
             f"{config.compensate_camera} needs flow (u, v), but magnitudes are stored: "
             "make the flow anew (python -m avs_jax.flow)"

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from avs_jax.data.clip import Clip, Record, empty_clip, prepare_clip
-from avs_jax.spec import HOST_FIELDS
+from avs_jax.spec import HOST_FIELDS, InputError
 
 __all__ = [
     "Loader",
@@ -59,14 +59,14 @@ def open_records(config: Any, split: str) -> Sequence[Record]:
         )
     if len(found) > 1:
         variants = sorted(str(path.relative_to(root)) for path in found)
-        raise ValueError(
+        raise InputError(
             f"config.data.dataset {config.data.dataset!r} is one of {variants}: which?"
         )
     (versions,) = found.values()
     newest = max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
     builder = tfds.builder_from_directory(newest)
     if split not in builder.info.splits:
-        raise ValueError(f"no split {split!r} in {newest}, there are {sorted(builder.info.splits)}")
+        raise InputError(f"no split {split!r} in {newest}, there are {sorted(builder.info.splits)}")
     return builder.as_data_source(split)
 
 
@@ -105,7 +105,7 @@ class TrainBatches:
         start_step: int = 0,
     ):
         if not len(records):
-            raise ValueError("no training clip")
+            raise InputError("no training clip")
         self.records, self.config, self.batch_size = records, config, batch_size
         self.rows = _process_rows(batch_size, process_index, process_count)
         self.start_step = start_step
@@ -155,7 +155,7 @@ class EvalBatches:
 
 def _process_rows(batch_size: int, process_index: int, process_count: int) -> range:
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
+        raise InputError(
             f"a batch of {batch_size} clips cannot be shared by {process_count} processes"
         )
     share = batch_size // process_count

@@ -17,7 +17,7 @@ import av
 import av.error
 import numpy as np
 
-from avs_jax.spec import FRAME_OFFSET_SECONDS
+from avs_jax.spec import FRAME_OFFSET_SECONDS, InputError
 
 MIN_REST_SECONDS = 0.25  # a shorter rest after the last whole second is not shown
 _JITTER_SECONDS = 0.02  # audio time stamps this close to the sample count are rounding
@@ -27,7 +27,7 @@ _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _Path = str | os.PathLike
 
 
-class VideoError(ValueError):
+class VideoError(InputError):
     """A file that is no usable video with sound; the message names the file and the reason."""
 
     def __init__(self, path: _Path, reason: str):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from avs_jax.ops.sampling import sample_bilinear
+from avs_jax.spec import InputError
 
 
 def matching_cost(
@@ -77,7 +78,7 @@ def match(cost: jax.Array, target_valid: jax.Array) -> jax.Array:
     """
     num_queries, num_targets = cost.shape[1:]
     if num_targets > num_queries:
-        raise ValueError(
+        raise InputError(
             f"{num_targets} targets per frame cannot each have one of {num_queries} queries: "
             "model.num_queries must be at least data.max_targets"
         )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from avs_jax.models.avs import AUDIO_BACKBONES, AVS, BACKBONES, FUSIONS, part_class
-from avs_jax.spec import nearest
+from avs_jax.spec import InputError, nearest
 
 __all__ = ["AVS", "build_model"]
 
@@ -24,11 +24,11 @@ def build_model(model_config: Mapping[str, Any]) -> AVS:
     fields = {field.name for field in dataclasses.fields(AVS)} - {"parent", "name"}
     unknown, missing = sorted(set(config) - fields), sorted(fields - set(config))
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"model.{unknown[0]}: no such key; nearest: {nearest(unknown[0], sorted(fields))}"
         )
     if missing:
-        raise ValueError(f"the model configuration lacks {missing}")
+        raise InputError(f"the model configuration lacks {missing}")
     for what, table in (
         ("backbone", BACKBONES),
         ("audio_backbone", AUDIO_BACKBONES),

@@ -26,7 +26,15 @@ from avs_jax.models.fusion.ama import AMA
 from avs_jax.models.fusion.gates import ChannelGate
 from avs_jax.models.layers import MLP
 from avs_jax.ops.sampling import resize_bilinear
-from avs_jax.spec import PIXEL_MEAN, PIXEL_STD, SIZE_DIVISOR, check_shape, frame_ids, nearest
+from avs_jax.spec import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    SIZE_DIVISOR,
+    InputError,
+    check_shape,
+    frame_ids,
+    nearest,
+)
 
 # A part is a row: name in the configuration -> module. None = the part is absent.
 BACKBONES = {"swin": Swin}
@@ -44,7 +52,7 @@ def part_class(what: str, table: Mapping[str, type | None], config: Mapping[str,
     """
     name = config.get("name")
     if name not in table:
-        raise ValueError(f"model.{what}.name = {name!r}: choose one of {sorted(table)}")
+        raise InputError(f"model.{what}.name = {name!r}: choose one of {sorted(table)}")
     return table[name]
 
 
@@ -58,7 +66,7 @@ def make_part(what: str, module: type, config: Mapping[str, Any], **fields: Any)
     given = {key: value for key, value in config.items() if key != "name"}
     for key in given:
         if key not in known:
-            raise ValueError(
+            raise InputError(
                 f"model.{what}.{key}: {module.__name__} has no such field; "
                 f"nearest: {nearest(key, sorted(known)) or sorted(known)}"
             )

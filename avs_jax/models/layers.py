@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avs_jax.spec import InputError
+
 Initializer = Callable[..., jax.Array]
 
 xavier_uniform = nn.initializers.xavier_uniform()
@@ -161,7 +163,7 @@ class GroupNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         if channels % self.num_groups:
-            raise ValueError(
+            raise InputError(
                 f"GroupNorm: {channels} channels do not divide into {self.num_groups} groups"
             )
         y = _wide(x).reshape(*x.shape[:-1], self.num_groups, channels // self.num_groups)
@@ -272,7 +274,7 @@ class MultiheadAttention(nn.Module):
         """
         width = query.shape[-1]
         if width % self.num_heads:
-            raise ValueError(f"attention: {width} channels do not divide into {self.num_heads}")
+            raise InputError(f"attention: {width} channels do not divide into {self.num_heads}")
         head_dim = width // self.num_heads
         q, k, v = (
             x.reshape(*x.shape[:2], self.num_heads, head_dim)

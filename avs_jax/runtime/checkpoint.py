@@ -22,7 +22,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from avs_jax.runtime.optim import flatten, unflatten
 from avs_jax.runtime.step import TrainState
-from avs_jax.spec import nearest
+from avs_jax.spec import InputError, nearest
 
 FOLDER = "checkpoints"
 METRIC = "mIoU"  # what "best" means
@@ -197,8 +197,12 @@ def find_checkpoint(directory: str | pathlib.Path) -> pathlib.Path:
 
 
 def fill_variables(
-    params: Mapping, batch_stats: Mapping, directory: str | pathlib.Path, fresh: Sequence[str]
-) -> tuple[dict, dict]:
+    params: Mapping,
+    batch_stats: Mapping,
+    directory: str | pathlib.Path,
+    fresh: Sequence[str] = (),
+    dropped: Sequence[str] = (),
+) -> tuple[dict, dict, list[str]]:
     """Replaces initial values by those of a checkpoint, placed as the initial ones are.
 
     Args:
@@ -206,33 +210,38 @@ def fill_variables(
       batch_stats: nested, initial.
       directory: as in `load_variables`.
       fresh: path regexes that keep their initial value.
+      dropped: path regexes of the checkpoint's tensors that are not taken.
 
     Returns:
-      (params, batch_stats).
+      (params, batch_stats, the paths that were not taken or kept their initial value).
 
     Raises:
       ValueError: listing every tensor that is missing, superfluous or of another shape.
     """
     loaded_params, loaded_stats, _ = load_variables(directory)
-    filled, problems = [], []
+    filled, problems, aside = [], [], []
     for initial, loaded in ((params, loaded_params), (batch_stats, loaded_stats)):
         initial, loaded = flatten(initial), flatten(loaded)
         keep = {path for path in initial if any(re.fullmatch(rule, path) for rule in fresh)}
+        drop = {path for path in loaded if any(re.fullmatch(rule, path) for rule in dropped)}
+        aside += sorted(keep | drop)
         problems += _differences(
-            {path: x.shape for path, x in loaded.items() if path not in keep},
+            {path: x.shape for path, x in loaded.items() if path not in keep | drop},
             {path: x.shape for path, x in initial.items() if path not in keep},
         )
         filled.append((initial, loaded, keep))
     if problems:
-        raise ValueError(
+        raise InputError(
             f"config.train.init_from={str(directory)!r}: {len(problems)} tensor(s) do not fit "
-            "(config.train.init_fresh names those to leave as initialised):\n  "
+            "(config.train.init_fresh names those to leave as initialised, "
+            "config.train.init_dropped those of the checkpoint to leave out):\n  "
             + "\n  ".join(problems)
         )
-    return tuple(
+    trees = (
         unflatten({p: x if p in keep else _place(loaded[p], x) for p, x in initial.items()})
         for initial, loaded, keep in filled
     )
+    return *trees, aside
 
 
 def plain_config(config: ConfigDict) -> dict:
@@ -260,7 +269,7 @@ def check_same_config(stored: ConfigDict, config: ConfigDict, directory: pathlib
         and not any(re.fullmatch(rule, key) for rule in HARMLESS_KEYS)
     ]
     if lines:
-        raise ValueError(
+        raise InputError(
             f"{directory} was made by another configuration; use another --workdir, or the same "
             "values:\n  " + "\n  ".join(lines)
         )
@@ -316,7 +325,7 @@ def _read_state(directory: pathlib.Path, target: dict) -> dict:
     stored = {name: tree for name, tree in _stored_shapes(directory).items() if name in target}
     problems = _differences(_paths(stored), _paths(target))
     if problems:
-        raise ValueError(f"{directory} holds other tensors:\n  " + "\n  ".join(problems))
+        raise InputError(f"{directory} holds other tensors:\n  " + "\n  ".join(problems))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
             directory / "state",

@@ -4,19 +4,20 @@ Flags belong to one call, not to the process, so that a `main` can be called any
 """
 
 import pathlib
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from avs_jax.spec import nearest
+from avs_jax.spec import InputError, nearest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent  # holds configs/
 
 
-class UsageError(ValueError):
+class UsageError(InputError):
     """A command line that asks for something that does not exist; one line, for the user."""
 
 
@@ -45,6 +46,8 @@ def parse(
       SystemExit: --help, after printing it.
     """
     argv = list(argv)
+    quiet_libraries()
+    _check_config_file(argv)
     if str(ROOT) not in sys.path:  # configuration files import configs.base
         sys.path.append(str(ROOT))
     own = [arg for arg in argv if not arg.startswith(("--config.", "-config."))]
@@ -67,6 +70,21 @@ def parse(
                 raise UsageError(f"--config.{key}: no such key; nearest: {known}")
     values, config = _parse_own(argv, define, description)
     return config, values
+
+
+def quiet_libraries() -> None:
+    """Keeps Orbax's and grain's warnings, which tell a user nothing, from the screen."""
+    logging.set_verbosity(logging.ERROR)
+
+
+def _check_config_file(argv: Sequence[str]) -> None:
+    """Raises where --config=FILE names no file, which ml_collections reports in its own terms."""
+    for value in (arg.split("=", 1)[1] for arg in argv if re.match("--?config=", arg)):
+        path = pathlib.Path(value.split(":")[0])
+        if not path.is_file():
+            there = sorted(str(p) for p in path.parent.glob("*.py"))
+            known = ", ".join(nearest(str(path), there)) or "no .py in that folder"
+            raise UsageError(f"--config={value}: {path} is not a file; nearest: {known}")
 
 
 def _parse_own(argv, define, description) -> tuple[flags.FlagValues, ConfigDict | None]:

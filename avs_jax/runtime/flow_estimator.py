@@ -18,7 +18,7 @@ from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.models.backbones.raft import RAFT, STRIDE, VARIANTS, pad_to_stride
 from avs_jax.runtime.checkpoint import load_variables
 from avs_jax.runtime.optim import flatten
-from avs_jax.spec import check_shape
+from avs_jax.spec import InputError, check_shape
 
 # Correlations of all pairs that may lie in memory at once; larger pictures go row by row.
 ALL_PAIRS_BYTES = 2 << 30
@@ -48,11 +48,11 @@ class FlowEstimator:
           ValueError: an unknown model, or weights of another one; names both.
         """
         if model not in VARIANTS:
-            raise ValueError(f"flow model {model!r}: choose one of {sorted(VARIANTS)}")
+            raise InputError(f"flow model {model!r}: choose one of {sorted(VARIANTS)}")
         params, batch_stats, config = load_variables(weights)
         stored = config.get("name", "a model without a name")
         if stored != model:
-            raise ValueError(f"{weights} holds weights of {stored}, expected {model}")
+            raise InputError(f"{weights} holds weights of {stored}, expected {model}")
         self.model, self.batch_size, self.num_iterations = model, batch_size, num_iterations
         self._dtype = dtype
         self._variables = jax.device_put({"params": params, "batch_stats": batch_stats})

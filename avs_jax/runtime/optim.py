@@ -27,7 +27,7 @@ import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from avs_jax.spec import Array, nearest
+from avs_jax.spec import Array, InputError, nearest
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -82,7 +82,7 @@ def split_frozen(
     flat = flatten(params)
     for pattern in frozen:
         if not any(re.fullmatch(pattern, path) for path in flat):
-            raise ValueError(
+            raise InputError(
                 f"config.optim.frozen: {pattern!r} matches no parameter; "
                 f"nearest paths: {nearest(pattern, list(flat)) or sorted(flat)[:3]}"
             )
@@ -104,7 +104,7 @@ def assign_groups(paths: Iterable[str], groups: Sequence[Group]) -> dict[str, Gr
     }
     missing = [path for path, row in assigned.items() if row is None]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"config.optim.groups: no row matches {missing}; rows: {[row[0] for row in groups]}"
         )
     return assigned

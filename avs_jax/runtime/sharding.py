@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from avs_jax.spec import HOST_FIELDS, Array
+from avs_jax.spec import HOST_FIELDS, Array, InputError
 
 AXES = ("data", "fsdp")
 # (path regex, how a leaf is laid out): the first row that matches the whole path counts. "shard"
@@ -42,7 +42,7 @@ def make_mesh(config: ConfigDict, devices: list | None = None) -> Mesh:
         data = count // fsdp
     if data * fsdp != count or min(data, fsdp) < 1:
         fits = [(count // n, n) for n in range(1, count + 1) if count % n == 0]
-        raise ValueError(
+        raise InputError(
             f"config.train.mesh data={config.train.mesh.data}, fsdp={fsdp} does not fit {count} "
             f"device(s) of kind {devices[0].device_kind}; (data, fsdp) may be one of {fits}"
         )
@@ -103,7 +103,7 @@ def check_batch_size(name: str, size: int, mesh: Mesh, accumulate: int = 1) -> N
     unit = mesh.size * accumulate
     if size < 1 or size % unit:
         fits = sorted({max(unit, size // unit * unit), (max(size, 0) // unit + 1) * unit})
-        raise ValueError(
+        raise InputError(
             f"{name}={size} is not divisible by {mesh.size} device(s) x {accumulate} "
             f"micro-batch(es); nearest sizes that are: {fits}, or use fewer devices"
         )

@@ -4,6 +4,7 @@ import flax.linen as nn
 
 from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.backbones.vggish import VGGish
+from avs_jax.spec import InputError
 
 VISUAL_BACKBONES: dict[str, type[nn.Module]] = {"swin": Swin}
 AUDIO_BACKBONES: dict[str, type[nn.Module]] = {"vggish": VGGish}
@@ -29,5 +30,5 @@ def audio_backbone(name: str) -> type[nn.Module]:
 
 def _look_up(table: dict[str, type[nn.Module]], name: str, key: str) -> type[nn.Module]:
     if name not in table:
-        raise ValueError(f"{key}: {name!r} is not one of {', '.join(sorted(table))}")
+        raise InputError(f"{key}: {name!r} is not one of {', '.join(sorted(table))}")
     return table[name]

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avs_jax.models.layers import LayerNorm, Linear, torch_uniform
-from avs_jax.spec import check_shape
+from avs_jax.spec import InputError, check_shape
 
 PATCH = 4  # pixels per side of a token of the first stage
 MASKED = -100.0  # added to the score of two tokens that only the cyclic shift made neighbours
@@ -114,17 +114,17 @@ class Swin(nn.Module):
         for field in ("depths", "num_heads"):
             values = getattr(self, field)
             if len(values) != len(LEVELS) or min(values) < 1:
-                raise ValueError(f"Swin.{field}: {values}, expected four positive numbers")
+                raise InputError(f"Swin.{field}: {values}, expected four positive numbers")
         for i, heads in enumerate(self.num_heads):
             if self.embed_dim * 2**i % heads:
-                raise ValueError(
+                raise InputError(
                     f"Swin.num_heads[{i}]: {heads} does not divide the stage's channels, "
                     f"{self.embed_dim * 2**i}"
                 )
         if self.window_size < 1:
-            raise ValueError(f"Swin.window_size: {self.window_size}, expected at least 1")
+            raise InputError(f"Swin.window_size: {self.window_size}, expected at least 1")
         if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"Swin.drop_path_rate: {self.drop_path_rate}, expected 0 <= rate < 1")
+            raise InputError(f"Swin.drop_path_rate: {self.drop_path_rate}, expected 0 <= rate < 1")
 
 
 def drop_path_scales(key: Array, frame_ids: Array, depth: int, max_rate: float) -> Array:

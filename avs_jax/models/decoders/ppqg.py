@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax.models.layers import MLP, Conv, Embedding, LayerNorm, Linear, MultiheadAttention
+from avs_jax.spec import InputError
 
 PROTOTYPE_HEADS = 4
 
@@ -170,7 +171,7 @@ class PPQG(nn.Module):
         if made_for != height * width:
             side = made_for**0.5
             square = f", e.g. images of {4 * side:.0f} x {4 * side:.0f} px" if side % 1 == 0 else ""
-            raise ValueError(
+            raise InputError(
                 f"PPQG: mask features are {height} x {width} = {height * width} pixels, but the "
                 f"query mixer's parameters are for {made_for}{square}; the images must have the "
                 "size that the parameters were made for"

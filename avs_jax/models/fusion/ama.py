@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from avs_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear
 from avs_jax.ops.sampling import resize_bilinear
+from avs_jax.spec import InputError
 
 EPSILON = 1e-8
 FLAT = 1e-6  # of max - min
@@ -48,7 +49,7 @@ def normalize_map(
         relative = attention * (attention.shape[1] * attention.shape[2])
         return relative / (1 + relative)
     if method != "minmax":
-        raise ValueError(f"fusion.normalize = {method!r}: choose one of {NORMALIZATIONS}")
+        raise InputError(f"fusion.normalize = {method!r}: choose one of {NORMALIZATIONS}")
     lowest = attention.min((1, 2), keepdims=True)
     greatest = attention.max((1, 2), keepdims=True)
     flat = greatest - lowest < FLAT
@@ -132,12 +133,12 @@ class AMA(nn.Module):
 
     def _check_fields(self):
         if self.temperature_mode not in TEMPERATURE_MODES:
-            raise ValueError(
+            raise InputError(
                 f"fusion.temperature_mode = {self.temperature_mode!r}: choose one of "
                 f"{TEMPERATURE_MODES}"
             )
         if self.embed_dim % self.num_heads:
-            raise ValueError(
+            raise InputError(
                 f"fusion.embed_dim = {self.embed_dim} does not divide into "
                 f"fusion.num_heads = {self.num_heads}"
             )
