@@ -1,0 +1,162 @@
+"""Checks on a configuration that a run killed with -9 ends as one that was never stopped.
+
+  python scripts/check_resume.py --config=configs/s4_ama.py:demo --output=DIR --kills=6
+      --config.train.steps=24 --config.train.checkpoint_every=6
+
+Trains in OUTPUT/run without interruption and puts the result aside as OUTPUT/whole. Then trains in
+OUTPUT/run again, where the same command is killed and started anew: in turn at a random moment and
+while a checkpoint is being written. What both last checkpoints hold (parameters, statistics,
+optimiser, step) is compared bit for bit. All flags but its own go to avs_jax.main. The exit status
+is 0 where nothing differs.
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # folders of a save that is under way
+POLL_SECONDS = 0.002
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs, kills, compares; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output", required=True, help="folder of both runs; must not hold them")
+    parser.add_argument("--kills", type=int, default=6, help="how many (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
+    args, rest = parser.parse_known_args(argv)
+    output = pathlib.Path(args.output).expanduser().resolve()
+    whole, killed = output / "whole", output / "run"
+    for workdir in (whole, killed):
+        if workdir.exists():
+            parser.error(f"{workdir} exists; name another --output")
+    output.mkdir(parents=True, exist_ok=True)
+
+    print(f"{whole}: a run that is not stopped", flush=True)
+    run_to_the_end(rest, killed)
+    killed.rename(whole)
+    last = newest_step(whole)
+    cache = whole / "compilation_cache"
+    if cache.is_dir():  # its keys hold the path, which is therefore the same for both runs
+        shutil.copytree(cache, killed / "compilation_cache")
+    rng, seconds = random.Random(args.seed), 30.0
+    for i in range(args.kills):
+        seconds, how = run_and_kill(rest, killed, rng, seconds, in_save=i % 2 == 1)
+        print(
+            f"kill {i + 1}/{args.kills}: {how}; newest checkpoint {newest_step(killed)}", flush=True
+        )
+    run_to_the_end(rest, killed)
+
+    if newest_step(killed) != last:
+        print(f"FAILED: ends at step {newest_step(killed)}, the whole run at {last}")
+        return 1
+    differing = compare(whole, killed, last)
+    if differing:
+        print(f"FAILED: {len(differing)} array(s) differ at step {last}:\n  ", end="")
+        print("\n  ".join(differing))
+        return 1
+    print(f"PASSED: after {args.kills} kills step {last} is the same, bit for bit")
+    return 0
+
+
+def start(flags: list[str], workdir: pathlib.Path) -> subprocess.Popen:
+    """Starts training; what it says goes to WORKDIR.log."""
+    command = [sys.executable, "-m", "avs_jax.main", f"--workdir={workdir}", *flags]
+    with workdir.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+
+def run_to_the_end(flags: list[str], workdir: pathlib.Path) -> None:
+    """Trains what is left.
+
+    Raises:
+      SystemExit: the run failed.
+    """
+    if start(flags, workdir).wait():
+        raise SystemExit(f"the run failed; see {workdir.with_suffix('.log')}")
+
+
+def run_and_kill(
+    flags: list[str], workdir: pathlib.Path, rng: random.Random, seconds: float, in_save: bool
+) -> tuple[float, str]:
+    """Starts a run and kills its process group.
+
+    Args:
+      seconds: longest life where the moment is random.
+      in_save: wait for a save and kill within it, at a random one of its moments.
+
+    Returns:
+      (longest life for the next call, what was done). A run that ended before its kill halves it.
+    """
+    process, begun = start(flags, workdir), time.monotonic()
+    deadline = begun + rng.uniform(0, seconds)
+    what, old_removed = "at a random moment", False
+    while process.poll() is None:
+        unfinished = any((workdir / "checkpoints").glob(UNFINISHED))
+        old_removed |= not unfinished  # the run removes what the kill before left
+        if in_save and unfinished and old_removed:
+            time.sleep(rng.uniform(0, 0.3))
+            what = "in a save"
+            break
+        if not in_save and time.monotonic() > deadline:
+            break
+        time.sleep(POLL_SECONDS)
+    life = time.monotonic() - begun
+    if process.poll() is not None:
+        if process.returncode:
+            raise SystemExit(f"the run failed; see {workdir.with_suffix('.log')}")
+        return seconds / 2, f"too late, it was done after {life:.1f} s"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    unfinished = len(list((workdir / "checkpoints").glob(UNFINISHED)))
+    return seconds, f"{what}, after {life:.1f} s, {unfinished} unfinished save(s) left"
+
+
+def newest_step(workdir: pathlib.Path) -> int | None:
+    """The newest complete checkpoint, None where there is none."""
+    steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+    return max(steps, default=None)
+
+
+def compare(first: pathlib.Path, second: pathlib.Path, step: int) -> list[str]:
+    """Paths of the arrays that are not the same bytes in both runs' checkpoints of a step."""
+    one, other = (_read(workdir / "checkpoints" / str(step)) for workdir in (first, second))
+    return [
+        path
+        for path in sorted(one.keys() | other.keys())
+        if path not in one
+        or path not in other
+        or (one[path].dtype, one[path].shape) != (other[path].dtype, other[path].shape)
+        or one[path].tobytes() != other[path].tobytes()
+    ]
+
+
+def _read(directory: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every array of one checkpoint, by path, as numpy."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        stored = checkpointer.metadata(directory / "state").item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        tree = checkpointer.restore(
+            directory / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
