@@ -151,6 +151,7 @@ def base_config() -> ConfigDict:
     train.compilation_cache = True  # in the workdir
     train.init_from = ""  # checkpoint or converted weights to start from; "": random
     train.init_fresh = ()  # path regexes that keep their random start under init_from
+    train.init_dropped = ()  # path regexes of init_from's tensors that this model does not have
 
     # ---- evaluation ----
     evaluate = config.evaluate = ConfigDict()

@@ -27,6 +27,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.num_supervised = 5
     config.data.prototype_target = "none"
     config.data.num_prototypes = 0
+    # What a checkpoint of S4 has for its prototypes and MS3 does not.
+    config.train.init_dropped = (
+        r"predictor/visual_query_block/(prototype|pre_attn)/.*",
+        r"predictor/(audio|proto)_proj/.*",
+        r"logit_scale",
+    )
     config.train.steps = 40_000
     config.train.eval_every = 500
     if variant == "demo":

@@ -158,12 +158,21 @@ def test_parameters_alone_go_through_a_directory_of_their_own(tmp_path):
     with pytest.raises(ValueError, match="ama/bn1/mean .4,.: not in the checkpoint"):
         checkpoint.fill_variables(initial.params, initial.batch_stats, tmp_path / "a", ())
     fresh = (r"ama/.*", r"logit_scale")
-    params, stats = checkpoint.fill_variables(
+    params, stats, aside = checkpoint.fill_variables(
         initial.params, initial.batch_stats, tmp_path / "a", fresh
     )
+    assert "logit_scale" in aside
     assert_same(params["backbone"], state.params["backbone"])
     assert_same(params["logit_scale"], initial.params["logit_scale"])
     assert_same(stats, initial.batch_stats)
+
+    del initial.params["logit_scale"]  # a model that lacks what the checkpoint holds
+    with pytest.raises(ValueError, match="logit_scale"):
+        checkpoint.fill_variables(initial.params, initial.batch_stats, tmp_path / "a", fresh)
+    params, _, aside = checkpoint.fill_variables(
+        initial.params, initial.batch_stats, tmp_path / "a", fresh, (r"logit_scale",)
+    )
+    assert "logit_scale" not in params and "logit_scale" in aside
 
 
 KILLED = """
