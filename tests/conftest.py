@@ -1,6 +1,8 @@
 """Every test runs on 8 fake CPU devices and without network.
 
-Silent rank promotion and warnings are errors.
+Silent rank promotion and warnings are errors. XLA compiles without its expensive passes: the suite
+compiles far more than it computes. The whole model through the command lines (test_convert) is the
+exception and runs as users run it. What one worker compiled the others find.
 """
 
 import os
@@ -22,6 +24,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "xla"))
 
 GOLDEN = ROOT / "tests" / "golden"
 

@@ -108,6 +108,15 @@ def test_names_renamed_by_a_load_without_metadata_are_not_guessed_at(small):
         apply_rules(renamed, vct_rules(config.model), shapes)
 
 
+@pytest.fixture
+def full_optimization():
+    """Compile as users do, not as conftest.py does for speed."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.mark.usefixtures("full_optimization")
 def test_golden_through_both_command_lines(tmp_path, golden_dir):
     config = with_values(base_config(), TINY)
     np.savez(tmp_path / "vct.npz", **state_dict(config, (96, 128)))

@@ -26,14 +26,6 @@ from tests.golden.draws import golden_draws
 ZERO_GRADIENT = "sem_seg_head.predictor.visual_query_block.assign_attn.q_proj.bias"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These functions run a few times only: half the time to compile, the same numbers."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class WithNoise:
     """The model, its Gumbel noise taken from the batch."""
 

@@ -19,13 +19,11 @@ from tests import small
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Later runs of this file find the first one's functions, compiled in half the time."""
+    """Later runs of this file find the first one's compiled functions."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_disable_most_optimizations", True)
     compilation_cache.reset_cache()  # else it stays off where something was compiled before
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
 
