@@ -1,4 +1,4 @@
-"""Every configuration builds, and model, criterion and optimiser accept it: shapes only, seconds."""
+"""Every configuration builds; model, criterion and optimiser accept it: shapes only, seconds."""
 
 import functools
 import importlib.util

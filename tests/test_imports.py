@@ -1,4 +1,4 @@
-"""Imports point down only: main -> programs -> runtime, results, data, models, losses -> ops -> spec."""
+"""Imports point down only: programs -> runtime, results, data, models, losses -> ops -> spec."""
 
 import ast
 import pathlib
