@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             workers=args.workers,
             setting=args.setting,
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"make_clips: {error}", file=sys.stderr)
         return 1
     total = args.train + args.val + args.test

@@ -8,10 +8,11 @@ run in the background and count only once they are complete: one that was cut of
 next start. The newest N and the best by validation mIoU are kept.
 """
 
+import contextlib
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -109,15 +110,16 @@ class Checkpoints:
           RuntimeError: Orbax declined the step, as it does for one that exists already.
         """
         step = int(position)
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(_as_dict(state)),
-                loader=ocp.args.JsonSave({"position": step}),
-                config=ocp.args.JsonSave(plain_config(self._config)),
-            ),
-            metrics=None if metrics is None else {k: float(v) for k, v in metrics.items()},
-        )
+        with _full_disk_is_os_error(self.directory):
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(_as_dict(state)),
+                    loader=ocp.args.JsonSave({"position": step}),
+                    config=ocp.args.JsonSave(plain_config(self._config)),
+                ),
+                metrics=None if metrics is None else {k: float(v) for k, v in metrics.items()},
+            )
         if not saved:
             raise RuntimeError(
                 f"{self.directory}: step {step} was not saved; there are "
@@ -126,11 +128,27 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the running save is complete."""
-        self._manager.wait_until_finished()
+        with _full_disk_is_os_error(self.directory):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the running save and releases the threads."""
-        self._manager.close()
+        with _full_disk_is_os_error(self.directory):
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _full_disk_is_os_error(directory: pathlib.Path) -> Iterator[None]:
+    """Orbax reports a full disk as a ValueError of many lines, from its background thread."""
+    try:
+        yield
+    except Exception as error:
+        if "No space left on device" not in str(error):
+            raise
+        raise OSError(
+            f"{directory}: no space left for a checkpoint; the last complete one is kept, and the "
+            "same command goes on from it once there is room"
+        ) from error
 
 
 def save_variables(directory: str | pathlib.Path, variables: Mapping, config: ConfigDict) -> None:
