@@ -58,10 +58,15 @@ def main(argv: list[str] | None = None) -> int:
     except (
         common.DatasetFilesError,
         common.DatasetLayoutError,
-        BlockingIOError,
+        OSError,
         ModuleNotFoundError,
     ) as error:
         print(f"build_dataset: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "No space left" not in str(error):  # so TFDS reports a full disk
+            raise
+        print(f"build_dataset: {error}; nothing was built", file=sys.stderr)
         return 1
     return 0
 

@@ -1,0 +1,49 @@
+"""Training on supervised frames only has the loss and the gradients of training on all frames.
+
+Frames meet nowhere in the model but in AMA's batch statistics, which come from the frames that are
+there; with the others marked as not valid the two ways agree there too.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avs_jax.losses.criterion import compute_losses
+from avs_jax.models import build_model
+from avs_jax.runtime import optim
+from avs_jax.runtime.step import STREAMS, init_variables
+from tests import small
+
+
+def test_supervised_frames_give_the_loss_and_gradients_of_all():
+    config = small.small_config("ama")
+    config.model.backbone.drop_path_rate = 0.2
+    config.model.decoder.num_layers = 1
+    model = build_model(config.model)
+    keys = dict(zip(STREAMS, jax.random.split(jax.random.key(3), len(STREAMS)), strict=True))
+
+    def loss(params, batch_stats, batch):
+        variables = {"params": params, "batch_stats": batch_stats}
+        outputs, _ = model.apply(variables, batch, train=True, rngs=keys, mutable=["batch_stats"])
+        return compute_losses(outputs, batch, jax.random.key(5), config.loss)[0]
+
+    results = {}
+    for frames in ("supervised", "all"):
+        config.data.train_frames = frames
+        batch = {name: value[:2] for name, value in small.train_batch(config).items()}
+        batch["valid"] = batch["valid"] & batch["supervised"]
+        if frames == "supervised":
+            params, batch_stats = jax.jit(lambda b: init_variables(model, b, 0))(batch)
+        results[frames] = jax.jit(jax.value_and_grad(loss))(params, batch_stats, batch)
+        assert batch["images"].shape[1] == {"supervised": 1, "all": 5}[frames]
+
+    (few_loss, few), (all_loss, every) = results["supervised"], results["all"]
+    np.testing.assert_allclose(few_loss, all_loss, rtol=1e-6)
+    few, every = optim.flatten(few), optim.flatten(every)
+    size = jnp.sqrt(sum(jnp.square(x).sum() for x in every.values()))
+    for path, value in every.items():
+        error = jnp.linalg.norm((few[path] - value).ravel())
+        assert error <= 1e-4 * jnp.linalg.norm(value.ravel()) + 1e-6 * size, path
+    for path in ("ama/q_proj/kernel", "ama/flow_encoder_0/kernel", "ama/temperature"):
+        # S4 trains on first frames only, and AMA must learn from them.
+        assert jnp.linalg.norm(every[path].ravel()) > 1e-6 * size, path
