@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from avs_jax import flow, predict
-from avs_jax.data import flow_files, motion, synthetic
+from avs_jax.data import flow_files, motion, synthetic_files
 from avs_jax.data.clip import prepare_clip
 from avs_jax.data.pipeline import open_records
 from avs_jax.data.video import VideoError, read_pairs, read_windows
@@ -25,7 +25,7 @@ SIDE = 64
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     root = tmp_path_factory.mktemp("clips")
-    synthetic.write_clips(root, num_train=1, num_val=0, num_test=1, size=SIDE, workers=1)
+    synthetic_files.write_clips(root, num_train=1, num_val=0, num_test=1, size=SIDE, workers=1)
     return root
 
 
