@@ -10,7 +10,6 @@ from flax import traverse_util
 
 from avs_jax.convert.rules import apply_rules
 from avs_jax.convert.tables import vggish_rules
-from avs_jax.models.backbones import audio_backbone
 from avs_jax.models.backbones.vggish import VGGish
 from tests.conftest import GOLDEN
 from tests.golden.compare import assert_golden, shapes_of, vct_params
@@ -79,6 +78,3 @@ def test_width_scales_every_layer_and_signals_survive_a_fresh_start():
 def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="log_mel: axis 96"):
         jax.eval_shape(VGGish().init, jax.random.key(0), jnp.zeros((1, 64, 96)))
-    assert audio_backbone("vggish") is VGGish
-    with pytest.raises(ValueError, match="model.audio_backbone.name: 'beats' is not one of vggish"):
-        audio_backbone("beats")
