@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from avs_jax.convert.reader import WeightsError, read_state_dict
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules
-from avs_jax.convert.tables import raft_rules, vct_rules
+from avs_jax.convert.tables import KEPT_ASIDE, raft_rules, vct_rules
 from avs_jax.data.motion import num_channels
 from avs_jax.models import build_model
 from avs_jax.models.backbones.raft import MIN_SIDE, RAFT
@@ -40,6 +40,7 @@ from avs_jax.runtime.step import init_variables
 from avs_jax.spec import MEL_BANDS, MEL_FRAMES, SIZE_DIVISOR
 
 MASK_STRIDE = 4
+BATCH_STATS = "batch_stats/"  # prefix of such paths in the rules' targets
 MIXER = "sem_seg_head.predictor.visual_query_block.query_mixer.layers.0.weight"  # [D, pixels]
 
 
@@ -51,7 +52,8 @@ class Source(NamedTuple):
 
 
 RAFT_SOURCE = "raft"  # a model of its own, not a part of a configuration's
-SOURCES = {"vct": Source(vct_rules, (r"ama/.*", r"predictor/visual_query_block/lambda"))}
+AMA = (r"(batch_stats/)?ama/.*", r"predictor/visual_query_block/lambda")
+SOURCES = {"vct": Source(vct_rules, AMA)}
 
 
 class Conversion(NamedTuple):
@@ -61,11 +63,13 @@ class Conversion(NamedTuple):
       variables: {"params", "batch_stats"}, nested, float32.
       fresh: paths that hold initial values.
       ignored: names of the source that were not taken.
+      kept: those of them that export needs, as they are.
     """
 
     variables: dict[str, dict]
     fresh: list[str]
     ignored: list[str]
+    kept: dict[str, np.ndarray]
 
 
 def convert(
@@ -84,33 +88,42 @@ def convert(
     """
     rules, fresh = SOURCES[source].rules(config.model), () if strict else SOURCES[source].fresh
     init = make_init(config, image_size(state_dict, config))
-    params, batch_stats = (
-        traverse_util.flatten_dict(tree, sep="/") for tree in jax.eval_shape(init)
-    )
-    shapes = {path: leaf.shape for path, leaf in params.items()}
-    found = apply_rules(state_dict, rules, shapes, fresh)
+    wanted = _flatten(*jax.eval_shape(init))
+    found = apply_rules(state_dict, rules, {path: x.shape for path, x in wanted.items()}, fresh)
     found = {path: np.asarray(array, np.float32) for path, array in found.items()}
-    missing = sorted(set(params) - set(found))
-    if missing or batch_stats:
-        wanted = set(missing)
+    missing = sorted(set(wanted) - set(found))
+    if missing:
 
-        @jax.jit  # XLA drops whatever does not lead to the leaves that are wanted
+        @jax.jit  # XLA drops whatever does not lead to the leaves that are missing
         def initial():
-            params, batch_stats = init()
-            flat = traverse_util.flatten_dict(params, sep="/")
-            return {path: x for path, x in flat.items() if path in wanted}, batch_stats
+            flat = _flatten(*init())
+            return {path: flat[path] for path in missing}
 
-        values, stats = jax.device_get(initial())
-        found |= values
-        batch_stats = traverse_util.flatten_dict(stats, sep="/")
+        found |= jax.device_get(initial())
+    ignored = _ignored(state_dict, rules)
     return Conversion(
-        {
-            "params": traverse_util.unflatten_dict(found, sep="/"),
-            "batch_stats": traverse_util.unflatten_dict(batch_stats, sep="/"),
-        },
-        missing + sorted(batch_stats),
-        _ignored(state_dict, rules),
+        _unflatten(found),
+        [path.removeprefix(BATCH_STATS) for path in missing],
+        ignored,
+        {name: state_dict[name] for name in ignored if re.fullmatch(KEPT_ASIDE, name)},
     )
+
+
+def _flatten(params: Mapping, batch_stats: Mapping) -> dict[str, Any]:
+    """Both collections as one flat tree, the rules' target."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    stats = traverse_util.flatten_dict(batch_stats, sep="/")
+    return flat | {BATCH_STATS + path: x for path, x in stats.items()}
+
+
+def _unflatten(flat: Mapping[str, Any]) -> dict[str, dict]:
+    """The inverse: {"params", "batch_stats"}."""
+    stats = {p.removeprefix(BATCH_STATS): x for p, x in flat.items() if p.startswith(BATCH_STATS)}
+    params = {path: x for path, x in flat.items() if not path.startswith(BATCH_STATS)}
+    return {
+        "params": traverse_util.unflatten_dict(params, sep="/"),
+        "batch_stats": traverse_util.unflatten_dict(stats, sep="/"),
+    }
 
 
 def convert_raft(state_dict: Mapping[str, np.ndarray]) -> tuple[Conversion, ConfigDict]:
@@ -123,16 +136,11 @@ def convert_raft(state_dict: Mapping[str, np.ndarray]) -> tuple[Conversion, Conf
     name, rules = "raft_large" if is_large else "raft_small", raft_rules()
     pictures = np.zeros((1, MIN_SIDE, MIN_SIDE, 3), np.uint8)
     tree = jax.eval_shape(lambda: RAFT(name).init(jax.random.key(0), pictures, pictures, 1))
-    if "batch_stats" in tree:
-        tree = tree["params"] | {"batch_stats": tree["batch_stats"]}
-    else:
-        tree = tree["params"]
-    shapes = {p: leaf.shape for p, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
-    found = apply_rules(state_dict, rules, shapes)
+    wanted = _flatten(tree["params"], tree.get("batch_stats", {}))
+    found = apply_rules(state_dict, rules, {path: x.shape for path, x in wanted.items()})
     found = {path: np.asarray(array, np.float32) for path, array in found.items()}
-    params = traverse_util.unflatten_dict(found, sep="/")
-    variables = {"batch_stats": params.pop("batch_stats", {}), "params": params}
-    return Conversion(variables, [], _ignored(state_dict, rules)), ConfigDict({"name": name})
+    result = Conversion(_unflatten(found), [], _ignored(state_dict, rules), {})
+    return result, ConfigDict({"name": name})
 
 
 def _ignored(state_dict: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> list[str]:
@@ -203,12 +211,14 @@ def run(argv: Sequence[str]) -> None:
             result = convert(state_dict, values.source, config, values.strict)
     except ConversionError as error:
         raise ConversionError(f"{values.input}, nothing was written: {error}") from error
-    save_variables(output, result.variables, config)
+    save_variables(output, result.variables, config, result.kept)
     params = traverse_util.flatten_dict(result.variables["params"], sep="/")
     count = sum(leaf.size for leaf in params.values())
     print(f"{output}: {len(state_dict) - len(result.ignored)} tensors of {values.input} taken")
     print(f"  parameters: {count:,} in {len(params)} leaves")
     print(f"  not taken, on purpose: {summary(result.ignored)}")
+    if result.kept:
+        print(f"  of these kept aside for export: {summary(list(result.kept))}")
     if result.fresh:
         print(f"  freshly initialised (seed {config.seed}): {', '.join(result.fresh)}")
     if is_raft:

@@ -10,12 +10,20 @@ from typing import Any
 
 from avs_jax.convert.rules import Rule
 
+# Names of a VCT state dict that no parameter takes and nothing can recompute, given back on export.
+KEPT_ASIDE = (
+    r"audio_backbone\.embeddings\.\d+\.(weight|bias)"
+    r"|criterion\.empty_weight"
+    r"|ama_module\.(v_proj\.weight|.*num_batches_tracked)"
+)
+
 
 def vct_rules(model_config: Mapping[str, Any]) -> list[Rule]:
-    """The whole state dict of VCT (repository spyflying/VCT_AVS), all three variants.
+    """The whole state dict of VCT (repository spyflying/VCT_AVS), all three variants, with AMA.
 
     Known and not taken: the tables of relative positions, which follow from the window size; the
-    class weights of the loss, which are configuration; VGGish's embedding MLP, which never runs.
+    class weights of the loss, which are configuration; VGGish's embedding MLP, which never runs
+    (`KEPT_ASIDE` says what the converter keeps of them, for the way back).
     Names are matched as they are: a state dict whose `sem_seg_head.pixel_decoder.` names were
     renamed by a load without torch's metadata matches nothing.
 
@@ -31,6 +39,7 @@ def vct_rules(model_config: Mapping[str, Any]) -> list[Rule]:
         *head_rules("sem_seg_head", model_config["pixel_decoder"]["num_layers"]),
         Rule(r"criterion\.logit_scale", "logit_scale"),
         Rule(r"criterion\.empty_weight", None),
+        *ama_rules("ama_module"),
     ]
 
 
@@ -156,6 +165,7 @@ def _predictor_rules(source: str, target: str) -> list[Rule]:
         *_linear_rules(rf"{source}(class_embed|audio_proj|proto_proj)\.", rf"{target}\1/"),
         *_linear_rules(rf"{source}mask_embed\.layers\.(\d+)\.", rf"{target}mask_embed/layers_\1/"),
         Rule(rf"{block}prototype\.weight", f"{ours}prototype/embedding"),
+        Rule(rf"{block}lambda", f"{ours}lambda"),  # of AMA
         *_linear_rules(rf"{block}pre_proj\.([04])\.", rf"{ours}pre_proj_\1/", "conv1x1"),
         *_linear_rules(rf"{block}pre_proj\.2\.", f"{ours}pre_proj_2/", "conv"),
         *_linear_rules(rf"{block}query_mixer\.layers\.(\d+)\.", rf"{ours}query_mixer/layers_\1/"),
@@ -169,8 +179,8 @@ def ama_rules(source_prefix: str) -> list[Rule]:
     """AMA, "ama_module" -> `ama` and, for the running statistics, `batch_stats/ama`.
 
     The value projection, which the original never reads, and the counters of batches are known and
-    not taken. The strength of the reweighting, `predictor/visual_query_block/lambda`, has no place
-    of its own in the original's module.
+    not taken. The strength of the reweighting, `predictor/visual_query_block/lambda`, is not part
+    of the original's module; `head_rules` has it.
     """
     source = _source(source_prefix)
     encoder = rf"{source}flow_encoder\."

@@ -1,7 +1,8 @@
 """Checkpoints: what a run leaves in its directory, and how it is found again.
 
   WORKDIR/checkpoints/STEP/   state (step, params, batch_stats, opt_state), loader, config, metrics
-  DIR/                        state (params, batch_stats), config: what a converter leaves
+  DIR/                        state (params, batch_stats), config: what a converter leaves, and
+                              `kept`, tensors of its source that the model does not have
 
 Both are Orbax composites with the same item names, so whoever wants parameters reads either. Saves
 run in the background and count only once they are complete: one that was cut off is not seen by the
@@ -26,6 +27,7 @@ from avs_jax.runtime.step import TrainState
 from avs_jax.spec import InputError, nearest
 
 FOLDER = "checkpoints"
+KEPT = "kept"  # item of converted weights
 METRIC = "mIoU"  # what "best" means
 STATE_FIELDS = ("step", "params", "batch_stats", "opt_state")
 # Keys that a resumed run may change: they leave every update of the parameters as it was, the mesh
@@ -138,37 +140,66 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _full_disk_is_os_error(directory: pathlib.Path) -> Iterator[None]:
+def _full_disk_is_os_error(
+    directory: pathlib.Path,
+    advice: str = "the last complete one is kept, and the same command goes on from it once there "
+    "is room",
+) -> Iterator[None]:
     """Orbax reports a full disk as a ValueError of many lines, from its background thread."""
     try:
         yield
     except Exception as error:
         if "No space left on device" not in str(error):
             raise
-        raise OSError(
-            f"{directory}: no space left for a checkpoint; the last complete one is kept, and the "
-            "same command goes on from it once there is room"
-        ) from error
+        raise OSError(f"{directory}: no space left for a checkpoint; {advice}") from error
 
 
-def save_variables(directory: str | pathlib.Path, variables: Mapping, config: ConfigDict) -> None:
+def save_variables(
+    directory: str | pathlib.Path,
+    variables: Mapping,
+    config: ConfigDict,
+    kept: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Writes parameters alone, for `load_variables`.
 
     Args:
       directory: must not exist.
       variables: {"params": ..., "batch_stats": ...}, nested dicts of arrays; batch_stats optional.
       config: the configuration they belong to.
+      kept: name -> array, tensors of a foreign file that no parameter takes, for `load_kept`.
+
+    Raises:
+      OSError: the disk is full.
     """
     directory = pathlib.Path(directory).expanduser().resolve()
     state = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(
-            directory,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state),
-                config=ocp.args.JsonSave(plain_config(config)),
-            ),
-        )
+    items = {
+        "state": ocp.args.PyTreeSave(state),
+        "config": ocp.args.JsonSave(plain_config(config)),
+    }
+    if kept:
+        items[KEPT] = ocp.args.PyTreeSave(dict(kept))
+    with (
+        _full_disk_is_os_error(directory, "nothing was written; make room and run it again"),
+        ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer,
+    ):
+        checkpointer.save(directory, args=ocp.args.Composite(**items))
+
+
+def load_kept(directory: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """What `save_variables` kept aside: name -> array, {} where it kept nothing.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+    """
+    directory = find_checkpoint(directory)
+    if not (directory / KEPT).is_dir():
+        return {}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        stored = checkpointer.metadata(directory / KEPT).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        args = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        return checkpointer.restore(directory / KEPT, args=args)
 
 
 def load_variables(directory: str | pathlib.Path) -> tuple[dict, dict, ConfigDict]:
