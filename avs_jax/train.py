@@ -20,13 +20,13 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from avs_jax.data import pipeline
-from avs_jax.evaluate import eval_batch_size, evaluate, make_score_step
 from avs_jax.losses.criterion import compute_losses
 from avs_jax.models import build_model
 from avs_jax.results.metrics import all_protocols
 from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.checkpoint import Checkpoints, fill_variables
 from avs_jax.runtime.log import Log
+from avs_jax.runtime.scoring import eval_batch_size, evaluate, make_score_step
 from avs_jax.runtime.step import init_state, init_variables, make_train_step
 
 VALIDATION_SPLIT = "val"

@@ -1,0 +1,161 @@
+"""One pass of a model over a split: batches in, counts of every frame out.
+
+Training validates with it and avs_jax.evaluate tests with it. Frames meet nowhere, neither in the
+model nor here, so the counts depend neither on the batch size nor on devices or processes.
+"""
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from avs_jax.results import metrics, visualize
+from avs_jax.results.postprocess import object_probability, sem_seg
+from avs_jax.runtime.sharding import AXES, batch_sharding, put_batch
+from avs_jax.runtime.step import make_predict_step
+
+MASK_STRIDE = 4  # pixels of the padded input per cell of pred_masks
+
+
+class Evaluation(NamedTuple):
+    """Result of one pass: counts of all processes' frames, and pictures by clip id."""
+
+    counts: metrics.FrameCounts
+    pictures: dict[str, np.ndarray]
+
+
+def make_score_step(model, config: ConfigDict, mesh: Mesh):
+    """The jitted way from a batch to what is scored, forward pass and postprocess in one.
+
+    Args:
+      model: Linen module.
+      config: the whole configuration; reads evaluate.score_size and data.num_classes.
+      mesh: devices that share the batch; each postprocesses its own rows, frame by frame.
+
+    Returns:
+      (params, batch_stats, batch) -> {"pred": [B, T, S, S], float32 probability of the object, or
+      int32 class where there are more than two; "motion_weight": [B, T, g, g] where AMA is on}.
+    """
+    predict, binary = make_predict_step(model), config.data.num_classes == 2
+    size = config.evaluate.score_size
+
+    def classes(pred_logits, pred_masks, images, valid):
+        def fold(x):
+            return x.reshape(-1, *x.shape[2:])
+
+        padded = tuple(MASK_STRIDE * n for n in pred_masks.shape[2:4])
+        scores = sem_seg(
+            fold(pred_logits), fold(pred_masks), padded, images.shape[2:4], size, fold(valid)
+        )
+        pred = object_probability(scores) if binary else scores.argmax(axis=-1)
+        return pred.reshape(*valid.shape, size, size)
+
+    rows = PartitionSpec(AXES)
+    classes = jax.shard_map(classes, mesh=mesh, in_specs=(rows,) * 4, out_specs=rows)
+
+    def step(params, batch_stats, batch):
+        outputs = predict(params, batch_stats, batch)
+        pred = classes(
+            outputs["pred_logits"], outputs["pred_masks"], batch["images"], batch["valid"]
+        )
+        result = {"pred": pred}
+        if "motion_weight" in outputs:
+            result["motion_weight"] = outputs["motion_weight"]
+        return result
+
+    return jax.jit(step, out_shardings=batch_sharding(mesh))
+
+
+def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
+    """config.evaluate.batch_size, rounded up to fill every device; no score depends on it."""
+    return -(-config.evaluate.batch_size // mesh.size) * mesh.size
+
+
+def evaluate(
+    score_step,
+    variables: tuple[Any, Any],
+    loader: Iterable[Mapping[str, Any]],
+    config: ConfigDict,
+    mesh: Mesh,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    title: str = "evaluate",
+    num_pictures: int = 0,
+) -> Evaluation:
+    """One pass over a split. Frames count where they exist and have ground truth.
+
+    Args:
+      score_step: from `make_score_step`.
+      variables: (params, batch_stats).
+      loader: finite; yields evaluation batches (spec.py), this process's rows.
+      config: the whole configuration; reads data.num_classes.
+      mesh: the one of score_step.
+      facts: identify the run in the stored counts.
+      title: of the progress line.
+      num_pictures: draw the first clips that this process reads (binary task only).
+
+    Returns:
+      The same counts on every process, in dataset order.
+
+    Raises:
+      ValueError: no valid frame, a clip twice, or probabilities that are NaN.
+    """
+    counter = metrics.FrameCounter(config.data.num_classes, facts)
+    pictures: dict[str, np.ndarray] = {}
+    total = len(loader) if hasattr(loader, "__len__") else None
+    quiet = jax.process_index() != 0
+    for batch in tqdm(loader, desc=title, total=total, unit="batch", disable=quiet, leave=False):
+        labels, scored = np.asarray(batch["labels"]), batch["valid"] & batch["supervised"]
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        outputs = score_step(*variables, put_batch(inputs, mesh))
+        outputs = {name: _local_rows(value) for name, value in outputs.items()}
+        ids, categories = batch["clip_id"], batch["category"]
+        counter.add(outputs["pred"], labels, scored, ids, categories, batch["frame_index"])
+        for b in range(len(ids)):
+            if len(pictures) < num_pictures and scored[b].any():
+                pictures[ids[b]] = _picture(batch, outputs, b)
+    return Evaluation(_gather(counter.result(), share=len(ids)), pictures)
+
+
+def _picture(batch, outputs, b: int) -> np.ndarray:
+    """The existing frames of row b."""
+    keep = np.asarray(batch["valid"][b])
+    optional = {
+        "log_mel": batch["log_mel"],
+        "motion": batch.get("motion"),
+        "motion_weight": outputs.get("motion_weight"),
+    }
+    return visualize.clip_picture(
+        np.asarray(batch["images"][b])[keep],
+        outputs["pred"][b][keep],
+        np.asarray(batch["labels"][b])[keep],
+        titles=[f"frame {i}" for i in np.asarray(batch["frame_index"][b])[keep]],
+        heading=f"{batch['clip_id'][b]}  ({batch['category'][b]})",
+        **{k: None if v is None else np.asarray(v[b])[keep] for k, v in optional.items()},
+    )
+
+
+def _local_rows(x: jax.Array) -> np.ndarray:
+    """This process's rows of an array whose first axis is spread over the mesh."""
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def _gather(counts: metrics.FrameCounts, share: int) -> metrics.FrameCounts:
+    """Joins the counts of all processes, on all of them."""
+    if jax.process_count() == 1:
+        return counts
+    buffer = io.BytesIO()
+    counts.save(buffer)
+    data = np.frombuffer(buffer.getvalue(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([data.size])).ravel()
+    padded = np.pad(data, (0, sizes.max() - data.size))
+    parts = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    files = [io.BytesIO(part[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
+    return metrics.interleave([metrics.FrameCounts.load(file) for file in files], share)
