@@ -9,9 +9,19 @@ scores low there; one that finds salient objects does not notice.
   audio_in_picture  each clip with the sound of a category that its picture shows, silent; only
                     where the records name the objects in them (generated clips do)
 
-Command line: python -m avs_jax.evaluate --config=configs/s4_ama.py --checkpoint=DIR [--split=test]
+  python -m avs_jax.evaluate --config=configs/s4_ama.py --checkpoint=DIR [--split=test]
+
+The numbers of anybody's predictions, without model or checkpoint; --config chooses dataset and
+classes only:
+
+  python -m avs_jax.evaluate --config=configs/s4_ama.py --predictions=DIR [--split=test]
+
+{predictions}
+--write_predictions=DIR writes a checkpoint's predictions under true sound in this layout: float32
+probabilities as npy (S4's test split: 0.7 GB), classes as png.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -23,15 +33,20 @@ import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from avs_jax.data.clip import Record, empty_clip
+from avs_jax.data import predictions
+from avs_jax.data.clip import Record, empty_clip, prepare_labels
 from avs_jax.data.pipeline import EvalBatches, Loader, open_records, stack_clips
+from avs_jax.data.predictions import PredictionFiles, write_batch
 from avs_jax.data.sounds import Resounded, silent_audio, swap_audio
 from avs_jax.models import build_model
-from avs_jax.results import metrics, visualize
+from avs_jax.results import visualize
+from avs_jax.results.counts import FrameCounter, FrameCounts
+from avs_jax.results.metrics import all_protocols
 from avs_jax.results.report import REFERENCE, Report, to_text, write
 from avs_jax.runtime.checkpoint import FOLDER, find_checkpoint, load_variables, plain_config
-from avs_jax.runtime.command_line import parse
+from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.runtime.optim import flatten
 from avs_jax.runtime.scoring import Evaluation, eval_batch_size, evaluate, make_score_step
 from avs_jax.runtime.sharding import make_mesh, tree_shardings
@@ -50,6 +65,7 @@ def evaluate_config(
     config: ConfigDict,
     checkpoint: str | pathlib.Path,
     output: str | pathlib.Path | None = None,
+    write_predictions: str | pathlib.Path | None = None,
 ) -> Report:
     """Evaluates a checkpoint on config.evaluate.split, with true and with false sound.
 
@@ -64,6 +80,7 @@ def evaluate_config(
         weights.
       output: directory to write under; the working directory of the checkpoint, or the directory of
         converted weights, when not given.
+      write_predictions: directory for the predictions under true sound (data/predictions.py).
 
     Returns:
       The report, which process 0 has also printed and written.
@@ -75,7 +92,7 @@ def evaluate_config(
     split = config.evaluate.split
     records = open_records(config, split)
     scorer = Scorer(config, checkpoint, data_facts(config, records))
-    results = {REFERENCE: scorer(records, REFERENCE)}
+    results = {REFERENCE: scorer(records, REFERENCE, write_predictions)}
     others, notes = conditions(config, records, results[REFERENCE].counts)
     results |= {name: scorer(heard, name) for name, heard in others.items()}
     report = make_report(scorer.facts, {name: r.counts for name, r in results.items()}, notes)
@@ -116,8 +133,23 @@ class Scorer:
             **facts,
         }
 
-    def __call__(self, records: Sequence[Record], condition: str) -> Evaluation:
-        """One pass; `condition` names what was done to the records."""
+    def __call__(
+        self,
+        records: Sequence[Record],
+        condition: str,
+        write_predictions: str | pathlib.Path | None = None,
+    ) -> Evaluation:
+        """One pass.
+
+        Args:
+          records: of the split, or of a condition.
+          condition: names what was done to the records.
+          write_predictions: directory for the predictions, or None.
+        """
+        each_batch = None
+        if write_predictions is not None:
+            directory = pathlib.Path(write_predictions).expanduser()
+            each_batch = functools.partial(write_batch, directory, self._config)
         config, size = self._config, eval_batch_size(self._config, self._mesh)
         batches = EvalBatches(records, config, size, jax.process_index(), jax.process_count())
         with Loader(batches, prefetch=config.data.prefetch) as loader:
@@ -130,16 +162,67 @@ class Scorer:
                 facts={**self.facts, "audio": condition},
                 title=condition.replace("_", " "),
                 num_pictures=config.evaluate.num_pictures,
+                each_batch=each_batch,
             )
 
 
+# ---- anybody's predictions ----
+
+
+def evaluate_predictions(
+    config: ConfigDict,
+    directory: str | pathlib.Path,
+    output: str | pathlib.Path | None = None,
+) -> Report:
+    """Scores files of predictions against config.evaluate.split, by every protocol.
+
+    Writes OUTPUT/evaluation/SPLIT/: report.json, report.md and counts.npz.
+
+    Args:
+      config: reads data.dataset, data.data_dir, data.num_frames, data.num_classes and evaluate.
+      directory: laid out as data/predictions.py says.
+      output: directory to write under; that of the predictions, when not given.
+
+    Returns:
+      The report, also printed and written.
+
+    Raises:
+      FileNotFoundError: no predictions, or no dataset.
+      InputError: lists every file that is missing, superfluous or unreadable.
+    """
+    records = open_records(config, config.evaluate.split)
+    files = PredictionFiles(directory, config)
+    facts = {"predictions": str(directory), **data_facts(config, records)}
+    del facts["config_sha256"]  # of a model that has no part in this
+    counter = FrameCounter(config.data.num_classes, facts)
+    for record in tqdm(records, desc="predictions", unit="clip", leave=False):
+        truth = prepare_labels(record, config)
+        counter.add(files.read_clip(truth)[None], stack_clips([truth]))
+    files.finish()
+    notes = []
+    if files.num_resized:
+        notes.append(
+            f"{files.num_resized} of {files.num_read} files resized to "
+            f"{config.evaluate.score_size} px: masks and classes by the nearest pixel, "
+            "probabilities and scores bilinearly"
+        )
+    results = {"predictions": Evaluation(counter.result(), {})}
+    report = make_report(facts, {name: r.counts for name, r in results.items()}, notes)
+    root = pathlib.Path(directory if output is None else output).expanduser()
+    _write(report, results, root / "evaluation" / config.evaluate.split)
+    return report
+
+
+# ---- the report ----
+
+
 def make_report(
-    facts: Mapping[str, Any], counts: Mapping[str, metrics.FrameCounts], notes: Sequence[str] = ()
+    facts: Mapping[str, Any], counts: Mapping[str, FrameCounts], notes: Sequence[str] = ()
 ) -> Report:
     """Every protocol's numbers of every condition, the first of which is the reference."""
     first = next(iter(counts.values()))
     sizes = {"clips": len(first.clips()), "frames": int(first.valid.sum())}
-    scores = {name: metrics.all_protocols(c) for name, c in counts.items()}
+    scores = {name: all_protocols(c) for name, c in counts.items()}
     return Report({**facts, **sizes}, scores, list(notes))
 
 
@@ -178,7 +261,7 @@ def check_variables(model, batch, params, batch_stats, directory) -> None:
 
 
 def conditions(
-    config: ConfigDict, records: Sequence[Record], counts: metrics.FrameCounts
+    config: ConfigDict, records: Sequence[Record], counts: FrameCounts
 ) -> tuple[dict[str, Sequence[Record]], list[str]]:
     """The conditions beside the true sound.
 
@@ -256,15 +339,16 @@ def _digest(config: Mapping[str, Any]) -> str:
 
 
 def _write(report: Report, results: Mapping[str, Evaluation], folder: pathlib.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (name, result) in enumerate(results.items()):
+        result.counts.save(folder / (f"counts_{name}.npz" if i else "counts.npz"))
     pictures = {f"{k}_{name}": v for name, r in results.items() for k, v in r.pictures.items()}
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
-        visualize.save_png(folder / "pictures" / f"{name}.png", picture)
-    heading = f"{report.facts['dataset']}, {report.facts['split']}"
-    visualize.save_page(folder / "pictures.html", heading, pictures)
-    for name, result in results.items():
-        file = "counts.npz" if name == REFERENCE else f"counts_{name}.npz"
-        result.counts.save(folder / file)
+    if pictures:
+        (folder / "pictures").mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            visualize.save_png(folder / "pictures" / f"{name}.png", picture)
+        heading = f"{report.facts['dataset']}, {report.facts['split']}"
+        visualize.save_page(folder / "pictures.html", heading, pictures)
     write(report, folder)
     print(to_text(report), end="")
     print(f"written: {folder}/report.json, report.md, counts*.npz, {len(pictures)} pictures")
@@ -272,28 +356,35 @@ def _write(report: Report, results: Mapping[str, Evaluation], folder: pathlib.Pa
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
-
-    def define(values):
-        flags.DEFINE_string(
-            "checkpoint",
-            None,
-            "working directory, one step's directory, or converted weights",
-            flag_values=values,
-        )
-        flags.DEFINE_string("split", None, "config.evaluate.split if not given", flag_values=values)
-        flags.DEFINE_string(
-            "output", None, "write under this directory, not the checkpoint's", flag_values=values
-        )
-
     try:
-        config, values = parse(argv, define, __doc__, required=["checkpoint"])
+        description = __doc__.replace("{predictions}", predictions.__doc__.partition("\n\n")[2])
+        config, values = parse(argv, _define_flags, description)
+        given = [name for name in ("checkpoint", "predictions") if getattr(values, name)]
+        if len(given) != 1:
+            raise UsageError("either --checkpoint or --predictions; --help lists the flags")
+        if values.predictions and values.write_predictions:
+            raise UsageError("--write_predictions writes those of a --checkpoint")
         if values.split is not None:
             config.evaluate.split = values.split
-        evaluate_config(config, values.checkpoint, values.output)
+        if values.predictions:
+            evaluate_predictions(config, values.predictions, values.output)
+        else:
+            evaluate_config(config, values.checkpoint, values.output, values.write_predictions)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    def define(name, text):
+        flags.DEFINE_string(name, None, text, flag_values=values)
+
+    define("checkpoint", "working directory, one step's directory, or converted weights")
+    define("predictions", "score the files under this directory instead of a checkpoint")
+    define("split", "config.evaluate.split if not given")
+    define("output", "write under this directory, not the checkpoint's or the predictions'")
+    define("write_predictions", "write the checkpoint's predictions under this directory")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from avs_jax.data import pipeline
 from avs_jax.losses.criterion import compute_losses
 from avs_jax.models import build_model
-from avs_jax.results.metrics import all_protocols
+from avs_jax.results.metrics import validation_protocols
 from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.checkpoint import Checkpoints, fill_variables
 from avs_jax.runtime.log import Log
@@ -189,7 +189,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
                     title=f"validation at step {step}",
                     num_pictures=config.train.num_pictures,
                 )
-                protocols = all_protocols(result.counts)
+                protocols = validation_protocols(result.counts)
                 main, scores = next(iter(protocols.items()))
                 log.scalars(
                     step,

@@ -17,7 +17,9 @@ from avs_jax import evaluate as evaluation
 from avs_jax.data import sounds
 from avs_jax.data.pipeline import EvalBatches
 from avs_jax.results import metrics
+from avs_jax.results.counts import FrameCounter, FrameCounts, interleave
 from avs_jax.results.report import Report, to_json, to_markdown, to_text
+from avs_jax.runtime import scoring
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.sharding import make_mesh
 from configs.base import base_config
@@ -102,18 +104,16 @@ def variables():
 
 def run(config, variables, clips=None, devices=1, **kwargs):
     mesh = make_mesh(config, jax.devices()[:devices])
-    step = evaluation.make_score_step(Listener(), config, mesh)
-    size = evaluation.eval_batch_size(config, mesh)
+    step = scoring.make_score_step(Listener(), config, mesh)
+    size = scoring.eval_batch_size(config, mesh)
     loader = EvalBatches(clips or records(), config, size)
     batches = [loader[i] for i in range(len(loader))]
-    return evaluation.evaluate(step, variables, batches, config, mesh, **kwargs)
+    return scoring.evaluate(step, variables, batches, config, mesh, **kwargs)
 
 
-def assert_same_counts(a, b):
-    np.testing.assert_array_equal(a.clip_id, b.clip_id)
-    np.testing.assert_array_equal(a.valid, b.valid)
-    for name in a.counts:
-        np.testing.assert_array_equal(a.counts[name], b.counts[name])
+def as_bytes(counts, tmp_path):
+    counts.save(tmp_path / "counts.npz")
+    return (tmp_path / "counts.npz").read_bytes()
 
 
 def test_counts_are_those_of_the_drawing(variables):
@@ -129,14 +129,37 @@ def test_counts_are_those_of_the_drawing(variables):
 
 
 @pytest.mark.parametrize("batch_size, devices", [(1, 1), (4, 1), (10, 1), (3, 8)])
-def test_counts_depend_on_neither_batch_nor_devices(variables, batch_size, devices):
+def test_counts_depend_on_neither_batch_nor_devices(variables, tmp_path, batch_size, devices):
     config = a_config()
     want = run(config, variables).counts
     config.evaluate.batch_size = batch_size
-    assert evaluation.eval_batch_size(config, make_mesh(config, jax.devices()[:devices])) == (
+    assert scoring.eval_batch_size(config, make_mesh(config, jax.devices()[:devices])) == (
         8 if devices == 8 else batch_size
     )
-    assert_same_counts(run(config, variables, devices=devices).counts, want)
+    got = run(config, variables, devices=devices).counts
+    assert as_bytes(got, tmp_path) == as_bytes(want, tmp_path)
+
+
+@pytest.mark.parametrize("processes, batch_size", [(2, 2), (2, 8), (3, 3), (4, 16), (1, 4)])
+def test_counts_do_not_depend_on_the_number_of_processes(tmp_path, processes, batch_size):
+    """Each process counts the rows that EvalBatches gives it; of 16 clips a batch, one has none."""
+    config = a_config()
+    rng = np.random.default_rng(0)
+    pred = {f"clip{i:02d}": rng.random((NUM_FRAMES, SCORE, SCORE), np.float32) for i in range(99)}
+
+    def count(batch_size, process_index, process_count):
+        counter = FrameCounter(2, {"ground_truth": "drawn"})
+        batches = EvalBatches(records(), config, batch_size, process_index, process_count)
+        for i in range(len(batches)):
+            ids = batches[i]["clip_id"]
+            counter.add(np.stack([pred[name or "clip98"] for name in ids]), batches[i])
+        return counter.result()
+
+    parts = [count(batch_size, i, processes) for i in range(processes)]
+    assert any(not len(part.clip_id) for part in parts) == (processes == 4)
+    joined = interleave(parts, batch_size // processes)
+    assert list(joined.clip_id[::NUM_FRAMES]) == [f"clip{i:02d}" for i in range(NUM_CLIPS)]
+    assert as_bytes(joined, tmp_path) == as_bytes(count(1, 0, 1), tmp_path)
 
 
 def test_semantic_task_scores_the_argmax(variables):
@@ -155,8 +178,8 @@ def test_semantic_task_scores_the_argmax(variables):
     for clip in clips:
         clip["masks"] = [2 * mask for mask in clip["masks"]]
     batch = EvalBatches(clips, config, NUM_CLIPS)[0]
-    step = evaluation.make_score_step(ThreeClasses(), config, mesh)
-    counts = evaluation.evaluate(step, variables, [batch], config, mesh).counts
+    step = scoring.make_score_step(ThreeClasses(), config, mesh)
+    counts = scoring.evaluate(step, variables, [batch], config, mesh).counts
     # Class 1 is never seen and counts as 0 in the mean over the three.
     assert metrics.semantic(counts)["mIoU"] == pytest.approx(2 / 3)
 
@@ -221,11 +244,12 @@ def test_evaluate_config_scores_true_and_false_sound(job, tmp_path, capsys):
     true, swapped, shown = (
         report.scores[name] for name in ("true_audio", "swapped_audio", "audio_in_picture")
     )
-    assert set(true) == {"avsbench(batch=1)", "avsbench(batch=4)", "stream", "dataset"}
-    for protocol in true:
-        assert true[protocol] == pytest.approx({"mIoU": 1.0, "f_beta": 1.0}, abs=1e-6)
-        assert swapped[protocol]["mIoU"] == pytest.approx(0, abs=1e-6)
-        assert shown[protocol]["mIoU"] == pytest.approx(0, abs=1e-6)
+    assert list(true) == list(metrics.BINARY)
+    for protocol, values in true.items():
+        assert values == pytest.approx(dict.fromkeys(values, 1.0), abs=1e-6)
+        main = next(iter(values))
+        assert swapped[protocol][main] == pytest.approx(0, abs=1e-6)
+        assert shown[protocol][main] == pytest.approx(0, abs=1e-6)
     assert report.facts["ground_truth"] == "drawn"
     assert report.facts["clips_skipped_when_built"] == 2
     assert report.facts["clips"] == NUM_CLIPS
@@ -234,10 +258,10 @@ def test_evaluate_config_scores_true_and_false_sound(job, tmp_path, capsys):
     folder = tmp_path / "out" / "evaluation" / "converted"
     assert json.loads((folder / "report.json").read_text())["scores"] == report.scores
     assert "| swapped audio | stream | 0.00 |" in (folder / "report.md").read_text()
-    counts = metrics.FrameCounts.load(folder / "counts.npz")
+    counts = FrameCounts.load(folder / "counts.npz")
     assert metrics.all_protocols(counts) == true
     assert counts.facts["audio"] == "true_audio" and counts.facts["split"] == "test"
-    shown_counts = metrics.FrameCounts.load(folder / "counts_audio_in_picture.npz")
+    shown_counts = FrameCounts.load(folder / "counts_audio_in_picture.npz")
     # With the silent object's sound the model marks that object, which is as large.
     np.testing.assert_array_equal(shown_counts.scored().counts["pred"], 64)
     assert "true audio" in capsys.readouterr().out
@@ -283,17 +307,34 @@ def test_report_renders_the_same_numbers_three_ways():
     report = Report(
         facts={"step": 7},
         scores={
-            "true_audio": {"stream": {"mIoU": 0.84321, "f_beta": 0.9}},
+            "true_audio": {
+                "stream": {"mIoU": 0.84321, "f_beta": 0.9},
+                "davis": {"J": 0.7, "f_boundary": 0.65, "J&F": 0.675},
+            },
             "swapped_audio": {"stream": {"mIoU": 0.08, "f_beta": 0.2}},
         },
         notes=["a note"],
     )
     text, markdown = to_text(report), to_markdown(report)
     for rendering in (text, markdown):
-        for word in ("84.32", "90.00", "8.00", "-76.32", "a note", "step: 7"):
+        for word in ("84.32", "90.00", "8.00", "-76.32", "67.50", "a note", "step: 7"):
             assert word in rendering
     lines = text.splitlines()
     header = next(line for line in lines if line.startswith("audio"))
-    row = next(line for line in lines if line.startswith("true audio"))
-    assert row.index("84.32") + 5 == header.index("mIoU %") + 6  # columns are aligned
+    for start, column, word in (
+        ("true audio     stream", "mIoU %", "84.32"),
+        ("true audio     davis", "J&F %", "67.50"),
+        ("swapped audio  stream", "change", "-76.32"),
+    ):
+        row = next(line for line in lines if line.startswith(start))
+        assert row.index(word) + len(word) == header.index(column) + len(column)
+    cells = [line.count("|") for line in markdown.splitlines() if line.startswith("|")]
+    assert len(cells) == 5 and len(set(cells)) == 1
     assert json.loads(to_json(report))["scores"]["true_audio"]["stream"]["mIoU"] == 0.84321
+
+
+def test_report_of_one_condition_names_none():
+    scores = {"semantic(frames=real)": {"mIoU": 0.5, "f_beta": 0.25}}
+    report = Report({"ground_truth": "drawn"}, {"predictions": scores})
+    assert "| protocol | mIoU % | f_beta % |\n|---|---:|---:|" in to_markdown(report)
+    assert "ground_truth: drawn" in to_text(report) and "predictions" not in to_text(report)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from avs_jax.results import metrics
+from avs_jax.results.counts import THRESHOLDS, FrameCounter, FrameCounts, interleave
+from tests.conftest import GOLDEN
 
 BINARY_CASES = ("plain", "some_empty", "all_gt_empty", "all_ones", "extreme")
 SEMANTIC_CASES = ("v1s", "v2", "bg_only", "zeros", "ignore255")
@@ -17,8 +19,6 @@ SEMANTIC_CASES = ("v1s", "v2", "bg_only", "zeros", "ignore255")
 
 @pytest.fixture(scope="module")
 def golden():
-    from tests.conftest import GOLDEN
-
     manifest = json.loads((GOLDEN / "golden_eval_manifest.json").read_text())
     with np.load(GOLDEN / "golden_eval.npz", allow_pickle=False) as file:
         return {name: file[name] for name in file.files}, manifest
@@ -31,15 +31,26 @@ def object_probability(sem_seg):
     return (x / x.sum(axis=1, keepdims=True))[:, 1]
 
 
+def batch_of(labels, clip_ids=None, valid=None, supervised=None):
+    """The fields of an evaluation batch that counting reads."""
+    num_clips, num_frames = labels.shape[:2]
+    return {
+        "labels": labels,
+        "valid": np.ones((num_clips, num_frames), bool) if valid is None else valid,
+        "supervised": np.ones((num_clips, num_frames), bool) if supervised is None else supervised,
+        "frame_index": np.tile(np.arange(num_frames), (num_clips, 1)),
+        "clip_id": clip_ids or [f"clip{i}" for i in range(num_clips)],
+        "category": ["dog"] * num_clips,
+    }
+
+
 def count(prob, labels, clip_ids=None, valid=None, batch=None):
     """FrameCounts of clips [B, T, S, S], fed `batch` clips at a time."""
-    num_clips = len(prob)
-    clip_ids = clip_ids or [f"clip{i}" for i in range(num_clips)]
-    valid = np.ones(prob.shape[:2], bool) if valid is None else valid
-    counter = metrics.FrameCounter(num_classes=2, facts={"ground_truth": "random"})
-    for i in range(0, num_clips, batch or num_clips):
-        rows = slice(i, i + (batch or num_clips))
-        counter.add(prob[rows], labels[rows], valid[rows], clip_ids[rows], ["dog"] * num_clips)
+    whole = batch_of(labels, clip_ids, valid)
+    counter = FrameCounter(num_classes=2, facts={"ground_truth": "random"})
+    for i in range(0, len(prob), batch or len(prob)):
+        rows = slice(i, i + (batch or len(prob)))
+        counter.add(prob[rows], {name: value[rows] for name, value in whole.items()})
     return counter.result()
 
 
@@ -60,8 +71,8 @@ def random_clips(seed=0, num_clips=7, num_frames=3, size=12):
 
 def test_thresholds_are_the_originals_float32_numbers(golden):
     arrays, _ = golden
-    np.testing.assert_array_equal(metrics.THRESHOLDS, arrays["bin/thresholds"])
-    assert metrics.THRESHOLDS[-1] == 1.0
+    np.testing.assert_array_equal(THRESHOLDS, arrays["bin/thresholds"])
+    assert THRESHOLDS[-1] == 1.0
 
 
 @pytest.mark.parametrize("case", BINARY_CASES)
@@ -114,11 +125,11 @@ def test_edge_case(golden, case, prob, label):
 
 
 def semantic_counts(arrays, cases):
-    counter = metrics.FrameCounter(num_classes=71)
+    counter = FrameCounter(num_classes=71)
     for case in cases:
         pred = arrays[f"sem/{case}/sem_seg"].astype(np.float32).argmax(axis=1)
         labels = arrays[f"sem/{case}/gt"]
-        counter.add(pred[None], labels[None], np.ones((1, len(pred)), bool), [case], [case])
+        counter.add(pred[None], batch_of(labels[None], [case]))
     return counter.result()
 
 
@@ -143,6 +154,105 @@ def test_semantic_dataset(golden):
     assert scores["f_beta"] == pytest.approx(want["f_score"], abs=1e-6)
 
 
+# ---- AVSBench's own evaluators, measured ----
+
+
+@pytest.fixture(scope="module")
+def avsbench_golden():
+    meta = json.loads((GOLDEN / "golden_avs_metrics_meta.json").read_text())
+    with np.load(GOLDEN / "golden_avs_metrics.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}, meta
+
+
+AVSBENCH_BINARY = (
+    "mixed5 empty_gt_all empty_gt_empty_pred empty_pred all_ones_both zero_logits_full_gt "
+    "one_frame saturated batch10"
+).split()
+AVSBENCH_SEMANTIC = (
+    "mixed_v2 perfect all_background_pred zero_logits_padded v1_padded_last5 wrong_classes "
+    "no_overlap_one_class T20_two_videos"
+).split()
+
+
+def sigmoid(logits):
+    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+
+
+@pytest.mark.parametrize("case", AVSBENCH_BINARY)
+def test_avsbench_binary_case(avsbench_golden, case):
+    arrays, meta = avsbench_golden
+    want = meta["binary"][case]
+    prob = sigmoid(arrays[f"binary/{case}/logits"])
+    labels = arrays[f"binary/{case}/gt"].astype(np.uint8)
+    scores = metrics.avsbench(count(prob[None], labels[None]), 1)
+    assert scores["mIoU"] == pytest.approx(want["mask_iou"], abs=1e-6)
+    assert scores["f_beta"] == pytest.approx(want["Fmeasure"], abs=1e-6)
+    frames = count(prob[:, None], labels[:, None])  # each frame as a clip of its own
+    iou = metrics.frame_iou(frames)
+    np.testing.assert_allclose(iou, [w[0] for w in want["per_frame_[iou,F]"]], atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 10])
+def test_avsbench_depends_on_the_batch_as_the_original_does(avsbench_golden, batch):
+    """Its numbers of the same ten frames, one per clip, at four batch sizes."""
+    arrays, meta = avsbench_golden
+    prob = sigmoid(arrays["binary/batch10/logits"])[:, None]
+    labels = arrays["binary/batch10/gt"].astype(np.uint8)[:, None]
+    scores = metrics.avsbench(count(prob, labels), batch)
+    want = meta["dataset_level_by_batch"][str(batch)]
+    assert [scores["mIoU"], scores["f_beta"]] == pytest.approx(want, abs=1e-6)
+
+
+def semantic_of(pred, labels, **fields):
+    """FrameCounts of classes [B, T, S, S], 71 of them."""
+    counter = FrameCounter(num_classes=71)
+    counter.add(pred.astype(np.int32), batch_of(labels.astype(np.uint8), **fields))
+    return counter.result()
+
+
+@pytest.mark.parametrize("case", AVSBENCH_SEMANTIC)
+def test_avsbench_semantic_case(avsbench_golden, case):
+    arrays, meta = avsbench_golden
+    want = meta["color"][case]
+    pred, labels = arrays[f"color/{case}/argmax"], arrays[f"color/{case}/label"]
+    counts = semantic_of(pred[None], labels[None])
+    np.testing.assert_allclose(
+        metrics.semantic_sums(counts)["iou"], arrays[f"color/{case}/ious"], atol=1e-5
+    )
+    scores = metrics.all_protocols(counts)
+    for frames in ("real", "padded"):  # all of them exist
+        plain, without, legacy = (
+            scores[f"semantic(frames={frames}{name})"]
+            for name in ("", ", without background", ", legacy_nobg")
+        )
+        assert plain["mIoU"] == pytest.approx(want["final_miou"], abs=1e-6)
+        assert plain["f_beta"] == pytest.approx(want["final_fscore"], abs=1e-6)
+        assert without["mIoU"] == pytest.approx(want["miou_excluding_class0"], abs=1e-6)
+        assert legacy == pytest.approx(
+            {
+                "mIoU": want["final_miou_noBg_as_released([:-1])"],
+                "f_beta": want["final_fscore_noBg_as_released([:-1])"],
+            },
+            abs=1e-6,
+        )
+
+
+def test_padded_frames_score_as_in_avsbench_whatever_the_model_says_there(avsbench_golden):
+    """The original's number of a clip of five frames, padded to ten black ones."""
+    arrays, meta = avsbench_golden
+    want = meta["color"]["v1_padded_last5"]
+    pred = arrays["color/v1_padded_last5/argmax"][None].copy()
+    labels = arrays["color/v1_padded_last5/label"][None].copy()
+    assert not labels[:, 5:].any()
+    pred[:, 5:], labels[:, 5:] = 7, 255
+    valid = np.arange(10)[None] < 5
+    counts = semantic_of(pred, labels, valid=valid, supervised=valid)
+    assert metrics.semantic(counts, "padded")["mIoU"] == pytest.approx(want["final_miou"], abs=1e-6)
+    only_real = semantic_of(pred[:, :5], labels[:, :5])
+    assert metrics.semantic(counts) == metrics.semantic(only_real)
+    assert metrics.semantic(counts) != metrics.semantic(counts, "padded")
+
+
 # ---- the definition, read directly ----
 
 
@@ -158,7 +268,7 @@ def avsbench_directly(prob, labels, batch):
                 inter, union = ((pf > 0.5) & gf).sum(), ((pf > 0.5) | gf).sum()
                 frame_ious.append(inter / union)
                 curve = []
-                for threshold in metrics.THRESHOLDS:
+                for threshold in THRESHOLDS:
                     positive = pf >= threshold
                     tp = (positive & gf).sum()
                     if tp == 0:
@@ -197,11 +307,44 @@ def test_dataset_is_a_ratio_of_sums():
     positive, g = prob > 0.5, labels > 0
     assert scores["mIoU"] == pytest.approx((positive & g).sum() / (positive | g).sum())
     best = 0.0
-    for threshold in metrics.THRESHOLDS:
+    for threshold in THRESHOLDS:
         tp, pp = ((prob >= threshold) & g).sum(), (prob >= threshold).sum()
         if tp:
             best = max(best, 1.3 * tp / (0.3 * g.sum() + pp))
     assert scores["f_beta"] == pytest.approx(best)
+
+
+def test_davis_and_boundary_iou_on_a_drawing():
+    """Two squares of 20 px, one of them moved right by 10: the vertical sides do not match."""
+    labels = np.zeros((3, 1, 100, 100), np.uint8)
+    labels[0, 0, 30:50, 30:50] = 1
+    prob = np.zeros(labels.shape, np.float32)
+    prob[0, 0, 30:50, 40:60] = 1
+    prob[1, 0, 30:50, 40:60] = 1  # where nothing is; in the third clip neither is anything found
+    counts = count(prob, labels)
+    scores = metrics.davis(counts)
+    assert scores["J"] == pytest.approx((200 / 600 + 0 + 1) / 3)
+    # Either contour is the rim of 21 x 21 px. Of 80 pixels match, within 2 px: 11 of the top that
+    # both share and 2 beyond, 2 of the side where it meets the top; and as many at the bottom.
+    c = {name: array[0] for name, array in counts.counts.items()}
+    assert c["contour_gt"] == c["contour_pred"] == 80
+    assert c["contour_gt_matched"] == c["contour_pred_matched"] == 30
+    precision = 30 / 80
+    assert scores["f_boundary"] == pytest.approx((precision + 0 + 1) / 3)
+    assert scores["J&F"] == pytest.approx((scores["J"] + scores["f_boundary"]) / 2)
+    # Bands of 3 px: rings of 20^2 - 14^2 = 204 px that share two strips of 3 x 10 px.
+    assert (c["band_inter"], c["band_union"]) == (2 * 3 * 10, 2 * 204 - 60)
+    assert metrics.boundary_iou(counts)["boundary_iou"] == pytest.approx((60 / 348 + 0 + 1) / 3)
+
+
+def test_davis_weighs_clips_alike():
+    labels = np.zeros((2, 3, 12, 12), np.uint8)
+    labels[:, :, 3:9, 3:9] = 1
+    prob = labels.astype(np.float32)
+    prob[0] = 0
+    valid = np.array([[True] * 3, [True, False, False]])
+    scores = metrics.davis(count(prob, labels, valid=valid))
+    assert scores == pytest.approx({"J": 0.5, "f_boundary": 0.5, "J&F": 0.5})
 
 
 # ---- independence of how the evaluation ran ----
@@ -221,6 +364,16 @@ def test_counts_do_not_depend_on_the_loader_batch(batch):
     whole, split = count(prob, labels), count(prob, labels, batch=batch)
     assert_same(whole, split)
     assert metrics.all_protocols(whole) == metrics.all_protocols(split)
+
+
+def test_frames_without_ground_truth_are_in_no_row():
+    prob, labels = random_clips()
+    supervised = np.ones(prob.shape[:2], bool)
+    supervised[:, 1:] = False
+    counter = FrameCounter(num_classes=2, facts={"ground_truth": "random"})
+    labels = np.where(supervised[..., None, None], labels, 255).astype(np.uint8)
+    counter.add(prob, batch_of(labels, supervised=supervised))
+    assert_same(counter.result(), count(prob[:, :1], labels[:, :1]))
 
 
 def test_padded_clips_and_frames_change_nothing():
@@ -246,19 +399,24 @@ def test_interleave_restores_dataset_order(num_processes, share):
     for process in range(num_processes):
         own = [i for i in range(len(prob)) if i // share % num_processes == process]
         parts.append(count(prob[own], labels[own], [ids[i] for i in own]))
-    assert_same(metrics.interleave(parts, share), count(prob, labels, ids))
+    assert_same(interleave(parts, share), count(prob, labels, ids))
 
 
 def test_save_and_load(tmp_path):
     prob, labels = random_clips()
     counts = count(prob, labels)
     counts.save(tmp_path / "counts.npz")
-    loaded = metrics.FrameCounts.load(tmp_path / "counts.npz")
+    loaded = FrameCounts.load(tmp_path / "counts.npz")
     assert_same(counts, loaded)
     assert loaded.facts == {"ground_truth": "random"}
+    with np.load(tmp_path / "counts.npz") as file:
+        older = {name: file[name] for name in file.files if name != "version"}
+    np.savez(tmp_path / "older.npz", **older)
+    with pytest.raises(ValueError, match="version 1, expected 2"):
+        FrameCounts.load(tmp_path / "older.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="not a file of counts"):
-        metrics.FrameCounts.load(tmp_path / "other.npz")
+        FrameCounts.load(tmp_path / "other.npz")
 
 
 # ---- what must not pass ----
@@ -277,8 +435,8 @@ def test_errors():
         count(prob, labels, ["a", "b", "a", "c", "d"])
     with pytest.raises(ValueError, match="no valid frame"):
         metrics.stream(count(prob, labels, valid=np.zeros(prob.shape[:2], bool)))
-    with pytest.raises(ValueError, match="no clip"):
-        count(prob, labels, [""] * 5)
+    with pytest.raises(ValueError, match="no valid frame"):
+        metrics.davis(count(prob, labels, [""] * 5))
     with pytest.raises(ValueError, match="diverge"):
         count(prob * np.float32("nan"), labels)
     with pytest.raises(TypeError, match="float32"):
@@ -287,5 +445,9 @@ def test_errors():
         count(prob, labels + 3)
     with pytest.raises(ValueError, match="binary task"):
         metrics.semantic(count(prob, labels))
+    with pytest.raises(ValueError, match="semantic task"):
+        metrics.boundary_iou(semantic_of(np.zeros((1, 1, 4, 4), int), np.zeros((1, 1, 4, 4), int)))
+    with pytest.raises(ValueError, match="'all'"):
+        metrics.semantic(semantic_of(labels, labels), frames="all")
     with pytest.raises(ValueError, match="at least 1"):
         metrics.avsbench(count(prob, labels), 0)

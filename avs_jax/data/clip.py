@@ -163,6 +163,35 @@ def empty_clip(config: Any, is_training: bool) -> Clip:
     return clip
 
 
+def prepare_labels(record: Record, config: Any) -> Clip:
+    """The ground truth of one record, as `prepare_clip` gives it for evaluation, and nothing else.
+
+    Returns:
+      labels, valid, supervised, frame_index, clip_id and category.
+
+    Raises:
+      ValueError: naming the clip and what is wrong with it.
+    """
+    clip_id, num_frames = _text(record["clip_id"]), len(record["frames"])
+    if not 0 < num_frames <= config.data.num_frames:
+        raise InputError(
+            f"clip {clip_id}: {num_frames} frames, expected 1 to config.data.num_frames = "
+            f"{config.data.num_frames}"
+        )
+    empty = empty_clip(config, is_training=False)
+    clip = {name: empty[name] for name in ("labels", "valid", "supervised", "frame_index")}
+    clip["valid"][:num_frames] = True
+    clip["frame_index"][:num_frames] = np.arange(num_frames)
+    try:
+        for t, mask in _masks_by_frame(record, num_frames).items():
+            clip["supervised"][t] = True
+            labels = decode_labels(mask, config.data.num_classes)
+            _place_labels(clip, t, labels, None, config)
+    except (ValueError, OSError) as error:
+        raise InputError(f"clip {clip_id}: {error}") from error
+    return clip | {field: _text(record.get(field, "")) for field in HOST_FIELDS}
+
+
 def _masks_by_frame(record: Record, num_frames: int) -> dict[int, Any]:
     index = [int(t) for t in record["mask_index"]]
     if len(index) != len(record["masks"]) or len(set(index)) != len(index):

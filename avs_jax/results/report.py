@@ -8,6 +8,7 @@ from typing import Any
 
 Scores = Mapping[str, Mapping[str, float]]  # protocol -> measure -> 0..1
 REFERENCE = "true_audio"  # the condition that the others are compared with
+MEASURES = ("mIoU", "f_beta", "J", "f_boundary", "J&F", "boundary_iou")  # columns, in this order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Report:
     Attributes:
       facts: what was evaluated on what: checkpoint, configuration, dataset, source of the ground
         truth, sizes. Strings and numbers.
-      scores: condition of the audio -> protocol -> {"mIoU", "f_beta"} in 0..1; the reference first.
+      scores: condition of the audio -> protocol -> measure -> 0..1; the reference first.
       notes: sentences on what was left out, and why.
     """
 
@@ -27,31 +28,37 @@ class Report:
 
 
 def table(report: Report) -> list[list[str]]:
-    """Header and rows, as text: percentages, and by how many points mIoU is below the true audio's.
+    """Header and rows, as text: a row per condition and protocol, a column per measure.
 
-    Returns:
-      [condition, protocol, mIoU, f_beta, change of mIoU] per row.
+    Percentages; a cell is empty where a protocol does not have the measure. With several
+    conditions the first column names them, and the last one says by how many points the protocol's
+    first measure differs from the true audio's.
     """
-    rows = [["audio", "protocol", "mIoU %", "f_beta %", "change of mIoU"]]
+    found = {m for scores in report.scores.values() for values in scores.values() for m in values}
+    columns = [m for m in MEASURES if m in found] + sorted(found - set(MEASURES))
+    several = len(report.scores) > 1
+    rows = [["audio"] * several + ["protocol", *(f"{m} %" for m in columns)] + ["change"] * several]
     reference = report.scores.get(REFERENCE, {})
-    for condition, protocols in report.scores.items():
-        for protocol, measures in protocols.items():
-            change = ""
-            if condition != REFERENCE and protocol in reference:
-                change = f"{100 * (measures['mIoU'] - reference[protocol]['mIoU']):+.2f}"
-            values = [f"{100 * measures[name]:.2f}" for name in ("mIoU", "f_beta")]
-            rows.append([condition.replace("_", " "), protocol, *values, change])
+    for condition, scores in report.scores.items():
+        for protocol, values in scores.items():
+            cells = [f"{100 * values[m]:.2f}" if m in values else "" for m in columns]
+            if several:
+                main, change = next(iter(values)), ""
+                if condition != REFERENCE and protocol in reference:
+                    change = f"{100 * (values[main] - reference[protocol][main]):+.2f}"
+                cells = [condition.replace("_", " "), protocol, *cells, change]
+            rows.append(cells if several else [protocol, *cells])
     return rows
 
 
 def to_text(report: Report) -> str:
     """For a terminal: facts, an aligned table, notes."""
-    rows = table(report)
+    rows, names = table(report), _num_names(report)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(row):
         words = [
-            w.ljust(n) if i < 2 else w.rjust(n)
+            w.ljust(n) if i < names else w.rjust(n)
             for i, (w, n) in enumerate(zip(row, widths, strict=True))
         ]
         return "  ".join(words).rstrip()
@@ -64,11 +71,17 @@ def to_text(report: Report) -> str:
 
 def to_markdown(report: Report) -> str:
     """A heading-less Markdown section: the table, then facts and notes as a list."""
-    header, *rows = table(report)
-    lines = ["| " + " | ".join(header) + " |", "|---|---|---:|---:|---:|"]
+    (header, *rows), names = table(report), _num_names(report)
+    rule = "|---" * names + "|---:" * (len(header) - names) + "|"
+    lines = ["| " + " | ".join(header) + " |", rule]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", *(f"- {name}: {value}" for name, value in report.facts.items())]
     return "\n".join([*lines, *(f"- note: {note}" for note in report.notes)]) + "\n"
+
+
+def _num_names(report: Report) -> int:
+    """Columns of the table that are names, not numbers."""
+    return 2 if len(report.scores) > 1 else 1
 
 
 def to_json(report: Report) -> str:

@@ -5,7 +5,7 @@ model nor here, so the counts depend neither on the batch size nor on devices or
 """
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,8 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from avs_jax.results import metrics, visualize
+from avs_jax.results import visualize
+from avs_jax.results.counts import FrameCounter, FrameCounts, interleave
 from avs_jax.results.postprocess import object_probability, sem_seg
 from avs_jax.runtime.sharding import AXES, batch_sharding, put_batch
 from avs_jax.runtime.step import make_predict_step
@@ -26,7 +27,7 @@ MASK_STRIDE = 4  # pixels of the padded input per cell of pred_masks
 class Evaluation(NamedTuple):
     """Result of one pass: counts of all processes' frames, and pictures by clip id."""
 
-    counts: metrics.FrameCounts
+    counts: FrameCounts
     pictures: dict[str, np.ndarray]
 
 
@@ -87,8 +88,9 @@ def evaluate(
     facts: Mapping[str, Any] | None = None,
     title: str = "evaluate",
     num_pictures: int = 0,
+    each_batch: Callable[[np.ndarray, Mapping[str, Any]], None] | None = None,
 ) -> Evaluation:
-    """One pass over a split. Frames count where they exist and have ground truth.
+    """One pass over a split.
 
     Args:
       score_step: from `make_score_step`.
@@ -99,28 +101,31 @@ def evaluate(
       facts: identify the run in the stored counts.
       title: of the progress line.
       num_pictures: draw the first clips that this process reads (binary task only).
+      each_batch: called with this process's predictions [B, T, S, S] of each batch, and the batch.
 
     Returns:
       The same counts on every process, in dataset order.
 
     Raises:
-      ValueError: no valid frame, a clip twice, or probabilities that are NaN.
+      ValueError: a clip came twice, or probabilities are NaN.
     """
-    counter = metrics.FrameCounter(config.data.num_classes, facts)
+    counter, share = FrameCounter(config.data.num_classes, facts), 1
     pictures: dict[str, np.ndarray] = {}
     total = len(loader) if hasattr(loader, "__len__") else None
     quiet = jax.process_index() != 0
     for batch in tqdm(loader, desc=title, total=total, unit="batch", disable=quiet, leave=False):
-        labels, scored = np.asarray(batch["labels"]), batch["valid"] & batch["supervised"]
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         outputs = score_step(*variables, put_batch(inputs, mesh))
         outputs = {name: _local_rows(value) for name, value in outputs.items()}
-        ids, categories = batch["clip_id"], batch["category"]
-        counter.add(outputs["pred"], labels, scored, ids, categories, batch["frame_index"])
-        for b in range(len(ids)):
-            if len(pictures) < num_pictures and scored[b].any():
-                pictures[ids[b]] = _picture(batch, outputs, b)
-    return Evaluation(_gather(counter.result(), share=len(ids)), pictures)
+        counter.add(outputs["pred"], batch)
+        if each_batch is not None:
+            each_batch(outputs["pred"], batch)
+        has_truth = np.any(batch["valid"] & batch["supervised"], axis=1)
+        for b, clip_id in enumerate(batch["clip_id"]):
+            if len(pictures) < num_pictures and has_truth[b]:
+                pictures[clip_id] = _picture(batch, outputs, b)
+        share = len(batch["clip_id"])
+    return Evaluation(_gather(counter.result(), share), pictures)
 
 
 def _picture(batch, outputs, b: int) -> np.ndarray:
@@ -147,7 +152,7 @@ def _local_rows(x: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
-def _gather(counts: metrics.FrameCounts, share: int) -> metrics.FrameCounts:
+def _gather(counts: FrameCounts, share: int) -> FrameCounts:
     """Joins the counts of all processes, on all of them."""
     if jax.process_count() == 1:
         return counts
@@ -158,4 +163,4 @@ def _gather(counts: metrics.FrameCounts, share: int) -> metrics.FrameCounts:
     padded = np.pad(data, (0, sizes.max() - data.size))
     parts = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
     files = [io.BytesIO(part[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
-    return metrics.interleave([metrics.FrameCounts.load(file) for file in files], share)
+    return interleave([FrameCounts.load(file) for file in files], share)
