@@ -376,6 +376,20 @@ def test_frames_without_ground_truth_are_in_no_row():
     assert_same(counter.result(), count(prob[:, :1], labels[:, :1]))
 
 
+def test_further_counts_are_kept():
+    prob, labels = random_clips(num_clips=5)
+    valid = np.ones(prob.shape[:2], bool)
+    valid[3, 1:] = False
+    more = {"moving": np.arange(valid.size).reshape(valid.shape) + 1}
+    counter = FrameCounter(num_classes=2)
+    counter.add(prob, batch_of(labels, valid=valid), more)
+    counts = counter.result()
+    np.testing.assert_array_equal(counts.counts["moving"], (more["moving"] * valid).ravel())
+    nobody = FrameCounter(num_classes=2).result()
+    assert_same(interleave([counts, nobody], 8), counts)
+    assert len(interleave([nobody, nobody], 8).clip_id) == 0
+
+
 def test_padded_clips_and_frames_change_nothing():
     prob, labels = random_clips()
     padded_prob = np.concatenate([prob, np.ones_like(prob[:2])])

@@ -141,6 +141,7 @@ class FrameCounts:
 
     @property
     def is_semantic(self) -> bool:
+        """Whether the counts are by class."""
         return "tp" not in self.counts
 
     def clips(self) -> list[slice]:
@@ -201,7 +202,12 @@ class FrameCounter:
         self._rows: list[tuple[str, str, int, bool]] = []
         self._counts: list[dict[str, np.ndarray]] = []
 
-    def add(self, pred: np.ndarray, batch: Mapping[str, Any]) -> None:
+    def add(
+        self,
+        pred: np.ndarray,
+        batch: Mapping[str, Any],
+        more: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Counts one batch; clips without a clip_id only fill the batch and are left out.
 
         Args:
@@ -209,6 +215,8 @@ class FrameCounter:
             where num_classes > 2. Read where a frame exists and has ground truth.
           batch: evaluation batch (spec.py); reads labels, valid, supervised, frame_index, clip_id
             and category.
+          more: further counts by name, int [B, T, ...], kept beside the others; 0 where a frame
+            does not exist.
         """
         labels, valid = batch["labels"], np.asarray(batch["valid"])
         supervised = np.asarray(batch["supervised"])
@@ -225,26 +233,24 @@ class FrameCounter:
                 frame = (pred[b, t], labels[b, t])
                 if not exists:
                     frame = _background(labels.shape[2:], self._num_classes)
-                self._counts.append(self._count(*frame))
+                further = {name: x[b, t] * exists for name, x in (more or {}).items()}
+                self._counts.append(self._count(*frame) | further)
 
     def result(self) -> FrameCounts:
-        """The counts so far; no row where a process of several was given no clip.
+        """The counts so far; no row and no name where a process of several was given no clip.
 
         Raises:
           ValueError: a clip came twice.
         """
+        names = self._counts[0] if self._counts else ()
         columns = zip(*self._rows, strict=True) if self._rows else [()] * len(_ROW_FIELDS)
         clip_id, category, frame_index, valid = columns
-        like = self._count(*_background((1, 1), self._num_classes))
         result = FrameCounts(
             clip_id=np.array(clip_id, str),
             category=np.array(category, str),
             frame_index=np.array(frame_index, np.int32),
             valid=np.array(valid, bool),
-            counts={
-                name: np.array([c[name] for c in self._counts], np.int64).reshape(-1, *zero.shape)
-                for name, zero in like.items()
-            },
+            counts={n: np.array([c[n] for c in self._counts], np.int64) for n in names},
             facts=self._facts,
         )
         result.clips()  # raises on a clip counted twice
@@ -267,6 +273,8 @@ def interleave(parts: Sequence[FrameCounts], share: int) -> FrameCounts:
     Raises:
       ValueError: a clip came twice.
     """
+    if not any(len(part.clip_id) for part in parts):
+        return parts[0]
     rows, offset = [], 0
     for i, part in enumerate(parts):
         for j, clip in enumerate(part.clips()):
@@ -274,11 +282,12 @@ def interleave(parts: Sequence[FrameCounts], share: int) -> FrameCounts:
             rows.append((place, np.arange(clip.start, clip.stop) + offset))
         offset += len(part.clip_id)
     order = [indices for _, indices in sorted(rows, key=lambda row: row[0])]
+    counted = [part for part in parts if len(part.clip_id)]
     joined = FrameCounts(
-        **{n: np.concatenate([getattr(p, n) for p in parts]) for n in _ROW_FIELDS},
-        counts={n: np.concatenate([p.counts[n] for p in parts]) for n in parts[0].counts},
+        **{n: np.concatenate([getattr(p, n) for p in counted]) for n in _ROW_FIELDS},
+        counts={n: np.concatenate([p.counts[n] for p in counted]) for n in counted[0].counts},
         facts=parts[0].facts,
-    ).take(np.concatenate([np.arange(0), *order]))
+    ).take(np.concatenate(order))
     joined.clips()
     return joined
 

@@ -143,12 +143,11 @@ def semantic(
       frames: "real" or "padded".
       classes: those that the mean is over.
     """
+    _check_frames(counts)
     if not counts.is_semantic:
         raise ValueError("these counts are of the binary task; see BINARY for its protocols")
     if frames not in ("real", "padded"):
         raise ValueError(f"frames: {frames!r}, expected 'real' or 'padded'")
-    if not counts.valid.any():
-        raise ValueError("no valid frame to score")
     sums = semantic_sums(counts.scored() if frames == "real" else counts)
     seen = np.maximum(sums["frames"], 1)
     return {
@@ -201,12 +200,15 @@ def _ratio(numerator, denominator, where_empty: float) -> np.ndarray:
 
 
 def _binary_frames(counts: FrameCounts) -> FrameCounts:
+    _check_frames(counts)
     if counts.is_semantic:
         raise ValueError("these counts are of the semantic task; see SEMANTIC for its protocols")
-    counts = counts.scored()
-    if not len(counts.clip_id):
+    return counts.scored()
+
+
+def _check_frames(counts: FrameCounts) -> None:
+    if not counts.valid.any():
         raise ValueError("no valid frame to score")
-    return counts
 
 
 def _per_frame(counts):
