@@ -1,0 +1,176 @@
+"""Time and memory beside PyTorch, block by block, in one run on one machine.
+
+  pip install -e .[benchmark]
+  python scripts/benchmark.py --config=configs/s4_ama.py --output=benchmark.md
+  python scripts/benchmark.py --config=configs/s4_ama.py --blocks=swin,criterion --repeats=5
+
+Every block is built twice, each side in a process of its own, and the two run in turn: one
+repetition here, one there, so that whatever else the machine does meets both. The table gives the
+median of each side's repetitions, after one that is not counted, and their ratio.
+
+  swin         the backbone, forward, and forward and backward
+  encoder      the deformable encoder of the pixel decoder, alike
+  decoder      the transformer decoder with all its predictions, alike; ours with PPQG before it
+  criterion    matching and losses of all predictions, with the gradient
+  clip         the whole model on one clip, all frames, as in evaluation
+  step         a training step of one clip, or of train.batch_size=B clips with --clips=B
+  raft_large, raft_small   optical flow of pairs of 384 x 384 px, 12 iterations
+
+The other side is PyTorch in eager mode: transformers' Swin and Mask2Former and torchvision's RAFT.
+Of the whole model it has two Swins, channel gates, pixel decoder, transformer decoder, losses with
+SciPy's matching, and AdamW; it leaves out VGGish, the audio MLP, PPQG and AMA, and so does less.
+`step` gives it the frames that `data.train_frames` gives us; --original-frames all five, as the
+original trains.
+
+Memory: ours is what XLA allocates for the compiled function (arguments, temporaries, output).
+PyTorch's is the peak of its allocator on a GPU, and on a CPU the growth of the process from before
+the model was made to its largest. Both hold parameters and, in `step`, the optimiser's state.
+"""
+
+import contextlib
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import jax
+from absl import flags
+from tqdm import tqdm
+
+from avs_jax.runtime.command_line import parse
+from avs_jax.spec import InputError
+
+HERE = pathlib.Path(__file__).resolve().parent
+SIDES = {"jax": HERE / "benchmark_jax.py", "torch": HERE / "benchmark_torch.py"}
+CASES = {  # block -> its measurements
+    "swin": ("swin forward", "swin train"),
+    "encoder": ("encoder forward", "encoder train"),
+    "decoder": ("decoder forward", "decoder train"),
+    "criterion": ("criterion train",),
+    "clip": ("clip forward",),
+    "step": ("step train",),
+    "raft_large": ("raft_large forward",),
+    "raft_small": ("raft_small forward",),
+}
+GIB = 2**30
+
+
+class Side:
+    """A process that has built one case and runs it when asked."""
+
+    def __init__(self, program: pathlib.Path, case: str, arguments: Sequence[str]):
+        self._case = case
+        self._process = subprocess.Popen(
+            [sys.executable, str(program), f"--case={case}", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.facts = self._read()
+
+    def run(self) -> float:
+        """One repetition; seconds."""
+        self._process.stdin.write("run\n")
+        self._process.stdin.flush()
+        return self._read()["seconds"]
+
+    def close(self) -> int:
+        """Ends the process; bytes that it needed."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write("end\n")
+            self._process.stdin.flush()
+        found = self._read()["bytes"]
+        self._process.wait()
+        return found
+
+    def _read(self) -> dict:
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        code = self._process.wait()
+        raise InputError(f"{self._process.args[1]} {self._case}: ended with status {code}")
+
+
+def measure(case: str, repeats: int, arguments: Sequence[str]) -> dict:
+    """Both sides of one case in turn: median seconds and bytes of each, and all that was timed."""
+    sides = {name: Side(program, case, arguments) for name, program in SIDES.items()}
+    seconds = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name, side in sides.items():
+            value = side.run()
+            if repeat:  # the first compiles, or fills caches
+                seconds[name].append(value)
+    return {
+        "case": case,
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "bytes": {name: side.close() for name, side in sides.items()},
+        "all_seconds": seconds,
+        "device": {name: side.facts["device"] for name, side in sides.items()},
+        "frames": {name: side.facts["frames"] for name, side in sides.items()},
+    }
+
+
+def to_markdown(results: Sequence[dict]) -> str:
+    """The table."""
+    lines = [
+        "| case | frames, ours : PyTorch | s, ours | PyTorch | ratio | GiB, ours | PyTorch |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for result in results:
+        ours, other = result["seconds"]["jax"], result["seconds"]["torch"]
+        memory = [f"{result['bytes'][side] / GIB:.2f}" for side in ("jax", "torch")]
+        frames = f"{result['frames']['jax']} : {result['frames']['torch']}"
+        lines.append(
+            f"| {result['case']} | {frames} | {ours:.3f} | {other:.3f} | {ours / other:.2f} "
+            f"| {memory[0]} | {memory[1]} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _blocks(text: str) -> list[str]:
+    blocks = text.split(",")
+    for block in blocks:
+        if block not in CASES:
+            raise InputError(f"--blocks={text}: no block {block!r}; choose of {', '.join(CASES)}")
+    return blocks
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("blocks", ",".join(CASES), "which, by comma", flag_values=values)
+        flags.DEFINE_integer("repeats", 3, "counted runs", lower_bound=1, flag_values=values)
+        flags.DEFINE_integer("frames", 1, "frames (pairs) of a block", 1, flag_values=values)
+        flags.DEFINE_integer("clips", 1, "clips of `step`", lower_bound=1, flag_values=values)
+        flags.DEFINE_bool(
+            "original_frames", False, "PyTorch's `step` takes all frames", flag_values=values
+        )
+        flags.DEFINE_string("output", None, "also write FILE.md and FILE.json", flag_values=values)
+
+    try:
+        _, values = parse(argv, define, __doc__)
+        blocks = _blocks(values.blocks)
+        own = ("--blocks", "--repeats", "--output")
+        arguments = [a for a in argv[1:] if not a.startswith(own)]
+        arguments += [f"--device={jax.default_backend()}"]
+        results = []
+        cases = [case for block in blocks for case in CASES[block]]
+        for case in tqdm(cases, desc="cases", unit="case"):
+            results.append(measure(case, values.repeats, arguments))
+            tqdm.write(to_markdown(results[-1:]).splitlines()[-1])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(to_markdown(results), end="")
+    if values.output:
+        path = pathlib.Path(values.output)
+        path.with_suffix(".md").write_text(to_markdown(results))
+        path.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
