@@ -2,16 +2,18 @@
 
   python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source --data_dir=DIR
 
-Every file is read and checked first; missing or damaged ones are listed, all of them, and nothing
-is written. With --skip-bad their clips are left out and counted in the dataset's metadata.
-A large dataset can be written by several processes or machines through Apache Beam (the extra
-`beam`), here by four processes of this machine; the files are checked by threads of this process
-first, as always:
+Every file is read and checked; missing or damaged ones are listed, all of them, and no dataset is
+made. With --skip-bad their clips are left out and counted in the dataset's metadata. Clips are
+written in parts: a build that was killed, or that failed for some files, goes on with what was not
+done, as long as the files of a finished part have not changed. A large dataset can be read and
+written by several processes or machines through Apache Beam (the extra `beam`), which must see the
+folders under the same paths, here by four processes of this machine:
 
   ... --dataset=avsbench_semantic --beam=direct_running_mode=multi_processing,direct_num_workers=4
 
 `--dataset=avsbench_s4/vct384` chooses a layout where the folder holds several. A dataset that is
-there is left as it is unless --overwrite is given, and what a killed build left behind is removed.
+there is left as it is unless --overwrite is given; asking for it from another folder or with other
+flow is an error.
 """
 
 import argparse
@@ -95,6 +97,7 @@ def build(name: str, layout: str, args: argparse.Namespace) -> None:
     with _locked(version_dir.parent):
         _remove_leftovers(version_dir)
         if version_dir.is_dir() and not args.overwrite:
+            _check_same_source(version_dir, module.Builder, args)
             _report(version_dir, "is already built; --overwrite builds it anew")
             return
         module.Builder.find_root(args.manual_dir)  # before anything is touched
@@ -112,7 +115,23 @@ def build(name: str, layout: str, args: argparse.Namespace) -> None:
                 ),
                 file_format="array_record",
             )
+        shutil.rmtree(module.Builder.parts_dir(version_dir.parent), ignore_errors=True)
         _report(version_dir, "built")
+
+
+def _check_same_source(version_dir: pathlib.Path, builder: type, args: argparse.Namespace) -> None:
+    """Raises where what is built is not what is asked for; a source that is gone says nothing."""
+    metadata = tfds.builder_from_directory(version_dir).info.metadata
+    flow_dir = str(pathlib.Path(args.flow_dir).expanduser().absolute()) if args.flow_dir else ""
+    asked = {"flow_dir": flow_dir}
+    with contextlib.suppress(common.DatasetLayoutError):
+        asked["source"] = str(builder.find_root(args.manual_dir))
+    for name, value in asked.items():
+        if metadata[name] != value:
+            raise common.DatasetLayoutError(
+                f"{version_dir} was built with {name} {metadata[name] or 'none'}, now it is "
+                f"{value or 'none'}: build it anew with --overwrite, or choose another --data_dir"
+            )
 
 
 def _beam_options(text: str) -> Any:

@@ -124,7 +124,7 @@ def test_needs_no_tensorflow(source, tmp_path):
         [sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "train 12" in done.stdout and "Checking files: 100%" in done.stderr
+    assert "train 12" in done.stdout and "Reading and writing: 100%" in done.stderr
 
 
 def frame(root, split, number, kind="frame/1"):
@@ -168,7 +168,8 @@ def test_every_damaged_file_is_listed(damaged, tmp_path, capsys):
     for path, words in expected:
         line = next(line for line in message.splitlines() if str(path) in line)
         assert words in line
-    assert not data_dir.exists()  # nothing is left behind
+    assert f"wait in {data_dir}/avsbench_s4/object224/.parts.1.0.0" in message
+    assert not list(data_dir.glob("avsbench_s4/object224/[!.]*"))
 
 
 @pytest.mark.parametrize("number", range(8))
@@ -187,8 +188,8 @@ def test_one_damaged_file_fails_the_build(damaged, tmp_path, capsys, number):
     else:
         shutil.copy(path, pristine / path.relative_to(damaged))
     clips, _ = s4.Builder.list_clips(pristine, s4.OBJECT224)
-    checked = common.check_clips([clip for split in clips.values() for clip in split])
-    (problems,) = checked.bad.values()
+    found = [common.read_clip(clip)[1] for split in clips.values() for clip in split]
+    (problems,) = [lines for lines in found if lines]
     assert len(problems) == 1 and words in problems[0]
     assert path.name in problems[0]
 
@@ -228,7 +229,13 @@ def test_failed_overwrite_keeps_what_was_there(source, damaged, tmp_path, capsys
     frame(damaged, "val", 2).unlink()
     assert run(damaged, data_dir, "--overwrite") == 1
     assert len(open_built(data_dir).as_data_source("val")) == 4
-    assert [p.name for p in (data_dir / "avsbench_s4/object224").iterdir()] == ["1.0.0"]
+    home = data_dir / "avsbench_s4/object224"
+    assert sorted(p.name for p in home.iterdir()) == [".parts.1.0.0", "1.0.0"]
+    capsys.readouterr()
+    assert run(damaged, data_dir) == 1  # what is there is not from this folder
+    assert f"was built with source {source}" in capsys.readouterr().err
+    assert run(source, data_dir, "--flow_dir=elsewhere") == 1
+    assert "was built with flow_dir none" in capsys.readouterr().err
 
 
 def test_absent_folder_or_layout(source, tmp_path, capsys):

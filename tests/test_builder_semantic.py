@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -14,7 +15,7 @@ from avs_jax.data import synthetic_files, synthetic_parts
 from avs_jax.data.clip import decode_labels, prepare_clip
 from configs.avss_vct import get_config
 from scripts import build_dataset
-from tfds_builders import common
+from tfds_builders import common, parts
 from tfds_builders.avsbench_semantic import avsbench_semantic_dataset_builder as semantic
 
 CLASSES = synthetic_parts.SEMANTIC_CLASSES
@@ -142,24 +143,50 @@ def test_class_list(source, tmp_path):
     assert json.loads((source / "label2idx.json").read_text())["background"] == 1
 
 
-def test_killed_build_starts_anew(source, tmp_path, monkeypatch, capsys):
-    real, calls = common.read_clip, []
+def test_killed_build_goes_on(source, tmp_path, monkeypatch, capsys):
+    """What was finished is not read again, unless its files changed meanwhile."""
+    source = shutil.copytree(source, tmp_path / "AVSBench_semantic")
+    real, read = common.read_clip, []
 
     def killed(clip):
-        calls.append(clip)
-        if len(calls) == 15:  # 12 were checked, two are written
+        if len(read) == 9:  # train and val are written
             raise KeyboardInterrupt
+        read.append(clip.clip_id)
         return real(clip)
 
     monkeypatch.setattr(common, "read_clip", killed)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path)
-    monkeypatch.undo()
+    changed = next(source.glob("*/val_5_00001/audio.wav"))
+    os.utime(changed, ns=(1, 1))
+    read.clear()
+    read_again = read
+    monkeypatch.setattr(
+        common, "read_clip", lambda clip: read_again.append(clip.clip_id) or real(clip)
+    )
     assert run(source, tmp_path) == 0
-    assert len(open_built(tmp_path).as_data_source("train")) == 4
+    assert sorted(read_again) == [
+        f"{split}_5_{i:05d}" for split in ("test", "val") for i in range(4)
+    ]
+    assert "4 of 12 clips are there from an earlier build" in capsys.readouterr().out
+    for split in ("train", "val", "test"):
+        names = [
+            record["clip_id"].decode() for record in open_built(tmp_path).as_data_source(split)
+        ]
+        assert names == [f"{split}_5_{i:05d}" for i in range(4)]
     home = tmp_path / "avsbench_semantic/original"
     assert [path.name for path in home.iterdir()] == ["1.0.0"]
-    assert "Writing train: 100%" in capsys.readouterr().err
+
+
+def test_several_shards_keep_the_order(source, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "CLIPS_PER_PART", 3)
+    assert run(source, tmp_path) == 0
+    assert open_built(tmp_path).info.splits["train"].shard_lengths == [3, 1]
+    for split in ("train", "val", "test"):
+        records = [open_built(d).as_data_source(split) for d in (built, tmp_path)]
+        for want, got in zip(*records, strict=True):
+            assert want["clip_id"] == got["clip_id"] and want["frames"] == got["frames"]
 
 
 HAS_BEAM = importlib.util.find_spec("apache_beam") is not None

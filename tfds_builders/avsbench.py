@@ -21,9 +21,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
-import tqdm
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
-from tfds_builders import common
+from tfds_builders import common, parts
 
 SPLITS = ("train", "val", "test")
 OBJECTS = "generated_objects.json"  # only beside generated clips: name -> categories in the picture
@@ -83,7 +83,7 @@ class Row:
         return root / template.format(number=t + 1, t=t, **fields)
 
 
-class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class AVSBenchBuilder(FileReaderBuilder, skip_registration=True):
     """One raw record per clip (features: tfds_builders/common.py), in the order of the csv.
 
     Args:
@@ -115,7 +115,7 @@ class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ):
         self.skip_bad, self.use_beam = skip_bad, use_beam
         self.flow_dir = pathlib.Path(flow_dir).expanduser().absolute() if flow_dir else None
-        super().__init__(**kwargs)
+        super().__init__(**{"file_format": "array_record"} | kwargs)
 
     @classmethod
     @abc.abstractmethod
@@ -159,7 +159,7 @@ class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             if next(root.glob(layout.marker), None) is not None
         ]
 
-    # ---- the three methods of a TFDS builder ----
+    # ---- the two methods of a TFDS builder ----
 
     def _info(self) -> tfds.core.DatasetInfo:
         return common.DatasetInfo(
@@ -171,40 +171,66 @@ class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             disable_shuffling=True,  # the order of the csv; readers shuffle by index
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def _download_and_prepare(
+        self, dl_manager: tfds.download.DownloadManager, download_config: Any
+    ) -> None:
+        """Reads, checks and writes everything in parts; they become the dataset at the end.
+
+        Raises:
+          common.DatasetFilesError: files are missing or damaged; the good parts are kept.
+        """
+        if self.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+            raise ValueError(f"file format {self.info.file_format}: only array_record is written")
         root = self.find_root(dl_manager.manual_dir)
         clips, row_problems = self.list_clips(root, self.builder_config, self.flow_dir)
-        everything = [clip for split in SPLITS for clip in clips[split]]
-        checked = common.check_clips(everything)
-        problems = row_problems + [line for lines in checked.bad.values() for line in lines]
-        num_bad = len(row_problems) + len(checked.bad)
-        if problems and not self.skip_bad:
-            raise common.DatasetFilesError(problems, len(checked.good), num_bad)
-        if not checked.good:
-            raise common.DatasetFilesError(problems or [f"{root / self.CSV}: no clip"], 0, num_bad)
+        folder = self.parts_dir(pathlib.Path(self.data_dir).parent)
+        plan = [part for split in SPLITS for part in parts.cut(split, clips[split], folder)]
+        if not plan:
+            raise common.DatasetFilesError(row_problems or [f"{root / self.CSV}: no clip"], 0, 0)
+        reports = parts.write_all(plan, self._pipeline(download_config))
+        bad = {name: lines for report in reports for name, lines in report.bad.items()}
+        problems = row_problems + [line for lines in bad.values() for line in lines]
+        num_good, num_bad = sum(r.num_clips for r in reports), len(row_problems) + len(bad)
+        if not num_good or (problems and not self.skip_bad):
+            raise common.DatasetFilesError(problems, num_good, num_bad, folder)
+        self.info.set_splits(
+            tfds.core.SplitDict(parts.gather(plan, reports, pathlib.Path(self.data_dir), self.name))
+        )
+        self._describe(root, plan, reports, problems, num_bad)
+
+    def _describe(self, root, plan, reports, problems, num_bad) -> None:
+        """The metadata that readers and evaluation reports quote."""
         is_generated = (root / MANIFEST).is_file()
+        kinds = collections.Counter()
+        for report in reports:
+            kinds.update(report.flow_kinds)
         self.info.metadata.update(
             source=str(root),
             ground_truth="generated clips" if is_generated else self.builder_config.ground_truth,
-            num_clips=len(checked.good),
+            num_clips=sum(report.num_clips for report in reports),
             num_skipped=num_bad,
             skipped=problems,
-            has_pre_masks=any(clip.pre_masks for clip in checked.good),
+            has_pre_masks=any(
+                clip.pre_masks and clip.clip_id not in report.bad
+                for part, report in zip(plan, reports, strict=True)
+                for clip in part.clips
+            ),
             flow_dir=str(self.flow_dir or ""),
-            flow_kinds=checked.flow_kinds,
+            flow_kinds=dict(kinds),
         )
-        good = {clip.clip_id for clip in checked.good}
-        kept = {split: [c for c in clips[split] if c.clip_id in good] for split in SPLITS}
-        return {
-            split: self._generate_examples(split, kept[split]) for split in SPLITS if kept[split]
-        }
 
-    def _generate_examples(self, split: str, clips: list[common.ClipFiles]) -> Any:
-        if self.use_beam:
-            beam = tfds.core.lazy_imports.apache_beam
-            return beam.Create(list(enumerate(clips))) | beam.Map(_example)
-        progress = tqdm.tqdm(clips, f"Writing {split}", unit="clip")
-        return (_example(numbered) for numbered in enumerate(progress))
+    def _pipeline(self, download_config: Any) -> Any | None:
+        if not self.use_beam:
+            return None
+        beam = tfds.core.lazy_imports.apache_beam
+        return beam.Pipeline(
+            runner=download_config.beam_runner, options=download_config.beam_options
+        )
+
+    @classmethod
+    def parts_dir(cls, folder: pathlib.Path) -> pathlib.Path:
+        """Where the parts of an unfinished build are, in the folder of the dataset's versions."""
+        return folder / f".parts.{cls.VERSION}"
 
     # ---- from the csv to files ----
 
@@ -311,14 +337,6 @@ class AVSBenchBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise common.DatasetLayoutError(
             f"no flow found: looked for {{{','.join(SPLITS)}}} in {folders[0]} and {folders[1]}"
         )
-
-
-def _example(numbered: tuple[int, common.ClipFiles]) -> tuple[int, dict[str, Any]]:
-    key, clip = numbered
-    record, problems = common.read_clip(clip)
-    if problems:
-        raise RuntimeError(f"files changed after they were checked: {'; '.join(problems)}")
-    return key, record
 
 
 def _choose_pre_masks(

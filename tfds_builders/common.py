@@ -55,13 +55,21 @@ class DatasetFilesError(ValueError):
       num_good: clips without a problem.
     """
 
-    def __init__(self, problems: Sequence[str], num_good: int, num_bad: int):
+    def __init__(
+        self,
+        problems: Sequence[str],
+        num_good: int,
+        num_bad: int,
+        kept: pathlib.Path | None = None,
+    ):
+        """`kept`: folder of what is good already."""
         self.problems, self.num_good = list(problems), num_good
         super().__init__(
             f"{len(self.problems)} missing or damaged files in {num_bad} clips "
             f"({num_good} clips are good):\n  "
             + "\n  ".join(self.problems)
             + "\nRestore them, or leave these clips out with --skip-bad."
+            + (f"\nThe good clips wait in {kept} for the next attempt." if kept else "")
         )
 
 
@@ -253,15 +261,6 @@ def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
     return record, problems
 
 
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """Outcome of reading every file of every clip once."""
-
-    good: list[ClipFiles]
-    bad: dict[str, list[str]]  # clip_id -> what is wrong
-    flow_kinds: dict[str, int]  # kind -> good clips
-
-
 def read_all(
     clips: Sequence[ClipFiles], look: Callable[[dict[str, Any]], Any], workers: int | None = None
 ) -> Iterator[tuple[ClipFiles, Any, list[str]]]:
@@ -280,19 +279,6 @@ def read_all(
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         outcomes = pool.map(read, clips)
         yield from tqdm.tqdm(outcomes, "Checking files", len(clips), unit="clip")
-
-
-def check_clips(clips: Sequence[ClipFiles], workers: int | None = None) -> Checked:
-    """What `read_all` finds, in three sums."""
-    good, bad, kinds = [], {}, {}
-    outcomes = read_all(clips, lambda record: record.get("flow_kind", "none"), workers)
-    for clip, kind, problems in outcomes:
-        if problems:
-            bad[clip.clip_id] = problems
-        else:
-            good.append(clip)
-            kinds[kind] = kinds.get(kind, 0) + 1
-    return Checked(good, bad, kinds)
 
 
 def safe_name(name: str) -> bool:

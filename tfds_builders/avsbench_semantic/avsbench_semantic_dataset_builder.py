@@ -127,7 +127,6 @@ class Builder(avsbench.AVSBenchBuilder):
             raise common.DatasetLayoutError(f"{path}: {len(names)} classes, expected {NUM_CLASSES}")
         return {name: position for position, name in enumerate(names)}
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        root = self.find_root(dl_manager.manual_dir)
+    def _describe(self, root: pathlib.Path, *args: Any) -> None:
+        super()._describe(root, *args)
         self.info.metadata["classes"] = list(self.categories(root))
-        return super()._split_generators(dl_manager)
