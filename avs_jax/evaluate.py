@@ -4,12 +4,10 @@
 true sound, then one per condition with false sound, against the same masks. A model that listens
 scores low there; one that finds salient objects does not notice.
 
-  true_audio        each clip with its own sound
-  swapped_audio     each clip with the sound of a clip of another category
-  audio_in_picture  each clip with the sound of a category that its picture shows, silent; only
-                    where the records name the objects in them (generated clips do)
+data/conditions.py lists them.
 
   python -m avs_jax.evaluate --config=configs/s4_ama.py --checkpoint=DIR [--split=test]
+      [--audio=silence,noise,offscreen,shift] [--manifest=FILE]
 
 The numbers of anybody's predictions, without model or checkpoint; --config chooses dataset and
 classes only:
@@ -30,30 +28,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from avs_jax.data import predictions
+from avs_jax.data import conditions, negative_audio, predictions
 from avs_jax.data.clip import Record, empty_clip, prepare_labels
-from avs_jax.data.pipeline import EvalBatches, Loader, open_records, stack_clips
+from avs_jax.data.pipeline import EvalBatches, Loader, metadata, open_records, stack_clips
 from avs_jax.data.predictions import PredictionFiles, write_batch
-from avs_jax.data.sounds import Resounded, silent_audio, swap_audio
 from avs_jax.models import build_model
-from avs_jax.results import visualize
+from avs_jax.results import negatives, visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.metrics import all_protocols
-from avs_jax.results.report import REFERENCE, Report, to_text, write
+from avs_jax.results.report import Report, to_text, write
 from avs_jax.runtime.checkpoint import FOLDER, find_checkpoint, load_variables, plain_config
 from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.runtime.optim import flatten
 from avs_jax.runtime.scoring import Evaluation, eval_batch_size, evaluate, make_score_step
 from avs_jax.runtime.sharding import make_mesh, tree_shardings
 from avs_jax.runtime.step import init_variables
-from avs_jax.spec import INPUT_FIELDS, InputError
+from avs_jax.spec import INPUT_FIELDS, REFERENCE, InputError
 
-VISIBLE_FIELD = "visible_labels"  # of a record: categories in the picture, where known
 NUM_PROBLEMS = 8  # tensors named where a checkpoint does not fit
 LOADING = (("evaluate", "batch_size"), ("data", "num_workers"), ("data", "prefetch"))
 
@@ -72,7 +67,8 @@ def evaluate_config(
     Writes OUTPUT/evaluation/STEP/ (STEP_SPLIT/ where the split is not "test"): report.json,
     report.md, counts.npz of the true sound, counts_CONDITION.npz of the controls, and
     pictures/CLIP_CONDITION.png of the first config.evaluate.num_pictures clips, all of them in
-    pictures.html too.
+    pictures.html too; with negative audio manifest.json, the pairing that config.evaluate.manifest
+    reads.
 
     Args:
       config: the whole configuration; its model must be the checkpoint's.
@@ -87,21 +83,30 @@ def evaluate_config(
 
     Raises:
       FileNotFoundError: no checkpoint, or no dataset.
-      ValueError: the checkpoint's tensors are not those of config.model; lists them.
+      ValueError: the checkpoint's tensors are not those of config.model; lists them. A type of
+        negative audio that does not exist; a manifest of other clips.
     """
     split = config.evaluate.split
     records = open_records(config, split)
-    scorer = Scorer(config, checkpoint, data_facts(config, records))
+    facts = data_facts(config, records)
+    manifest = conditions.pairing_manifest(config, records)
+    if manifest is not None:
+        facts["manifest_sha256"] = manifest["sha256"]
+        facts["moving_threshold"] = config.evaluate.moving_threshold
+    scorer = Scorer(config, checkpoint, facts)
     results = {REFERENCE: scorer(records, REFERENCE, write_predictions)}
-    others, notes = conditions(config, records, results[REFERENCE].counts)
+    counts = results[REFERENCE].counts
+    categories = dict(zip(map(str, counts.clip_id), map(str, counts.category), strict=True))
+    others, notes = conditions.find_conditions(config, records, categories, manifest)
     results |= {name: scorer(heard, name) for name, heard in others.items()}
     report = make_report(scorer.facts, {name: r.counts for name, r in results.items()}, notes)
     if jax.process_index() == 0:
         root = scorer.directory if output is None else pathlib.Path(output).expanduser()
         step = scorer.facts["step"]
-        _write(
-            report, results, root / "evaluation" / (step if split == "test" else f"{step}_{split}")
-        )
+        folder = root / "evaluation" / (step if split == "test" else f"{step}_{split}")
+        _write(report, results, folder)
+        if manifest is not None:
+            negative_audio.save_manifest(manifest, folder / "manifest.json")
     return report
 
 
@@ -219,11 +224,19 @@ def evaluate_predictions(
 def make_report(
     facts: Mapping[str, Any], counts: Mapping[str, FrameCounts], notes: Sequence[str] = ()
 ) -> Report:
-    """Every protocol's numbers of every condition, the first of which is the reference."""
+    """Every protocol's numbers of every condition, the first of which is the reference.
+
+    Where the facts name a manifest, those of the negative audio too.
+    """
     first = next(iter(counts.values()))
     sizes = {"clips": len(first.clips()), "frames": int(first.valid.sum())}
     scores = {name: all_protocols(c) for name, c in counts.items()}
-    return Report({**facts, **sizes}, scores, list(notes))
+    numbers = None
+    if "manifest_sha256" in facts:
+        mentioned = {name: facts[name] for name in ("manifest_sha256", "moving_threshold")}
+        mentioned["task"] = "semantic" if first.is_semantic else "binary"
+        numbers = negatives.summarise(counts) | {"facts": mentioned}
+    return Report({**facts, **sizes}, scores, list(notes), numbers)
 
 
 def check_variables(model, batch, params, batch_stats, directory) -> None:
@@ -257,67 +270,13 @@ def check_variables(model, batch, params, batch_stats, directory) -> None:
         )
 
 
-# ---- conditions: what the clips are heard with ----
-
-
-def conditions(
-    config: ConfigDict, records: Sequence[Record], counts: FrameCounts
-) -> tuple[dict[str, Sequence[Record]], list[str]]:
-    """The conditions beside the true sound.
-
-    Args:
-      config: the whole configuration; reads evaluate.swapped_audio.
-      records: of the split.
-      counts: of the pass with true sound; name the clips, in the records' order.
-
-    Returns:
-      condition -> the same pictures and ground truth with another sound; and a sentence on each
-      condition that is left out or covers some of the clips only.
-    """
-    found: dict[str, Sequence[Record]] = {}
-    notes: list[str] = []
-    if config.evaluate.swapped_audio:
-        found |= _swapped_sounds(records, counts, notes)
-    return found, notes
-
-
-def _swapped_sounds(records, counts, notes: list[str]) -> dict[str, Sequence[Record]]:
-    ids = [str(counts.clip_id[clip.start]) for clip in counts.clips()]
-    categories = {str(i): str(c) for i, c in zip(counts.clip_id, counts.category, strict=True)}
-    place = {clip: i for i, clip in enumerate(ids)}
-    found = {}
-    try:
-        swapped = swap_audio(categories)
-        pairs = [(i, place[swapped[clip]]) for i, clip in enumerate(ids)]
-        found["swapped_audio"] = Resounded(records, pairs)
-    except ValueError as error:
-        notes.append(f"swapped_audio left out: {error}")
-    if not len(records[0].get(VISIBLE_FIELD, ())):
-        notes.append(f"audio_in_picture left out: the records leave {VISIBLE_FIELD} empty")
-        return found
-    # Reads every record once more, which only generated (small) datasets ask for.
-    labels = {clip: int(records[i]["category_label"]) for i, clip in enumerate(ids)}
-    visible = {clip: np.asarray(records[i][VISIBLE_FIELD]).tolist() for i, clip in enumerate(ids)}
-    heard = silent_audio(labels, visible)
-    if heard:
-        pairs = [(place[clip], place[heard[clip]]) for clip in ids if clip in heard]
-        found["audio_in_picture"] = Resounded(records, pairs)
-    if len(heard) < len(ids):
-        notes.append(
-            f"audio_in_picture: {len(heard)} of {len(ids)} clips show a silent object of a "
-            "category that sounds elsewhere in the split"
-        )
-    return found
-
-
 # ---- facts and files ----
 
 
 def data_facts(config: ConfigDict, records: Sequence[Record]) -> dict[str, Any]:
     """What is scored: configuration, dataset, split, and what its builder noted (the source of the
     ground truth, how many clips it left out)."""
-    info = getattr(records, "dataset_info", None)
-    metadata = (info.metadata if info is not None else None) or {}
+    noted = metadata(records)
     plain = plain_config(config)
     scored = {"name": plain["name"], "model": plain["model"], "data": plain["data"]}
     scored["evaluate"] = plain["evaluate"]
@@ -328,8 +287,8 @@ def data_facts(config: ConfigDict, records: Sequence[Record]) -> dict[str, Any]:
         "config_sha256": _digest(scored),
         "dataset": config.data.dataset,
         "split": config.evaluate.split,
-        "ground_truth": metadata.get("ground_truth", "not named by the dataset"),
-        "clips_skipped_when_built": metadata.get("num_skipped", 0),
+        "ground_truth": noted.get("ground_truth", "not named by the dataset"),
+        "clips_skipped_when_built": noted.get("num_skipped", 0),
         "score_size": config.evaluate.score_size,
     }
 
@@ -364,8 +323,11 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError("either --checkpoint or --predictions; --help lists the flags")
         if values.predictions and values.write_predictions:
             raise UsageError("--write_predictions writes those of a --checkpoint")
-        if values.split is not None:
-            config.evaluate.split = values.split
+        for name in ("split", "audio", "manifest"):
+            if values[name].value is not None:
+                config.evaluate[name] = values[name].value
+        if values.predictions and config.evaluate.audio:
+            raise UsageError("negative audio needs a --checkpoint that can hear it")
         if values.predictions:
             evaluate_predictions(config, values.predictions, values.output)
         else:
@@ -383,6 +345,16 @@ def _define_flags(values: flags.FlagValues) -> None:
     define("checkpoint", "working directory, one step's directory, or converted weights")
     define("predictions", "score the files under this directory instead of a checkpoint")
     define("split", "config.evaluate.split if not given")
+    define(
+        "audio",
+        "also score false sounds, any of silence,noise,offscreen,shift; config.evaluate.audio if "
+        "not given",
+    )
+    define(
+        "manifest",
+        "which clip gets which false sound, as an earlier report wrote it; "
+        "config.evaluate.manifest if not given",
+    )
     define("output", "write under this directory, not the checkpoint's or the predictions'")
     define("write_predictions", "write the checkpoint's predictions under this directory")
 

@@ -29,7 +29,8 @@ Batch: what the pipeline yields and the model, the criterion and the evaluator r
 
   Evaluation batches carry `labels` uint8 [B, T, S, S] (class of each pixel at the score size S,
   255 = unknown) instead of the target_* fields, and, for the host only, `clip_id` and `category`
-  (lists of B strings).
+  (lists of B strings). With config.evaluate.audio they say which pixels move: `moving` bool
+  [B, T, S, S].
 
 Outputs: what the model returns, a dict.
 
@@ -67,6 +68,14 @@ TRAIN_FIELDS = (
 INPUT_FIELDS = "images pre_masks log_mel motion valid frame_index".split()
 HOST_FIELDS = ("clip_id", "category")  # never sent to a device
 FRAMES_PER_CLIP = 1024  # above any frame_index, keeps the frame ids of different clips apart
+
+REFERENCE = "true_audio"  # the condition that an evaluation's others are compared with
+NEGATIVE_AUDIO = {  # types of false sound -> conditions of an evaluation
+    "silence": ("silence_zeros", "silence_dither"),
+    "noise": ("noise_white", "noise_pink"),
+    "offscreen": ("offscreen",),
+    "shift": ("shift",),
+}
 
 Array = Any  # numpy.ndarray or jax.Array
 

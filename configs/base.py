@@ -159,6 +159,14 @@ def base_config() -> ConfigDict:
     evaluate.score_size = 224  # px; masks and ground truth meet here
     evaluate.split = "test"  # of --mode=eval
     evaluate.swapped_audio = True  # --mode=eval also scores each clip with another category's sound
+    # --mode=eval also scores false sounds, any of "silence,noise,offscreen,shift"; "": none
+    evaluate.audio = ""
+    evaluate.manifest = ""  # file that says which clip gets which false sound; "": made anew
+    # with false sounds, a model that reads motion also gets false motion: any of "zero,shuffled"
+    evaluate.motion = "zero,shuffled"
+    # a pixel moves where the motion map exceeds this: a share of the frame's maximum, or, for the
+    # absolute maps, in units of data.motion.scale
+    evaluate.moving_threshold = 0.2
     evaluate.num_pictures = 8  # clips drawn per kind of sound
     return config
 

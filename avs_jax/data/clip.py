@@ -8,6 +8,8 @@ A record is one clip, raw, as the TFDS builders store it (or as prediction makes
   pre_masks          T colour masks like frames, or none
   waveform           int16 [n] or [n, channels], with sample_rate in Hz
   flow               float [T, H, W, 2] (u, v) or [T, H, W, 1] (magnitude), or empty
+  motion_of          only in controls of an evaluation: the record whose motion the clip is given
+                     instead of its own (its frames in turn), or None for no motion at all
 
 Source: VCT's data mappers for what a training or test frame is made of. One for S4, MS3 and AVSS:
 they differ in configuration (num_frames, num_supervised, prototype_target, short_audio,
@@ -102,7 +104,7 @@ def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) 
         if data.pre_masks:
             pre_mask = square(decode_rgb(record["pre_masks"][t]), transforms.NEAREST)
             clip["pre_masks"][row] = _place_pre_mask(pre_mask, draw, t, data.image_size)
-        if data.motion.source != "none":
+        if data.motion.source != "none" and "motion_of" not in record:
             placed = _place_motion(
                 _motion_map(record, frame, t, num_frames, data.motion), draw, data.image_size
             )
@@ -114,6 +116,11 @@ def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) 
             _place_prototypes(clip, row, record, data)
     if not is_training:
         clip |= {field: _text(record.get(field, "")) for field in HOST_FIELDS}
+        if record.get("motion_of") is not None:
+            given = motion_maps(record["motion_of"], config)
+            clip["motion"][:num_frames] = given[np.arange(num_frames) % len(given)]
+        if "moving" in clip:
+            _place_moving(clip, record, config)
     return clip
 
 
@@ -159,6 +166,8 @@ def empty_clip(config: Any, is_training: bool) -> Clip:
     else:
         score = config.evaluate.score_size
         clip["labels"] = np.full((rows, score, score), IGNORE_LABEL, np.uint8)
+        if config.evaluate.audio:
+            clip["moving"] = np.zeros((rows, score, score), bool)
         clip |= dict.fromkeys(HOST_FIELDS, "")
     return clip
 
@@ -190,6 +199,24 @@ def prepare_labels(record: Record, config: Any) -> Clip:
     except (ValueError, OSError) as error:
         raise InputError(f"clip {clip_id}: {error}") from error
     return clip | {field: _text(record.get(field, "")) for field in HOST_FIELDS}
+
+
+def motion_maps(record: Record, config: Any) -> np.ndarray:
+    """Motion of a whole clip as an evaluation gives it to the model.
+
+    Args:
+      record: see the text of this file.
+      config: the whole configuration; data.motion.source must not be "none".
+
+    Returns:
+      float32 [T, H, W, C], H = W = data.image_size, the frames that exist.
+    """
+    frame = functools.cache(lambda t: decode_rgb(record["frames"][t]))
+    count, side, settings = len(record["frames"]), config.data.image_size, config.data.motion
+    found = (_motion_map(record, frame, t, count, settings) for t in range(count))
+    return np.stack(
+        [motion.after_augmentation(_place_motion(m, None, side), settings) for m in found]
+    )
 
 
 def _masks_by_frame(record: Record, num_frames: int) -> dict[int, Any]:
@@ -256,6 +283,25 @@ def _motion_map(
             "(python -m avs_jax.flow) and build the dataset with --flow_dir"
         )
     return motion.frame_difference(frame(index - 1), frame(index))[..., None]
+
+
+def _place_moving(clip: Clip, record: Record, config: Any) -> None:
+    """Writes which pixels move by the clip's own motion, whatever motion the model is given."""
+    count, size = len(record["frames"]), config.evaluate.score_size
+    if config.data.motion.source == "none":  # a model that reads no motion is asked about it too
+        config = config.copy_and_resolve_references()
+        config.data.motion.source = "auto"
+        own = motion_maps(record, config)
+    else:
+        own = motion_maps(record, config) if "motion_of" in record else clip["motion"][:count]
+    threshold = config.evaluate.moving_threshold
+    clip["moving"][:count] = [moving_pixels(found, size, threshold) for found in own]
+
+
+def moving_pixels(motion_map: np.ndarray, size: int, threshold: float) -> np.ndarray:
+    """Where the strength of a map [H, W, C], at `size` px, exceeds a threshold: bool [S, S]."""
+    strength = np.linalg.norm(motion_map, axis=-1)
+    return transforms.resize(strength, (size, size), transforms.BILINEAR) > threshold
 
 
 def _place_labels(clip: Clip, row: int, labels: np.ndarray, draw: Any, config: Any) -> None:

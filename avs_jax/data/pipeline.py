@@ -10,7 +10,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -24,6 +24,7 @@ __all__ = [
     "Loader",
     "make_eval_loader",
     "make_train_loader",
+    "metadata",
     "num_clips",
     "num_steps_per_epoch",
     "open_records",
@@ -68,6 +69,12 @@ def open_records(config: Any, split: str) -> Sequence[Record]:
     if split not in builder.info.splits:
         raise InputError(f"no split {split!r} in {newest}, there are {sorted(builder.info.splits)}")
     return builder.as_data_source(split)
+
+
+def metadata(records: Sequence[Record]) -> Mapping[str, Any]:
+    """What the dataset's builder noted; nothing where the records are not a dataset's."""
+    info = getattr(records, "dataset_info", None)
+    return (info.metadata if info is not None else None) or {}
 
 
 def num_clips(config: Any, split: str) -> int:

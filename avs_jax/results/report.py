@@ -6,8 +6,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from avs_jax.results import negative_report
+from avs_jax.spec import NEGATIVE_AUDIO, REFERENCE
+
 Scores = Mapping[str, Mapping[str, float]]  # protocol -> measure -> 0..1
-REFERENCE = "true_audio"  # the condition that the others are compared with
 MEASURES = ("mIoU", "f_beta", "J", "f_boundary", "J&F", "boundary_iou")  # columns, in this order
 
 
@@ -20,11 +22,14 @@ class Report:
         truth, sizes. Strings and numbers.
       scores: condition of the audio -> protocol -> measure -> 0..1; the reference first.
       notes: sentences on what was left out, and why.
+      negatives: numbers of `negatives.summarise`, with what `negative_report` wants to know under
+        "facts"; None where no negative audio was asked for.
     """
 
     facts: Mapping[str, Any]
     scores: Mapping[str, Scores]
     notes: Sequence[str] = ()
+    negatives: Mapping[str, Any] | None = None
 
 
 def table(report: Report) -> list[list[str]]:
@@ -32,14 +37,16 @@ def table(report: Report) -> list[list[str]]:
 
     Percentages; a cell is empty where a protocol does not have the measure. With several
     conditions the first column names them, and the last one says by how many points the protocol's
-    first measure differs from the true audio's.
+    first measure differs from the true audio's. What has a section of its own, negative audio and
+    motion, is left to it.
     """
-    found = {m for scores in report.scores.values() for values in scores.values() for m in values}
+    shown = _shown(report)
+    found = {m for scores in shown.values() for values in scores.values() for m in values}
     columns = [m for m in MEASURES if m in found] + sorted(found - set(MEASURES))
-    several = len(report.scores) > 1
+    several = len(shown) > 1
     rows = [["audio"] * several + ["protocol", *(f"{m} %" for m in columns)] + ["change"] * several]
     reference = report.scores.get(REFERENCE, {})
-    for condition, scores in report.scores.items():
+    for condition, scores in shown.items():
         for protocol, values in scores.items():
             cells = [f"{100 * values[m]:.2f}" if m in values else "" for m in columns]
             if several:
@@ -66,22 +73,34 @@ def to_text(report: Report) -> str:
     lines = [f"{name}: {value}" for name, value in report.facts.items()]
     lines += ["", line(rows[0]), "  ".join("-" * n for n in widths)]
     lines += [line(row) for row in rows[1:]]
-    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)]) + "\n"
+    text = "\n".join([*lines, *(f"note: {note}" for note in report.notes)]) + "\n"
+    if report.negatives is None:
+        return text
+    return f"{text}\n{negative_report.to_text(report.negatives)}"
 
 
 def to_markdown(report: Report) -> str:
-    """A heading-less Markdown section: the table, then facts and notes as a list."""
+    """The table, facts and notes as a list, then the sections on negative audio."""
     (header, *rows), names = table(report), _num_names(report)
     rule = "|---" * names + "|---:" * (len(header) - names) + "|"
     lines = ["| " + " | ".join(header) + " |", rule]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", *(f"- {name}: {value}" for name, value in report.facts.items())]
-    return "\n".join([*lines, *(f"- note: {note}" for note in report.notes)]) + "\n"
+    text = "\n".join([*lines, *(f"- note: {note}" for note in report.notes)]) + "\n"
+    if report.negatives is None:
+        return text
+    return f"{text}\n{negative_report.to_markdown(report.negatives)}"
+
+
+def _shown(report: Report) -> dict[str, Scores]:
+    """The conditions in the table."""
+    apart = set(negative_report.MOTION_CONTROLS).union(*NEGATIVE_AUDIO.values())
+    return {name: scores for name, scores in report.scores.items() if name not in apart}
 
 
 def _num_names(report: Report) -> int:
     """Columns of the table that are names, not numbers."""
-    return 2 if len(report.scores) > 1 else 1
+    return 2 if len(_shown(report)) > 1 else 1
 
 
 def to_json(report: Report) -> str:

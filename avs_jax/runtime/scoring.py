@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from avs_jax.results import visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts, interleave
+from avs_jax.results.negatives import count_motion
 from avs_jax.results.postprocess import object_probability, sem_seg
 from avs_jax.runtime.sharding import AXES, batch_sharding, put_batch
 from avs_jax.runtime.step import make_predict_step
 
+NOT_READ = ("labels", "moving")  # fields of a batch that are for counting only
 MASK_STRIDE = 4  # pixels of the padded input per cell of pred_masks
 
 
@@ -114,10 +116,13 @@ def evaluate(
     total = len(loader) if hasattr(loader, "__len__") else None
     quiet = jax.process_index() != 0
     for batch in tqdm(loader, desc=title, total=total, unit="batch", disable=quiet, leave=False):
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        inputs = {name: value for name, value in batch.items() if name not in NOT_READ}
         outputs = score_step(*variables, put_batch(inputs, mesh))
         outputs = {name: _local_rows(value) for name, value in outputs.items()}
-        counter.add(outputs["pred"], batch)
+        more = None
+        if "moving" in batch:
+            more = count_motion(outputs["pred"], batch["labels"], batch["moving"])
+        counter.add(outputs["pred"], batch, more)
         if each_batch is not None:
             each_batch(outputs["pred"], batch)
         has_truth = np.any(batch["valid"] & batch["supervised"], axis=1)

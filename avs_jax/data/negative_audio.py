@@ -1,0 +1,391 @@
+"""False sounds for an evaluation that asks whether a model segments what sounds or what is salient.
+
+Conditions, by type; each clip keeps its picture and its ground truth:
+
+  silence    silence_zeros   digital silence
+             silence_dither  triangular noise at -80 dBFS
+  noise      noise_white     Gaussian, flat
+             noise_pink      Gaussian, power ~ 1 / f (-3 dB per octave)
+  offscreen  offscreen       the sound of a clip of another semantic group of the same split
+  shift      shift           the clip's own sound, k seconds on: frame t hears second (t + k) mod T
+
+All of them are made as mono waveforms at 16 kHz and go through the log-mel of data/audio.py like
+any sound. Noise and off-screen sound have the level (RMS over the clip, at 16 kHz) of the clip's
+own sound: a sound must not be told from its loudness. 0 dBFS is an RMS of 1. Nothing is clipped:
+the front end takes any amplitude.
+
+What a clip gets follows from the frozen manifest, which follows from the sorted clip ids, their
+categories and lengths alone: see `build_manifest`.
+
+Source: the negative audio of AVSBench-Robust (arXiv 2502.00358: silence, noise, off-screen sound).
+Departures: two kinds of silence and of noise, `shift`, matched levels, and a manifest.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from avs_jax.data.audio import EXAMPLE_SAMPLES, HOP, resample, to_mono
+from avs_jax.data.clip import decode_labels
+from avs_jax.spec import IGNORE_LABEL, MEL_FRAMES, NEGATIVE_AUDIO, SAMPLE_RATE, InputError, nearest
+
+DITHER_DBFS = -80.0
+EXAMPLE_HOP = MEL_FRAMES * HOP  # samples from one log-mel example to the next
+VERSION = 1  # of the manifest
+ENTRY_FIELDS = ("groups", "noise_seed", "offscreen", "shift", "motion")
+
+# What sounds alike enough to be mistaken is one group: the 23 categories of S4 (and of MS3, where
+# categories are known), and the 70 classes of AVSBench-semantic.
+GROUPS = {
+    "voice": (
+        "baby_laughter male_speech female_singing "
+        "baby man woman"
+    ),
+    "animal": (
+        "mynah_bird_singing lions_roaring cat_meowing dog_barking horse_clip-clop coyote_howling "
+        "bird cat cow dog duck elephant frog goat hen horse leopard lion parrot pig sheep "
+        "squirrel tiger wolf"
+    ),
+    "instrument": (
+        "playing_violin playing_glockenspiel playing_piano playing_ukulele playing_tabla "
+        "playing_acoustic_guitar "
+        "accordion bagpipe banjo bassoon bell cello clarinet drum erhu flute guitar guzheng "
+        "harmonica harp marimba piano pipa saxophone sitar tabla trombone trumpet tuba ukulele "
+        "violin whistle"
+    ),
+    "engine": (
+        "helicopter lawn_mowing driving_buses chainsawing_trees ambulance_siren race_car "
+        "airplane boat bus car emergency-car hair-dryer motorcycle mower rocket saw tank "
+        "tractor train truck vacuum-cleaner"
+    ),
+    "tool": (
+        "typing_on_computer_keyboard cap_gun_shooting "
+        "axe bicycle clock gun hammer keyboard sewing-machine"
+    ),
+}  # fmt: skip
+_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipFacts:
+    """What the manifest needs to know about a clip.
+
+    Attributes:
+      clip_id: unique in the split.
+      names: categories or classes that sound in it; () where nobody knows.
+      visible: those in the picture, where known: their sound is not off-screen.
+      seconds: log-mel examples of its own sound that its frames hear.
+    """
+
+    clip_id: str
+    names: tuple[str, ...]
+    visible: frozenset[str]
+    seconds: int
+
+
+def groups_of(names: Iterable[str]) -> frozenset[str]:
+    """Semantic groups of categories or classes; a name that GROUPS lacks is a group of its own."""
+    return frozenset(_GROUP_OF.get(name, name) for name in names)
+
+
+def conditions(types: str) -> list[str]:
+    """Conditions of a comma-separated list of types, in the order of NEGATIVE_AUDIO.
+
+    Raises:
+      ValueError: a type that does not exist, or one twice; names the choices.
+    """
+    asked = [word.strip() for word in types.split(",") if word.strip()]
+    for word in asked:
+        if word not in NEGATIVE_AUDIO:
+            near = ", ".join(nearest(word, list(NEGATIVE_AUDIO))) or ", ".join(NEGATIVE_AUDIO)
+            raise InputError(
+                f"negative audio {word!r} of {types!r} does not exist; choose from "
+                f"{', '.join(NEGATIVE_AUDIO)} (nearest: {near})"
+            )
+    if len(set(asked)) < len(asked):
+        raise InputError(f"negative audio {types!r} names a type twice")
+    return [
+        condition for kind in NEGATIVE_AUDIO if kind in asked for condition in NEGATIVE_AUDIO[kind]
+    ]
+
+
+# ---- who gets what ----
+
+
+def collect_facts(
+    records: Sequence[Mapping[str, Any]], num_classes: int = 2, class_names: Sequence[str] = ()
+) -> list[ClipFacts]:
+    """Reads every record of a split once, in order.
+
+    Args:
+      records: data/clip.py.
+      num_classes: with 2, what sounds is the record's category, split at "+". With more it is the
+        classes of its masks, which are decoded.
+      class_names: of the classes, background first; "class 7" where it ends.
+    """
+    facts = []
+    labels: dict[int, str] = {}
+    visible: list[list[int]] = []
+    for i in range(len(records)):
+        record = records[i]
+        clip, category = _text(record["clip_id"]), _text(record.get("category", ""))
+        seconds = min(num_seconds(record), len(record["frames"]))
+        heard = [name for name in category.split("+") if name]
+        if num_classes > 2:
+            heard = _classes_in(record["masks"], num_classes, class_names)
+        facts.append(ClipFacts(clip, tuple(sorted(heard)), frozenset(), seconds))
+        visible.append([int(label) for label in record.get("visible_labels", ())])
+        if int(record.get("category_label", 0)):
+            labels[int(record["category_label"])] = category
+    return [
+        dataclasses.replace(clip, visible=frozenset(labels[n] for n in shown if n in labels))
+        for clip, shown in zip(facts, visible, strict=True)
+    ]
+
+
+def _classes_in(masks: Iterable[Any], num_classes: int, names: Sequence[str]) -> list[str]:
+    found = {int(c) for mask in masks for c in np.unique(decode_labels(mask, num_classes))}
+    return [str(names[c]) if c < len(names) else f"class {c}" for c in found - {0, IGNORE_LABEL}]
+
+
+def build_manifest(facts: Sequence[ClipFacts], dataset: str, split: str) -> dict[str, Any]:
+    """The frozen pairing of a split; the same for whatever order the clips come in.
+
+    Per clip, in the order of the sorted ids: its groups; the seed of its noise (from its id); the
+    clip whose sound it hears off-screen, of which no group is among its own, and no category in its
+    picture where that is known, each sound used as evenly as that allows; the seconds that `shift`
+    moves its sound on, 1 to its length - 1; the clip whose motion it gets in the motion control.
+    None where there is no such clip, or its sound is shorter than two seconds.
+
+    Args:
+      facts: of all clips of the split.
+      dataset, split: named in the manifest.
+
+    Returns:
+      what `save_manifest` writes: {"version", "dataset", "split", "clips": {id: entry}, "sha256"}.
+    """
+    facts = sorted(facts, key=lambda clip: clip.clip_id)
+    ids = [clip.clip_id for clip in facts]
+    if len(set(ids)) < len(ids):
+        raise ValueError("a clip id occurs twice")
+    offscreen = _pair_offscreen(facts)
+    entries = {}
+    for i, clip in enumerate(facts):
+        seed = int.from_bytes(hashlib.sha256(clip.clip_id.encode()).digest()[:6], "big")
+        entries[clip.clip_id] = {
+            "groups": sorted(groups_of(clip.names)),
+            "noise_seed": seed,
+            "offscreen": offscreen[i],
+            "shift": 1 + seed % (clip.seconds - 1) if clip.seconds > 1 else None,
+            "motion": ids[(i + len(ids) // 2) % len(ids)] if len(ids) > 1 else None,
+        }
+    manifest = {"version": VERSION, "dataset": dataset, "split": split, "clips": entries}
+    return manifest | {"sha256": manifest_digest(manifest)}
+
+
+def _pair_offscreen(facts: Sequence[ClipFacts]) -> list[str | None]:
+    """For each clip the least used partner that fits, the first half a split further on."""
+    groups = [groups_of(clip.names) for clip in facts]
+    bit = {name: 1 << i for i, name in enumerate(sorted(frozenset().union(*groups)))}
+    codes = np.array([sum(bit[name] for name in group) for group in groups], object)
+    uses = np.zeros(len(facts), int)
+    partners: list[str | None] = []
+    for i, clip in enumerate(facts):
+        fits = (codes != 0) & ((codes & codes[i]) == 0) & (codes[i] != 0)
+        places = [j for j in np.flatnonzero(fits) if not clip.visible & set(facts[j].names)]
+        if not places:
+            partners.append(None)
+            continue
+        start = i + len(facts) // 2
+        best = min(places, key=lambda j: (uses[j], (j - start) % len(facts)))
+        uses[best] += 1
+        partners.append(facts[best].clip_id)
+    return partners
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 of everything in a manifest but its "sha256", as canonical JSON."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def save_manifest(manifest: Mapping[str, Any], path: str | pathlib.Path) -> None:
+    """Writes JSON that `load_manifest` reads."""
+    pathlib.Path(path).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def load_manifest(path: str | pathlib.Path, ids: Iterable[str]) -> dict[str, Any]:
+    """Reads a manifest and checks that it is whole and is about these clips.
+
+    Args:
+      path: of a file that `save_manifest` wrote.
+      ids: of all clips of the split.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a manifest of this version; its contents are not those of its hash; its clips
+        are not `ids`, or it pairs a clip with one outside of them.
+    """
+    path, ids = pathlib.Path(path).expanduser(), set(ids)
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("clips"), dict):
+        raise InputError(f"{path}: not a manifest of negative audio, lacks `clips`")
+    if manifest.get("version") != VERSION:
+        raise InputError(f"{path}: version {manifest.get('version')!r}, expected {VERSION}")
+    found, stated = manifest_digest(manifest), manifest.get("sha256")
+    if found != stated:
+        raise InputError(f"{path}: sha256 of its contents is {found}, but it says {stated}")
+    clips = manifest["clips"]
+    missing, extra = sorted(ids - clips.keys()), sorted(clips.keys() - ids)
+    if missing or extra:
+        raise InputError(
+            f"{path}: made for other clips: {len(missing)} of this split are missing "
+            f"{missing[:3]}, {len(extra)} are not in it {extra[:3]}"
+        )
+    for clip, entry in clips.items():
+        _check_entry(entry, ids, f"{path}: clip {clip}")
+    return manifest
+
+
+def _check_entry(entry: Any, ids: set[str], where: str) -> None:
+    if not isinstance(entry, dict) or set(entry) != set(ENTRY_FIELDS):
+        raise InputError(f"{where}: expected the fields {', '.join(ENTRY_FIELDS)}")
+    for field in ("offscreen", "motion"):
+        if entry[field] is not None and entry[field] not in ids:
+            raise InputError(f"{where}: {field} is {entry[field]!r}, which is no clip of the split")
+    for field, optional in (("noise_seed", False), ("shift", True)):
+        value = entry[field]
+        if not (type(value) is int and value >= 0 or optional and value is None):
+            raise InputError(f"{where}: {field} is {value!r}, expected an integer from 0")
+
+
+# ---- waveforms: mono, float64 [n] at 16 kHz ----
+
+
+def own_sound(record: Mapping[str, Any]) -> np.ndarray:
+    """The sound of a record as the front end hears it, float64 [n] at 16 kHz."""
+    return resample(to_mono(record["waveform"]), int(record["sample_rate"]))
+
+
+def num_seconds(record: Mapping[str, Any]) -> int:
+    """Log-mel examples that the sound of a record holds."""
+    count = len(record["waveform"]) * SAMPLE_RATE // int(record["sample_rate"])
+    return max(0, (count - EXAMPLE_SAMPLES) // EXAMPLE_HOP + 1)
+
+
+def rms(samples: np.ndarray) -> float:
+    """Root mean square; 1 is 0 dBFS."""
+    return float(np.sqrt(np.mean(np.square(samples)))) if len(samples) else 0.0
+
+
+def match_level(samples: np.ndarray, level: float) -> np.ndarray:
+    """The same samples at an RMS of `level`; silence stays silent."""
+    own = rms(samples)
+    return samples * (level / own) if own else samples
+
+
+def dither(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Triangular white noise at DITHER_DBFS."""
+    return match_level(rng.triangular(-1.0, 0.0, 1.0, count), 10 ** (DITHER_DBFS / 20))
+
+
+def white_noise(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise of unit RMS."""
+    return match_level(rng.standard_normal(count), 1.0)
+
+
+def pink_noise(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise of unit RMS whose power falls by 3 dB per octave; no DC."""
+    spectrum = np.fft.rfft(rng.standard_normal(count))
+    bins = np.arange(len(spectrum))
+    spectrum[1:] /= np.sqrt(bins[1:])
+    spectrum[0] = 0.0
+    return match_level(np.fft.irfft(spectrum, count), 1.0)
+
+
+def shift_seconds(samples: np.ndarray, seconds: int, total: int) -> np.ndarray:
+    """A sound whose log-mel example t is example (t + seconds) mod total of the given one.
+
+    Only the last 15 ms of an example, which reach into the next, are not its own at two places: at
+    the seam and at the end (the last two STFT windows).
+    """
+    span = total * EXAMPLE_HOP
+    return np.concatenate([np.roll(samples[:span], -seconds * EXAMPLE_HOP), samples[span:]])
+
+
+def false_sound(
+    condition: str,
+    record: Mapping[str, Any],
+    entry: Mapping[str, Any],
+    partner: Mapping[str, Any] | None = None,
+) -> np.ndarray:
+    """What a clip hears under a condition, float64 [n] at 16 kHz, as long as its own sound.
+
+    Args:
+      condition: one of NEGATIVE_AUDIO.
+      record: the clip.
+      entry: its line of the manifest.
+      partner: the record whose sound is off-screen; it is repeated or cut to the clip's length.
+    """
+    own = own_sound(record)
+    rng, count = np.random.default_rng(entry["noise_seed"]), len(own)
+    if condition == "silence_zeros":
+        return np.zeros(count)
+    if condition == "silence_dither":
+        return dither(count, rng)
+    if condition == "noise_white":
+        return match_level(white_noise(count, rng), rms(own))
+    if condition == "noise_pink":
+        return match_level(pink_noise(count, rng), rms(own))
+    if condition == "offscreen":
+        return match_level(np.resize(own_sound(partner), count), rms(own))
+    if condition == "shift":
+        total = min(num_seconds(record), len(record["frames"]))
+        return shift_seconds(own, entry["shift"], total)
+    every = [name for names in NEGATIVE_AUDIO.values() for name in names]
+    raise ValueError(f"condition {condition!r}, expected one of {every}")
+
+
+class FalseSounds(Sequence):
+    """The records of a split with the sounds of one condition, without the clips that have none."""
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        ids: Sequence[str],
+        manifest: Mapping[str, Any],
+        condition: str,
+    ):
+        """ids: clip id of every record; manifest: of exactly these clips."""
+        self._records, self._condition = records, condition
+        self._clips = manifest["clips"]
+        self._place = {clip: i for i, clip in enumerate(ids)}
+        needed = condition if condition in ("offscreen", "shift") else None
+        self.kept = [
+            clip for clip in ids if needed is None or self._clips[clip][needed] is not None
+        ]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        clip = self.kept[item]
+        entry, record = self._clips[clip], self._records[self._place[clip]]
+        partner = None
+        if self._condition == "offscreen":
+            partner = self._records[self._place[entry["offscreen"]]]
+        sound = false_sound(self._condition, record, entry, partner)
+        return {**record, "waveform": sound, "sample_rate": SAMPLE_RATE}
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

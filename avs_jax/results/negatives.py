@@ -1,0 +1,313 @@
+"""Numbers of an evaluation with false sounds, from the stored counts of its conditions.
+
+Under a false sound nothing in the picture sounds, so the original mask is what must not be found:
+IoU and f_beta against it are lower for a better model. With P a score under the true sound and N
+its mean over the types of false sound (the variants of a type first averaged):
+
+  G = 2 P (1 - N) / (P + 1 - N)     G-mIoU, G-f_beta; a model that ignores the sound has N = P
+  FPR = share of the pixels with p > 0.5, over moving and over static pixels too; G-FPR = its mean
+  gap = P - N, per condition, on the clips that the condition has
+
+Scores are those of `stream` (results/metrics.py), over the frames whose mask is not empty: on an
+empty one IoU is agreement on background, of which more is better. f_beta never falls to 0, since
+its best threshold may mark everything: its floor is the f_beta of a full mask.
+
+With more than two classes, scores are the mean over the classes that occur in the ground truth,
+without background, each averaged over the frames in which prediction or ground truth has it; FPR is
+the share of pixels whose class is not background.
+
+G-mIoU and G-f_beta are given twice: over silence, noise and offscreen (as published), and over all
+types that were run. `shift` keeps a clip's own sound and moves it in time: where one object sounds
+all the time, as in S4, the mask remains right.
+
+Intervals: the middle 95 % over resamples of the clips, the same resamples for every condition.
+
+Source: AVSBench-Robust (arXiv 2502.00358). Departures: f_beta's name, the types' averages, the
+split by motion, shift, intervals.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from avs_jax.results import metrics
+from avs_jax.results.counts import FrameCounts
+from avs_jax.spec import IGNORE_LABEL, NEGATIVE_AUDIO, REFERENCE
+
+PUBLISHED = ("silence", "noise", "offscreen")  # types of false sound in the source
+PARTS = ("moving", "static")  # pixels, by their motion
+MOTION_COUNTS = tuple(
+    f"{part}_{name}" for part in PARTS for name in ("pixels", "pred", "gt", "inter")
+)
+SMALL_SHARE = 0.001  # of the pixels: a prediction below it marks nothing
+NUM_RESAMPLES, SEED = 1000, 0
+LEVELS = (0.025, 0.975)
+SCORES = ("mIoU", "f_beta")
+
+Number = dict[str, float | None]  # {"value", "low", "high"}; None: not defined
+
+
+# ---- counting ----
+
+
+def count_motion(pred: np.ndarray, labels: np.ndarray, moving: np.ndarray) -> dict[str, np.ndarray]:
+    """The counts that are kept apart for moving and static pixels.
+
+    Args:
+      pred: [..., S, S]: float probability of the object (p > 0.5 is predicted) or integer class
+        (all but 0 are).
+      labels: uint8 [..., S, S], 0 background, 255 unknown (left out of every count).
+      moving: bool [..., S, S].
+
+    Returns:
+      int64 [...] under the names MOTION_COUNTS: pixels, predicted, in the ground truth, in both.
+    """
+    found = pred > 0.5 if np.issubdtype(pred.dtype, np.floating) else pred != 0
+    known = labels != IGNORE_LABEL
+    wanted = known & (labels != 0)
+    result = {}
+    for part, where in zip(PARTS, (moving & known, ~moving & known), strict=True):
+        areas = {"pixels": where, "pred": where & found, "gt": where & wanted}
+        areas["inter"] = areas["gt"] & found
+        result |= {f"{part}_{name}": area.sum(axis=(-2, -1)) for name, area in areas.items()}
+    return result
+
+
+# ---- numbers ----
+
+
+def g_score(positive, negative):
+    """2 P (1 - N) / (P + 1 - N), 0 where both vanish; elementwise, in 0..1."""
+    right = 1.0 - np.asarray(negative, np.float64)
+    positive = np.asarray(positive, np.float64)
+    return _ratio(2 * positive * right, positive + right, empty=0.0)
+
+
+def resample_weights(num_clips: int, num_resamples: int, seed: int) -> np.ndarray:
+    """float64 [1 + R, C]: how often each clip is in each resample; row 0 is the split itself."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(num_clips, np.full(num_clips, 1 / num_clips), num_resamples)
+    return np.concatenate([np.ones((1, num_clips)), drawn])
+
+
+def summarise(
+    counts: Mapping[str, FrameCounts], num_resamples: int = NUM_RESAMPLES, seed: int = SEED
+) -> dict[str, Any]:
+    """Every number of this file.
+
+    Args:
+      counts: condition -> what was counted, MOTION_COUNTS among it; REFERENCE, and any of
+        spec.NEGATIVE_AUDIO and of the controls. A condition may lack clips of the reference.
+      num_resamples, seed: of the bootstrap.
+
+    Returns:
+      plain numbers, and Number where there is an interval:
+        clips, frames (with an object), moving_share (of the pixels), floor_f_beta
+        conditions[c]: clips, mIoU, f_beta, gap_mIoU, gap_f_beta, FPR, FPR_moving, FPR_static,
+          small (share of frames with less than SMALL_SHARE predicted), off_target_moving and
+          off_target_static (share of the pixels outside the mask that are predicted)
+        types[t]: gap_mIoU, gap_f_beta
+        summary["published" and "all"]: types, N-mIoU, N-f_beta, G-mIoU, G-f_beta, G-FPR, and
+          deaf-G-mIoU, deaf-G-f_beta: of a model with the same P that does not hear
+
+    Raises:
+      ValueError: no reference, or a condition with other clips.
+    """
+    if REFERENCE not in counts:
+        raise ValueError(f"no counts of {REFERENCE}; there are {sorted(counts)}")
+    sums = {name: _ClipSums(c, counts[REFERENCE]) for name, c in counts.items()}
+    reference = sums[REFERENCE]
+    weights = resample_weights(len(reference.present), num_resamples, seed)
+    scores = {name: each.scores(weights) for name, each in sums.items()}
+    conditions = {}
+    for name, each in sums.items():
+        values = dict(scores[name])
+        if name != REFERENCE:
+            # The clips that a condition lacks are left out of its P, too.
+            like = reference.scores(weights * each.present)
+            values |= {f"gap_{s}": like[s] - values[s] for s in SCORES}
+        conditions[name] = {"clips": int(each.present.sum())} | _numbers(values)
+        scores[name] |= {name: value for name, value in values.items() if name.startswith("gap")}
+    per_type = {
+        kind: {
+            key: np.mean([scores[name][key] for name in names if name in scores], axis=0)
+            for key in (*SCORES, "FPR", "gap_mIoU", "gap_f_beta")
+        }
+        for kind, names in NEGATIVE_AUDIO.items()
+        if any(name in scores for name in names)
+    }
+    total = reference.total
+    return {
+        "clips": len(reference.present),
+        "frames": int(total["object_frames"]),
+        "moving_share": float(total["moving_pixels"] / max(total["pixels"], 1)),
+        "floor_f_beta": _numbers({"floor": reference.full_mask(weights)})["floor"],
+        "conditions": conditions,
+        "types": {
+            kind: _numbers({key: values[key] for key in ("gap_mIoU", "gap_f_beta")})
+            for kind, values in per_type.items()
+        },
+        "summary": _summary(scores[REFERENCE], per_type),
+    }
+
+
+def _summary(positive, per_type) -> dict[str, Any]:
+    """G-scores over the published types, where all were run, and over all that were run."""
+    chosen = {}
+    if set(PUBLISHED) <= per_type.keys():
+        chosen["published"] = PUBLISHED
+    if per_type and tuple(per_type) != PUBLISHED:
+        chosen["all"] = tuple(per_type)
+    result = {}
+    for name, kinds in chosen.items():
+        mean = {
+            key: np.mean([per_type[kind][key] for kind in kinds], axis=0)
+            for key in (*SCORES, "FPR")
+        }
+        values = {f"N-{s}": mean[s] for s in SCORES}
+        values |= {f"G-{s}": g_score(positive[s], mean[s]) for s in SCORES}
+        # What a model of the same P would score if it did not hear.
+        values |= {f"deaf-G-{s}": g_score(positive[s], positive[s]) for s in SCORES}
+        result[name] = {"types": list(kinds)} | _numbers(values | {"G-FPR": mean["FPR"]})
+    return result
+
+
+def read_folder(folder: str | pathlib.Path) -> dict[str, FrameCounts]:
+    """Condition -> counts, from all counts*.npz of an evaluation's folder, the reference first.
+
+    Raises:
+      FileNotFoundError: there is no file of the reference.
+      ValueError: a file is of another evaluation.
+    """
+    folder = pathlib.Path(folder)
+    reference = FrameCounts.load(folder / "counts.npz")
+    found = {REFERENCE: reference}
+    for path in sorted(folder.glob("counts_*.npz")):
+        counts = FrameCounts.load(path)
+        for name in ("checkpoint", "config_sha256"):
+            if counts.facts.get(name) != reference.facts.get(name):
+                raise ValueError(
+                    f"{path}: {name} {counts.facts.get(name)!r}, but counts.npz has "
+                    f"{reference.facts.get(name)!r}: left by another evaluation, remove it"
+                )
+        found[str(counts.facts["audio"])] = counts
+    return found
+
+
+class _ClipSums:
+    """Sums over each clip's frames, in the clips' order of a reference."""
+
+    def __init__(self, counts: FrameCounts, reference: FrameCounts):
+        counts, reference = counts.scored(), reference.scored()
+        order = [str(reference.clip_id[clip.start]) for clip in reference.clips()]
+        place = {clip: i for i, clip in enumerate(order)}
+        foreign = sorted(set(map(str, counts.clip_id)) - place.keys())
+        if foreign:
+            raise ValueError(f"clips {foreign[:3]} are not among those of {REFERENCE}")
+        missing = set(MOTION_COUNTS) - counts.counts.keys()
+        if missing:
+            raise ValueError(f"counts lack {sorted(missing)}: count again with moving pixels")
+        self._row = np.array([place[str(clip)] for clip in counts.clip_id])
+        self._num_clips = len(order)
+        self.present = np.bincount(self._row, minlength=len(order)) > 0
+        self._is_semantic = counts.is_semantic
+        c = {name: array.astype(np.float64) for name, array in counts.counts.items()}
+        self._areas(c)
+        if self._is_semantic:
+            classes = reference.counts["gt"].sum(axis=0) > 0
+            classes[0] = False
+            self._classes(c, np.flatnonzero(classes))
+        else:
+            self._masks(counts, c)
+
+    def _per_clip(self, per_frame: np.ndarray) -> np.ndarray:
+        """[N, ...] -> [C, ...]."""
+        result = np.zeros((self._num_clips, *per_frame.shape[1:]))
+        np.add.at(result, self._row, per_frame)
+        return result
+
+    def _areas(self, c: Mapping[str, np.ndarray]) -> None:
+        pixels = c["moving_pixels"] + c["static_pixels"]
+        pred = c["moving_pred"] + c["static_pred"]
+        per_frame = {name: c[name] for name in MOTION_COUNTS}
+        per_frame |= {"pixels": pixels, "pred": pred, "frames": np.ones_like(pixels)}
+        per_frame["small"] = (pred < SMALL_SHARE * pixels).astype(np.float64)
+        self._sums = {name: self._per_clip(values) for name, values in per_frame.items()}
+
+    def _masks(self, counts: FrameCounts, c: Mapping[str, np.ndarray]) -> None:
+        has_object = c["gt"] > 0
+        curves = metrics.f_beta_curves(c["tp"], c["pp"], c["gt"])
+        full = metrics.f_beta_curves(c["gt"][:, None], c["pixels"][:, None], c["gt"])[:, 0]
+        self._sums |= {
+            "object_frames": self._per_clip(has_object.astype(np.float64)),
+            "iou": self._per_clip(np.where(has_object, metrics.frame_iou(counts), 0.0)),
+            "curve": self._per_clip(np.where(has_object[:, None], curves, 0.0)),
+            "full": self._per_clip(np.where(has_object, full, 0.0)),
+        }
+
+    def _classes(self, c: Mapping[str, np.ndarray], classes: np.ndarray) -> None:
+        inter, gt, pred = (c[name][:, classes] for name in ("inter", "gt", "pred"))
+        f_beta = metrics.f_beta_curves(inter[..., None], pred[..., None], gt)[..., 0]
+        self._sums |= {
+            "object_frames": self._per_clip((gt.sum(axis=1) > 0).astype(np.float64)),
+            "seen": self._per_clip(((gt + pred) > 0).astype(np.float64)),
+            "iou": self._per_clip(_ratio(inter, gt + pred - inter, empty=0.0)),
+            "f_beta": self._per_clip(f_beta),
+        }
+
+    @property
+    def total(self) -> dict[str, np.ndarray]:
+        """Sums over all clips."""
+        return {name: values.sum(axis=0) for name, values in self._sums.items()}
+
+    def full_mask(self, weights: np.ndarray) -> np.ndarray:
+        """f_beta of marking every pixel, [R]; NaN where there are several classes to mark."""
+        if self._is_semantic:
+            return np.full(len(weights), np.nan)
+        return _ratio(weights @ self._sums["full"], weights @ self._sums["object_frames"])
+
+    def scores(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Every measure, [R] each, with the clips weighted by [R, C]."""
+        s = {name: weights @ values for name, values in self._sums.items()}
+        if self._is_semantic:
+            scores = {
+                "mIoU": _mean_over_classes(s["iou"], s["seen"]),
+                "f_beta": _mean_over_classes(s["f_beta"], s["seen"]),
+            }
+        else:
+            curve = _ratio(s["curve"], s["object_frames"][:, None])
+            scores = {"mIoU": _ratio(s["iou"], s["object_frames"]), "f_beta": curve.max(axis=1)}
+        scores["FPR"] = _ratio(s["pred"], s["pixels"])
+        for part in PARTS:
+            scores[f"FPR_{part}"] = _ratio(s[f"{part}_pred"], s[f"{part}_pixels"])
+        scores["small"] = _ratio(s["small"], s["frames"])
+        for part in PARTS:
+            outside = s[f"{part}_pixels"] - s[f"{part}_gt"]
+            wrong = s[f"{part}_pred"] - s[f"{part}_inter"]
+            scores[f"off_target_{part}"] = _ratio(wrong, outside)
+        return scores
+
+
+def _ratio(above, below, empty: float = np.nan) -> np.ndarray:
+    above, below = np.broadcast_arrays(above, below)
+    out = np.full(above.shape, empty, np.float64)
+    return np.divide(above, below, out=out, where=below > 0)
+
+
+def _mean_over_classes(sums: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Mean over the classes that a resample has, [R, K] -> [R]; NaN where it has none."""
+    has = seen > 0
+    return _ratio(_ratio(sums, seen, empty=0.0).sum(axis=1), has.sum(axis=1))
+
+
+def _numbers(values: Mapping[str, np.ndarray]) -> dict[str, Number]:
+    """Row 0 as the value, the quantiles of the others as the interval."""
+    result = {}
+    for name, rows in values.items():
+        drawn = rows[1:][~np.isnan(rows[1:])]
+        low, high = np.quantile(drawn, LEVELS) if len(drawn) else (np.nan, np.nan)
+        triple = {"value": rows[0], "low": low, "high": high}
+        result[name] = {k: None if np.isnan(v) else float(v) for k, v in triple.items()}
+    return result

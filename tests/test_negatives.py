@@ -1,0 +1,332 @@
+"""Numbers of the negative-audio evaluation, on counts small enough to do by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from avs_jax.results import metrics, negative_report, negatives
+from avs_jax.results.counts import FrameCounter
+from avs_jax.results.negatives import g_score, summarise
+
+SIZE = 10  # px; a frame has 100 pixels
+FACTS = {"manifest_sha256": "0" * 64, "moving_threshold": 0.2, "task": "binary"}
+
+
+def frame(gt, found, off, moving=50, unknown=0):
+    """One frame: pred finds `found` of `gt` object pixels and marks `off` others.
+
+    The first `moving` pixels move: the object comes first, so it moves.
+    """
+    labels, pred = np.zeros((2, SIZE * SIZE))
+    labels[:gt], pred[:found] = 1, 0.9
+    if off:
+        pred[-off - unknown : SIZE * SIZE - unknown] = 0.8
+    if unknown:
+        labels[-unknown:] = 255
+    return (
+        pred.astype(np.float32).reshape(SIZE, SIZE),
+        labels.astype(np.uint8).reshape(SIZE, SIZE),
+        (np.arange(SIZE * SIZE) < moving).reshape(SIZE, SIZE),
+    )
+
+
+def count(clips, condition="true_audio", num_classes=2, batch=None):
+    """FrameCounts of {clip id: [frame, ...]}, fed `batch` clips at a time."""
+    counter = FrameCounter(num_classes, {"audio": condition})
+    ids = list(clips)
+    for i in range(0, len(ids), batch or len(ids)):
+        some = ids[i : i + (batch or len(ids))]
+        pred, labels, moving = (
+            np.stack([[f[k] for f in clips[clip]] for clip in some]) for k in range(3)
+        )
+        more = negatives.count_motion(pred, labels, moving)
+        valid = np.ones(pred.shape[:2], bool)
+        counter.add(pred, a_batch(labels, valid, some), more)
+    return counter.result()
+
+
+def a_batch(labels, valid, clip_ids):
+    """The fields of a batch that counting reads."""
+    return {
+        "labels": labels,
+        "valid": valid,
+        "supervised": valid,
+        "frame_index": np.broadcast_to(np.arange(valid.shape[1]), valid.shape),
+        "clip_id": clip_ids,
+        "category": ["dog"] * len(clip_ids),
+    }
+
+
+def random_clips(seed, num_clips=12):
+    rng = np.random.default_rng(seed)
+    return {
+        f"clip{i:02d}": [
+            frame(20, int(rng.integers(21)), int(rng.integers(30)), moving=40) for _ in range(2)
+        ]
+        for i in range(num_clips)
+    }
+
+
+def test_g_of_a_model_that_does_not_hear_is_the_published_number():
+    assert round(100 * float(g_score(0.862, 0.862)), 2) == 23.79
+    assert g_score(1.0, 0.0) == 1 and g_score(0.0, 0.5) == 0 and g_score(0.0, 1.0) == 0
+    np.testing.assert_allclose(g_score([0.8, 0.5], [0.2, 0.5]), [0.8, 0.5])
+
+
+def test_counts_of_moving_and_static_pixels():
+    pred, labels, moving = (x[None, None] for x in frame(20, 10, 5, moving=30, unknown=4))
+    counts = {k: int(v[0, 0]) for k, v in negatives.count_motion(pred, labels, moving).items()}
+    assert counts == {
+        "moving_pixels": 30, "moving_pred": 10, "moving_gt": 20, "moving_inter": 10,
+        "static_pixels": 66, "static_pred": 5, "static_gt": 0, "static_inter": 0,
+    }  # fmt: skip
+    # Classes: everything but background is predicted.
+    classes = np.where(pred > 0.5, 7, 0).astype(np.int32)
+    as_classes = negatives.count_motion(classes, labels * (labels == 255) + 3 * labels, moving)
+    assert int(as_classes["moving_pred"][0, 0]) == 10
+    half = np.full((1, 1, SIZE, SIZE), 0.5, np.float32)
+    assert negatives.count_motion(half, labels, moving)["moving_pred"] == 0
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """Two clips of two frames; one frame has no object."""
+    true = {
+        "a": [frame(20, 20, 0), frame(20, 10, 0)],  # IoU 1, 1/2
+        "b": [frame(40, 40, 10), frame(0, 0, 5)],  # IoU 4/5, and no object
+    }
+    silence = {
+        "a": [frame(20, 0, 0), frame(20, 5, 5)],  # 0, 5/25
+        "b": [frame(40, 20, 0), frame(0, 0, 0)],  # 1/2
+    }
+    noise = {clip: [frame(20 if clip == "a" else 40, 0, 0)] * 2 for clip in "ab"}
+    noise["b"][1] = frame(0, 0, 60)
+    noise = {clip: list(frames) for clip, frames in noise.items()}
+    offscreen = {"a": [frame(20, 20, 80), frame(20, 20, 0)]}  # 1/5, 1; clip b has none
+    clips = {
+        "true_audio": true,
+        "silence_zeros": silence,
+        "silence_dither": true,
+        "noise_white": noise,
+        "offscreen": offscreen,
+        "zero_flow": silence,
+    }
+    counts = {name: count(c, name) for name, c in clips.items()}
+    return summarise(counts, num_resamples=50) | {"facts": FACTS}
+
+
+def test_scores_by_hand(by_hand):
+    c = by_hand["conditions"]
+
+    def value(condition, name):
+        return c[condition][name]["value"]
+
+    assert by_hand["clips"] == 2 and by_hand["frames"] == 3
+    assert by_hand["moving_share"] == 0.5
+    assert value("true_audio", "mIoU") == pytest.approx((1 + 0.5 + 0.8) / 3)
+    assert value("silence_zeros", "mIoU") == pytest.approx((0 + 0.2 + 0.5) / 3)
+    assert value("silence_zeros", "gap_mIoU") == pytest.approx((2.3 - 0.7) / 3)
+    assert value("silence_dither", "gap_mIoU") == 0
+    # Off-screen there is only clip a, and its P is that of clip a.
+    assert c["offscreen"]["clips"] == 1
+    assert value("offscreen", "gap_mIoU") == pytest.approx(0.75 - 0.6)
+    # 0 + 10 + 20 + 0 of four frames' 100 pixels.
+    assert value("silence_zeros", "FPR") == pytest.approx(30 / 400)
+    assert value("silence_zeros", "FPR_moving") == pytest.approx(25 / 200)
+    assert value("silence_zeros", "FPR_static") == pytest.approx(5 / 200)
+    assert value("noise_white", "FPR_moving") == pytest.approx(10 / 200)
+    assert value("silence_zeros", "small") == 0.5
+    # Outside the masks: 200 - 80 moving pixels, 200 static ones.
+    assert value("true_audio", "off_target_moving") == 0
+    assert value("true_audio", "off_target_static") == pytest.approx(15 / 200)
+    assert value("noise_white", "off_target_moving") == pytest.approx(10 / 120)
+    # Everything marked: precision 0.2, 0.2 and 0.4, recall 1.
+    floor = np.mean([1.3 * p / (0.3 * p + 1) for p in (0.2, 0.2, 0.4)])
+    assert by_hand["floor_f_beta"]["value"] == pytest.approx(floor)
+
+
+def test_f_beta_is_that_of_the_stream_where_every_frame_has_an_object():
+    counts = count(random_clips(0))
+    numbers = summarise({"true_audio": counts}, num_resamples=5)
+    stream = metrics.stream(counts)
+    for name in ("mIoU", "f_beta"):
+        found = numbers["conditions"]["true_audio"][name]["value"]
+        assert found == pytest.approx(stream[name], abs=1e-12)
+    assert numbers["summary"] == {} and numbers["types"] == {}
+
+
+def test_summary_by_hand(by_hand):
+    c = by_hand["conditions"]
+    silence = (c["silence_zeros"]["mIoU"]["value"] + c["silence_dither"]["mIoU"]["value"]) / 2
+    kinds = (silence, c["noise_white"]["mIoU"]["value"], c["offscreen"]["mIoU"]["value"])
+    assert list(by_hand["summary"]) == ["published"]  # shift was not run
+    each = by_hand["summary"]["published"]
+    positive, negative = c["true_audio"]["mIoU"]["value"], np.mean(kinds)
+    assert each["types"] == ["silence", "noise", "offscreen"]
+    assert each["N-mIoU"]["value"] == pytest.approx(negative)
+    want = 2 * positive * (1 - negative) / (positive + 1 - negative)
+    assert each["G-mIoU"]["value"] == pytest.approx(want)
+    assert each["deaf-G-mIoU"]["value"] == pytest.approx(2 * positive * (1 - positive))
+    rates = [c[name]["FPR"]["value"] for name in ("silence_zeros", "silence_dither")]
+    rates = [np.mean(rates), c["noise_white"]["FPR"]["value"], c["offscreen"]["FPR"]["value"]]
+    assert each["G-FPR"]["value"] == pytest.approx(np.mean(rates))
+    gap = by_hand["types"]["silence"]["gap_mIoU"]["value"]
+    assert gap == pytest.approx(positive - silence)
+
+
+def test_g_is_over_the_published_types_and_over_all():
+    true, other = count(random_clips(1)), count(random_clips(2))
+    names = ("silence_zeros", "noise_white", "noise_pink", "offscreen", "shift")
+    counts = {"true_audio": true, **dict.fromkeys(names, other), "shift": true}
+    numbers = summarise(counts, num_resamples=10)
+    summary = numbers["summary"]
+    assert summary["published"]["types"] == ["silence", "noise", "offscreen"]
+    assert summary["all"]["types"] == ["silence", "noise", "offscreen", "shift"]
+    high, low = (numbers["conditions"][c]["mIoU"]["value"] for c in ("shift", "offscreen"))
+    assert summary["published"]["N-mIoU"]["value"] == pytest.approx(low)
+    assert summary["all"]["N-mIoU"]["value"] == pytest.approx((3 * low + high) / 4)
+    only = summarise({"true_audio": true, "shift": other}, num_resamples=10)["summary"]
+    assert list(only) == ["all"]
+
+
+# ---- intervals ----
+
+
+def test_intervals_agree_with_resampling_one_by_one():
+    true, other = random_clips(3), random_clips(4)
+    counts = {"true_audio": count(true), "silence_zeros": count(other)}
+    numbers = summarise(counts, num_resamples=200, seed=5)
+    weights = negatives.resample_weights(len(true), 200, 5)
+    assert weights.shape == (201, 12) and np.all(weights.sum(axis=1) == 12)
+    gaps, curves = [], []
+    for row in weights[1:]:
+        chosen = np.repeat(np.arange(12), row.astype(int))
+        means = []
+        for each in counts.values():
+            rows = np.concatenate([np.arange(2 * i, 2 * i + 2) for i in chosen])
+            scores = metrics.frame_iou(each.take(rows))
+            means.append(scores.mean())
+            picked = each.take(rows).counts
+            curve = metrics.f_beta_curves(picked["tp"], picked["pp"], picked["gt"])
+            curves.append(curve.mean(axis=0).max())
+        gaps.append(means[0] - means[1])
+    found = numbers["conditions"]["silence_zeros"]["gap_mIoU"]
+    np.testing.assert_allclose(
+        (found["low"], found["high"]), np.quantile(gaps, (0.025, 0.975)), atol=1e-12
+    )
+    found = numbers["conditions"]["true_audio"]["f_beta"]
+    want = np.quantile(curves[::2], (0.025, 0.975))
+    np.testing.assert_allclose((found["low"], found["high"]), want, atol=1e-12)
+    assert found["low"] < found["value"] < found["high"]
+
+
+def test_numbers_depend_on_neither_batches_nor_the_order_of_conditions():
+    clips = {"true_audio": random_clips(5), "offscreen": random_clips(6)}
+    whole = summarise({name: count(c, name) for name, c in clips.items()}, num_resamples=20)
+    parts = {name: count(c, name, batch=5) for name, c in reversed(clips.items())}
+    again = summarise(parts, num_resamples=20)
+    assert again["conditions"] == whole["conditions"] and again["types"] == whole["types"]
+    other_seed = summarise(parts, num_resamples=20, seed=1)
+    assert other_seed["conditions"] != whole["conditions"]
+
+
+def test_what_is_not_defined_is_none():
+    still = {"a": [frame(20, 20, 0, moving=0)], "b": [frame(20, 0, 0, moving=0)]}
+    numbers = summarise({"true_audio": count(still)}, num_resamples=10)
+    moving = numbers["conditions"]["true_audio"]["FPR_moving"]
+    assert moving == {"value": None, "low": None, "high": None}
+    assert "–" in negative_report.to_markdown(numbers | {"facts": FACTS})
+
+
+# ---- semantic task ----
+
+
+def classes(gt, pred):
+    """A frame of 100 pixels whose first ones are object: [(class, pixels), ...] twice."""
+
+    def fill(areas):
+        return np.concatenate([np.full(n, c) for c, n in areas]).reshape(SIZE, SIZE)
+
+    moving = np.zeros((SIZE, SIZE), bool)
+    moving[:5] = True
+    return fill(pred).astype(np.int32), fill(gt).astype(np.uint8), moving
+
+
+def test_semantic_scores_are_over_the_classes_of_the_ground_truth():
+    truth = [(1, 20), (0, 80)], [(2, 40), (0, 60)]
+    true = {
+        "a": [classes(truth[0], [(1, 20), (0, 80)])],
+        "b": [classes(truth[1], [(2, 20), (0, 80)])],
+    }
+    false = {
+        "a": [classes(truth[0], [(2, 10), (3, 10), (0, 80)])],
+        "b": [classes(truth[1], [(2, 40), (0, 60)])],
+    }
+    counts = {
+        "true_audio": count(true, num_classes=5),
+        "silence_zeros": count(false, num_classes=5),
+    }
+    numbers = summarise(counts, num_resamples=20)
+    c = numbers["conditions"]
+    assert c["true_audio"]["mIoU"]["value"] == pytest.approx((1 + 0.5) / 2)
+    # Class 1 is missed; class 2 is right in one of the two frames it is in; class 3 is none of the
+    # ground truth's.
+    assert c["silence_zeros"]["mIoU"]["value"] == pytest.approx((0 + 0.5) / 2)
+    assert c["silence_zeros"]["f_beta"]["value"] == pytest.approx((0 + 0.5) / 2)
+    assert c["silence_zeros"]["FPR"]["value"] == pytest.approx(60 / 200)
+    assert c["silence_zeros"]["FPR_moving"]["value"] == pytest.approx(60 / 100)
+    assert numbers["floor_f_beta"]["value"] is None
+    text = negative_report.to_text(numbers | {"facts": FACTS | {"task": "semantic"}})
+    assert "not background" in text and "f_beta cannot fall below" not in text
+
+
+# ---- files and the report ----
+
+
+def test_the_numbers_can_be_had_from_the_files_alone(tmp_path):
+    counts = {name: count(random_clips(i), name) for i, name in enumerate(("true_audio", "shift"))}
+    counts["true_audio"].save(tmp_path / "counts.npz")
+    counts["shift"].save(tmp_path / "counts_shift.npz")
+    read = negatives.read_folder(tmp_path)
+    assert list(read) == ["true_audio", "shift"]
+    assert summarise(read, num_resamples=20) == summarise(counts, num_resamples=20)
+    other = dataclasses.replace(counts["shift"], facts={"audio": "offscreen", "checkpoint": "x"})
+    other.save(tmp_path / "counts_offscreen.npz")
+    with pytest.raises(ValueError, match="counts_offscreen.npz: checkpoint 'x'"):
+        negatives.read_folder(tmp_path)
+
+
+def test_counts_that_do_not_belong_together_are_refused():
+    true = count(random_clips(0))
+    with pytest.raises(ValueError, match="no counts of true_audio"):
+        summarise({"shift": true})
+    with pytest.raises(ValueError, match="'clip04'.*not among those of true_audio"):
+        summarise({"true_audio": true.take(slice(0, 8)), "shift": true})
+    plain = FrameCounter(2)
+    pred, labels, _ = frame(20, 20, 0)
+    plain.add(pred[None, None], a_batch(labels[None, None], np.ones((1, 1), bool), ["a"]))
+    with pytest.raises(ValueError, match="moving_pixels"):
+        summarise({"true_audio": plain.result()})
+
+
+def test_the_report_says_a_sentence_on_every_number(by_hand):
+    text, markdown = (f(by_hand) for f in (negative_report.to_text, negative_report.to_markdown))
+    mean = 100 * (0 + 0.2 + 0.5) / 3
+    for rendering in (text, markdown):
+        for words in (
+            f"{mean:.2f}",
+            "With digital silence",
+            "(1 of 2 clips)",
+            "G-mIoU over",
+            "0" * 64,
+        ):
+            assert words in rendering
+        for words in ("Audio gap of offscreen", "Without motion", "exceeds 0.2: 50.00 %"):
+            assert words in rendering
+    headings = [line for line in markdown.splitlines() if line.startswith("###")]
+    assert headings == ["### False sounds", "### Together", "### False motion"]
+    parts = negative_report.sections(by_hand)
+    for _, rows, sentences in parts:
+        assert len({len(row) for row in rows}) == 1
+        assert len(sentences) >= len(rows) - 1
