@@ -22,9 +22,10 @@ AMA, motion_weight [B, T, g, g].
 Colour masks that are not given are made with scikit-image's felzenszwalb, and said so. A video's
 motion is estimated as config.data.motion.model says: the difference of frames, or RAFT with
 --flow-weights=DIR between the pictures that config.data.motion.pairs names.
+
+What was compiled is kept in ~/.cache/avs_jax, so that only the first start compiles.
 """
 
-import functools
 import json
 import os
 import pathlib
@@ -43,17 +44,13 @@ from avs_jax.data.clip import prepare_clip
 from avs_jax.data.colour_masks import paint_by_area, to_rgb
 from avs_jax.data.motion import check_config, needs_vectors, num_channels
 from avs_jax.data.video import Video, probe, read_pairs, read_windows, write_overlay
-from avs_jax.models import build_model
-from avs_jax.results.postprocess import object_probability, sem_seg
 from avs_jax.results.visualize import overlay
-from avs_jax.runtime.checkpoint import load_variables
 from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.runtime.flow_estimator import FlowEstimator, window_flow
-from avs_jax.runtime.optim import flatten
-from avs_jax.runtime.step import init_variables, make_predict_step
+from avs_jax.runtime.predictor import Predictor
 from avs_jax.spec import INPUT_FIELDS, MEL_BANDS, MEL_FRAMES, InputError, check_shape, nearest
 
-MASK_STRIDE = 4  # pixels of the padded input per cell of pred_masks
 SEGMENT_SIDE = 256  # px, longer side at which pictures are segmented
 FELZENSZWALB = "felzenszwalb"
 # name: (dtype, pattern, required) of --arrays
@@ -64,129 +61,6 @@ ARRAYS = {
     "motion": (np.float32, "B T H W", False),
     "valid": (np.bool_, "B T", False),
 }
-
-
-class Predictor:
-    """A configuration's model with the parameters of a checkpoint.
-
-    Attributes:
-      config: the whole configuration.
-    """
-
-    def __init__(self, config: ConfigDict, checkpoint: str | os.PathLike):
-        """Reads the parameters.
-
-        Raises:
-          FileNotFoundError: there is no checkpoint.
-          ValueError: the configuration's model has other parameters.
-        """
-        self.config = config
-        self._model = build_model(config.model)
-        params, batch_stats, self._trained = load_variables(checkpoint)
-        self._checkpoint = checkpoint
-        self._variables = jax.device_put((params, batch_stats))
-        self._checked: set[tuple[int, int]] = set()
-        self._forward = jax.jit(_make_forward(self._model))
-
-    @property
-    def has_motion(self) -> bool:
-        """Whether the model reads motion."""
-        return self.config.model.fusion.name != "none"
-
-    def scores(self, batch: Mapping[str, Any], score_size: tuple[int, int]) -> dict[str, Any]:
-        """What the model and the postprocess say of a batch with INPUT_FIELDS.
-
-        Args:
-          batch: one image size; `valid` included.
-          score_size: (h, w) of sem_seg.
-
-        Returns:
-          pred_logits, pred_masks, sem_seg [B, T, *score_size, K] and, where the model reads
-          motion, motion_weight; on the device.
-        """
-        self._check(batch)
-        outputs = self._forward(*self._variables, batch)
-        size = batch["images"].shape[2:4]
-        scores = _score(outputs, batch["valid"], image_size=size, score_size=score_size)
-        return outputs | {"sem_seg": scores}
-
-    def labels(
-        self, batch: Mapping[str, Any], score_size: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Class of each pixel, uint8 [B, T, *score_size], and its probability, float32.
-
-        With two classes the probability is the object's, and a pixel is 1 where it exceeds 0.5.
-        """
-        scores = self.scores(batch, score_size)["sem_seg"]
-        if scores.shape[-1] == 2:
-            prob = object_probability(scores)
-            labels = prob > 0.5
-        else:
-            prob = jax.nn.softmax(scores, axis=-1).max(-1)
-            labels = scores.argmax(-1)
-        return np.asarray(labels).astype(np.uint8), np.asarray(prob)
-
-    def notes(self) -> list[str]:
-        """Keys of config.model that differ from the checkpoint's though the parameters fit."""
-        if "model" not in self._trained:
-            return []
-        now = flatten(json.loads(json.dumps(self.config.model.to_dict())))
-        then = flatten(self._trained.model.to_dict())
-        return [
-            f"config.model.{key.replace('/', '.')} is {now[key]}, the checkpoint's was {then[key]}"
-            for key in sorted(set(now) & set(then))
-            if now[key] != then[key]
-        ]
-
-    def _check(self, batch) -> None:
-        """Raises where the checkpoint does not fit the configuration, or the images its mixer."""
-        size = batch["images"].shape[2:4]
-        if size in self._checked:
-            return
-        small = {name: value[:1, :1] for name, value in batch.items()}
-        wanted = jax.eval_shape(lambda: init_variables(self._model, small, 0))
-        problems = []
-        for tree, stored in zip(wanted, self._variables, strict=True):
-            tree, stored = flatten(tree), flatten(stored)
-            for path in sorted(set(tree) | set(stored)):
-                want, have = (x[path].shape if path in x else None for x in (tree, stored))
-                if want != have and path.endswith("query_mixer/layers_0/kernel") and want and have:
-                    problems.append(
-                        f"its query mixer is made for {have[0]} pixels at stride {MASK_STRIDE}"
-                        f"{_example(have[0])}, images of {size[0]} x {size[1]} px have {want[0]}"
-                    )
-                elif want != have:
-                    here, there = want or "nothing", have or "nothing"
-                    problems.append(f"{path} is {there}, the configuration's model wants {here}")
-        if problems:
-            more = f"; and {len(problems) - 2} more" if len(problems) > 2 else ""
-            raise InputError(f"checkpoint {self._checkpoint}: {'; '.join(problems[:2])}{more}")
-        self._checked.add(size)
-
-
-def _make_forward(model):
-    predict = make_predict_step(model)
-
-    def forward(params, batch_stats, batch):
-        outputs = predict(params, batch_stats, batch)
-        names = ("pred_logits", "pred_masks", "motion_weight")  # XLA drops what leads elsewhere
-        return {name: outputs[name] for name in names if name in outputs}
-
-    return forward
-
-
-@functools.partial(jax.jit, static_argnames=("image_size", "score_size"))
-def _score(outputs, valid, image_size, score_size):
-    logits, masks = outputs["pred_logits"], outputs["pred_masks"]
-    scores = sem_seg(
-        logits.reshape(-1, *logits.shape[2:]),
-        masks.reshape(-1, *masks.shape[2:]),
-        tuple(MASK_STRIDE * n for n in masks.shape[2:4]),
-        image_size,
-        score_size,
-        valid.reshape(-1),
-    )
-    return scores.reshape(*valid.shape, *scores.shape[1:])
 
 
 # ---- a video ----
@@ -383,12 +257,6 @@ def check_arrays(arrays: Mapping[str, np.ndarray], motion_channels: int = 1) -> 
     return sizes
 
 
-def _example(pixels: int) -> str:
-    side = round(pixels**0.5)
-    square = side * side == pixels
-    return f" (images of {side * MASK_STRIDE} x {side * MASK_STRIDE} px)" if square else ""
-
-
 # ---- command line ----
 
 
@@ -409,6 +277,7 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError("give --video or --arrays, one of them")
     if values.video is not None:
         probe(values.video)  # before minutes are spent on the model
+        use_compilation_cache()
         estimator = _make_estimator(config, values.flow_weights)
         predictor = _make_predictor(config, values.checkpoint)
         results = predict_video(predictor, values.video, values.output, values.pre_masks, estimator)
@@ -422,6 +291,7 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError("--flow-weights belongs to --video; with --arrays motion is an array")
     arrays = _read_arrays(values.arrays)
     check_arrays(arrays, num_channels(config.data.motion))
+    use_compilation_cache()
     results, notes = predict_arrays(_make_predictor(config, values.checkpoint), arrays)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
