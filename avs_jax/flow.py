@@ -51,6 +51,7 @@ from avs_jax.data.video import read_pairs
 from avs_jax.models.backbones.raft import VARIANTS
 from avs_jax.runtime.command_line import quiet_libraries
 from avs_jax.runtime.flow_estimator import FlowEstimator
+from avs_jax.spec import InputError
 
 SETTINGS = "flow.json"
 DIFFERENCE = "difference"
@@ -79,7 +80,7 @@ def read_clip(clip: Clip, folder: pathlib.Path, source: str, has_vectors: bool) 
     """The pairs of a clip whose files in `folder` are not there or not whole.
 
     Raises:
-      ValueError, OSError: a file of the clip cannot be read, or the frames differ in size.
+      InputError, OSError: a file of the clip cannot be read, or the frames differ in size.
     """
     files = frame_files(clip.frames)
     with Image.open(files[0]) as image:
@@ -104,10 +105,10 @@ def _read_frame(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.size != size:
-                raise ValueError(f"{path}: {image.size} px, frame 1 is {size}")
+                raise FlowError(f"{path}: {image.size} px, frame 1 is {size}")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError) as error:  # SyntaxError is Pillow's for a broken PNG
-        raise ValueError(f"{path}: unreadable image ({error})") from error
+        raise FlowError(f"{path}: unreadable image ({error})") from error
 
 
 # ---- doing it ----
@@ -146,7 +147,7 @@ def make_flow(
     def write(path: pathlib.Path, flow: np.ndarray) -> int:
         try:
             write_array(path, flow)
-        except ValueError as error:
+        except FlowError as error:
             failed[str(path.parent.relative_to(output))] = str(error)
             return 0
         return 1
@@ -281,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         outcome = run(args)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"flow: {error}", file=sys.stderr)
         return 1
     print(

@@ -131,7 +131,7 @@ def frame_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """The frames *_1.png, *_2.png, ... of a clip.
 
     Raises:
-      ValueError: there are none, or numbers are missing.
+      FlowError: there are none, or numbers are missing.
     """
     numbered = {}
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -139,7 +139,7 @@ def frame_files(folder: pathlib.Path) -> list[pathlib.Path]:
         if match:
             numbered[int(match[1])] = path
     if not numbered or sorted(numbered) != list(range(1, len(numbered) + 1)):
-        raise ValueError(f"{folder}: frames {sorted(numbered)}, expected 1, 2, ...")
+        raise FlowError(f"{folder}: frames {sorted(numbered)}, expected 1, 2, ...")
     return [numbered[number] for number in sorted(numbered)]
 
 
@@ -157,9 +157,13 @@ def is_whole(path: pathlib.Path, shape: tuple[int, ...]) -> bool:
 
 
 def write_array(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes an array as float16; the name appears when the file is complete."""
+    """Writes an array as float16; the name appears when the file is complete.
+
+    Raises:
+      FlowError: a number that float16 does not hold.
+    """
     if not np.all(np.abs(array) < LARGEST):  # also where it is not a number
-        raise ValueError(f"{path}: flow that is not finite or beyond {LARGEST} px")
+        raise FlowError(f"{path}: flow that is not finite or beyond {LARGEST} px")
     unfinished = path.with_name(f"{path.name}.unfinished")
     with open(unfinished, "wb") as file:
         np.lib.format.write_array(file, np.ascontiguousarray(array, np.float16), version=(1, 0))
