@@ -159,7 +159,7 @@ def invert_rules(
         value = np.asarray(tree[target])
         if rule.index is not None:
             value = value[rule.index]
-        result[name] = np.ascontiguousarray(TRANSFORMS[rule.transform][1](value))
+        result[name] = np.asarray(TRANSFORMS[rule.transform][1](value), order="C")
     if problems:
         raise ConversionError(f"{len(problems)} problem(s):\n  " + "\n  ".join(problems))
     return result

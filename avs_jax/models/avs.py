@@ -135,7 +135,7 @@ class AVS(nn.Module):
         frame_index = batch.get("frame_index")
         if frame_index is None:
             frame_index = jnp.broadcast_to(jnp.arange(num_frames), (num_clips, num_frames))
-        ids = frame_ids(frame_index)
+        ids = frame_ids(frame_index) if train else None  # of random draws
         features, seen = self._encode_images(batch, train, ids)
         audio, seen["audio_backbone"] = self._encode_audio(batch["log_mel"])
         seen["audio_features"] = audio
@@ -233,7 +233,8 @@ class AVS(nn.Module):
         if train and self.pre_mask_dropout > 0:
             key = self.make_rng("pre_mask_dropout")
             kept = jax.random.bernoulli(key, 1 - self.pre_mask_dropout, (num_clips,))
-        return jnp.repeat(kept, num_frames)[:, None, None, None]
+        kept = jnp.broadcast_to(kept[:, None], (num_clips, num_frames))
+        return kept.reshape(-1)[:, None, None, None]
 
     def _encode_audio(self, log_mel):
         """Audio tokens [N, 6, 4, D] and the backbone's map [N, 6, 4, C]."""

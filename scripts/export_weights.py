@@ -1,0 +1,208 @@
+"""Gives a checkpoint's weights back to other programs, or to this one in less space.
+
+  python scripts/export_weights.py --checkpoint=DIR --format=torch --output=model.pth
+  python scripts/export_weights.py --checkpoint=DIR --format=stablehlo --output=model.npz
+
+--format=torch|safetensors|npz  VCT's state dict with the original's names, shapes and order, AMA's
+    at its end. What convert_weights.py read comes back bit for bit. Tensors that no parameter takes
+    are those it kept aside (VGGish's unused MLP, the class weights of the loss); a run that started
+    from converted weights finds them with --kept_from=CONVERTED, or goes without by
+    --allow_missing. PyTorch is not needed; `torch.load(FILE, weights_only=True)["model"]` reads it.
+--format=orbax      parameters without the optimiser's state, with the configuration: a folder that
+    predict, evaluate and config.train.init_from read.
+--format=stablehlo  forward pass, postprocess and weights in one .npz that runs with JAX alone;
+    any number of clips and frames. See avs_jax/runtime/stablehlo.py.
+
+The configuration is the one stored with the checkpoint, unless --config says otherwise.
+"""
+
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from avs_jax.convert.names import module_versions, vct_names
+from avs_jax.convert.rules import ConversionError, apply_rules, invert_rules
+from avs_jax.convert.tables import vct_rules
+from avs_jax.convert.writer import WRITERS, write_state_dict
+from avs_jax.models.backbones.swin import relative_position_index
+from avs_jax.runtime.checkpoint import load_kept, load_variables, save_variables
+from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.predictor import Predictor
+from avs_jax.runtime.stablehlo import PLATFORMS, write_program
+from avs_jax.spec import InputError
+
+ORBAX, STABLEHLO = "orbax", "stablehlo"
+BATCH_STATS = "batch_stats/"  # prefix of such paths in the rules' targets
+# Of the original's AMA alone: a projection that it never reads, and counters that nothing reads.
+UNREAD = r"ama_module\.(v_proj\.weight|.*num_batches_tracked)"
+
+
+class Export(NamedTuple):
+    """Result of `vct_state_dict`.
+
+    Attributes:
+      state_dict: name -> array, in the original's order.
+      missing: names of the original that neither the model nor the kept tensors have.
+    """
+
+    state_dict: dict[str, np.ndarray]
+    missing: list[str]
+
+
+def vct_state_dict(
+    params: Mapping, batch_stats: Mapping, kept: Mapping[str, np.ndarray], config: ConfigDict
+) -> Export:
+    """The state dict of VCT from the variables of a model.
+
+    Args:
+      params, batch_stats: nested, as `load_variables` gives them.
+      kept: as `load_kept` gives it.
+      config: the whole configuration; reads `model` and loss.no_object_weight.
+
+    Raises:
+      ConversionError: a parameter that has no name in VCT, or a name without its parameter.
+    """
+    tree = traverse_util.flatten_dict(params, sep="/")
+    stats = traverse_util.flatten_dict(batch_stats, sep="/")
+    tree |= {BATCH_STATS + path: x for path, x in stats.items()}
+    names, rules = vct_names(config.model), vct_rules(config.model)
+    found = invert_rules(tree, rules, names)
+    # Back again, without a copy of what is not stacked: raises where a parameter has no name.
+    apply_rules(found, rules, {path: x.shape for path, x in tree.items()})
+    constant = {
+        "criterion.empty_weight": _class_weights(config),
+        **dict.fromkeys(
+            (name for name in names if name.endswith(".relative_position_index")),
+            relative_position_index(config.model.backbone.window_size).astype(np.int64),
+        ),
+    }
+    usable = {
+        name: x
+        for name, x in kept.items()
+        if name not in constant or x.shape == constant[name].shape
+    }
+    found = constant | usable | found
+    missing = [name for name in names if name not in found]
+    return Export({name: found[name] for name in names if name in found}, missing)
+
+
+def _class_weights(config: ConfigDict) -> np.ndarray:
+    """float32 [K + 1]: ones, and the weight of "no object" at the end."""
+    weights = np.ones(config.model.num_classes + 1, np.float32)
+    weights[-1] = config.loss.no_object_weight
+    return weights
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the flags, exports and reports; returns the exit status."""
+    try:
+        run(sys.argv if argv is None else argv)
+    except (InputError, OSError) as error:
+        print(f"export_weights: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(argv: Sequence[str]) -> None:
+    """`main`, with exceptions."""
+    required = ("checkpoint", "format", "output")
+    config, values = parse(argv, define_flags, __doc__, required, needs_config=False)
+    check_flags(values)
+    output = pathlib.Path(values.output).expanduser()
+    if output.exists():
+        raise UsageError(f"--output={output} exists; choose a new name, nothing was written")
+    if values.format == STABLEHLO:
+        _export_program(output, config, values)
+        return
+    params, batch_stats, stored = load_variables(values.checkpoint)
+    config = _model_config(config or stored, values.checkpoint)
+    if values.format == ORBAX:
+        save_variables(output, {"params": params, "batch_stats": batch_stats}, config)
+        size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+        print(f"{output}: parameters and configuration, {size / 1e6:,.1f} MB")
+        return
+    kept = load_kept(values.checkpoint)
+    if values.kept_from:
+        kept |= load_kept(values.kept_from)
+    try:
+        result = vct_state_dict(params, batch_stats, kept, config)
+    except ConversionError as error:
+        raise ConversionError(f"{values.checkpoint}, nothing was written: {error}") from error
+    required = [name for name in result.missing if not re.fullmatch(UNREAD, name)]
+    if required and not values.allow_missing:
+        raise InputError(
+            f"{values.checkpoint} lacks {len(required)} tensor(s) of the original: "
+            f"{', '.join(required)}; --kept_from=DIR takes them from converted weights, "
+            "--allow_missing leaves them out"
+        )
+    versions = module_versions(list(result.state_dict))
+    write_state_dict(output, result.state_dict, values.format, versions)
+    numbers = sum(x.size for x in result.state_dict.values())
+    print(f"{output}: {len(result.state_dict)} tensors, {numbers:,} numbers")
+    if result.missing:
+        print(f"  left out: {', '.join(result.missing)}")
+
+
+def _export_program(output: pathlib.Path, config: ConfigDict | None, values) -> None:
+    if output.suffix != ".npz":
+        raise UsageError(f"--output={output}: --format={STABLEHLO} writes an .npz")
+    if config is None:
+        config = load_variables(values.checkpoint)[2]
+    config = _model_config(config, values.checkpoint)
+    about = write_program(output, Predictor(config, values.checkpoint), values.platforms)
+    print(f"{output}: {output.stat().st_size / 1e6:,.1f} MB, {', '.join(about['platforms'])}")
+    print(f"  program: {about['program_bytes'] / 1e6:,.1f} MB")
+    for kind in ("inputs", "outputs"):
+        for name, (dtype, *shape) in about[kind].items():
+            print(f"  {kind[:-1]} {name}: {dtype} [{', '.join(map(str, shape))}]")
+
+
+def _model_config(config: ConfigDict, checkpoint: str) -> ConfigDict:
+    if "model" not in config:
+        name = config.get("name", "something without a name")
+        raise InputError(f"{checkpoint} holds {name}, not a model of avs_jax.models.AVS")
+    return config
+
+
+def check_flags(values: flags.FlagValues) -> None:
+    """Raises where a flag is given that the format does not read.
+
+    Raises:
+      UsageError: naming it.
+    """
+    for name, formats in (
+        ("kept_from", WRITERS),
+        ("allow_missing", WRITERS),
+        ("platforms", (STABLEHLO,)),
+    ):
+        if values[name].present and values.format not in formats:
+            raise UsageError(f"--{name} is not read with --format={values.format}")
+    unknown = sorted(set(values.platforms) - set(PLATFORMS))
+    if unknown or not values.platforms:
+        raise UsageError(f"--platforms={','.join(values.platforms)}: choose of {PLATFORMS}")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags beside --config."""
+
+    def define(name, text):
+        flags.DEFINE_string(name, None, text, flag_values=values)
+
+    define("checkpoint", "a run's working directory, one of its steps, or converted weights")
+    define("output", "file (orbax: folder) to make")
+    define("kept_from", "converted weights, for tensors that the checkpoint does not have")
+    formats = [*WRITERS, ORBAX, STABLEHLO]
+    flags.DEFINE_enum("format", None, formats, "what to write", flag_values=values)
+    flags.DEFINE_bool("allow_missing", False, "leave tensors out", flag_values=values)
+    flags.DEFINE_list("platforms", "cpu,cuda", "that the program runs on", flag_values=values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
