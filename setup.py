@@ -13,6 +13,7 @@ setup(
         "jax>=0.10",
         "flax>=0.12",
         "optax>=0.2.8",
+        "flatbuffers",  # jax.export needs it and does not ask for it
         "orbax-checkpoint>=0.12",
         "grain>=0.2.18",
         "numpy>=2.0",

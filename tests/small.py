@@ -1,9 +1,11 @@
 """The smallest whole model, in-memory clips for it, and batches: for tests of what is around it."""
 
+import jax
 import numpy as np
 
 from avs_jax.data import pipeline
 from configs.s4_ama import get_config
+from scripts.convert_weights import make_init
 
 SIDE = 64
 
@@ -59,3 +61,20 @@ def train_batch(config, step: int = 0) -> dict:
     """The batch of one step."""
     batches = pipeline.TrainBatches(records(8), config, config.train.batch_size)
     return batches[step]
+
+
+def random_variables(config, size: tuple[int, int], seed: int = 5) -> dict[str, dict]:
+    """{"params", "batch_stats"} of a configuration's model, drawn without compiling anything."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("scale", "var", "temperature"):
+            return np.ones(leaf.shape, np.float32)
+        if name in ("mean", "bias"):
+            return np.zeros(leaf.shape, np.float32)
+        fan_in = max(1, int(np.prod(leaf.shape[:-1])))
+        return rng.standard_normal(leaf.shape, np.float32) / np.float32(fan_in) ** 0.5
+
+    trees = jax.tree_util.tree_map_with_path(draw, jax.eval_shape(make_init(config, size)))
+    return dict(zip(("params", "batch_stats"), trees, strict=True))

@@ -5,7 +5,6 @@ import re
 from fractions import Fraction
 
 import av
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +13,7 @@ from avs_jax import predict
 from avs_jax.data.video_writer import write_video
 from avs_jax.runtime.checkpoint import save_variables
 from configs.s4_ama import get_config
-from scripts.convert_weights import make_init
+from tests.small import random_variables
 
 SMALL = {
     "data.image_size": 64,
@@ -46,19 +45,8 @@ def config():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, config):
-    def draw(path, leaf):
-        name = path[-1].key
-        if name in ("scale", "var", "temperature"):
-            return np.ones(leaf.shape, np.float32)
-        if name in ("mean", "bias"):
-            return np.zeros(leaf.shape, np.float32)
-        fan_in = max(1, int(np.prod(leaf.shape[:-1])))
-        return RNG.standard_normal(leaf.shape, np.float32) / np.float32(fan_in) ** 0.5
-
-    variables = jax.eval_shape(make_init(config, (64, 64)))
-    params, batch_stats = jax.tree_util.tree_map_with_path(draw, variables)
     folder = tmp_path_factory.mktemp("weights") / "ours"
-    save_variables(folder, {"params": params, "batch_stats": batch_stats}, config)
+    save_variables(folder, random_variables(config, (64, 64)), config)
     return folder
 
 
