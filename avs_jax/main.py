@@ -1,7 +1,8 @@
-"""The program: trains a configuration, or evaluates what it left.
+"""The program: trains a configuration, evaluates what it left, or says beforehand what it takes.
 
   python -m avs_jax.main --config=configs/s4_ama.py --workdir=DIR [--config.train.batch_size=4 ...]
   python -m avs_jax.main --config=configs/s4_ama.py --workdir=DIR --mode=eval
+  python -m avs_jax.main --config=configs/s4_ama.py --mode=plan [--memory=24GiB] [--devices=8]
 
 Several hosts: the same command on each, with --coordinator=HOST:PORT --num_processes=N
 --process_id=I, or --coordinator=auto where JAX can find out (Slurm, TPU, Kubernetes).
@@ -14,7 +15,8 @@ import jax
 from absl import flags
 
 from avs_jax.evaluate import evaluate_config
-from avs_jax.runtime.command_line import parse
+from avs_jax.plan import plan
+from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.spec import InputError
 from avs_jax.train import NotFiniteError, train
 
@@ -27,7 +29,15 @@ def main(argv: Sequence[str]) -> None:
         checkpoint cannot be used, the disk is full, or the loss is not finite.
     """
     try:
-        config, values = parse(argv, _define_flags, __doc__, required=["workdir"])
+        config, values = parse(argv, _define_flags, __doc__)
+        if values.mode == "plan":
+            if values.devices is not None:
+                jax.config.update("jax_platforms", "cpu")
+                jax.config.update("jax_num_cpu_devices", values.devices)
+            plan(config, values.memory)
+            return
+        if values.workdir is None:
+            raise UsageError("--workdir is missing; --help lists the flags")
         if values.coordinator == "auto":
             jax.distributed.initialize()
         elif values.coordinator:
@@ -45,7 +55,9 @@ def _define_flags(values: flags.FlagValues) -> None:
         kind(name, default, *rest, flag_values=values)
 
     define(flags.DEFINE_string, "workdir", None, "directory of the run: checkpoints and logs")
-    define(flags.DEFINE_enum, "mode", "train", ["train", "eval"], "what to do")
+    define(flags.DEFINE_enum, "mode", "train", ["train", "eval", "plan"], "what to do")
+    define(flags.DEFINE_string, "memory", None, "plan: of a device, as 24GiB")
+    define(flags.DEFINE_integer, "devices", None, "plan: for so many pretended CPU devices")
     define(flags.DEFINE_string, "coordinator", None, "HOST:PORT of process 0, or auto")
     define(flags.DEFINE_integer, "num_processes", None, "how many processes there are")
     define(flags.DEFINE_integer, "process_id", None, "which of them this is, from 0")

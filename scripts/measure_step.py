@@ -12,7 +12,6 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import numpy as np
@@ -20,14 +19,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from avs_jax.data import pipeline
-from avs_jax.losses.criterion import compute_losses
-from avs_jax.models import build_model
-from avs_jax.runtime import optim, sharding
+from avs_jax.plan import trace_step
+from avs_jax.runtime import sharding
 from avs_jax.runtime.command_line import parse
-from avs_jax.runtime.step import init_state, init_variables, make_train_step
+from avs_jax.runtime.memory import GIB, StepBytes
+from avs_jax.runtime.step import TrainState
 from avs_jax.spec import InputError
-
-GIB = 2**30
 
 
 def random_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
@@ -56,13 +53,21 @@ def random_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
     return batch
 
 
-def random_values(shapes):
-    """Small random numbers, norm scales and variances around 1: quicker than compiling the init."""
+def random_state(shapes: TrainState) -> TrainState:
+    """Small random parameters, norm scales and variances around 1: quicker than the real ones.
+
+    Args:
+      shapes: ShapeDtypeStructs with shardings.
+    """
     rng = np.random.default_rng(0)
 
     def value(path, leaf):
-        center = float(path[-1].key in ("scale", "var"))
-        return center + 0.02 * rng.standard_normal(leaf.shape, np.float32)
+        if path[0].name in ("step", "opt_state"):
+            host = np.zeros(leaf.shape, leaf.dtype)
+        else:
+            center = float(path[-1].key in ("scale", "var"))
+            host = center + 0.02 * rng.standard_normal(leaf.shape, np.float32)
+        return jax.device_put(host, leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(value, shapes)
 
@@ -70,34 +75,15 @@ def random_values(shapes):
 def measure(config: ConfigDict, steps: int) -> None:
     """Compiles the step, runs it `steps` times and prints what it took."""
     mesh = sharding.make_mesh(config)
-    sharding.check_batch_size(
-        "config.train.batch_size", config.train.batch_size, mesh, config.train.accumulate
-    )
-    model = build_model(config.model)
-    host = random_batch(config)
-    init = partial(init_variables, model, seed=config.seed)
-    params, batch_stats = jax.eval_shape(init, host)
-    optimizer, schedule = optim.make_optimizer(params, config)
-    new_state = partial(init_state, optimizer=optimizer, config=config)
-    shardings = sharding.tree_shardings(jax.eval_shape(new_state, params, batch_stats), mesh)
-    criterion = partial(compute_losses, loss_config=config.loss)
-    step = make_train_step(model, criterion, optimizer, schedule, config, shardings)
-
-    params, batch_stats = random_values(params), random_values(batch_stats)
-    state = jax.jit(new_state, out_shardings=shardings)(params, batch_stats)
-    del params, batch_stats
-    batch = sharding.put_batch(host, mesh)
-    clips, frames = batch["valid"].shape
+    step = trace_step(config, mesh)
+    clips, frames = step.batch["valid"].shape
     print(f"{config.name}: {clips} clip(s) of {frames} frame(s), {config.data.image_size} px")
     print(f"{mesh.size} device(s) of kind {jax.devices()[0].device_kind}")
     start = time.monotonic()
-    compiled = step.lower(state, batch).compile()
+    compiled = step.traced.lower().compile()
     print(f"compilation {time.monotonic() - start:.1f} s")
-    memory = compiled.memory_analysis()
-    print(
-        f"bytes per device: arguments {memory.argument_size_in_bytes / GIB:.2f} GiB, "
-        f"temporaries {memory.temp_size_in_bytes / GIB:.2f} GiB"
-    )
+    print(StepBytes.of(compiled))
+    state, batch = random_state(step.state), sharding.put_batch(random_batch(config), mesh)
     for i in range(steps):
         start = time.monotonic()
         state, metrics = compiled(state, batch)

@@ -80,6 +80,15 @@ def tree_shardings(tree, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def with_shardings(tree, shardings):
+    """ShapeDtypeStructs of a tree, each with its sharding: what compiling and restoring ask for."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        shardings,
+    )
+
+
 def _largest_axis(shape: tuple[int, ...], count: int) -> PartitionSpec:
     axes = [i for i, size in enumerate(shape) if size % count == 0]
     if count == 1 or not axes or np.prod(shape) < MIN_SHARDED_SIZE:
@@ -107,6 +116,24 @@ def check_batch_size(name: str, size: int, mesh: Mesh, accumulate: int = 1) -> N
             f"{name}={size} is not divisible by {mesh.size} device(s) x {accumulate} "
             f"micro-batch(es); nearest sizes that are: {fits}, or use fewer devices"
         )
+
+
+def batch_shapes(
+    example: Mapping[str, Array], batch_size: int, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `put_batch` gives of a batch, without one.
+
+    Args:
+      example: host arrays with any number of rows.
+      batch_size: rows over all devices.
+      mesh: from `make_mesh`.
+    """
+    rows = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *value.shape[1:]), value.dtype, sharding=rows)
+        for name, value in example.items()
+        if name not in HOST_FIELDS
+    }
 
 
 def put_batch(batch: Mapping[str, Array], mesh: Mesh) -> dict[str, jax.Array]:

@@ -1,0 +1,185 @@
+"""Before a run: what its training step computes and takes, from compiling it without data.
+
+  python -m avs_jax.main --mode=plan --config=configs/s4_ama.py [--memory=24GiB] [--devices=8]
+
+The bytes are those that the compiler of this machine plans; another kind of device has another
+compiler, which plans otherwise. The largest batch is a line through the bytes of two batch sizes,
+compiled to check that it fits, and drawn anew until it does.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from avs_jax.data import pipeline
+from avs_jax.losses.criterion import compute_losses
+from avs_jax.models import build_model
+from avs_jax.runtime import optim, sharding
+from avs_jax.runtime.memory import GIB, StepBytes, count_flops, parse_bytes
+from avs_jax.runtime.step import TrainState, init_state, init_variables, make_train_step
+
+# What is compiled here never runs; these leave the CPU compiler's planning of memory as it is.
+QUICK_COMPILATION = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+TOLERANCE = 0.02  # of the memory, that the largest batch may leave free
+MAX_GROWTH = 100  # of the batch from one guess to the next
+MAX_LINES = 6  # sizes known; from then on the interval is halved
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedStep:
+    """The training step of a configuration, traced for its shapes.
+
+    Attributes:
+      state: ShapeDtypeStructs with shardings.
+      batch: the same of a batch of `config.train.batch_size` clips.
+      traced: `.jaxpr` is the program, `.lower().compile()` the function (state, batch).
+    """
+
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+    traced: Any
+
+
+def trace_step(config: ConfigDict, mesh: Mesh) -> TracedStep:
+    """Traces the step that `train` would run, from the configuration alone.
+
+    Args:
+      config: see configs/base.py.
+      mesh: from `sharding.make_mesh`.
+
+    Raises:
+      ValueError: the batch cannot be cut over the mesh.
+    """
+    size = config.train.batch_size
+    sharding.check_batch_size("config.train.batch_size", size, mesh, config.train.accumulate)
+    model = build_model(config.model)
+    example = pipeline.stack_clips([pipeline.empty_clip(config, is_training=True)])
+    init = functools.partial(init_variables, model, seed=config.seed)
+    params, batch_stats = jax.eval_shape(init, example)
+    optimizer, schedule = optim.make_optimizer(params, config)
+    new_state = functools.partial(init_state, optimizer=optimizer, config=config)
+    state = jax.eval_shape(new_state, params, batch_stats)
+    shardings = sharding.tree_shardings(state, mesh)
+    criterion = functools.partial(compute_losses, loss_config=config.loss)
+    step = make_train_step(model, criterion, optimizer, schedule, config, shardings)
+    state = sharding.with_shardings(state, shardings)
+    batch = sharding.batch_shapes(example, size, mesh)
+    return TracedStep(state, batch, step.trace(state, batch))
+
+
+def plan(config: ConfigDict, memory: str | None = None) -> None:
+    """Prints parameters per module, operations, bytes per device and the largest batch that fits.
+
+    Args:
+      config: see configs/base.py.
+      memory: of a device, as "24GiB"; None: what the device has, where JAX can tell. Where neither
+        says, no largest batch is looked for.
+
+    Raises:
+      ValueError: the configuration does not fit the devices, or `memory` is no amount of memory.
+    """
+    limit = _device_limit() if memory is None else parse_bytes(memory)
+    mesh = sharding.make_mesh(config)
+    step = trace_step(config, mesh)
+    clips, frames = step.batch["valid"].shape
+    print(
+        f"{config.name}: a step of {clips} clip(s), {frames} frame(s) each at "
+        f"{config.data.image_size} px, {config.model.dtype}\n"
+        f"{mesh.size} device(s) of kind {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
+    )
+    print(describe_parameters(step.state.params, config))
+    flops = count_flops(step.traced.jaxpr.jaxpr)
+    print(f"matrix products and convolutions: {flops / 1e12:.3f} TFLOP per step, {clips} clip(s)")
+    used = _compile(step)
+    print(used, flush=True)
+    if limit is None:
+        return
+    unit = mesh.size * config.train.accumulate
+    known = {clips: used}
+
+    def measure(batch_size: int) -> int:
+        if batch_size not in known:
+            other = config.copy_and_resolve_references()
+            other.train.batch_size = batch_size
+            # A rate given by rule follows the batch size; no byte depends on it.
+            known[batch_size] = _compile(trace_step(other, mesh))
+            print(f"batch of {batch_size}: {known[batch_size]}", flush=True)
+        return known[batch_size].total
+
+    size = largest_batch(measure, unit, limit)
+    said = f"{limit / GIB:.2f} GiB per device"
+    if size:
+        print(f"largest batch within {said}: {size} clips, {size // mesh.size} per device")
+    else:
+        print(f"not even {unit} clip(s), one per device and micro-batch, fit into {said}")
+
+
+def largest_batch(measure: Callable[[int], int], unit: int, limit: int) -> int:
+    """The largest multiple of `unit` whose bytes are within `limit`; 0 where there is none.
+
+    Bytes grow almost in proportion to the batch, so the line through two sizes says where to
+    look; the size it gives is measured, and the line drawn anew through the two that are nearest
+    to the limit. Where the line leads out of what is left, the interval is halved. A size that
+    leaves less than TOLERANCE of the limit free counts as the largest.
+
+    Args:
+      measure: bytes of a batch size, a multiple of `unit`.
+      unit: the smallest batch.
+      limit: bytes.
+    """
+    known = {n: measure(n * unit) for n in (1, 2)}
+    while True:
+        fits = max((n for n in known if known[n] <= limit), default=0)
+        too_large = min((n for n in known if known[n] > limit), default=math.inf)
+        if too_large - fits <= 1 or (fits and known[fits] >= (1 - TOLERANCE) * limit):
+            return fits * unit
+        low, high = sorted(sorted(known, key=lambda n: abs(known[n] - limit))[:2])
+        slope = max(1, (known[high] - known[low]) / (high - low))
+        line = min(int(low + (limit - known[low]) // slope), MAX_GROWTH * max(known))
+        inside = fits < line < too_large and len(known) < MAX_LINES
+        if not inside and too_large < math.inf:
+            line = (fits + too_large) // 2
+        guess = max(line, fits + 1)
+        known[guess] = measure(guess * unit)
+
+
+def describe_parameters(params: Mapping[str, Any], config: ConfigDict) -> str:
+    """One line per top-level module: values, how many are frozen, and their bytes."""
+    trainable, _ = optim.split_frozen(params, config.optim.frozen)
+    rows = {}
+    for path, leaf in optim.flatten(params).items():
+        row = rows.setdefault(path.split("/")[0], np.zeros(3, np.int64))
+        size = int(np.prod(leaf.shape))
+        row += [size, size * (path not in trainable), size * leaf.dtype.itemsize]
+    rows["all"] = sum(rows.values())
+    width = max(len(name) for name in rows)
+    lines = [f"{'parameters':<{width}} {'values':>13} {'frozen':>13} {'MiB':>9}"]
+    lines += [
+        f"{name:<{width}} {size:>13,} {frozen:>13,} {count / 2**20:>9.2f}"
+        for name, (size, frozen, count) in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def _compile(step: TracedStep) -> StepBytes:
+    start = time.monotonic()
+    quick = QUICK_COMPILATION if jax.default_backend() == "cpu" else {}
+    compiled = step.traced.lower().compile(compiler_options=quick)
+    print(f"compiled in {time.monotonic() - start:.0f} s")
+    return StepBytes.of(compiled)
+
+
+def _device_limit() -> int | None:
+    """Memory of the first device that JAX may use, where it can tell."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
