@@ -14,6 +14,10 @@ swinb.py), which departs from the paper's classification network in ways that lo
 The blocks of a stage run as a scan over (unshifted, shifted) pairs, whose parameters carry a
 leading axis depth // 2 under `pairs`; an odd depth ends in one more block, `last`. On XLA:CPU a
 plain loop takes half as long again per training step and three times as long to compile.
+
+For the backward pass a block keeps the results of its projections and its residual sums, ten times
+its map. What is quick to make from them is made again: norms, GELU, the scores of attention and
+their softmax, which would take more than twice as much.
 """
 
 import functools
@@ -23,6 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from avs_jax.models.layers import LayerNorm, Linear, torch_uniform
 from avs_jax.spec import InputError, check_shape
@@ -30,6 +35,8 @@ from avs_jax.spec import InputError, check_shape
 PATCH = 4  # pixels per side of a token of the first stage
 MASKED = -100.0  # added to the score of two tokens that only the cyclic shift made neighbours
 LEVELS = ("res2", "res3", "res4", "res5")
+# What a block keeps for its backward pass, unless it is to recompute everything.
+KEPT = ("qkv", "attended", "residual", "hidden")
 
 Array = jax.Array
 
@@ -44,7 +51,7 @@ class Swin(nn.Module):
       window_size: tokens per side of a window.
       mlp_ratio: hidden width of the MLPs over the channels.
       drop_path_rate: of the last block; earlier ones have evenly less, the first none.
-      remat: recompute each pair of blocks in the backward pass instead of keeping its activations.
+      remat: recompute each pair of blocks in the backward pass, from its input alone.
       dtype: of matrix products and activations; parameters, norms and softmax are float32.
     """
 
@@ -196,23 +203,31 @@ class Stage(nn.Module):
             pair_scales = None
             if scales is not None:
                 pair_scales = scales[: 2 * num_pairs].reshape(num_pairs, 2, *scales.shape[1:])
-            # A scan keeps the forward pass and its recomputation apart without barriers.
-            body = nn.remat(BlockPair, prevent_cse=False) if self.remat else BlockPair
             pairs = nn.scan(
-                body,
+                _recomputed(BlockPair, self.remat),
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True},
                 length=num_pairs,
             )
             x, _ = pairs(self.block, name="pairs")(x, pair_scales)
         if self.depth % 2:
-            last = (nn.remat(Block) if self.remat else Block)(
-                **self.block, shifted=False, name="last"
-            )
+            block = _recomputed(Block, self.remat)
+            last = block(**self.block, shifted=False, name="last")
             x = last(x, None if scales is None else scales[-1])
         if not self.downsample:
             return x, x
         return x, PatchMerging(self.block["dtype"], name="downsample")(x)
+
+
+def _recomputed(module: type[nn.Module], everything: bool) -> type[nn.Module]:
+    """The module, with KEPT or nothing between its input and its output kept.
+
+    The default prevent_cse stays: XLA inlines a scan of one pair, and would then find forward pass
+    and recomputation to be the same and keep everything after all.
+    """
+    policies = jax.checkpoint_policies
+    policy = None if everything else policies.save_only_these_names(*KEPT)
+    return nn.remat(module, policy=policy)
 
 
 class BlockPair(nn.Module):
@@ -248,6 +263,7 @@ class Block(nn.Module):
         for i, branch in enumerate((attn, mlp)):
             y = branch(LayerNorm(name=f"norm{i + 1}")(x))
             x = x + (y if scales is None else y * scales[i][:, None, None, None])
+            x = checkpoint_name(x, "residual")
         self.sow("intermediates", "block_out", x)
         return x
 
@@ -270,7 +286,7 @@ class WindowAttention(nn.Module):
         padded = x.shape[1:3]
         x = jnp.roll(x, (-shift, -shift), (1, 2))
         x = split_windows(x, size)
-        qkv = Linear(3 * dim, dtype=self.dtype, name="qkv")(x)
+        qkv = checkpoint_name(Linear(3 * dim, dtype=self.dtype, name="qkv")(x), "qkv")
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:3], 3, heads, dim // heads), 3, 0)
         table = self.param(
             "relative_position_bias_table",
@@ -279,7 +295,7 @@ class WindowAttention(nn.Module):
         )
         bias = jnp.moveaxis(table[relative_position_index(size)], -1, 0)
         mask = shift_mask(*padded, size, shift) if shift else None
-        x = attend(q, k, v, bias, mask).reshape(x.shape)
+        x = checkpoint_name(attend(q, k, v, bias, mask).reshape(x.shape), "attended")
         x = Linear(dim, dtype=self.dtype, name="proj")(x)
         x = merge_windows(x, size, *padded)
         return jnp.roll(x, (shift, shift), (1, 2))[:, :h, :w]
@@ -294,7 +310,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         dim = x.shape[-1]
-        x = Linear(self.hidden_dim, dtype=self.dtype, name="fc1")(x)
+        x = checkpoint_name(Linear(self.hidden_dim, dtype=self.dtype, name="fc1")(x), "hidden")
         x = nn.gelu(x, approximate=False)
         return Linear(dim, dtype=self.dtype, name="fc2")(x)
 
