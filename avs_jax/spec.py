@@ -27,6 +27,8 @@ Batch: what the pipeline yields and the model, the criterion and the evaluator r
                                            classes present
   proto_valid    bool    [B, T]            the frames the prototype loss reads
 
+  The training step adds `progress` float32 [], the share of the training that is done.
+
   Evaluation batches carry `labels` uint8 [B, T, S, S] (class of each pixel at the score size S,
   255 = unknown) instead of the target_* fields, and, for the host only, `clip_id` and `category`
   (lists of B strings). With config.evaluate.audio they say which pixels move: `moving` bool
@@ -41,6 +43,8 @@ Outputs: what the model returns, a dict.
   proto_embed    [K', D]              unit length, where the model has prototypes
   logit_scale    []                   learned log temperature of the prototype loss, likewise
   motion_weight  [B, T, g, g]         AMA's normalised map (g = 24), where AMA is on
+  edge_logits    [B, T, h, w]         logits of the objects' edges, stride 4, where BRM is on
+  boundary_ramp  []                   share of their gradient that reaches the features, likewise
   intermediates  dict of everything else worth looking at; XLA drops what nobody reads
 """
 

@@ -102,6 +102,12 @@ def base_config() -> ConfigDict:
     model.fusion.normalize = "minmax"  # "minmax" | "softmax_hw"
     model.fusion.grad_through_extrema = True  # False: min and max count as constants
     model.fusion.lambda_init = 1.0  # 0 leaves a loaded VCT checkpoint's masks as they are
+    model.refiner = ConfigDict()  # boundary refinement (BRM)
+    # "none" | "auxiliary": edges only shape features | "refine": they refine the mask features
+    model.refiner.name = "none"
+    # shares of the training between which the gradient of the refiner's edges and corrections into
+    # the features grows from 0 to 1; (0, 0): whole from the start
+    model.refiner.ramp = (0.0, 0.0)
     model.dtype = "float32"  # of compute; parameters are float32
 
     # ---- loss ----
@@ -111,6 +117,12 @@ def base_config() -> ConfigDict:
     loss.dice_weight = 5.0
     loss.proto_weight = 1.0
     loss.no_object_weight = 0.1
+    loss.boundary = ConfigDict()  # of the refiner's edges
+    # "weighted": BCE with positive_weight | "balanced": BCE balanced by prevalence, + Dice
+    loss.boundary.kind = "weighted"
+    loss.boundary.weight = 0.2
+    loss.boundary.max_share = 0.0  # of loss_mask + loss_dice that the term may reach; 0: no limit
+    loss.boundary.positive_weight = 5.0  # of "weighted"
     loss.num_points = 12544
     loss.oversample_ratio = 3.0
     loss.importance_sample_ratio = 0.75

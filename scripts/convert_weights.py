@@ -7,8 +7,8 @@
 
 Input: .npz, .safetensors, .pth, .pt or .pkl; nothing in it is executed. Every tensor of the file
 must have its place and every parameter its tensor, else all disagreements are listed and nothing is
-written. Parts that the file cannot know (AMA, for a VCT file) are initialised from the seed of the
-configuration and listed; --strict refuses them.
+written. Parts that the file cannot know (AMA and BRM, for a VCT file) are initialised from the seed
+of the configuration and listed; --strict refuses them.
 
 RAFT (torchvision's or princeton-vl's, large or small, which the file tells) needs no configuration;
 avs_jax.flow and avs_jax.predict read the result.
@@ -52,8 +52,8 @@ class Source(NamedTuple):
 
 
 RAFT_SOURCE = "raft"  # a model of its own, not a part of a configuration's
-AMA = (r"(batch_stats/)?ama/.*", r"predictor/visual_query_block/lambda")
-SOURCES = {"vct": Source(vct_rules, AMA)}
+NOT_IN_VCT = (r"(batch_stats/)?(ama|brm)/.*", r"predictor/visual_query_block/lambda")
+SOURCES = {"vct": Source(vct_rules, NOT_IN_VCT)}
 
 
 class Conversion(NamedTuple):

@@ -10,7 +10,7 @@ from scripts.convert_weights import make_init
 SIDE = 64
 
 
-def small_config(fusion: str = "ama"):
+def small_config(fusion: str = "ama", refiner: str = "none"):
     """s4_ama:demo with one layer of everything, at 64 px, with batches of 8 clips."""
     config = get_config("demo")
     config.data.image_size = SIDE
@@ -24,6 +24,7 @@ def small_config(fusion: str = "ama"):
     config.model.pixel_decoder.update(num_layers=1, ffn_dim=16, num_heads=2, num_points=2)
     config.model.decoder.update(num_layers=3, ffn_dim=16, num_heads=2)
     config.model.fusion.update(embed_dim=32, num_heads=2, name=fusion)
+    config.model.refiner.name = refiner
     if fusion == "none":
         config.data.motion.source = "none"
     config.loss.num_points = 16

@@ -11,6 +11,8 @@ and once, where the model has prototypes, over the frames of `proto_valid`:
 
   loss_proto mean BCE of exp(logit_scale) * audio_embed . proto_embed with `proto_target`
 
+and, where it has a boundary refinement module, loss_boundary of losses/boundary.py.
+
 num_masks is the number of targets of the supervised frames, at least 1. Points: the
 `importance_sample_ratio * P` least certain of `oversample_ratio * P` uniform candidates on the
 prediction, the rest uniform (PointRend). All normalisers are sums over the global batch.
@@ -29,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avs_jax.losses.boundary import boundary_loss
 from avs_jax.losses.matcher import match, matching_cost
 from avs_jax.ops.sampling import sample_bilinear
 from avs_jax.spec import frame_ids
@@ -88,7 +91,8 @@ def compute_losses(
 
     Returns:
       float32 [], the sum of all terms; and the terms, weighted, by name: loss_ce, loss_mask and
-      loss_dice of the last layer, the same with suffix _i of auxiliary output i, loss_proto.
+      loss_dice of the last layer, the same with suffix _i of auxiliary output i, loss_proto,
+      loss_boundary. Beside loss_boundary stand figures that are not in the sum, boundary_*.
     """
     ids = frame_ids(batch["frame_index"])
     num_targets = batch["target_valid"].shape[2]
@@ -142,7 +146,13 @@ def criterion(
         terms.update({name + suffix: values[layer] for name, values in by_layer.items()})
     if "proto_embed" in outputs:
         terms["loss_proto"] = loss_config.proto_weight * _prototype_loss(outputs, targets)
-    return sum(terms.values()), terms
+    total, figures = sum(terms.values()), {}
+    if "edge_logits" in outputs:
+        mask_terms = terms["loss_mask"] + terms["loss_dice"]
+        edge_term, figures = boundary_loss(outputs, targets, mask_terms, loss_config)
+        terms["loss_boundary"] = edge_term
+        total += edge_term
+    return total, terms | figures
 
 
 def _fold_frames(x: jax.Array) -> jax.Array:

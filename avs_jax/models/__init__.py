@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from avs_jax.models.avs import AUDIO_BACKBONES, AVS, BACKBONES, FUSIONS, part_class
+from avs_jax.models.avs import AUDIO_BACKBONES, AVS, BACKBONES, FUSIONS, REFINERS, part_class
+from avs_jax.models.check import check_model_config
 from avs_jax.spec import InputError, nearest
 
 __all__ = ["AVS", "build_model"]
@@ -18,7 +19,8 @@ def build_model(model_config: Mapping[str, Any]) -> AVS:
         with one key per field of AVS.
 
     Raises:
-      ValueError: a key that is missing or unknown, or a part that no table has; names the choices.
+      InputError: a key that is missing or unknown, a part that no table has, a value that cannot
+        be; names the key, the value and the choices.
     """
     config = model_config.to_dict() if hasattr(model_config, "to_dict") else dict(model_config)
     fields = {field.name for field in dataclasses.fields(AVS)} - {"parent", "name"}
@@ -33,6 +35,8 @@ def build_model(model_config: Mapping[str, Any]) -> AVS:
         ("backbone", BACKBONES),
         ("audio_backbone", AUDIO_BACKBONES),
         ("fusion", FUSIONS),
+        ("refiner", REFINERS),
     ):
         part_class(what, table, config[what])
+    check_model_config(config)
     return AVS(**config)

@@ -2,9 +2,10 @@
 
 images, pre_masks -> Swin each, res_i + gate(mask res_i) * mask res_i -> pixel decoder
 log_mel -> VGGish -> MLP -> audio tokens;  audio, motion -> AMA -> map
+mask features, res2 -> BRM -> edges, mask features
 mask features [, map] -> PPQG -> queries -> decoder over (audio, stride 32, 16, 8) -> masks, classes
 
-VCT (Huang et al., CVPR 2025; repository spyflying/VCT_AVS) and AMA on top of it. Frames meet
+VCT (Huang et al., CVPR 2025; repository spyflying/VCT_AVS), AMA and BRM on top of it. Frames meet
 nowhere: everything is per frame, and clips and frames are one folded axis N inside.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.backbones.vggish import VGGish
+from avs_jax.models.decoders.boundary import AuxiliaryBoundary, BoundaryRefinement
 from avs_jax.models.decoders.pixel_decoder import PixelDecoder
 from avs_jax.models.decoders.vct_decoder import VCTDecoder
 from avs_jax.models.fusion.ama import AMA
@@ -40,6 +42,7 @@ from avs_jax.spec import (
 BACKBONES = {"swin": Swin}
 AUDIO_BACKBONES = {"vggish": VGGish}
 FUSIONS = {"none": None, "ama": AMA}
+REFINERS = {"none": None, "auxiliary": AuxiliaryBoundary, "refine": BoundaryRefinement}
 
 LEVELS = ("res2", "res3", "res4", "res5")
 
@@ -99,6 +102,7 @@ class AVS(nn.Module):
     pixel_decoder: Mapping[str, Any]
     decoder: Mapping[str, Any]
     fusion: Mapping[str, Any]
+    refiner: Mapping[str, Any]
     dtype: str
 
     @nn.compact
@@ -112,11 +116,12 @@ class AVS(nn.Module):
 
         Training draws from the rng streams `gumbel` (unless noise is given), `drop_path` (where
         the backbone has a rate) and `pre_mask_dropout` (where it is on), and updates `batch_stats`
-        (where the fusion has BatchNorms).
+        (where the fusion or the refiner has BatchNorms).
 
         Args:
           batch: INPUT_FIELDS of avs_jax.spec: images and log_mel; pre_masks if `pre_masks`; motion
-            if the fusion reads it; valid (absent: all) and frame_index (absent: 0 .. T-1).
+            if the fusion reads it; valid (absent: all) and frame_index (absent: 0 .. T-1). From the
+            training step also progress (absent: 1).
           train: training behaviour.
           gumbel_noise: float32 [B*T, Q, h*w] added to the assignment's scores, h*w the pixels at
             stride 4. None: drawn in training, none in evaluation.
@@ -140,9 +145,18 @@ class AVS(nn.Module):
         audio, seen["audio_backbone"] = self._encode_audio(batch["log_mel"])
         seen["audio_features"] = audio
 
-        pixel_decoder = PixelDecoder(self.hidden_dim, **self.pixel_decoder, name="pixel_decoder")
+        pixel_decoder = make_part(
+            "pixel_decoder",
+            PixelDecoder,
+            self.pixel_decoder,
+            hidden_dim=self.hidden_dim,
+            name="pixel_decoder",
+        )
         multi_scale, mask_features, seen["pixel_decoder"] = pixel_decoder(features)
         seen["pixel_decoder"] |= {"multi_scale": multi_scale, "mask_features": mask_features}
+        edges = None
+        if part_class("refiner", REFINERS, self.refiner) is not None:
+            mask_features, edges = self._refine(batch, mask_features, features["res2"], train)
         motion_weight, upsampled = None, None
         if part_class("fusion", FUSIONS, self.fusion) is not None:
             motion_weight, upsampled, seen["ama"] = self._align(
@@ -152,11 +166,13 @@ class AVS(nn.Module):
             num_pixels = mask_features.shape[1] * mask_features.shape[2]
             gumbel_noise = gumbel(self.make_rng("gumbel"), ids, self.num_queries, num_pixels)
 
-        predictor = VCTDecoder(
-            self.num_classes,
-            self.num_prototypes,
-            self.num_queries,
-            **self.decoder,
+        predictor = make_part(
+            "decoder",
+            VCTDecoder,
+            self.decoder,
+            num_classes=self.num_classes,
+            num_prototypes=self.num_prototypes,
+            num_queries=self.num_queries,
             lambda_init=self.fusion["lambda_init"],
             dtype=jnp.dtype(self.dtype),
             name="predictor",
@@ -178,6 +194,9 @@ class AVS(nn.Module):
             }
         if motion_weight is not None:
             outputs["motion_weight"] = unfold(motion_weight)
+        if edges is not None:
+            outputs["edge_logits"] = unfold(edges["edge_logits"])
+            outputs["boundary_ramp"] = edges["ramp"]
         return outputs | {"intermediates": seen | stages}
 
     def _check_batch(self, batch):
@@ -253,6 +272,14 @@ class AVS(nn.Module):
             name="audio_transformation",
         )
         return transform(encoded), encoded
+
+    def _refine(self, batch, mask_features, res2, train):
+        """Mask features [N, h, w, D] with what the refiner adds, and its edges."""
+        module = part_class("refiner", REFINERS, self.refiner)
+        refiner = make_part("refiner", module, self.refiner, name="brm")
+        valid = fold(batch["valid"]) if "valid" in batch else None
+        progress = batch.get("progress", 1.0)
+        return refiner(mask_features, res2, progress=progress, train=train, valid=valid)
 
     def _align(self, batch, audio, size, train):
         """The fusion's map [N, g, g], the same at `size`, and its intermediates."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
-SHOWN_TERMS = ("total_loss", "loss_ce", "loss_mask", "loss_dice", "loss_proto")
+SHOWN_TERMS = ("total_loss", "loss_ce", "loss_mask", "loss_dice", "loss_proto", "loss_boundary")
 PACE_MEMORY = 0.1  # weight of the last interval in the running mean
 
 

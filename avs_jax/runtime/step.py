@@ -8,7 +8,7 @@ With `accumulate` = k the batch is cut into k micro-batches, run one after anoth
 them has the arithmetic of the whole batch: every loss term is a sum divided by a normaliser that is
 known from the targets (number of masks, sum of class weights, number of prototype rows), so each
 micro-batch's term counts with its share of the whole normaliser. Only batch statistics differ: they
-are those of the micro-batches, in order.
+are those of the micro-batches, in order; and the cap of the boundary loss, which holds in each.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ STREAMS = ("gumbel", "drop_path", "pre_mask_dropout")  # random streams of the m
 NOT_PREDICTED = ("aux_outputs", "intermediates")  # outputs that prediction does not keep
 # Learned scalars worth a curve: name in the metrics -> path.
 WATCHED = {"lambda": "predictor/visual_query_block/lambda", "tau": "ama/temperature"}
-# outputs, batch, key -> (weighted total, {name: weighted term})
+# outputs, batch, key -> (weighted total, {"loss_*": weighted term, "boundary_*": figure})
 Criterion = Callable[[dict, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
 
 
@@ -86,43 +86,44 @@ def make_train_step(
         total.
       optimizer: over {path: gradient}, from `optim.make_optimizer`.
       schedule: learning rate by step.
-      config: the whole configuration; read are seed, optim.frozen, loss.no_object_weight and
-        train.accumulate.
+      config: the whole configuration; read are seed, optim.frozen, loss.no_object_weight,
+        train.steps and train.accumulate.
       shardings: of the state, from `sharding.tree_shardings`; None leaves them to XLA.
 
     Returns:
       (state, batch) -> (state, metrics). The state passed in is donated: do not use it again.
-      Metrics, all scalars: every loss term, total_loss, grad_norm (before the clip), lr, finite
-      (bool: loss and gradient are).
+      Metrics, all scalars: what the criterion names, total_loss, grad_norm (before the clip), lr,
+      finite (bool: loss and gradient are).
     """
 
-    def loss_fn(trainable, frozen, batch_stats, batch, key, whole):
+    def loss_fn(trainable, frozen, batch_stats, batch, key, progress, whole):
         keys = dict(zip((*STREAMS, "loss"), jax.random.split(key, len(STREAMS) + 1), strict=True))
         loss_key = keys.pop("loss")
         variables = {"params": unflatten(trainable | frozen), "batch_stats": batch_stats}
+        inputs = {**batch, "progress": progress}
         outputs, updates = model.apply(
-            variables, batch, train=True, rngs=keys, mutable=["batch_stats"]
+            variables, inputs, train=True, rngs=keys, mutable=["batch_stats"]
         )
         total, terms = criterion(outputs, batch, loss_key)
         if whole is not None:
             part = normalizers(batch, config)
             terms = {k: v * part[_family(k)] / whole[_family(k)] for k, v in terms.items()}
-            total = sum(terms.values())
+            total = sum(value for name, value in terms.items() if name.startswith("loss_"))
         return total, (terms, updates.get("batch_stats", batch_stats))
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def gradients(trainable, frozen, batch_stats, batch, key):
+    def gradients(trainable, frozen, batch_stats, batch, key, progress):
         count = config.train.accumulate
         if count == 1:
-            return grad_fn(trainable, frozen, batch_stats, batch, key, None)
+            return grad_fn(trainable, frozen, batch_stats, batch, key, progress, None)
         whole = normalizers(batch, config)
 
         def micro_step(batch_stats, xs):
             index, micro = xs
             micro_key = jax.random.fold_in(key, index)
             (total, (terms, batch_stats)), grads = grad_fn(
-                trainable, frozen, batch_stats, micro, micro_key, whole
+                trainable, frozen, batch_stats, micro, micro_key, progress, whole
             )
             return batch_stats, (total, terms, grads)
 
@@ -133,8 +134,9 @@ def make_train_step(
     def step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         trainable, frozen = split_frozen(state.params, config.optim.frozen)
+        progress = state.step / config.train.steps
         (total, (terms, batch_stats)), grads = gradients(
-            trainable, frozen, state.batch_stats, batch, key
+            trainable, frozen, state.batch_stats, batch, key, progress
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
@@ -196,13 +198,16 @@ def normalizers(batch: Mapping[str, Array], config: ConfigDict) -> dict[str, Arr
     class_weight = jnp.where(batch["supervised"], matched + weight * (queries - matched), 0.0)
     masks = jnp.maximum(targets.sum(), 1).astype(jnp.float32)
     counts = {"loss_ce": class_weight.sum(), "loss_mask": masks, "loss_dice": masks}
+    counts["loss_boundary"] = jnp.maximum(batch["supervised"].sum(), 1).astype(jnp.float32)
     if "proto_valid" in batch:
         counts["loss_proto"] = jnp.maximum(batch["proto_valid"].sum(), 1).astype(jnp.float32)
     return counts
 
 
 def _family(term: str) -> str:
-    """loss_mask_3 -> loss_mask."""
+    """loss_mask_3 -> loss_mask; a figure such as boundary_bce goes with loss_boundary."""
+    if term.startswith("boundary_"):
+        return "loss_boundary"
     return "_".join(term.split("_")[:2])
 
 

@@ -1,0 +1,134 @@
+"""Boundary refinement (BRM): an edge map from the mask features, beside them or back into them.
+
+auxiliary   e = conv1x1(ReLU(BN(conv3x3(F~, D -> 128))))               F goes on as it is
+refine      E = GELU(GN(conv3x3(GELU(GN(conv3x3([conv1x1 F~ ; conv1x1 R~]))))))        64 wide
+            e = conv1x1 E
+            F <- F + conv1x1 [E ; sigmoid(e) E]                         this one starts at zero
+
+F are the mask features and R is res2, per frame, at stride 4; whatever reads mask features (queries
+and masks) reads the refined ones. X~ = sg(X) + r (X - sg(X)) has the value of X and r times its
+gradient: r grows from 0 to 1 over a part of the training, so that the head first learns on features
+that it does not move.
+
+`auxiliary` is the head that the users of spyflying/VCT_AVS note with AMA (SKA-VCT's "boundary"): it
+shapes features in training, and masks do not read it. `refine` is a departure of this package; as
+its last map starts at zero, it leaves the masks of a checkpoint that has no BRM as they are.
+"""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from avs_jax.models.layers import BatchNorm, Conv, Linear, NormedConv
+
+AUXILIARY_CHANNELS = 128
+REFINE_CHANNELS = 64
+EDGE_PREVALENCE = 0.05  # which `refine` expects of every pixel before it has learned anything
+zeros = nn.initializers.zeros
+
+
+def ramp_value(progress: jax.Array | float, ramp: Sequence[float]) -> jax.Array:
+    """How much of the edge head's gradient reaches the features, r.
+
+    Args:
+      progress: [], share of the training that is done.
+      ramp: (start, end), shares of the training; r is 0 before, 1 after, and linear between. Equal
+        ones make a step: (0, 0) is 1 from the beginning.
+
+    Returns:
+      float32 [].
+    """
+    start, end = ramp
+    progress = jnp.asarray(progress, jnp.float32)
+    rising = jnp.clip((progress - start) / max(end - start, 1e-6), 0.0, 1.0)
+    return jnp.where(progress >= end, 1.0, rising)
+
+
+def scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """x, bit by bit, with `factor` [] times its gradient."""
+    constant = jax.lax.stop_gradient(x)
+    return constant + factor.astype(x.dtype) * (x - constant)
+
+
+class AuxiliaryBoundary(nn.Module):
+    """The edge head that only shapes features; float32.
+
+    Attributes:
+      ramp: see `ramp_value`; the source's is (0, 0).
+    """
+
+    ramp: Sequence[float] = (0.0, 0.0)
+
+    @nn.compact
+    def __call__(
+        self,
+        mask_features: jax.Array,
+        res2: jax.Array,
+        *,
+        progress: jax.Array | float = 1.0,
+        train: bool = False,
+        valid: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Reads edges.
+
+        Args:
+          mask_features: [N, h, w, D].
+          res2: [N, h, w, C], not read.
+          progress: [], share of the training that is done.
+          train: use and record the statistics of the batch in the BatchNorm.
+          valid: bool [N], frames that count in those statistics; None = all.
+
+        Returns:
+          mask_features, the same; and {"edge_logits": float32 [N, h, w], "ramp": float32 []}.
+        """
+        ramp = ramp_value(progress, self.ramp)
+        x = Conv(AUXILIARY_CHANNELS, 3, name="conv")(scale_gradient(mask_features, ramp))
+        x = nn.relu(BatchNorm(name="norm")(x, train=train, valid=valid))
+        edge = Linear(1, name="edge")(x)
+        return mask_features, {"edge_logits": edge[..., 0], "ramp": ramp}
+
+
+class BoundaryRefinement(nn.Module):
+    """The edge head whose features are added to the mask features; float32.
+
+    Attributes:
+      ramp: see `ramp_value`.
+    """
+
+    ramp: Sequence[float] = (0.3, 0.6)
+
+    @nn.compact
+    def __call__(
+        self,
+        mask_features: jax.Array,
+        res2: jax.Array,
+        *,
+        progress: jax.Array | float = 1.0,
+        train: bool = False,
+        valid: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Refines; arguments and returns as of AuxiliaryBoundary, but the mask features are new.
+
+        `train` and `valid` change nothing here: its norms are per frame.
+        """
+        ramp = ramp_value(progress, self.ramp)
+        x = jnp.concatenate(
+            [
+                Linear(REFINE_CHANNELS, name=f"{name}_proj")(scale_gradient(features, ramp))
+                for name, features in (
+                    ("mask_features", mask_features),
+                    ("res2", res2.astype(jnp.float32)),
+                )
+            ],
+            axis=-1,
+        )
+        for i in range(2):
+            x = nn.gelu(NormedConv(REFINE_CHANNELS, 3, name=f"conv{i}")(x), approximate=False)
+        prior = math.log(EDGE_PREVALENCE / (1 - EDGE_PREVALENCE))
+        edge = Linear(1, bias_init=nn.initializers.constant(prior), name="edge")(x)
+        both = jnp.concatenate([x, nn.sigmoid(edge) * x], axis=-1)
+        delta = Linear(mask_features.shape[-1], True, zeros, zeros, name="delta")(both)
+        return mask_features + delta, {"edge_logits": edge[..., 0], "ramp": ramp}
