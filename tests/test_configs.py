@@ -41,6 +41,17 @@ def test_ama_differs_from_vct_in_motion_only(setting, variant):
     assert ama == vct
 
 
+@pytest.mark.parametrize("setting", ["s4", "ms3", "avss"])
+@pytest.mark.parametrize("variant", ["", "demo"])
+def test_brm_differs_from_ama_in_the_refiner_and_its_loss_only(setting, variant):
+    brm, ama = (load(f"{setting}_{model}", variant).to_dict() for model in ("ama_brm", "ama"))
+    assert brm.pop("name") == ama.pop("name").replace("ama", "ama_brm")
+    for section, key in (("model", "refiner"), ("loss", "boundary")):
+        new, old = brm[section].pop(key), ama[section].pop(key)
+        assert set(new) == set(old) and new != old
+    assert brm == ama
+
+
 @pytest.mark.parametrize("name, variant", VARIANTS)
 def test_sizes_reach_the_model(name, variant):
     """The number of classes and prototypes is set once."""
@@ -50,7 +61,9 @@ def test_sizes_reach_the_model(name, variant):
     assert config.name == name + ("_demo" if variant else "")
 
 
-@pytest.mark.parametrize("name", ["ms3_ama", "avss_ama"])
+@pytest.mark.parametrize(
+    "name", ["ms3_ama", "avss_ama", "s4_ama_brm", "ms3_ama_brm", "avss_ama_brm"]
+)
 def test_a_clip_goes_through_model_and_loss(name):
     """Shapes only: an empty training clip of the demo gives outputs and a scalar loss."""
     config = load(name, "demo")
@@ -66,6 +79,8 @@ def test_a_clip_goes_through_model_and_loss(name):
         return outputs, compute_losses(outputs, batch, key, config.loss)
 
     outputs, (total, terms) = jax.eval_shape(loss, params, stats, jax.random.key(0))
-    frames, classes = (10, 71) if name == "avss_ama" else (5, 2)
+    setting = name.split("_")[0]
+    frames, classes = {"s4": (1, 2), "ms3": (5, 2), "avss": (10, 71)}[setting]
     assert outputs["pred_logits"].shape == (1, frames, 20, classes + 1)
-    assert total.shape == () and ("loss_proto" in terms) == (name == "avss_ama")
+    assert total.shape == () and ("loss_proto" in terms) == (setting != "ms3")
+    assert ("edge_logits" in outputs) == ("loss_boundary" in terms) == name.endswith("brm")

@@ -195,8 +195,9 @@ def test_groups_are_the_originals(golden):
         assert not set(want) - set(named)
 
 
-def test_norms_of_the_fusion_do_not_decay():
-    config = small.small_config()
+@pytest.mark.parametrize("refiner", ["auxiliary", "refine"])
+def test_norms_of_fusion_and_refiner_do_not_decay(refiner):
+    config = small.small_config(refiner=refiner)
     params, _ = jax.eval_shape(
         functools.partial(init_variables, build_model(config.model), seed=0),
         small.train_batch(config),
@@ -210,6 +211,9 @@ def test_norms_of_the_fusion_do_not_decay():
         else:
             assert decays[path] == 1, path
     assert decays["ama/flow_encoder_1/bias"] == decays["ama/audio_proj_1/bias"] == 0
+    norms = {"auxiliary": ["brm/norm"], "refine": ["brm/conv0/norm", "brm/conv1/norm"]}[refiner]
+    assert all(decays[f"{norm}/{leaf}"] == 0 for norm in norms for leaf in ("scale", "bias"))
+    assert decays["brm/edge/bias"] == 1
 
 
 # ---- the same step, cut in other ways ----
@@ -219,7 +223,8 @@ class SmallStep:
     """A small whole model without BatchNorm, its draws given with the batch, on any mesh."""
 
     def __init__(self):
-        self.config = small.small_config(fusion="none")
+        self.config = small.small_config(fusion="none", refiner="refine")
+        self.config.model.refiner.ramp = (0.0, 0.5)
         self.config.optim.clip_norm = 1.0
         self.model = build_model(self.config.model)
         init = functools.partial(init_variables, self.model, seed=0)
@@ -283,6 +288,9 @@ def test_three_steps_agree_however_the_batch_is_cut(one_device, data, fsdp, accu
         for name in a:
             np.testing.assert_allclose(b[name], a[name], rtol=2e-4, err_msg=name)
     np.testing.assert_allclose(other[0]["total_loss"], history[0]["total_loss"], rtol=1e-6)
+    terms = [value for name, value in history[0].items() if name.startswith("loss_")]
+    np.testing.assert_allclose(history[0]["total_loss"], sum(terms), rtol=1e-6)
+    assert [float(metrics["boundary_ramp"]) for metrics in history] == [0.0, 0.5, 1.0]  # of 4 steps
     # The first moment is linear in the gradients; Adam's steps are not, where a gradient is noise.
     moment, other_moment = want.opt_state[1].mu, state.opt_state[1].mu
     size = np.sqrt(sum((x**2).sum() for x in moment.values()))

@@ -1,7 +1,7 @@
 """Training on supervised frames only has the loss and the gradients of training on all frames.
 
-Frames meet nowhere in the model but in AMA's batch statistics, which come from the frames that are
-there; with the others marked as not valid the two ways agree there too.
+Frames meet nowhere in the model but in the batch statistics of AMA and BRM, which come from the
+frames that are there; with the others marked as not valid the two ways agree there too.
 """
 
 import jax
@@ -16,7 +16,7 @@ from tests import small
 
 
 def test_supervised_frames_give_the_loss_and_gradients_of_all():
-    config = small.small_config("ama")
+    config = small.small_config("ama", "auxiliary")
     config.model.backbone.drop_path_rate = 0.2
     config.model.decoder.num_layers = 1
     model = build_model(config.model)
@@ -47,3 +47,4 @@ def test_supervised_frames_give_the_loss_and_gradients_of_all():
     for path in ("ama/q_proj/kernel", "ama/flow_encoder_0/kernel", "ama/temperature"):
         # S4 trains on first frames only, and AMA must learn from them.
         assert jnp.linalg.norm(every[path].ravel()) > 1e-6 * size, path
+    assert jnp.linalg.norm(every["brm/conv/kernel"].ravel()) > 1e-6 * size
