@@ -31,6 +31,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]"],
         "beam": ["apache-beam>=2.60"],  # datasets written by several processes; older protobuf
+        "benchmark": ["torch", "torchvision", "transformers", "scipy"],  # scripts/benchmark.py
         "test": ["pytest>=8", "pytest-xdist>=3", "scipy>=1.13", "ruff>=0.9"],
     },
 )
