@@ -167,7 +167,7 @@ def base_config() -> ConfigDict:
 
     # ---- evaluation ----
     evaluate = config.evaluate = ConfigDict()
-    evaluate.batch_size = 2
+    evaluate.batch_size = 2  # clips read at once; a device computes one at a time
     evaluate.score_size = 224  # px; masks and ground truth meet here
     evaluate.split = "test"  # of --mode=eval
     evaluate.swapped_audio = True  # --mode=eval also scores each clip with another category's sound

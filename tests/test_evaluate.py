@@ -16,13 +16,17 @@ import pytest
 from avs_jax import evaluate as evaluation
 from avs_jax.data import sounds
 from avs_jax.data.pipeline import EvalBatches
+from avs_jax.models import build_model
 from avs_jax.results import metrics
 from avs_jax.results.counts import FrameCounter, FrameCounts, interleave
 from avs_jax.results.report import Report, to_json, to_markdown, to_text
 from avs_jax.runtime import scoring
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.sharding import make_mesh
+from avs_jax.runtime.step import init_variables
+from avs_jax.spec import INPUT_FIELDS
 from configs.base import base_config
+from tests import small
 
 SIDE, SCORE, NUM_CLIPS, NUM_FRAMES = 32, 16, 10, 3
 CATEGORIES = ("bell", "cat", "drum")
@@ -162,6 +166,42 @@ def test_counts_do_not_depend_on_the_number_of_processes(tmp_path, processes, ba
     assert as_bytes(joined, tmp_path) == as_bytes(count(1, 0, 1), tmp_path)
 
 
+def test_counts_of_a_real_model_depend_on_neither_batch_nor_devices(tmp_path):
+    """To the last bit of the probabilities, which hang on the shapes that are computed at once."""
+    config = small.small_config()
+    model, rng = build_model(config.model), np.random.default_rng(0)
+    batch = EvalBatches(small.records(8), config, 8)[0]
+    inputs = {name: batch[name] for name in INPUT_FIELDS}
+    shapes = jax.eval_shape(lambda x: init_variables(model, x, 0), inputs)
+    params, batch_stats = jax.tree.map(
+        lambda x: (
+            (1 + 0.1 * rng.random(x.shape)).astype(np.float32)
+            if x.ndim == 1
+            else (rng.normal(size=x.shape) / max(1, np.prod(x.shape[:-1])) ** 0.5).astype(
+                np.float32
+            )
+        ),
+        shapes,
+    )
+    results = []
+    for batch_size, devices in ((1, 1), (8, 1), (8, 8)):
+        config.evaluate.batch_size = batch_size
+        mesh = make_mesh(config, jax.devices()[:devices])
+        batches = EvalBatches(small.records(8), config, batch_size)
+        pred: list[np.ndarray] = []
+        result = scoring.evaluate(
+            scoring.make_score_step(model, config, mesh),
+            (params, batch_stats),
+            [batches[i] for i in range(len(batches))],
+            config,
+            mesh,
+            each_batch=lambda p, _, pred=pred: pred.append(p),
+        )
+        results.append((np.concatenate(pred).tobytes(), as_bytes(result.counts, tmp_path)))
+    assert np.ptp(np.concatenate(pred)) > 1e-3
+    assert results[0] == results[1] == results[2]
+
+
 def test_semantic_task_scores_the_argmax(variables):
     config = a_config()
     config.data.num_classes = 3
@@ -265,6 +305,21 @@ def test_evaluate_config_scores_true_and_false_sound(job, tmp_path, capsys):
     # With the silent object's sound the model marks that object, which is as large.
     np.testing.assert_array_equal(shown_counts.scored().counts["pred"], 64)
     assert "true audio" in capsys.readouterr().out
+
+
+def test_written_predictions_score_the_same(job, tmp_path):
+    config, weights, _ = job
+    config.evaluate.swapped_audio = False
+    evaluation.evaluate_config(config, weights, tmp_path / "a", tmp_path / "masks")
+    evaluation.evaluate_predictions(config, tmp_path / "masks", tmp_path / "b")
+    files = [
+        dict(np.load(tmp_path / folder / "counts.npz"))
+        for folder in ("a/evaluation/converted", "b/evaluation/test")
+    ]
+    facts = [file.pop("facts_json") for file in files]
+    assert facts[0] != facts[1] and files[0].keys() == files[1].keys()
+    for name, array in files[0].items():
+        assert array.tobytes() == files[1][name].tobytes(), name
 
 
 def test_what_is_left_out_is_said(job, tmp_path):

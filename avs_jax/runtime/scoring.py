@@ -1,7 +1,9 @@
 """One pass of a model over a split: batches in, counts of every frame out.
 
 Training validates with it and avs_jax.evaluate tests with it. Frames meet nowhere, neither in the
-model nor here, so the counts depend neither on the batch size nor on devices or processes.
+model nor here. Floating-point sums do depend on the shape of what is computed at once, by some 1e-7
+of a probability, enough to move pixels across one of 255 thresholds; so a device always computes
+one clip at a time. The counts then depend neither on the batch size nor on devices or processes.
 """
 
 import io
@@ -76,7 +78,7 @@ def make_score_step(model, config: ConfigDict, mesh: Mesh):
 
 
 def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
-    """config.evaluate.batch_size, rounded up to fill every device; no score depends on it."""
+    """Clips that are read at once: config.evaluate.batch_size, rounded up to fill every device."""
     return -(-config.evaluate.batch_size // mesh.size) * mesh.size
 
 
@@ -116,9 +118,7 @@ def evaluate(
     total = len(loader) if hasattr(loader, "__len__") else None
     quiet = jax.process_index() != 0
     for batch in tqdm(loader, desc=title, total=total, unit="batch", disable=quiet, leave=False):
-        inputs = {name: value for name, value in batch.items() if name not in NOT_READ}
-        outputs = score_step(*variables, put_batch(inputs, mesh))
-        outputs = {name: _local_rows(value) for name, value in outputs.items()}
+        outputs = _score(score_step, variables, batch, mesh)
         more = None
         if "moving" in batch:
             more = count_motion(outputs["pred"], batch["labels"], batch["moving"])
@@ -131,6 +131,18 @@ def evaluate(
                 pictures[clip_id] = _picture(batch, outputs, b)
         share = len(batch["clip_id"])
     return Evaluation(_gather(counter.result(), share), pictures)
+
+
+def _score(score_step, variables, batch, mesh: Mesh) -> dict[str, np.ndarray]:
+    """What score_step says of a batch's rows of this process, one clip per device at a time."""
+    inputs = {name: value for name, value in batch.items() if name not in NOT_READ}
+    rows, step = len(inputs["valid"]), len(mesh.local_devices)
+    under_way = []  # all are asked for before the first is waited for
+    for i in range(0, rows, step):
+        part = {name: value[i : i + step] for name, value in inputs.items()}
+        under_way.append(score_step(*variables, put_batch(part, mesh)))
+    parts = [{name: _local_rows(x) for name, x in outputs.items()} for outputs in under_way]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _picture(batch, outputs, b: int) -> np.ndarray:
