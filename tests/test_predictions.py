@@ -12,6 +12,7 @@ from avs_jax.data import predictions
 from avs_jax.data.clip import prepare_clip, prepare_labels
 from avs_jax.data.colour_masks import CLASS_PALETTE
 from avs_jax.data.pipeline import EvalBatches
+from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.spec import InputError
 from configs.base import base_config
@@ -213,6 +214,10 @@ def test_other_sizes_are_resized(tmp_path):
     mask = rng.random((SCORE, SCORE)) < 0.5
     large = mask.repeat(3, axis=0).repeat(2, axis=1)
     np.testing.assert_array_equal(read_one(tmp_path / "a", npy(large), side=48), mask)
+    classes = rng.integers(0, 71, (40, 24), dtype=np.uint8)
+    y, x = (((np.arange(SCORE) + 0.5) * n / SCORE).astype(int) for n in (40, 24))
+    got = read_one(tmp_path / "d", npy(classes), num_classes=71, side=40)
+    np.testing.assert_array_equal(got, classes[y][:, x])
     # Bilinear is exact on a plane, away from the border where it is clamped.
     y, x = (np.arange(n, dtype=np.float32) + 0.5 for n in (24, 40))
     plane = y[:, None] / 24 * 0.5 + x / 40 * 0.4
@@ -220,8 +225,6 @@ def test_other_sizes_are_resized(tmp_path):
     got = read_one(tmp_path / "b", npy(plane), side=24)
     np.testing.assert_allclose(got, s[:, None] * 0.5 + s * 0.4, atol=1e-6)
     small = read_one(tmp_path / "c", npy(plane[:4, :4]), side=4)
-    from avs_jax.ops.sampling import resize_bilinear
-
     want = resize_bilinear(plane[:4, :4, None], (SCORE, SCORE))[..., 0]
     np.testing.assert_allclose(small, want, atol=1e-6)
 
