@@ -2,9 +2,7 @@
 
 `evaluate_config` is the job of --mode=eval: one pass (runtime/scoring.py) over the split with its
 true sound, then one per condition with false sound, against the same masks. A model that listens
-scores low there; one that finds salient objects does not notice.
-
-data/conditions.py lists them.
+scores low there; one that finds salient objects does not notice. data/conditions.py lists them.
 
   python -m avs_jax.evaluate --config=configs/s4_ama.py --checkpoint=DIR [--split=test]
       [--audio=silence,noise,offscreen,shift] [--manifest=FILE]
@@ -96,6 +94,7 @@ def evaluate_config(
     scorer = Scorer(config, checkpoint, facts)
     results = {REFERENCE: scorer(records, REFERENCE, write_predictions)}
     counts = results[REFERENCE].counts
+    _check_clips(counts, records)
     categories = dict(zip(map(str, counts.clip_id), map(str, counts.category), strict=True))
     others, notes = conditions.find_conditions(config, records, categories, manifest)
     results |= {name: scorer(heard, name) for name, heard in others.items()}
@@ -204,16 +203,17 @@ def evaluate_predictions(
         truth = prepare_labels(record, config)
         counter.add(files.read_clip(truth)[None], stack_clips([truth]))
     files.finish()
-    notes = []
+    counts, notes = counter.result(), []
+    _check_clips(counts, records)
     if files.num_resized:
         notes.append(
             f"{files.num_resized} of {files.num_read} files resized to "
             f"{config.evaluate.score_size} px: masks and classes by the nearest pixel, "
             "probabilities and scores bilinearly"
         )
-    results = {"predictions": Evaluation(counter.result(), {})}
-    report = make_report(facts, {name: r.counts for name, r in results.items()}, notes)
+    report = make_report(facts, {"predictions": counts}, notes)
     root = pathlib.Path(directory if output is None else output).expanduser()
+    results = {"predictions": Evaluation(counts, {})}
     _write(report, results, root / "evaluation" / config.evaluate.split)
     return report
 
@@ -291,6 +291,14 @@ def data_facts(config: ConfigDict, records: Sequence[Record]) -> dict[str, Any]:
         "clips_skipped_when_built": noted.get("num_skipped", 0),
         "score_size": config.evaluate.score_size,
     }
+
+
+def _check_clips(counts: FrameCounts, records: Sequence[Record]) -> None:
+    num_missing = len(records) - len(counts.clips())
+    if num_missing:
+        raise InputError(
+            f"{num_missing} of {len(records)} clips have no ground truth: nothing to score them by"
+        )
 
 
 def _digest(config: Mapping[str, Any]) -> str:

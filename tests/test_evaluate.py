@@ -24,7 +24,7 @@ from avs_jax.runtime import scoring
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.sharding import make_mesh
 from avs_jax.runtime.step import init_variables
-from avs_jax.spec import INPUT_FIELDS
+from avs_jax.spec import INPUT_FIELDS, InputError
 from configs.base import base_config
 from tests import small
 
@@ -320,6 +320,13 @@ def test_written_predictions_score_the_same(job, tmp_path):
     assert facts[0] != facts[1] and files[0].keys() == files[1].keys()
     for name, array in files[0].items():
         assert array.tobytes() == files[1][name].tobytes(), name
+
+
+def test_a_clip_without_ground_truth_is_an_error(job, tmp_path):
+    config, weights, clips = job
+    clips[1] |= {"masks": [], "mask_index": np.zeros(0, np.int32)}
+    with pytest.raises(InputError, match="1 of 10 clips have no ground truth"):
+        evaluation.evaluate_config(config, weights, tmp_path / "out")
 
 
 def test_what_is_left_out_is_said(job, tmp_path):
