@@ -39,12 +39,13 @@ from avs_jax.results import negatives, visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.metrics import all_protocols
 from avs_jax.results.report import Report, to_text, write
-from avs_jax.runtime.checkpoint import FOLDER, find_checkpoint, load_variables, plain_config
+from avs_jax.runtime.checkpoint import FOLDER, find_checkpoint, load_variables, stored_weights
 from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.runtime.optim import flatten
 from avs_jax.runtime.scoring import Evaluation, eval_batch_size, evaluate, make_score_step
 from avs_jax.runtime.sharding import make_mesh, tree_shardings
 from avs_jax.runtime.step import init_variables
+from avs_jax.runtime.stored_config import plain_config
 from avs_jax.spec import INPUT_FIELDS, REFERENCE, InputError
 
 NUM_PROBLEMS = 8  # tensors named where a checkpoint does not fit
@@ -52,6 +53,31 @@ LOADING = (("evaluate", "batch_size"), ("data", "num_workers"), ("data", "prefet
 
 
 # ---- the job of --mode=eval ----
+
+
+def evaluate_weights(
+    config: ConfigDict,
+    checkpoint: str | pathlib.Path,
+    output: str | pathlib.Path | None = None,
+    write_predictions: str | pathlib.Path | None = None,
+) -> dict[str, Report]:
+    """`evaluate_config` of the parameters and of their average, as config.evaluate.weights asks.
+
+    Where it is both, their predictions go to folders of `write_predictions` of their own, raw/ and
+    ema/.
+
+    Returns:
+      {"raw" or "ema": its report}.
+    """
+    reports, chosen = {}, stored_weights(checkpoint, config.evaluate.weights)
+    for weights in chosen:
+        config = config.copy_and_resolve_references()
+        config.evaluate.weights = weights
+        predictions_dir = write_predictions
+        if write_predictions is not None and len(chosen) > 1:
+            predictions_dir = pathlib.Path(write_predictions) / weights
+        reports[weights] = evaluate_config(config, checkpoint, output, predictions_dir)
+    return reports
 
 
 def evaluate_config(
@@ -62,11 +88,11 @@ def evaluate_config(
 ) -> Report:
     """Evaluates a checkpoint on config.evaluate.split, with true and with false sound.
 
-    Writes OUTPUT/evaluation/STEP/ (STEP_SPLIT/ where the split is not "test"): report.json,
-    report.md, counts.npz of the true sound, counts_CONDITION.npz of the controls, and
-    pictures/CLIP_CONDITION.png of the first config.evaluate.num_pictures clips, all of them in
-    pictures.html too; with negative audio manifest.json, the pairing that config.evaluate.manifest
-    reads.
+    Writes OUTPUT/evaluation/STEP/ (STEP_SPLIT/ where the split is not "test", and _ema behind it
+    where the average of the parameters was evaluated): report.json, report.md, counts.npz of the
+    true sound, counts_CONDITION.npz of the controls, and pictures/CLIP_CONDITION.png of the first
+    config.evaluate.num_pictures clips, all of them in pictures.html too; with negative audio
+    manifest.json, the pairing that config.evaluate.manifest reads.
 
     Args:
       config: the whole configuration; its model must be the checkpoint's.
@@ -101,12 +127,19 @@ def evaluate_config(
     report = make_report(scorer.facts, {name: r.counts for name, r in results.items()}, notes)
     if jax.process_index() == 0:
         root = scorer.directory if output is None else pathlib.Path(output).expanduser()
-        step = scorer.facts["step"]
-        folder = root / "evaluation" / (step if split == "test" else f"{step}_{split}")
+        folder = root / "evaluation" / report_folder(scorer.facts)
         _write(report, results, folder)
         if manifest is not None:
             negative_audio.save_manifest(manifest, folder / "manifest.json")
     return report
+
+
+def report_folder(facts: Mapping[str, Any]) -> str:
+    """Name of the folder of a report: STEP, then the split if not "test", then "ema" if it is."""
+    parts = [facts["step"]]
+    parts += [] if facts["split"] == "test" else [facts["split"]]
+    parts += [] if facts["weights"] == "raw" else [facts["weights"]]
+    return "_".join(parts)
 
 
 class Scorer:
@@ -122,7 +155,8 @@ class Scorer:
     ):
         """Loads and checks; arguments as for `evaluate_config`, facts of the data."""
         step = find_checkpoint(checkpoint)
-        *variables, trained_config = load_variables(step)
+        weights = stored_weights(step, config.evaluate.weights)[-1]
+        *variables, trained_config = load_variables(step, weights)
         model, self._config, self._mesh = build_model(config.model), config, make_mesh(config)
         example = stack_clips([empty_clip(config, is_training=False)])
         check_variables(model, example, *variables, step)
@@ -133,6 +167,7 @@ class Scorer:
         self.facts = {
             "checkpoint": str(step),
             "step": step.name if step.name.isdigit() else "converted",
+            "weights": weights,
             "trained_with_sha256": _digest(plain_config(trained_config)),
             **facts,
         }
@@ -339,7 +374,7 @@ def main(argv: Sequence[str]) -> int:
         if values.predictions:
             evaluate_predictions(config, values.predictions, values.output)
         else:
-            evaluate_config(config, values.checkpoint, values.output, values.write_predictions)
+            evaluate_weights(config, values.checkpoint, values.output, values.write_predictions)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from avs_jax.evaluate import evaluate_config
+from avs_jax.evaluate import evaluate_weights
 from avs_jax.plan import plan
 from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.spec import InputError
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         if values.mode == "train":
             train(config, values.workdir)
         else:
-            evaluate_config(config, values.workdir)
+            evaluate_weights(config, values.workdir)
     except (InputError, OSError, NotFiniteError) as error:
         raise SystemExit(f"error: {error}") from error
 

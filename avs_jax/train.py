@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -25,9 +25,10 @@ from avs_jax.models import build_model
 from avs_jax.results.metrics import validation_protocols
 from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.checkpoint import Checkpoints, fill_variables
+from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.log import Log
-from avs_jax.runtime.scoring import eval_batch_size, evaluate, make_score_step
-from avs_jax.runtime.step import init_state, init_variables, make_train_step
+from avs_jax.runtime.scoring import Evaluation, eval_batch_size, evaluate, make_score_step
+from avs_jax.runtime.step import TrainState, init_state, init_variables, make_train_step
 
 VALIDATION_SPLIT = "val"
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0}  # of what runs once
@@ -141,7 +142,14 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
             )
         )
         train_step = make_train_step(model, criterion, optimizer, schedule, config, shardings)
-        score_step = make_score_step(model, config, mesh)
+        validation = functools.partial(
+            evaluate,
+            make_score_step(model, config, mesh),
+            loader=val_loader,
+            config=config,
+            mesh=mesh,
+            num_pictures=config.train.num_pictures,
+        )
         stop_requested = stack.enter_context(_sigterm_as_request())
         batches = iter(train_loader)
         log.say("compiling the training step; the first line takes longest")
@@ -180,29 +188,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
             scores = None
             if must_evaluate:
                 begun = time.monotonic()
-                result = evaluate(
-                    score_step,
-                    (state.params, state.batch_stats),
-                    val_loader,
-                    config,
-                    mesh,
-                    title=f"validation at step {step}",
-                    num_pictures=config.train.num_pictures,
-                )
-                protocols = validation_protocols(result.counts)
-                main, scores = next(iter(protocols.items()))
-                log.scalars(
-                    step,
-                    {
-                        f"{VALIDATION_SPLIT}/{protocol}/{measure}": value
-                        for protocol, measures in protocols.items()
-                        for measure, value in measures.items()
-                    },
-                )
-                pictures = {f"{VALIDATION_SPLIT}/{k}": v for k, v in result.pictures.items()}
-                log.pictures(step, pictures)
-                numbers = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-                log.say(f"validation at step {step}, {main}: {numbers}")
+                scores = _validate(validation, state, step, log)
                 clock += time.monotonic() - begun
             if must_save:
                 checkpoints.save(state, step, scores)
@@ -218,6 +204,43 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
 
 def _with_sharding(leaf, where) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def _validate(
+    validation: Callable[..., Evaluation], state: TrainState, step: int, log: Log
+) -> dict[str, float]:
+    """Scores the parameters and, where there is one, their average; logs both.
+
+    Args:
+      validation: `evaluate` of the validation split, but for its variables and title.
+
+    Returns:
+      What the checkpoint keeps of it: measure -> number by the first protocol, of the average if
+      there is one, and then "raw_" measures, of the parameters.
+    """
+    kinds = {"raw": (state.params, state.batch_stats)}
+    if state.ema:
+        kinds["ema"] = ema_variables(state.params, state.ema)
+    kept: dict[str, float] = {}
+    for weights, variables in kinds.items():
+        name = VALIDATION_SPLIT if weights == "raw" else f"{VALIDATION_SPLIT}_{weights}"
+        what = f"validation at step {step}" + ("" if len(kinds) == 1 else f", {weights} parameters")
+        result = validation(variables=variables, title=what)
+        protocols = validation_protocols(result.counts)
+        main, scores = next(iter(protocols.items()))
+        log.scalars(
+            step,
+            {
+                f"{name}/{protocol}/{measure}": value
+                for protocol, measures in protocols.items()
+                for measure, value in measures.items()
+            },
+        )
+        log.pictures(step, {f"{name}/{k}": v for k, v in result.pictures.items()})
+        numbers = ", ".join(f"{measure} {value:.4f}" for measure, value in scores.items())
+        log.say(f"{what}, {main}: {numbers}")
+        kept = {f"raw_{measure}": value for measure, value in kept.items()} | scores
+    return kept
 
 
 def _check_finite(step: int, metrics: Mapping[str, jax.Array], checkpoints: Checkpoints) -> None:

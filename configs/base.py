@@ -101,6 +101,9 @@ def base_config() -> ConfigDict:
     model.fusion.temperature_mode = "mul"  # "mul": scores * tau; "div": scores / tau
     model.fusion.normalize = "minmax"  # "minmax" | "softmax_hw"
     model.fusion.grad_through_extrema = True  # False: min and max count as constants
+    model.fusion.attention_dropout = 0.0  # training: share of attention entries without evidence
+    model.fusion.projection_dropout = 0.0  # training: share of channels of the projected query
+    model.fusion.map_dropout = 0.0  # training: share of clips that go without the map
     model.fusion.lambda_init = 1.0  # 0 leaves a loaded VCT checkpoint's masks as they are
     model.refiner = ConfigDict()  # boundary refinement (BRM)
     # "none" | "auxiliary": edges only shape features | "refine": they refine the mask features
@@ -152,6 +155,8 @@ def base_config() -> ConfigDict:
     train.steps = 45_000
     train.batch_size = 2  # clips, over all devices
     train.accumulate = 1  # micro-batches per step
+    # of an average of the parameters, evaluated beside them and preferred (runtime/ema.py); 0: none
+    train.ema_decay = 0.0
     train.mesh = ConfigDict()
     train.mesh.data = -1  # devices along the batch axis; -1: all that are left
     train.mesh.fsdp = 1  # devices that share parameters and optimiser state
@@ -159,6 +164,8 @@ def base_config() -> ConfigDict:
     train.eval_every = 1000
     train.checkpoint_every = 500
     train.keep_latest = 2
+    train.patience = 0  # evaluations in a row without a better score that end training; 0: never
+    train.final_splits = ("val", "test")  # that the best checkpoint is evaluated on at the end
     train.num_pictures = 4  # validation clips drawn at every evaluation
     train.compilation_cache = True  # in the workdir
     train.init_from = ""  # checkpoint or converted weights to start from; "": random
@@ -170,6 +177,9 @@ def base_config() -> ConfigDict:
     evaluate.batch_size = 2  # clips read at once; a device computes one at a time
     evaluate.score_size = 224  # px; masks and ground truth meet here
     evaluate.split = "test"  # of --mode=eval
+    # "raw": the parameters; "ema": their average; "auto": of a checkpoint with both, prediction
+    # takes the average and evaluation scores either
+    evaluate.weights = "auto"
     evaluate.swapped_audio = True  # --mode=eval also scores each clip with another category's sound
     # --mode=eval also scores false sounds, any of "silence,noise,offscreen,shift"; "": none
     evaluate.audio = ""

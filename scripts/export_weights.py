@@ -121,7 +121,7 @@ def run(argv: Sequence[str]) -> None:
     if values.format == STABLEHLO:
         _export_program(output, config, values)
         return
-    params, batch_stats, stored = load_variables(values.checkpoint)
+    params, batch_stats, stored = load_variables(values.checkpoint, values.weights)
     config = _model_config(config or stored, values.checkpoint)
     if values.format == ORBAX:
         save_variables(output, {"params": params, "batch_stats": batch_stats}, config)
@@ -154,8 +154,10 @@ def _export_program(output: pathlib.Path, config: ConfigDict | None, values) -> 
     if output.suffix != ".npz":
         raise UsageError(f"--output={output}: --format={STABLEHLO} writes an .npz")
     if config is None:
-        config = load_variables(values.checkpoint)[2]
+        config = load_variables(values.checkpoint, values.weights)[2]
     config = _model_config(config, values.checkpoint)
+    with config.unlocked():
+        config.evaluate.weights = values.weights
     about = write_program(output, Predictor(config, values.checkpoint), values.platforms)
     print(f"{output}: {output.stat().st_size / 1e6:,.1f} MB, {', '.join(about['platforms'])}")
     print(f"  program: {about['program_bytes'] / 1e6:,.1f} MB")

@@ -12,6 +12,7 @@ from avs_jax.convert.rules import apply_rules
 from avs_jax.convert.tables import ama_rules
 from avs_jax.models.fusion.ama import AMA, normalize_map
 from avs_jax.ops.sampling import resize_bilinear
+from avs_jax.spec import frame_ids
 from tests.golden.compare import shapes_of
 from tests.golden.weights import avs_value
 
@@ -200,8 +201,81 @@ def test_padded_frames_stay_out_of_the_statistics(golden):
         ({"temperature_mode": "times"}, "temperature_mode = 'times': choose one of"),
         ({"normalize": "max"}, "normalize = 'max': choose one of"),
         ({"embed_dim": 30}, "embed_dim = 30 does not divide"),
+        ({"map_dropout": 1.0}, "fusion.map_dropout = 1.0: expected 0 <= rate < 1"),
     ],
 )
 def test_unknown_choices_are_errors(golden, fields, message):
     with pytest.raises(ValueError, match=message):
         AMA(**fields).init(jax.random.key(0), golden.audio, golden.motion)
+
+
+SMALL = {"embed_dim": 16, "num_heads": 2, "grid": 4}
+RATES = {"attention_dropout": 0.4, "projection_dropout": 0.3, "map_dropout": 0.5}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Variables, 40 audio features, 40 moving maps: of 10 clips of four frames."""
+    rng = np.random.default_rng(0)
+    audio = rng.standard_normal((40, 8)).astype(np.float32)
+    motion = rng.random((40, 4, 4, 1), dtype=np.float32)
+    variables = jax.jit(AMA(**SMALL).init)(jax.random.key(0), audio, motion)
+    return variables, audio, motion, frame_ids(np.tile(np.arange(4), (10, 1)))
+
+
+def draw(small, rates, key=0, train=True, rows=slice(None), still=False):
+    variables, audio, motion, ids = small
+    motion = np.zeros_like(motion) if still else motion
+    outputs, _ = AMA(**(SMALL | rates)).apply(
+        variables,
+        audio[rows],
+        motion[rows],
+        train=train,
+        ids=ids[rows],
+        rngs={"ama_dropout": jax.random.key(key)},
+        mutable=["batch_stats"],
+    )
+    return np.asarray(outputs[0]), np.asarray(outputs[1]["attention"])
+
+
+def test_attention_that_is_dropped_falls_back_to_no_evidence(small):
+    _, plain = draw(small, {})
+    _, dropped = draw(small, {"attention_dropout": 0.4})
+    fallen = np.isclose(dropped, 1 / 16, atol=1e-7)
+    assert 0.35 < fallen.mean() < 0.45
+    grown = 1 / 16 + (plain - 1 / 16) / 0.6
+    np.testing.assert_allclose(dropped[~fallen], grown[~fallen], atol=1e-7)
+
+
+def test_a_projection_without_channels_is_another_attention(small):
+    """With one channel per head: a head whose channel is dropped sees every cell alike."""
+    _, attention = draw(small, {"num_heads": 16, "projection_dropout": 0.3})
+    flat_heads = np.ptp(attention, axis=-1) < 1e-7  # [N, G]
+    assert 0.25 < flat_heads.mean() < 0.35
+    assert len({tuple(row) for row in flat_heads}) > 30  # drawn per frame
+
+
+def test_a_clip_goes_without_its_map_as_a_whole(small):
+    plain, _ = draw(small, {})
+    weight, attention = draw(small, {"map_dropout": 0.5})
+    gone = (weight == 0).all((1, 2)).reshape(10, 4)
+    assert (gone == gone[:, :1]).all() and 2 <= gone[:, 0].sum() <= 8
+    np.testing.assert_array_equal(weight[~gone.reshape(-1)], plain[~gone.reshape(-1)])
+
+
+def test_dropouts_leave_still_frames_without_a_map(small):
+    weight, _ = draw(small, RATES, still=True)
+    assert np.abs(weight).max() < 1e-5
+
+
+def test_dropouts_follow_key_and_frame_and_are_for_training_only(small):
+    np.testing.assert_array_equal(draw(small, RATES)[0], draw(small, RATES)[0])
+    assert (draw(small, RATES)[0] != draw(small, RATES, key=1)[0]).any()
+    np.testing.assert_array_equal(
+        draw(small, RATES, train=False)[0], draw(small, {}, train=False)[0]
+    )
+    # A frame draws the same whatever else is in the batch; attention shows which entries fell.
+    some = slice(2, 30, 3)
+    rate = {"attention_dropout": 0.4}
+    whole, part = draw(small, rate)[1][some], draw(small, rate, rows=some)[1]
+    assert (np.isclose(whole, 1 / 16, atol=1e-7) == np.isclose(part, 1 / 16, atol=1e-7)).all()

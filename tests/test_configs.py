@@ -11,11 +11,17 @@ from avs_jax.data.clip import empty_clip
 from avs_jax.data.pipeline import stack_clips
 from avs_jax.losses.criterion import compute_losses
 from avs_jax.models import build_model
+from avs_jax.runtime.optim import assign_groups, base_learning_rate
 from avs_jax.runtime.step import STREAMS, init_variables
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "base")
-VARIANTS = [(name, variant) for name in RECIPES for variant in ("", "demo")]
+MS3_VARIANTS = ("v2", "regularized", "regularized_demo")
+VARIANTS = [
+    (name, variant)
+    for name in RECIPES
+    for variant in ("", "demo", *(MS3_VARIANTS if name.startswith("ms3") else ()))
+]
 
 
 def load(name: str, variant: str):
@@ -31,8 +37,11 @@ def test_unknown_variant_names_the_choices(name):
         load(name, "tiny")
 
 
-@pytest.mark.parametrize("setting", ["s4", "ms3", "avss"])
-@pytest.mark.parametrize("variant", ["", "demo"])
+@pytest.mark.parametrize(
+    "setting, variant",
+    [(setting, variant) for setting in ("s4", "ms3", "avss") for variant in ("", "demo")]
+    + [("ms3", variant) for variant in MS3_VARIANTS],
+)
 def test_ama_differs_from_vct_in_motion_only(setting, variant):
     ama, vct = (load(f"{setting}_{model}", variant).to_dict() for model in ("ama", "vct"))
     assert ama.pop("name") == vct.pop("name").replace("vct", "ama")
@@ -58,7 +67,35 @@ def test_sizes_reach_the_model(name, variant):
     config = load(name, variant)
     assert config.model.num_classes == config.data.num_classes
     assert config.model.num_prototypes == config.data.num_prototypes
-    assert config.name == name + ("_demo" if variant else "")
+    assert config.name == name + (f"_{variant}" if variant else "")
+
+
+def test_the_recipes_of_ms3():
+    """The recorded ones, and that ours differs from the second where it says so."""
+    recorded, second, ours = (load("ms3_ama", v) for v in ("", "v2", "regularized"))
+    assert recorded.train.steps == 40_000 and recorded.train.eval_every == 500
+    recorded.train.batch_size = 4
+    assert base_learning_rate(recorded) == pytest.approx(1.4e-4, rel=0.02)
+    assert base_learning_rate(second) == 7e-5
+    assert (second.train.steps, second.train.eval_every) == (12_000, 500)
+    fusion = ours.model.fusion
+    rates = (fusion.attention_dropout, fusion.projection_dropout, fusion.map_dropout)
+    assert rates == (0.1, 0.2, 0.2) and ours.train.ema_decay > 0 and ours.train.patience > 0
+    factors = {
+        path: (rate, decay * ours.optim.weight_decay)
+        for path, (_, rate, decay) in assign_groups(
+            [
+                "ama/q_proj/kernel",
+                "ama/audio_proj_1/bias",
+                "ama/flow_encoder_1/scale",
+                "predictor/visual_query_block/lambda",
+                "backbone/layers_0/downsample/reduction/kernel",
+            ],
+            ours.optim.groups,
+        ).items()
+    }
+    assert list(factors.values()) == [(0.5, 0.1), (0.5, 0), (0.5, 0), (1, 0.05), (0.1, 0.05)]
+    assert base_learning_rate(ours) == 7e-5 and ours.train.steps == 12_000
 
 
 @pytest.mark.parametrize(

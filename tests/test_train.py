@@ -34,6 +34,13 @@ def clips_in_memory(monkeypatch):
     monkeypatch.setattr(pipeline, "open_records", lambda config, split: clips[split])
 
 
+def small_config():
+    """With everything on that a resumed run must take up again."""
+    config = small.small_config()
+    config.train.ema_decay = 0.9
+    return config
+
+
 def stop_at(monkeypatch, step):
     """SIGTERM from outside, while the log line of a step is written."""
     progress = Log.progress
@@ -56,7 +63,7 @@ def never_stopped(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         clips = {"train": small.records(9), "val": small.records(3, seed=1)}
         patch.setattr(pipeline, "open_records", lambda config, split: clips[split])
-        program.train(small.small_config(), workdir)
+        program.train(small_config(), workdir)
     return workdir
 
 
@@ -67,20 +74,38 @@ def test_what_a_run_leaves(never_stopped):
     names = "loss_ce loss_mask loss_dice loss_proto lr lambda tau grad_norm clips_per_second"
     assert set(names.split()) <= set(steps[1])
     (validation,) = [line for line in lines if "val/stream/mIoU" in line]
-    assert validation["step"] == 4
+    (average,) = [line for line in lines if "val_ema/stream/mIoU" in line]
+    assert validation["step"] == average["step"] == 4
     assert sorted(p.name for p in (never_stopped / "checkpoints").iterdir()) == ["2", "4"]
     (events,) = (never_stopped / "tensorboard").iterdir()
-    assert b"val/clip1_0" in events.read_bytes()
+    assert b"val/clip1_0" in events.read_bytes() and b"val_ema/clip1_0" in events.read_bytes()
+
+
+def test_the_average_of_the_parameters_is_what_a_finished_run_gives(never_stopped):
+    assert checkpoint.stored_weights(never_stopped) == ("raw", "ema")
+    raw, raw_stats, _ = checkpoint.load_variables(never_stopped, "raw")
+    average, stats, _ = checkpoint.load_variables(never_stopped)
+    assert jax.tree.structure(average) == jax.tree.structure(raw)
+    assert jax.tree.structure(stats) == jax.tree.structure(raw_stats)
+    before, before_stats, _ = checkpoint.load_variables(never_stopped / "checkpoints" / "2", "ema")
+    assert np.abs(average["ama"]["q_proj"]["kernel"] - raw["ama"]["q_proj"]["kernel"]).max() > 0
+    # d_4 = min(0.9, 5 / 14): the average moves towards the parameters and does not arrive.
+    moved = np.abs(before["ama"]["temperature"] - average["ama"]["temperature"]).max()
+    assert moved > 0
+    saved = json.loads((never_stopped / "checkpoints" / "4" / "metrics" / "metrics").read_text())
+    lines = {key: value for line in read(never_stopped) for key, value in line.items()}
+    assert saved["mIoU"] == lines["val_ema/avsbench(batch=1)/mIoU"]
+    assert saved["raw_mIoU"] == lines["val/avsbench(batch=1)/mIoU"]
 
 
 def test_stopped_and_resumed_is_never_stopped_bit_for_bit(never_stopped, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, 2)
-        program.train(small.small_config(), tmp_path)
+        program.train(small_config(), tmp_path)
     assert [line["step"] for line in read(tmp_path)] == [1, 2, 3]  # the one under way is finished
     assert (tmp_path / "checkpoints" / "3").is_dir()
-    program.train(small.small_config(), tmp_path)
-    for name in ("params", "batch_stats", "opt_state", "step"):
+    program.train(small_config(), tmp_path)
+    for name in checkpoint.STATE_FIELDS:
         a, b = (
             checkpoint._read_state(d / "checkpoints" / "4", target)
             for d, target in ((d, _numpy_target(d, name)) for d in (never_stopped, tmp_path))
@@ -99,7 +124,7 @@ def _numpy_target(workdir, name):
 
 
 def test_a_finished_run_does_nothing_more(never_stopped, capsys):
-    program.train(small.small_config(), never_stopped)
+    program.train(small_config(), never_stopped)
     assert "all steps are done" in capsys.readouterr().err
 
 
@@ -115,12 +140,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(never_stopped, tmp_path, monkey
 
     monkeypatch.setattr(pipeline.TrainBatches, "__getitem__", broken)
     with pytest.raises(program.NotFiniteError, match=r"step 3: .*checkpoints/2; terms: .*loss_ce"):
-        program.train(small.small_config(), tmp_path)
+        program.train(small_config(), tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
 def test_another_configuration_in_the_same_directory(never_stopped):
-    config = small.small_config()
+    config = small_config()
     config.optim.clip_norm = 7.0
     with pytest.raises(ValueError, match=r"optim.clip_norm: 0.1 in the checkpoint, 7.0 now"):
         program.train(config, never_stopped)

@@ -115,8 +115,8 @@ class AVS(nn.Module):
         """Segments clips.
 
         Training draws from the rng streams `gumbel` (unless noise is given), `drop_path` (where
-        the backbone has a rate) and `pre_mask_dropout` (where it is on), and updates `batch_stats`
-        (where the fusion or the refiner has BatchNorms).
+        the backbone has a rate), `pre_mask_dropout` and `ama_dropout` (where they are on), and
+        updates `batch_stats` (where the fusion or the refiner has BatchNorms).
 
         Args:
           batch: INPUT_FIELDS of avs_jax.spec: images and log_mel; pre_masks if `pre_masks`; motion
@@ -160,7 +160,7 @@ class AVS(nn.Module):
         motion_weight, upsampled = None, None
         if part_class("fusion", FUSIONS, self.fusion) is not None:
             motion_weight, upsampled, seen["ama"] = self._align(
-                batch, audio, mask_features.shape[1:3], train
+                batch, audio, mask_features.shape[1:3], train, ids
             )
         if train and gumbel_noise is None:
             num_pixels = mask_features.shape[1] * mask_features.shape[2]
@@ -281,14 +281,14 @@ class AVS(nn.Module):
         progress = batch.get("progress", 1.0)
         return refiner(mask_features, res2, progress=progress, train=train, valid=valid)
 
-    def _align(self, batch, audio, size, train):
+    def _align(self, batch, audio, size, train, ids):
         """The fusion's map [N, g, g], the same at `size`, and its intermediates."""
         module = part_class("fusion", FUSIONS, self.fusion)
         config = {key: value for key, value in self.fusion.items() if key != "lambda_init"}
         fusion = make_part("fusion", module, config, dtype=jnp.dtype(self.dtype), name="ama")
         valid = fold(batch["valid"]) if "valid" in batch else None
         motion = pad_to_divisor(fold(batch["motion"]))
-        weight, seen = fusion(audio.mean((1, 2)), motion, train=train, valid=valid)
+        weight, seen = fusion(audio.mean((1, 2)), motion, train=train, valid=valid, ids=ids)
         return weight, resize_bilinear(weight[..., None], size)[..., 0], seen
 
 

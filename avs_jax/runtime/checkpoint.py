@@ -1,20 +1,20 @@
 """Checkpoints: what a run leaves in its directory, and how it is found again.
 
-  WORKDIR/checkpoints/STEP/   state (step, params, batch_stats, opt_state), loader, config, metrics
+  WORKDIR/checkpoints/STEP/   state (step, params, batch_stats, opt_state[, ema]), loader, config,
+                              metrics
   DIR/                        state (params, batch_stats), config: what a converter leaves, and
                               `kept`, tensors of its source that the model does not have
 
 Both are Orbax composites with the same item names, so whoever wants parameters reads either. Saves
 run in the background and count only once they are complete: one that was cut off is not seen by the
-next start. The newest N and the best by validation mIoU are kept.
+next start. The newest N and the best by validation mIoU are kept: of the average of the parameters
+where there is one (ema.py), else of the parameters.
 """
 
 import contextlib
-import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,23 +22,17 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
+from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.optim import flatten, unflatten
 from avs_jax.runtime.step import TrainState
+from avs_jax.runtime.stored_config import check_same_config, plain_config, read_config
 from avs_jax.spec import InputError, nearest
 
 FOLDER = "checkpoints"
 KEPT = "kept"  # item of converted weights
 METRIC = "mIoU"  # what "best" means
-STATE_FIELDS = ("step", "params", "batch_stats", "opt_state")
-# Keys that a resumed run may change: they leave every update of the parameters as it was, the mesh
-# up to the order of float32 sums.
-HARMLESS_KEYS = (
-    r"data\.(num_workers|prefetch|data_dir)",
-    r"data\.motion\.(model|pairs)",  # of own videos
-    r"train\.(log_every|eval_every|checkpoint_every|keep_latest|num_pictures|compilation_cache)",
-    r"train\.mesh\..*",
-    r"evaluate\..*",
-)
+STATE_FIELDS = ("step", "params", "batch_stats", "opt_state", "ema")
+WEIGHTS = ("raw", "ema")  # the parameters, and their average
 
 
 class Checkpoints:
@@ -94,7 +88,7 @@ class Checkpoints:
             return None
         directory = self.directory / str(step)
         check_same_config(read_config(directory), self._config, directory)
-        restored = _read_state(directory, _as_dict(target))
+        restored = {"ema": {}} | _read_state(directory, _with_ema_or_without(target, directory))
         loader = self._manager.restore(
             step, args=ocp.args.Composite(loader=ocp.args.JsonRestore())
         )["loader"]
@@ -202,27 +196,56 @@ def load_kept(directory: str | pathlib.Path) -> dict[str, np.ndarray]:
         return checkpointer.restore(directory / KEPT, args=args)
 
 
-def load_variables(directory: str | pathlib.Path) -> tuple[dict, dict, ConfigDict]:
+def load_variables(
+    directory: str | pathlib.Path, weights: str = "auto"
+) -> tuple[dict, dict, ConfigDict]:
     """Reads the parameters of a checkpoint, whatever devices wrote it.
 
     Args:
       directory: a run's working directory (its best checkpoint by validation mIoU, or its newest
         where none was evaluated), one step's directory, or parameters written by `save_variables`.
+      weights: "raw": the parameters; "ema": their average; "auto": the average where there is one.
 
     Returns:
       (params, batch_stats, config): nested dicts of numpy arrays, and the configuration saved.
 
     Raises:
       FileNotFoundError: naming what was looked for and what is there.
+      ValueError: `weights` is something else, or the checkpoint does not have them.
     """
     directory = find_checkpoint(directory)
+    chosen = stored_weights(directory, weights)[-1]
     stored = _stored_shapes(directory)
-    names = ("params", "batch_stats")
+    names = ("params", "batch_stats", "ema") if chosen == "ema" else ("params", "batch_stats")
     wanted = {name: stored.get(name, {}) for name in names}
     wanted = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), wanted)
     wanted = {name: tree for name, tree in wanted.items() if jax.tree.leaves(tree)}
     state = _read_state(directory, wanted)
-    return (*(state.get(name, {}) for name in names), read_config(directory))
+    params, batch_stats = state.get("params", {}), state.get("batch_stats", {})
+    if chosen == "ema":
+        params, batch_stats = ema_variables(params, state["ema"])
+    return params, batch_stats, read_config(directory)
+
+
+def stored_weights(directory: str | pathlib.Path, weights: str = "auto") -> tuple[str, ...]:
+    """Which of WEIGHTS a checkpoint has and `weights` ("auto": all) asks for.
+
+    Raises:
+      FileNotFoundError: as `load_variables`.
+      ValueError: `weights` is none of WEIGHTS and "auto", or the checkpoint does not have them.
+    """
+    directory = find_checkpoint(directory)
+    if weights not in ("auto", *WEIGHTS):
+        raise InputError(f"config.evaluate.weights = {weights!r}: choose auto, raw or ema")
+    there = WEIGHTS if jax.tree.leaves(_stored_shapes(directory).get("ema", {})) else ("raw",)
+    if weights == "auto":
+        return there
+    if weights not in there:
+        raise InputError(
+            f"config.evaluate.weights = {weights!r}: {directory} has no average of the parameters "
+            "(config.train.ema_decay was 0)"
+        )
+    return (weights,)
 
 
 def find_checkpoint(directory: str | pathlib.Path) -> pathlib.Path:
@@ -293,52 +316,25 @@ def fill_variables(
     return *trees, aside
 
 
-def plain_config(config: ConfigDict) -> dict:
-    """The configuration as JSON would give it back: references resolved, tuples as lists."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
-def read_config(directory: pathlib.Path) -> ConfigDict:
-    """The configuration stored in one checkpoint."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return ConfigDict(checkpointer.restore(directory / "config"))
-
-
-def check_same_config(stored: ConfigDict, config: ConfigDict, directory: pathlib.Path) -> None:
-    """Raises where a run would go on under another configuration.
-
-    Raises:
-      ValueError: listing each key that differs with both values, HARMLESS_KEYS aside.
-    """
-    old, new = _flat_config(stored), _flat_config(config)
-    lines = [
-        f"{key}: {old.get(key, 'absent')!r} in the checkpoint, {new.get(key, 'absent')!r} now"
-        for key in sorted(set(old) | set(new))
-        if old.get(key, "absent") != new.get(key, "absent")
-        and not any(re.fullmatch(rule, key) for rule in HARMLESS_KEYS)
-    ]
-    if lines:
-        raise InputError(
-            f"{directory} was made by another configuration; use another --workdir, or the same "
-            "values:\n  " + "\n  ".join(lines)
-        )
-
-
-def _flat_config(config: ConfigDict) -> dict[str, Any]:
-    def walk(prefix, value):
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {k: v for name in value for k, v in walk(f"{prefix}.{name}", value[name]).items()}
-
-    return {key.removeprefix("."): value for key, value in walk("", plain_config(config)).items()}
-
-
 def _score(metrics: Mapping[str, float]) -> float:
     return metrics[METRIC]
 
 
 def _as_dict(state: TrainState) -> dict:
     return {name: getattr(state, name) for name in STATE_FIELDS}
+
+
+def _with_ema_or_without(target: TrainState, directory: pathlib.Path) -> dict:
+    """What to read of a checkpoint, which has no average if it is older than averages."""
+    wanted = _as_dict(target)
+    if not jax.tree.leaves(wanted["ema"]):
+        del wanted["ema"]
+    elif not jax.tree.leaves(_stored_shapes(directory).get("ema", {})):
+        raise InputError(
+            f"{directory} has no average of the parameters to go on with: set "
+            "config.train.ema_decay=0, or use another --workdir with config.train.init_from"
+        )
+    return wanted
 
 
 def _is_checkpoint(directory: pathlib.Path) -> bool:

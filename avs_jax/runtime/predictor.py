@@ -41,7 +41,7 @@ class Predictor:
         """
         self.config = config
         self.model = build_model(config.model)
-        params, batch_stats, self._trained = load_variables(checkpoint)
+        params, batch_stats, self._trained = load_variables(checkpoint, config.evaluate.weights)
         self._checkpoint = checkpoint
         self.variables = jax.device_put((params, batch_stats))
         self._checked: set[tuple[int, int]] = set()

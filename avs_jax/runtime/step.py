@@ -12,6 +12,7 @@ are those of the micro-batches, in order; and the cap of the boundary loss, whic
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,10 +22,12 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from avs_jax.runtime.ema import init_ema, update_ema
 from avs_jax.runtime.optim import split_frozen, unflatten
 from avs_jax.spec import INPUT_FIELDS, Array
 
-STREAMS = ("gumbel", "drop_path", "pre_mask_dropout")  # random streams of the model
+# Random streams of a step. A stream's key follows from its place: new ones come last.
+STREAMS = ("gumbel", "drop_path", "pre_mask_dropout", "loss", "ama_dropout")
 NOT_PREDICTED = ("aux_outputs", "intermediates")  # outputs that prediction does not keep
 # Learned scalars worth a curve: name in the metrics -> path.
 WATCHED = {"lambda": "predictor/visual_query_block/lambda", "tau": "ama/temperature"}
@@ -42,12 +45,14 @@ class TrainState:
       params: nested parameters, float32, frozen ones included.
       batch_stats: running statistics of batch normalisation, {} where there is none.
       opt_state: the optimiser's, over the flat trainable parameters.
+      ema: averages of trainable parameters and batch_stats (ema.py), {} where they are off.
     """
 
     step: Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema: Any = dataclasses.field(default_factory=dict)
 
 
 def init_variables(model, batch: Mapping[str, Array], seed: int) -> tuple[dict, dict]:
@@ -67,6 +72,7 @@ def init_state(
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(trainable),
+        ema=init_ema(trainable, batch_stats, config.train.ema_decay),
     )
 
 
@@ -87,7 +93,7 @@ def make_train_step(
       optimizer: over {path: gradient}, from `optim.make_optimizer`.
       schedule: learning rate by step.
       config: the whole configuration; read are seed, optim.frozen, loss.no_object_weight,
-        train.steps and train.accumulate.
+        train.steps, train.accumulate and train.ema_decay.
       shardings: of the state, from `sharding.tree_shardings`; None leaves them to XLA.
 
     Returns:
@@ -96,8 +102,44 @@ def make_train_step(
       finite (bool: loss and gradient are).
     """
 
+    gradients = _make_gradients(model, criterion, config)
+
+    def step(state: TrainState, batch):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        trainable, frozen = split_frozen(state.params, config.optim.frozen)
+        progress = state.step / config.train.steps
+        (total, (terms, batch_stats)), grads = gradients(
+            trainable, frozen, state.batch_stats, batch, key, progress
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        done = state.step + 1
+        ema = update_ema(state.ema, trainable, batch_stats, done, config.train.ema_decay)
+        grad_norm = optax.tree.norm(grads)
+        metrics = terms | {
+            "total_loss": total,
+            "grad_norm": grad_norm,
+            "lr": schedule(state.step),
+            "finite": jnp.isfinite(total) & jnp.isfinite(grad_norm),
+        }
+        flat = trainable | frozen
+        metrics |= {name: flat[path].mean() for name, path in WATCHED.items() if path in flat}
+        return TrainState(done, unflatten(flat), batch_stats, opt_state, ema), metrics
+
+    if shardings is None:
+        return jax.jit(step, donate_argnums=0)
+    everywhere = NamedSharding(shardings.step.mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+
+
+def _make_gradients(model, criterion: Criterion, config: ConfigDict):
+    """(trainable, frozen, batch_stats, batch, key, progress) -> ((total, aux), gradients).
+
+    Of the whole batch, or summed over its micro-batches; aux is (terms, batch_stats).
+    """
+
     def loss_fn(trainable, frozen, batch_stats, batch, key, progress, whole):
-        keys = dict(zip((*STREAMS, "loss"), jax.random.split(key, len(STREAMS) + 1), strict=True))
+        keys = dict(zip(STREAMS, jax.random.split(key, len(STREAMS)), strict=True))
         loss_key = keys.pop("loss")
         variables = {"params": unflatten(trainable | frozen), "batch_stats": batch_stats}
         inputs = {**batch, "progress": progress}
@@ -112,11 +154,11 @@ def make_train_step(
         return total, (terms, updates.get("batch_stats", batch_stats))
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    count = config.train.accumulate
+    if count == 1:
+        return functools.partial(grad_fn, whole=None)
 
     def gradients(trainable, frozen, batch_stats, batch, key, progress):
-        count = config.train.accumulate
-        if count == 1:
-            return grad_fn(trainable, frozen, batch_stats, batch, key, progress, None)
         whole = normalizers(batch, config)
 
         def micro_step(batch_stats, xs):
@@ -131,30 +173,7 @@ def make_train_step(
         batch_stats, (total, terms, grads) = _scan_sum(micro_step, batch_stats, xs)
         return (total, (terms, batch_stats)), grads
 
-    def step(state: TrainState, batch):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        trainable, frozen = split_frozen(state.params, config.optim.frozen)
-        progress = state.step / config.train.steps
-        (total, (terms, batch_stats)), grads = gradients(
-            trainable, frozen, state.batch_stats, batch, key, progress
-        )
-        updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
-        trainable = optax.apply_updates(trainable, updates)
-        grad_norm = optax.tree.norm(grads)
-        metrics = terms | {
-            "total_loss": total,
-            "grad_norm": grad_norm,
-            "lr": schedule(state.step),
-            "finite": jnp.isfinite(total) & jnp.isfinite(grad_norm),
-        }
-        flat = trainable | frozen
-        metrics |= {name: flat[path].mean() for name, path in WATCHED.items() if path in flat}
-        return TrainState(state.step + 1, unflatten(flat), batch_stats, opt_state), metrics
-
-    if shardings is None:
-        return jax.jit(step, donate_argnums=0)
-    everywhere = NamedSharding(shardings.step.mesh, PartitionSpec())
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+    return gradients
 
 
 def make_predict_step(model):

@@ -8,6 +8,16 @@
 Source: the VCT + AMA notes of spyflying/VCT_AVS's users (SKA-VCT's "motion verification"). Their
 value projection is computed and never read, so it does not exist here.
 
+Against over-fitting, in training and off by default (the notes name the rates, not the places):
+
+  attention_dropout   an entry of the attention falls back to 1 / S, no evidence for its cell; the
+                      others move away from 1 / S by 1 / (1 - rate) more
+  projection_dropout  a channel of Wq query is 0, and with it that of every key
+  map_dropout         a clip goes without its map
+
+With "minmax" a frame where nothing moves keeps its map of zeros under all three. A plain dropout of
+attention or keys would make its cells differ, and the normalisation would stretch that to 0..1.
+
 Departure: of a frame whose attention is flat (max - min < 1e-6: nothing moves) the normalisation
 passes no gradient. There the original divides rounding noise by 1e-8 and learns from that. The
 forward values are the original's.
@@ -19,7 +29,7 @@ import jax.numpy as jnp
 
 from avs_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear
 from avs_jax.ops.sampling import resize_bilinear
-from avs_jax.spec import InputError
+from avs_jax.spec import FRAMES_PER_CLIP, InputError
 
 EPSILON = 1e-8
 FLAT = 1e-6  # of max - min
@@ -71,6 +81,7 @@ class AMA(nn.Module):
       temperature_mode: "mul": scores times the learned tau (parameter `temperature` [1], first 1);
         "div": divided by it.
       normalize, grad_through_extrema: see `normalize_map`.
+      attention_dropout, projection_dropout, map_dropout: rates in 0 <= rate < 1, see above.
       dtype: of the projections; norms, scores and the map are float32 at least.
     """
 
@@ -80,6 +91,9 @@ class AMA(nn.Module):
     temperature_mode: str = "mul"
     normalize: str = "minmax"
     grad_through_extrema: bool = True
+    attention_dropout: float = 0.0
+    projection_dropout: float = 0.0
+    map_dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -90,22 +104,29 @@ class AMA(nn.Module):
         *,
         train: bool = False,
         valid: jax.Array | None = None,
+        ids: jax.Array | None = None,
     ) -> tuple[jax.Array, dict]:
         """Aligns.
 
         Args:
           audio: [N, D], mean audio feature of each frame.
           motion: [N, H, W, C], a motion map of any size: strengths (C = 1) or vectors (C = 2).
-          train: use and record the statistics of the batch in the motion encoder's BatchNorms.
+          train: use and record the statistics of the batch in the motion encoder's BatchNorms;
+            draw the dropouts, from the rng stream "ama_dropout".
           valid: bool [N], frames that count in those statistics; None = all.
+          ids: int32 [N], from `spec.frame_ids`: a frame's draws follow from its id, and those of
+            map_dropout from its clip. None = one frame of each of N clips.
 
         Returns:
           map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}.
 
         Raises:
-          ValueError: an unknown mode, or an embed_dim that the heads do not divide.
+          ValueError: an unknown mode, a rate outside 0..1, or an embed_dim that the heads do not
+            divide.
         """
         self._check_fields()
+        if ids is None:
+            ids = jnp.arange(audio.shape[0]) * FRAMES_PER_CLIP
         width, heads, grid = self.embed_dim, self.num_heads, self.grid
         x = resize_bilinear(motion.astype(self.dtype), (grid, grid))
         x = Conv(FLOW_CHANNELS, 3, dtype=self.dtype, name="flow_encoder_0")(x)
@@ -118,6 +139,8 @@ class AMA(nn.Module):
 
         q = Linear(width, use_bias=False, dtype=self.dtype, name="q_proj")(query)
         k = Linear(width, use_bias=False, dtype=self.dtype, name="k_proj")(keys)
+        if train:
+            q = self._drop(q, self.projection_dropout, ids)
         q = q.reshape(-1, heads, width // heads)
         k = k.reshape(-1, grid * grid, heads, width // heads)
         wide = jnp.promote_types(self.dtype, jnp.float32)
@@ -127,11 +150,36 @@ class AMA(nn.Module):
             temperature = 1 / temperature
         scores = scores * (width // heads) ** -0.5 * temperature
         attention = nn.softmax(scores, axis=-1)
+        if train:
+            attention = self._drop(attention, self.attention_dropout, ids, rest=1 / grid**2)
         mean = attention.mean(1).reshape(-1, grid, grid)
         weight = normalize_map(mean, self.normalize, self.grad_through_extrema)
+        if train and self.map_dropout:
+            kept = self._draw_kept(self.map_dropout, ids // FRAMES_PER_CLIP, (1, 1))
+            weight = jnp.where(kept, weight, 0)
         return weight, {"attention": attention}
 
+    def _drop(self, x: jax.Array, rate: float, ids: jax.Array, rest: float = 0.0) -> jax.Array:
+        """Dropout of single values around `rest`, which is where they fall; the same mean."""
+        if not rate:
+            return x
+        kept = self._draw_kept(rate, ids, x.shape[1:])
+        return rest + jnp.where(kept, x - rest, 0) / (1 - rate)
+
+    def _draw_kept(self, rate: float, ids: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """bool [N, *shape], True with probability 1 - rate; equal ids draw the same."""
+        key = self.make_rng("ama_dropout")
+
+        def draw(i):
+            return jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, shape)
+
+        return jax.vmap(draw)(ids)
+
     def _check_fields(self):
+        for name in ("attention_dropout", "projection_dropout", "map_dropout"):
+            rate = getattr(self, name)
+            if not 0 <= rate < 1:
+                raise InputError(f"fusion.{name} = {rate}: expected 0 <= rate < 1")
         if self.temperature_mode not in TEMPERATURE_MODES:
             raise InputError(
                 f"fusion.temperature_mode = {self.temperature_mode!r}: choose one of "

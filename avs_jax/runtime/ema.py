@@ -1,0 +1,71 @@
+"""Exponential moving average of what is learned, beside the parameters that the optimiser moves.
+
+  d_t = min(decay, (1 + t) / (10 + t))
+  ema <- ema + (1 - d_t) * (value - ema)         after step t = 1, 2, ...
+
+The growing d_t keeps the random start from weighing for 1 / (1 - decay) steps. Averaged are the
+trainable parameters and the running statistics of batch normalisation, which belong to them; frozen
+parameters are what they are.
+
+Source: Polyak and Juditsky, 1992; the growing decay is TensorFlow's ExponentialMovingAverage.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from avs_jax.runtime.optim import flatten, unflatten
+from avs_jax.spec import Array, InputError
+
+
+def init_ema(trainable: Mapping[str, Array], batch_stats: Any, decay: float) -> dict:
+    """The average before the first step.
+
+    Args:
+      trainable: {path: parameter}.
+      batch_stats: nested running statistics.
+      decay: of config.train.ema_decay.
+
+    Returns:
+      {"params": {path: array}, "batch_stats": nested}, copies; {} where decay is 0.
+
+    Raises:
+      ValueError: a decay outside 0 <= decay < 1.
+    """
+    if not 0 <= decay < 1:
+        raise InputError(f"config.train.ema_decay = {decay}: expected 0 (off) <= decay < 1")
+    if not decay:
+        return {}
+    # Copies: the state is donated, and a buffer can be given away once only.
+    return jax.tree.map(jnp.copy, {"params": dict(trainable), "batch_stats": batch_stats})
+
+
+def update_ema(
+    ema: dict, trainable: Mapping[str, Array], batch_stats: Any, step: Array, decay: float
+) -> dict:
+    """The average after a step.
+
+    Args:
+      ema: from `init_ema`, or {}.
+      trainable: {path: parameter} after the step.
+      batch_stats: after the step.
+      step: int [], steps done, this one included.
+      decay: as in `init_ema`.
+    """
+    if not ema:
+        return {}
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step)).astype(jnp.float32)
+    new = {"params": dict(trainable), "batch_stats": batch_stats}
+    return jax.tree.map(lambda old, value: old + rate.astype(old.dtype) * (value - old), ema, new)
+
+
+def ema_variables(params: Mapping, ema: Mapping) -> tuple[dict, Any]:
+    """The averaged (params, batch_stats), both nested; frozen parameters from `params`.
+
+    Args:
+      params: nested, all.
+      ema: from `update_ema`, not empty.
+    """
+    return unflatten(flatten(params) | dict(ema["params"])), ema.get("batch_stats", {})
