@@ -125,28 +125,40 @@ def evaluate_config(
     others, notes = conditions.find_conditions(config, records, categories, manifest)
     results |= {name: scorer(heard, name) for name, heard in others.items()}
     report = make_report(scorer.facts, {name: r.counts for name, r in results.items()}, notes)
+    folder = find_report(config, checkpoint, output).parent
     if jax.process_index() == 0:
-        root = scorer.directory if output is None else pathlib.Path(output).expanduser()
-        folder = root / "evaluation" / report_folder(scorer.facts)
         _write(report, results, folder)
         if manifest is not None:
             negative_audio.save_manifest(manifest, folder / "manifest.json")
     return report
 
 
-def report_folder(facts: Mapping[str, Any]) -> str:
-    """Name of the folder of a report: STEP, then the split if not "test", then "ema" if it is."""
-    parts = [facts["step"]]
-    parts += [] if facts["split"] == "test" else [facts["split"]]
-    parts += [] if facts["weights"] == "raw" else [facts["weights"]]
-    return "_".join(parts)
+def find_report(
+    config: ConfigDict,
+    checkpoint: str | pathlib.Path,
+    output: str | pathlib.Path | None = None,
+) -> pathlib.Path:
+    """The report.json that `evaluate_config` writes, there or not; arguments as there."""
+    directory = find_checkpoint(checkpoint)
+    name, split = _step_name(directory), config.evaluate.split
+    weights = stored_weights(directory, config.evaluate.weights)[-1]
+    name += ("" if split == "test" else f"_{split}") + ("" if weights == "raw" else f"_{weights}")
+    root = _run_directory(directory) if output is None else pathlib.Path(output).expanduser()
+    return root / "evaluation" / name / "report.json"
+
+
+def _step_name(directory: pathlib.Path) -> str:
+    return directory.name if directory.name.isdigit() else "converted"
+
+
+def _run_directory(directory: pathlib.Path) -> pathlib.Path:
+    return directory.parent.parent if directory.parent.name == FOLDER else directory
 
 
 class Scorer:
     """A checkpoint's model, ready to go over records: call it once per condition.
 
     Attributes:
-      directory: of the run, or of the converted weights.
       facts: identify checkpoint and configuration, and what was handed in.
     """
 
@@ -163,10 +175,9 @@ class Scorer:
         variables = tuple(variables)
         self._variables = jax.device_put(variables, tree_shardings(variables, self._mesh))
         self._step = make_score_step(model, config, self._mesh)
-        self.directory = step.parent.parent if step.parent.name == FOLDER else step
         self.facts = {
             "checkpoint": str(step),
-            "step": step.name if step.name.isdigit() else "converted",
+            "step": _step_name(step),
             "weights": weights,
             "trained_with_sha256": _digest(plain_config(trained_config)),
             **facts,

@@ -1,8 +1,9 @@
-"""Training: one function, read from top to bottom.
+"""Training: one function, `run_steps`, read from top to bottom; then the best checkpoint's reports.
 
 What a run leaves in its directory: checkpoints/ (runtime/checkpoint.py), metrics.jsonl and
-tensorboard/ (runtime/log.py), compilation_cache/. The same call on the same directory goes on where
-the last complete checkpoint stands, with the same numbers as if it had never stopped.
+tensorboard/ (runtime/log.py), evaluation/ (evaluate.py), compilation_cache/. The same call on the
+same directory goes on where the last complete checkpoint stands, with the same numbers as if it had
+never stopped.
 """
 
 import contextlib
@@ -20,11 +21,12 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from avs_jax.data import pipeline
+from avs_jax.evaluate import evaluate_config, find_report
 from avs_jax.losses.criterion import compute_losses
 from avs_jax.models import build_model
 from avs_jax.results.metrics import validation_protocols
 from avs_jax.runtime import optim, sharding
-from avs_jax.runtime.checkpoint import Checkpoints, fill_variables
+from avs_jax.runtime.checkpoint import Checkpoints, fill_variables, stored_weights
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.scoring import Evaluation, eval_batch_size, evaluate, make_score_step
@@ -46,11 +48,33 @@ class NotFiniteError(FloatingPointError):
 
 
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Trains as `run_steps` does, then evaluates the best checkpoint on config.train.final_splits.
+
+    The reports are those of --mode=eval, in WORKDIR/evaluation; one that is there stays.
+
+    Args and Raises: of `run_steps`.
+    """
+    if not run_steps(config, workdir):
+        return
+    for split in config.train.final_splits:
+        for weights in stored_weights(workdir, config.evaluate.weights):
+            final = config.copy_and_resolve_references()
+            final.evaluate.update(split=split, weights=weights)
+            if not find_report(final, workdir).exists():
+                evaluate_config(final, workdir)
+
+
+def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
     """Trains `config.train.steps` steps, or the rest of them, with validations in between.
+
+    Ends early where `config.train.patience` validations in a row gave no better score.
 
     Args:
       config: see configs/base.py.
       workdir: the run's directory; made if need be.
+
+    Returns:
+      Whether training is over; False where it was asked to stop before.
 
     Raises:
       FileNotFoundError: the dataset is not there; tells how to get it.
@@ -62,7 +86,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
 
     # ---- data: is it there? ----------------------------------------------------------------------
     try:
-        num_clips = {s: pipeline.num_clips(config, s) for s in ("train", VALIDATION_SPLIT)}
+        splits = ("train", VALIDATION_SPLIT, *config.train.final_splits)
+        num_clips = {split: pipeline.num_clips(config, split) for split in splits}
     except FileNotFoundError as error:
         text = NO_DATA.format(
             error=error, dataset=config.data.dataset, data_dir=config.data.data_dir
@@ -130,7 +155,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
             log.say(f"{workdir}: going on from step {start_step}")
         if start_step >= total_steps:
             log.say("all steps are done")
-            return
+            return True
 
         # ---- loaders and compiled functions ------------------------------------------------------
         train_loader = stack.enter_context(
@@ -154,13 +179,31 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
         batches = iter(train_loader)
         log.say("compiling the training step; the first line takes longest")
 
+        def must_evaluate(step):
+            return step == total_steps or step % config.train.eval_every == 0
+
+        def is_out_of_patience():
+            seen, patience = checkpoints.validation, config.train.patience
+            if patience and seen.since_best >= patience:
+                log.say(
+                    f"stopped: {seen.since_best} evaluations since step {seen.best_step}, whose "
+                    f"score of {seen.best:.4f} is the best"
+                )
+            return bool(patience and seen.since_best >= patience)
+
+        # ---- the evaluation that a stop left out -------------------------------------------------
+        if start_step and must_evaluate(start_step) and not checkpoints.is_evaluated(start_step):
+            checkpoints.save(state, start_step, _validate(validation, state, start_step, log))
+        if is_out_of_patience():
+            return True
+
         # ---- the loop ----------------------------------------------------------------------------
         unchecked, clock, clocked_step = None, None, start_step
         for step in range(start_step + 1, total_steps + 1):
             state, metrics = train_step(state, sharding.put_batch(next(batches), mesh))
             is_last, must_stop = step == total_steps, stop_requested(step)
-            must_evaluate = is_last or (step % config.train.eval_every == 0 and not must_stop)
-            must_save = must_evaluate or must_stop or step % config.train.checkpoint_every == 0
+            is_due = must_evaluate(step) and (is_last or not must_stop)
+            must_save = is_due or must_stop or step % config.train.checkpoint_every == 0
             must_log = is_last or step % config.train.log_every == 0
 
             # One step late, so that the next one is under way while the host waits; at once where
@@ -186,7 +229,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
 
             # ---- validation, then its checkpoint -------------------------------------------------
             scores = None
-            if must_evaluate:
+            if is_due:
                 begun = time.monotonic()
                 scores = _validate(validation, state, step, log)
                 clock += time.monotonic() - begun
@@ -195,11 +238,14 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
             if must_stop and not is_last:
                 checkpoints.wait()
                 log.say(f"asked to stop: saved step {step}; the same command goes on from there")
-                return
+                return False
+            if is_due and is_out_of_patience():
+                break
 
         # ---- the end -----------------------------------------------------------------------------
         checkpoints.wait()
         log.say(f"done: {workdir}")
+    return True
 
 
 def _with_sharding(leaf, where) -> jax.ShapeDtypeStruct:

@@ -9,7 +9,7 @@
     from converted weights finds them with --kept_from=CONVERTED, or goes without by
     --allow_missing. PyTorch is not needed; `torch.load(FILE, weights_only=True)["model"]` reads it.
 --format=orbax      parameters without the optimiser's state, with the configuration: a folder that
-    predict, evaluate and config.train.init_from read.
+    predict, evaluate and config.train.init_from read; --weights=raw|ema says which.
 --format=stablehlo  forward pass, postprocess and weights in one .npz that runs with JAX alone;
     any number of clips and frames. See avs_jax/runtime/stablehlo.py.
 
@@ -32,7 +32,7 @@ from avs_jax.convert.rules import ConversionError, apply_rules, invert_rules
 from avs_jax.convert.tables import vct_rules
 from avs_jax.convert.writer import WRITERS, write_state_dict
 from avs_jax.models.backbones.swin import relative_position_index
-from avs_jax.runtime.checkpoint import load_kept, load_variables, save_variables
+from avs_jax.runtime.checkpoint import WEIGHTS, load_kept, load_variables, save_variables
 from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.runtime.predictor import Predictor
 from avs_jax.runtime.stablehlo import PLATFORMS, write_program
@@ -202,6 +202,8 @@ def define_flags(values: flags.FlagValues) -> None:
     define("kept_from", "converted weights, for tensors that the checkpoint does not have")
     formats = [*WRITERS, ORBAX, STABLEHLO]
     flags.DEFINE_enum("format", None, formats, "what to write", flag_values=values)
+    which = "raw: the parameters; ema: their average; auto: the average where there is one"
+    flags.DEFINE_enum("weights", "auto", ["auto", *WEIGHTS], which, flag_values=values)
     flags.DEFINE_bool("allow_missing", False, "leave tensors out", flag_values=values)
     flags.DEFINE_list("platforms", "cpu,cuda", "that the program runs on", flag_values=values)
 

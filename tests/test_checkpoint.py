@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from avs_jax.runtime import checkpoint, sharding
+from avs_jax.runtime import checkpoint, sharding, stored_config
 from avs_jax.runtime.step import TrainState
 from configs.base import base_config
 
@@ -126,6 +126,56 @@ def test_another_configuration_is_an_error_that_shows_the_difference(tmp_path):
     assert "data.num_classes: 2 in the checkpoint, 71 now" in text
     assert "optim.frozen: ['audio_backbone/.*'] in the checkpoint, [] now" in text
     assert "log_every" not in text and "evaluate" not in text
+
+
+def test_a_key_younger_than_the_checkpoint_holds_as_given(tmp_path, capsys):
+    old = make_config()
+    del old.model.fusion.map_dropout
+    del old.train.ema_decay
+    checkpoints = checkpoint.Checkpoints(tmp_path, old)
+    checkpoints.save(make_state(), 3)
+    checkpoints.close()
+    config = make_config()
+    config.model.fusion.map_dropout = 0.2
+    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+    assert checkpoints.restore(as_target(make_state())) is not None
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].endswith("model.fusion.map_dropout = 0.2, train.ema_decay = 0.0")
+    config.optim.clip_norm = 0.5  # a difference stays one
+    with pytest.raises(ValueError, match="clip_norm: 0.01 in the checkpoint, 0.5 now$"):
+        checkpoints.restore(as_target(make_state()))
+    checkpoints.close()
+
+
+def test_a_key_that_exists_no_more_is_an_error_unless_it_was_removed(tmp_path, monkeypatch):
+    old = make_config()
+    old.model.fusion.bygone = 3
+    checkpoints = checkpoint.Checkpoints(tmp_path, old)
+    checkpoints.save(make_state(), 3)
+    checkpoints.close()
+    checkpoints = checkpoint.Checkpoints(tmp_path, make_config())
+    with pytest.raises(ValueError, match="model.fusion.bygone: 3 in the checkpoint, 'absent' now"):
+        checkpoints.restore(as_target(make_state()))
+    monkeypatch.setattr(stored_config, "REMOVED_KEYS", (r"model\.fusion\.bygone",))
+    assert checkpoints.restore(as_target(make_state())) is not None
+    checkpoints.close()
+
+
+def test_the_history_of_validation_is_saved_with_the_state(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path, make_config())
+    checkpoints.save(make_state(1), 1, {"mIoU": 0.5})
+    checkpoints.save(make_state(2), 2)
+    checkpoints.save(make_state(2), 2, {"mIoU": 0.1 + 0.2})  # in the place of the one without
+    checkpoints.save(make_state(3), 3, {"mIoU": 0.5})  # no better than the best
+    assert checkpoints.validation == checkpoint.Validation(0.5, 1, 2)
+    assert checkpoints.is_evaluated(2)
+    checkpoints.close()
+    checkpoints = checkpoint.Checkpoints(tmp_path, make_config())
+    assert checkpoints.validation == checkpoint.Validation()
+    checkpoints.restore(as_target(make_state()))
+    assert checkpoints.validation == checkpoint.Validation(0.5, 1, 2)
+    checkpoints.close()
 
 
 def test_other_tensors_are_an_error_that_names_them(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from avs_jax import evaluate as evaluation
 from avs_jax import train as program
 from avs_jax.data import pipeline
 from avs_jax.runtime import checkpoint
@@ -28,16 +29,24 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+def clips_of(config, split):
+    count, seed = {"train": (9, 0), "val": (3, 1), "test": (2, 2)}[split]
+    return small.records(count, seed)
+
+
 @pytest.fixture(autouse=True)
 def clips_in_memory(monkeypatch):
-    clips = {"train": small.records(9), "val": small.records(3, seed=1)}
-    monkeypatch.setattr(pipeline, "open_records", lambda config, split: clips[split])
+    monkeypatch.setattr(pipeline, "open_records", clips_of)
+    monkeypatch.setattr(evaluation, "open_records", clips_of)
 
 
 def small_config():
     """With everything on that a resumed run must take up again."""
     config = small.small_config()
     config.train.ema_decay = 0.9
+    config.train.patience = 3
+    config.model.fusion.update(attention_dropout=0.2, projection_dropout=0.2, map_dropout=0.2)
+    config.evaluate.update(swapped_audio=False, num_pictures=0)
     return config
 
 
@@ -61,8 +70,8 @@ def read(workdir):
 def never_stopped(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        clips = {"train": small.records(9), "val": small.records(3, seed=1)}
-        patch.setattr(pipeline, "open_records", lambda config, split: clips[split])
+        patch.setattr(pipeline, "open_records", clips_of)
+        patch.setattr(evaluation, "open_records", clips_of)
         program.train(small_config(), workdir)
     return workdir
 
@@ -123,9 +132,61 @@ def _numpy_target(workdir, name):
     return {name: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), stored)}
 
 
-def test_a_finished_run_does_nothing_more(never_stopped, capsys):
+def test_at_the_end_the_best_checkpoint_is_reported_on_both_splits(never_stopped, capsys):
+    folder = never_stopped / "evaluation"
+    assert sorted(p.name for p in folder.iterdir()) == ["4", "4_ema", "4_val", "4_val_ema"]
+    facts = {
+        path.parent.name: json.loads(path.read_text())["facts"]
+        for path in folder.glob("*/report.json")
+    }
+    assert (facts["4_val_ema"]["split"], facts["4_val_ema"]["weights"]) == ("val", "ema")
+    assert (facts["4"]["split"], facts["4"]["weights"]) == ("test", "raw")
+    assert facts["4"]["clips"] == 2 and facts["4_val"]["clips"] == 3
+    scores = json.loads((folder / "4_val_ema" / "report.json").read_text())["scores"]
+    lines = {key: value for line in read(never_stopped) for key, value in line.items()}
+    assert scores["true_audio"]["stream"]["mIoU"] == pytest.approx(lines["val_ema/stream/mIoU"])
+
+    # A finished run trains no more; a report that is missing is made up for.
+    shutil.rmtree(folder / "4_val")
+    kept = (folder / "4" / "report.json").stat()
     program.train(small_config(), never_stopped)
     assert "all steps are done" in capsys.readouterr().err
+    assert (folder / "4_val" / "report.json").exists()
+    assert (folder / "4" / "report.json").stat() == kept
+
+
+def test_early_stopping_comes_at_the_same_step_when_resumed(tmp_path, monkeypatch, capsys):
+    """Also where the run is stopped at an evaluation, which is then left out and made up for."""
+    scores = {1: 0.5, 2: 0.4, 3: 0.45, 4: 0.9}
+    asked = []
+
+    def validate(validation, state, step, log):
+        asked.append(step)
+        return {"mIoU": scores[step]}
+
+    monkeypatch.setattr(program, "_validate", validate)
+    config = small_config()
+    config.train.update(eval_every=1, checkpoint_every=1, patience=2, final_splits=())
+    program.train(config, tmp_path / "whole")
+    assert asked == [1, 2, 3]  # the score of step 4 would have been better
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1)
+        program.train(config, tmp_path / "resumed")
+    assert asked == [1, 2, 3, 1]
+    program.train(config, tmp_path / "resumed")
+    assert asked == [1, 2, 3, 1, 2, 3]
+    program.train(config, tmp_path / "resumed")  # over, and known to be
+    assert asked == [1, 2, 3, 1, 2, 3]
+    said = "stopped: 2 evaluations since step 1, whose score of 0.5000 is the best"
+    assert capsys.readouterr().err.count(said) == 3
+    histories = []
+    for name in ("whole", "resumed"):
+        folder = tmp_path / name / "checkpoints"
+        assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]  # 1 is the best
+        histories.append((folder / "3" / "validation" / "metadata").read_text())
+        assert checkpoint.find_checkpoint(tmp_path / name).name == "1"
+    assert histories[0] == histories[1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(never_stopped, tmp_path, monkeypatch):
@@ -153,7 +214,7 @@ def test_another_configuration_in_the_same_directory(never_stopped):
 
 def test_without_data_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.undo()
-    config = small.small_config()
+    config = small_config()
     config.data.data_dir = str(tmp_path)
     with pytest.raises(FileNotFoundError) as error:
         program.train(config, tmp_path / "run")
@@ -164,7 +225,7 @@ def test_without_data_the_error_says_how_to_get_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [3, 12])
 def test_a_batch_that_does_not_fit_the_devices(tmp_path, batch_size):
-    config = small.small_config()
+    config = small_config()
     config.train.batch_size = batch_size
     with pytest.raises(ValueError, match=rf"batch_size={batch_size} is not divisible by 8 device"):
         program.train(config, tmp_path)

@@ -1,7 +1,7 @@
 """Checkpoints: what a run leaves in its directory, and how it is found again.
 
   WORKDIR/checkpoints/STEP/   state (step, params, batch_stats, opt_state[, ema]), loader, config,
-                              metrics
+                              validation (the best score so far), metrics
   DIR/                        state (params, batch_stats), config: what a converter leaves, and
                               `kept`, tensors of its source that the model does not have
 
@@ -12,6 +12,7 @@ where there is one (ema.py), else of the parameters.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,11 +36,34 @@ STATE_FIELDS = ("step", "params", "batch_stats", "opt_state", "ema")
 WEIGHTS = ("raw", "ema")  # the parameters, and their average
 
 
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What a run's evaluations came to so far.
+
+    Attributes:
+      best: the best score, None before the first evaluation.
+      best_step: the step that had it.
+      since_best: evaluations since, none of which was better.
+    """
+
+    best: float | None = None
+    best_step: int | None = None
+    since_best: int = 0
+
+    def after(self, step: int, score: float) -> "Validation":
+        """With one evaluation more."""
+        if self.best is None or score > self.best:
+            return Validation(score, step)
+        return dataclasses.replace(self, since_best=self.since_best + 1)
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
     Attributes:
       directory: WORKDIR/checkpoints.
+      validation: the history of evaluations; saved and restored with the state, so a run that goes
+        on runs out of patience where one that never stopped does.
     """
 
     def __init__(self, workdir: str | pathlib.Path, config: ConfigDict):
@@ -50,6 +74,7 @@ class Checkpoints:
           config: the run's configuration, saved with every checkpoint.
         """
         self.directory = pathlib.Path(workdir).expanduser().resolve() / FOLDER
+        self.validation = Validation()
         self._config = config
         policies = [
             checkpoint_managers.LatestN(config.train.keep_latest),
@@ -92,6 +117,9 @@ class Checkpoints:
         loader = self._manager.restore(
             step, args=ocp.args.Composite(loader=ocp.args.JsonRestore())
         )["loader"]
+        if (directory / "validation").is_dir():  # an older checkpoint has none
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+                self.validation = Validation(**checkpointer.restore(directory / "validation"))
         return TrainState(**restored), loader["position"]
 
     def save(self, state: TrainState, position: int, metrics: Mapping[str, float] | None = None):
@@ -100,12 +128,19 @@ class Checkpoints:
         Args:
           state: the state after `position` steps.
           position: batches that the loader has given.
-          metrics: validation results, with `mIoU`, if there are any.
+          metrics: validation results, with `mIoU`, if there are any. A checkpoint of the same step
+            that was saved without any is replaced.
 
         Raises:
           RuntimeError: Orbax declined the step, as it does for one that exists already.
         """
         step = int(position)
+        if metrics is not None:
+            self.validation = self.validation.after(step, float(metrics[METRIC]))
+            if step == self.latest_step:
+                self.wait()
+                if not self.is_evaluated(step):
+                    self._manager.delete(step)
         with _full_disk_is_os_error(self.directory):
             saved = self._manager.save(
                 step,
@@ -113,6 +148,7 @@ class Checkpoints:
                     state=ocp.args.PyTreeSave(_as_dict(state)),
                     loader=ocp.args.JsonSave({"position": step}),
                     config=ocp.args.JsonSave(plain_config(self._config)),
+                    validation=ocp.args.JsonSave(dataclasses.asdict(self.validation)),
                 ),
                 metrics=None if metrics is None else {k: float(v) for k, v in metrics.items()},
             )
@@ -121,6 +157,10 @@ class Checkpoints:
                 f"{self.directory}: step {step} was not saved; there are "
                 f"{list(self._manager.all_steps())}"
             )
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the checkpoint of a step holds validation results."""
+        return (self.directory / str(step) / "metrics").is_dir()
 
     def wait(self) -> None:
         """Returns when the running save is complete."""
