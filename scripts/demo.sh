@@ -22,15 +22,13 @@ python=.venv/bin/python
 
 step() { printf '\n== %s\n' "$*"; }
 
-step "1/5 generated clips: $clips"
+step "1/4 generated clips: $clips"
 $python scripts/make_clips.py --setting="$setting" --output="$clips"
-step "2/5 records: demo/tfds"
+step "2/4 records: demo/tfds"
 $python scripts/build_dataset.py --dataset="$dataset" --manual_dir="$clips" --data_dir=demo/tfds
-step "3/5 training: $workdir"
+step "3/4 training, then the best checkpoint on val and test, with own and with false sounds: $workdir"
 $python -m avs_jax.main --config="$config" --config.seed="$seed" --workdir="$workdir"
-step "4/5 evaluation on the test split, with the clips' own sound and with false ones"
-$python -m avs_jax.main --config="$config" --config.seed="$seed" --workdir="$workdir" --mode=eval
-step "5/5 prediction on a video with sound"
+step "4/4 prediction on a video with sound"
 video=$(find "$clips" -path '*raw_videos*' -name 'test*.mp4' | sort | head -n 1)
 if [ -z "$video" ]; then
   echo "left out: the clips of $setting are frames, not videos"

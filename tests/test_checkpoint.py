@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what a killed save leaves, and on which devices a state comes back."""
 
+import logging
 import os
 import pathlib
 import signal
@@ -176,6 +177,24 @@ def test_the_history_of_validation_is_saved_with_the_state(tmp_path):
     checkpoints.restore(as_target(make_state()))
     assert checkpoints.validation == checkpoint.Validation(0.5, 1, 2)
     checkpoints.close()
+
+
+def test_a_full_disk_is_one_message(tmp_path, caplog):
+    """What Orbax's threads log of it on the way is dropped, and nothing else."""
+    log = logging.getLogger("absl")
+    with pytest.raises(OSError, match="no space left for a checkpoint; the last complete one"):
+        with checkpoint._full_disk_is_os_error(tmp_path):
+            try:
+                raise ValueError("RESOURCE_EXHAUSTED: No space left on device [28]")
+            except ValueError as error:
+                log.error("a thread raised an exception", exc_info=error)
+                log.error("failed: %s", error)
+                log.error("something else", exc_info=ValueError("NOT_FOUND"))
+                raise
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
+    with pytest.raises(ValueError, match="NOT_FOUND"):
+        with checkpoint._full_disk_is_os_error(tmp_path):
+            raise ValueError("NOT_FOUND")
 
 
 def test_other_tensors_are_an_error_that_names_them(tmp_path):

@@ -13,6 +13,7 @@ where there is one (ema.py), else of the parameters.
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from avs_jax.runtime.stored_config import check_same_config, plain_config, read_
 from avs_jax.spec import InputError, nearest
 
 FOLDER = "checkpoints"
+FULL_DISK = "No space left on device"
 KEPT = "kept"  # item of converted weights
 METRIC = "mIoU"  # what "best" means
 STATE_FIELDS = ("step", "params", "batch_stats", "opt_state", "ema")
@@ -179,13 +181,23 @@ def _full_disk_is_os_error(
     advice: str = "the last complete one is kept, and the same command goes on from it once there "
     "is room",
 ) -> Iterator[None]:
-    """Orbax reports a full disk as a ValueError of many lines, from its background thread."""
+    """Orbax reports a full disk as a ValueError of many lines, from its background thread.
+
+    Each of its threads logs the same error with its traceback as well: those records are dropped,
+    for the error itself arrives here at the next save, wait or close.
+    """
+    logging.getLogger("absl").addFilter(_is_not_a_full_disk)  # once, however often it is added
     try:
         yield
     except Exception as error:
-        if "No space left on device" not in str(error):
+        if FULL_DISK not in str(error):
             raise
         raise OSError(f"{directory}: no space left for a checkpoint; {advice}") from error
+
+
+def _is_not_a_full_disk(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return FULL_DISK not in record.getMessage() and FULL_DISK not in str(error)
 
 
 def save_variables(
