@@ -23,9 +23,9 @@ from jax import export
 
 from avs_jax.convert.writer import write_state_dict
 from avs_jax.data.motion import num_channels
-from avs_jax.runtime.stored_config import plain_config
 from avs_jax.runtime.optim import flatten, unflatten
 from avs_jax.runtime.predictor import Predictor, make_forward, score_frames
+from avs_jax.runtime.stored_config import plain_config
 from avs_jax.spec import MEL_BANDS, MEL_FRAMES
 
 PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
