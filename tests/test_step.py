@@ -22,6 +22,25 @@ from configs.s4_vct import get_config
 from tests import small, vct_golden
 from tests.golden.draws import golden_draws
 
+# The gradient of a ReLU jumps at zero. Of 3.5 M units of the pixel decoder's encoder and the audio
+# MLP a few come so near to it that rounding takes the side; each that does alters all gradients
+# below it, by up to 1e-3 of a norm and 4e-3 of a tensor's largest entry, and not the loss. A
+# float64 run of this step tells who is where: the original is on the other side at one unit,
+# (4, 347), which is 7e-7 there; this model is at two, (3, 330) and 1672, which are -5e-7 and -3e-7.
+# With (4, 347) switched off in float64, its norms agree with the original's to 9e-7 throughout the
+# encoder. (No sampling point of the deformable attention takes part: all are in the same cells, and
+# the nearest of 580,000 coordinates is 5e-6 px from a centre, where float32 errs by about 6e-7.)
+# These, and two more units of the encoder that are within 2.1e-6 of zero, are so at one token each.
+# KINK_SHIFT on the bias makes the original's side certain and changes nothing else.
+ENCODER = "pixel_decoder/transformer/encoder/layers/linear1/bias"
+KINKS = (  # path, index (of the encoder: layer, unit), side that the original took
+    (ENCODER, (2, 674), 1),
+    (ENCODER, (3, 330), -1),
+    (ENCODER, (4, 347), -1),
+    (ENCODER, (4, 483), 1),
+    ("audio_transformation/embeddings_2/bias", 1672, -1),
+)
+KINK_SHIFT = 2e-6
 # Its gradient is exactly zero (the softmax over queries cancels it); what is stored is noise.
 ZERO_GRADIENT = "sem_seg_head.predictor.visual_query_block.assign_attn.q_proj.bias"
 
@@ -96,9 +115,39 @@ class GoldenStep:
             WithNoise(model), draws_criterion(self.config), self.optimizer, schedule, self.config
         )
 
-    def initial(self):
-        state = init_state(self.params, {}, self.optimizer, self.config)
-        return jax.tree.map(np.array, state)  # a copy: the step gives its input's buffers away
+    def initial(self, kinks=KINKS):
+        """Parameters with the units of `kinks` on the sides it gives; the state with them."""
+        flat = {path: np.array(value) for path, value in optim.flatten(self.params).items()}
+        for path, index, side in kinks:
+            flat[path][index] += side * KINK_SHIFT
+        # a copy: the step gives its input's buffers away
+        state = init_state(optim.unflatten(flat), {}, self.optimizer, self.config)
+        return flat, jax.tree.map(np.array, state)
+
+    def run(self, variant, kinks=KINKS):
+        """One step: parameters before and after it and gradients, as PyTorch's, and the metrics."""
+        before, state = self.initial(kinks)
+        state, metrics = self.step(state, golden_batch(self.archive, variant))
+        assert int(state.step) == 1
+        # The first moment after one step is 0.1 * the clipped gradient.
+        norm = self.manifest[variant]["grad_norm_total_preclip"]
+        moment = {k: np.asarray(v) / (0.1 * 0.01 / (norm + 1e-6)) for k, v in _moment(state)}
+        frozen = optim.split_frozen(self.params, self.config.optim.frozen)[1]
+        assert sorted(moment | frozen) == sorted(before)
+        after = optim.flatten(state.params)
+        for path, value in frozen.items():
+            np.testing.assert_array_equal(after[path], value)
+        gradients = moment | {path: np.zeros_like(x) for path, x in frozen.items()}
+        flat = (before, after, gradients)
+        return *(self.to_torch(x) for x in flat), jax.device_get(metrics)
+
+    def norm_errors(self, variant, gradients):
+        """Relative deviation of every tensor's gradient norm."""
+        return {
+            name: abs(_norm(gradients[name]) / norm - 1)
+            for name, norm in self.manifest[variant]["grad_norms"].items()
+            if name != ZERO_GRADIENT
+        }
 
     def stored(self, prefix):
         """Names of the tensors that the archive holds under a prefix."""
@@ -106,21 +155,27 @@ class GoldenStep:
             {k.removeprefix(prefix).split("/")[0] for k in self.archive if k.startswith(prefix)}
         )
 
-    def check(self, key, value, relative=0.0, atol=0.0, mean_atol=None):
+    def check(self, key, value, relative=0.0, atol=0.0):
         """`value`, in the torch layout, against a tensor stored whole or as a sample."""
         if f"{key}/sample" in self.archive:
             value = value.reshape(-1)[:: int(self.archive[f"{key}/stride"])]
             want = self.archive[f"{key}/sample"]
         else:
             want = self.archive[key]
-        error = np.abs(value - want)
-        assert error.max() <= relative * np.abs(want).max() + atol, (key, error.max())
-        if mean_atol is not None:
-            assert error.mean() <= mean_atol, (key, error.mean())
+        error = np.abs(value - want).max()
+        assert error <= relative * np.abs(want).max() + atol, (key, error)
 
     def to_torch(self, flat):
         names = [n for n in self.manifest["zero"]["param_norm_after"] if n in self.names]
         return invert_rules(flat, vct_rules(self.config.model), names)
+
+
+def _moment(state):
+    return state.opt_state[1].mu.items()
+
+
+def _norm(x):
+    return np.linalg.norm(x.astype(np.float64))
 
 
 @pytest.fixture(scope="module")
@@ -132,49 +187,54 @@ def golden():
 
 @pytest.mark.parametrize("variant", ["zero", "noise"])
 def test_one_step_of_the_original(golden, variant):
+    """Gradients agree where no unit changes sides (KINKS).
+
+    Then norms deviate by 4e-7 (median) and 4e-6 (largest), stored gradients by 6e-6. The bounds
+    leave room for one unit of the decoder's feed-forward layers, whose millions are not listed:
+    one was seen to take norms to 2e-5, stored gradients to 6e-5 and values to 0.013 of a step.
+    """
     want = golden.manifest[variant]
-    state, metrics = golden.step(golden.initial(), golden_batch(golden.archive, variant))
-    metrics = jax.device_get(metrics)
+    before, after, gradients, metrics = golden.run(variant)
 
     for name, value in want["losses_weighted"].items():
-        np.testing.assert_allclose(metrics[name], value, rtol=2e-5, err_msg=name)
+        np.testing.assert_allclose(metrics[name], value, rtol=5e-6, err_msg=name)
     np.testing.assert_allclose(metrics["total_loss"], want["total"], rtol=1e-6)
-    np.testing.assert_allclose(metrics["grad_norm"], want["grad_norm_total_preclip"], rtol=1e-5)
-    assert metrics["lr"] == np.float32(1e-4) and metrics["finite"] and int(state.step) == 1
+    np.testing.assert_allclose(metrics["grad_norm"], want["grad_norm_total_preclip"], rtol=5e-6)
+    assert metrics["lr"] == np.float32(1e-4) and metrics["finite"]
 
-    # The first moment after one step is 0.1 * the clipped gradient.
-    factor = 0.1 * 0.01 / (want["grad_norm_total_preclip"] + 1e-6)
-    moment = {k: np.asarray(v) / factor for k, v in state.opt_state[1].mu.items()}
-    frozen = optim.split_frozen(golden.params, golden.config.optim.frozen)[1]
-    assert sorted(moment | frozen) == sorted(optim.flatten(golden.params))
-    gradients = golden.to_torch(moment | {path: np.zeros_like(x) for path, x in frozen.items()})
-    errors = {
-        name: abs(np.linalg.norm(gradients[name].astype(np.float64)) / norm - 1)
-        for name, norm in want["grad_norms"].items()
-        if name != ZERO_GRADIENT
-    }
-    # A sampling point of the pixel decoder within rounding of a pixel centre may take its slope
-    # from the other side; whatever lies below it in the backward pass then differs by 1e-3.
-    assert np.median(list(errors.values())) < 5e-5
-    assert max(errors.values()) < 2e-3, sorted(errors.items(), key=lambda item: -item[1])[:5]
+    errors = golden.norm_errors(variant, gradients)
+    assert np.median(list(errors.values())) < 5e-6
+    assert max(errors.values()) < 3e-5, sorted(errors.items(), key=lambda item: -item[1])[:5]
     for name in golden.stored(f"{variant}/grad/"):
-        above = ".predictor." in name or "audio" in name or "criterion" in name
-        golden.check(f"{variant}/grad/{name}", gradients[name], 1e-4 if above else 4e-3)
+        golden.check(f"{variant}/grad/{name}", gradients[name], 1e-4)
 
-    after = golden.to_torch(optim.flatten(state.params))
     for name, norm in want["param_norm_after"].items():
         if name in after:
-            got = np.linalg.norm(after[name].astype(np.float64))
-            np.testing.assert_allclose(got, norm, rtol=4e-5, err_msg=name)
+            np.testing.assert_allclose(_norm(after[name]), norm, rtol=5e-6, err_msg=name)
+    for name, norm in want["param_delta_norm"].items():
+        if name in after and name != ZERO_GRADIENT:
+            moved = _norm(after[name] - before[name])
+            np.testing.assert_allclose(moved, norm, rtol=1e-3, atol=1e-12, err_msg=name)
     for name in golden.stored(f"{variant}/param_after/"):
-        # One step of Adam moves a value by the learning rate, whatever the size of its gradient:
-        # where that is rounding noise, its sign is too.
+        # The clip leaves gradients of 1e-10 to 1e-7, about Adam's epsilon of 1e-8: the step is
+        # nearly linear in them, so that their noise is not blown up to whole steps.
         rate = golden.manifest["param_groups_lr_wd"][name][0]
-        golden.check(
-            f"{variant}/param_after/{name}", after[name], atol=2.1 * rate, mean_atol=rate / 50
-        )
-    for path, value in frozen.items():
-        np.testing.assert_array_equal(optim.flatten(state.params)[path], value)
+        rounding = np.spacing(np.abs(after[name]).max())
+        golden.check(f"{variant}/param_after/{name}", after[name], atol=0.02 * rate + rounding)
+
+
+def test_units_at_zero_decide_gradients_and_not_the_loss(golden):
+    """What KINKS is for: the same step with the encoder's units on their other sides."""
+    kinks = [(path, index, -side) for path, index, side in KINKS if path == ENCODER]
+    gradients, metrics = golden.run("zero", kinks)[2:]
+    want = golden.manifest["zero"]
+    np.testing.assert_allclose(metrics["total_loss"], want["total"], rtol=1e-6)
+    errors = golden.norm_errors("zero", gradients)
+    layer = "sem_seg_head.pixel_decoder.transformer.encoder.layers."
+    above = [errors[name] for name in errors if ".predictor." in name or f"{layer}5." in name]
+    assert max(above) < 3e-5
+    assert errors[f"{layer}4.self_attn.sampling_offsets.bias"] > 3e-4
+    assert np.median([errors[name] for name in errors if "backbone." in name]) > 3e-5
 
 
 def test_groups_are_the_originals(golden):
