@@ -5,10 +5,14 @@
   python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source --flow_dir=flow
       --data_dir=DIR
 
-Written are OUTPUT/s4/{split}/{category}/{name}/flow_{t:04d}.npy (ms3: without category), float16:
+Written are OUTPUT/s4/{split}/{category}/{name}/flow_{t:04d}.npy (ms3, avss: without category),
+float16:
 
-  RAFT        [H, W, 2], (u, v) in px of the dataset's frames, per second
+  RAFT        [H, W, 2], (u, v) in px of these pictures, per second
   difference  [H, W], mean of |frame - previous| over RGB, divided by its maximum
+
+Pictures keep their size, or are squashed to --size px (avss: 384, for its clips are of many sizes);
+vectors are in px of the pictures that are estimated, and readers scale them.
 
 --source=frames: from frame t-1 to frame t, which are a second apart; file 0 is zeros.
 --source=video: from the picture before, at the video's own rate, to the picture that dataset frame
@@ -76,8 +80,13 @@ class Pair(NamedTuple):
 Estimate = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two [N, H, W, 3] -> [N, H, W (, 2)]
 
 
-def read_clip(clip: Clip, folder: pathlib.Path, source: str, has_vectors: bool) -> list[Pair]:
+def read_clip(
+    clip: Clip, folder: pathlib.Path, source: str, has_vectors: bool, side: int | None
+) -> list[Pair]:
     """The pairs of a clip whose files in `folder` are not there or not whole.
+
+    Args:
+      side: px that pictures are squashed to; None keeps them.
 
     Raises:
       InputError, OSError: a file of the clip cannot be read, or the frames differ in size.
@@ -85,18 +94,19 @@ def read_clip(clip: Clip, folder: pathlib.Path, source: str, has_vectors: bool) 
     files = frame_files(clip.frames)
     with Image.open(files[0]) as image:
         width, height = image.size
-    shape = (height, width, 2) if has_vectors else (height, width)
+    size = (height, width) if side is None else (side, side)
+    shape = (*size, 2) if has_vectors else size
     paths = [folder / f"flow_{t:04d}.npy" for t in range(len(files))]
     missing = [t for t, path in enumerate(paths) if not is_whole(path, shape)]
     if not missing:
         return []
     if source == "video":
         pictures = [
-            (*(resize(x, (height, width), BILINEAR) for x in (before, picture)), seconds)
+            (*(resize(x, size, BILINEAR) for x in (before, picture)), seconds)
             for before, picture, seconds in read_pairs(clip.video, len(files))
         ]
     else:
-        frames = [_read_frame(path, (width, height)) for path in files]
+        frames = [resize(_read_frame(path, (width, height)), size, BILINEAR) for path in files]
         pictures = [(frames[t - 1] if t else None, frames[t], 1.0) for t in range(len(files))]
     return [Pair(paths[t], *pictures[t]) for t in missing]
 
@@ -130,6 +140,7 @@ def make_flow(
     has_vectors: bool,
     batch_size: int,
     say: Callable[[str], None],
+    side: int | None = None,
 ) -> Outcome:
     """Writes what is missing of the flow of clips, in batches across them.
 
@@ -138,6 +149,7 @@ def make_flow(
       estimate: two uint8 [batch_size, H, W, 3] to flow [batch_size, H, W, 2] in px, or to
         magnitudes [batch_size, H, W] where not `has_vectors`.
       say: takes lines of progress.
+      side: px that pictures are squashed to; None keeps them.
     """
     failed: dict[str, str] = {}
     waiting: dict[tuple[int, ...], list[Pair]] = collections.defaultdict(list)
@@ -163,7 +175,7 @@ def make_flow(
         )
 
     def read(clip: Clip) -> list[Pair]:
-        return read_clip(clip, output / clip.place, source, has_vectors)
+        return read_clip(clip, output / clip.place, source, has_vectors, side)
 
     for number, (clip, result) in enumerate(_ahead(read, clips), start=1):
         try:
@@ -257,9 +269,9 @@ def claim_output(folder: pathlib.Path, settings: dict) -> None:
         except ValueError as error:
             raise FlowError(f"{path}: unreadable ({error})") from error
         differing = [
-            f"{key} {stored.get(key)!r} there, {value!r} now"
-            for key, value in settings.items()
-            if stored.get(key) != value
+            f"{key} {stored.get(key)!r} there, {settings.get(key)!r} now"
+            for key in sorted(stored.keys() | settings.keys())
+            if stored.get(key) != settings.get(key)
         ]
         if differing:
             raise FlowError(
@@ -298,7 +310,13 @@ def run(args: argparse.Namespace) -> Outcome:
     """`main`, with exceptions."""
     clips = list_clips(args.dataset, args.root, args.layout)
     if args.videos:
-        clips = [clip._replace(video=pathlib.Path(args.videos) / clip.video.name) for clip in clips]
+        videos = pathlib.Path(args.videos)
+        clips = [clip._replace(video=videos / f"{clip.name}.mp4") for clip in clips]
+    elif args.source == "video" and any(clip.video is None for clip in clips):
+        raise FlowError(f"{args.dataset} comes without videos: --source=video needs --videos")
+    if args.size is not None and args.size < 1:
+        raise FlowError(f"--size={args.size}: expected at least 1")
+    side = args.size or DATASETS[args.dataset].side
     has_vectors = args.model != DIFFERENCE
     if has_vectors == (args.weights is None):
         what = "needs" if has_vectors else "has no"
@@ -306,6 +324,7 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.batch_size < 1:
         raise FlowError(f"--batch_size={args.batch_size}: expected at least 1")
     settings = {"model": args.model, "source": args.source, "dataset": args.dataset}
+    settings |= {} if side is None else {"size": side}
     if has_vectors:
         estimate = FlowEstimator(
             args.model, args.weights, args.batch_size, args.iterations, args.dtype
@@ -320,7 +339,7 @@ def run(args: argparse.Namespace) -> Outcome:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    return make_flow(clips, output, args.source, estimate, has_vectors, args.batch_size, say)
+    return make_flow(clips, output, args.source, estimate, has_vectors, args.batch_size, say, side)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -339,7 +358,8 @@ def _parser() -> argparse.ArgumentParser:
     add("source", "pictures a second apart, or neighbours", choices=SOURCES, default="frames")
     add("model", "estimator (%(default)s)", choices=MODELS, default="raft_large")
     add("weights", "of RAFT: what convert_weights.py --source=raft wrote")
-    add("layout", "object224 or vct384, where the root holds both", default="")
+    add("layout", "of s4 and ms3: object224 or vct384, where the root holds both", default="")
+    add("size", "squash pictures to this many px per side first (avss: 384)", type=int)
     add("videos", "folder of NAME.mp4, instead of the dataset's own")
     add("batch_size", "pairs at once (%(default)s)", type=int, default=4)
     add("iterations", "updates of RAFT's flow (%(default)s)", type=int, default=12)

@@ -11,8 +11,9 @@ from PIL import Image
 
 from avs_jax import flow, predict
 from avs_jax.data import flow_files, motion, synthetic_files
-from avs_jax.data.clip import prepare_clip
+from avs_jax.data.clip import decode_rgb, prepare_clip
 from avs_jax.data.pipeline import open_records
+from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import VideoError, read_pairs, read_windows
 from avs_jax.runtime.flow_estimator import FlowEstimator, window_flow
 from scripts import build_dataset, convert_weights
@@ -306,3 +307,36 @@ def test_estimator_of_own_videos(weights):
         other.data.motion.update(keys)
         with pytest.raises(ValueError, match=match):
             predict._make_estimator(other, given)
+
+
+# ---- AVSS ----
+
+
+def test_avss_clips_of_any_size_and_length(tmp_path, capsys):
+    """Five and ten frames, numbered from 0, squashed to one size; the builder takes the files."""
+    root, output = tmp_path / "clips", tmp_path / "flow"
+    synthetic_files.write_clips(
+        root, setting="avss", num_train=3, num_val=0, num_test=1, size=SIDE, workers=1
+    )
+    with open(root / "metadata.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for path in root.rglob(f"{rows[0]['uid']}/*/*.*g"):  # as released, clips are of many sizes
+        with Image.open(path) as image:
+            other = image.resize((SIDE + 16, SIDE - 8), Image.Resampling.NEAREST)
+        other.save(path)
+    flags = ["--dataset=avss", f"--root={root}", f"--output={output}", "--model=difference"]
+    assert flow.main([*flags, "--size=48"]) == 0
+    for row in rows:
+        found = sorted((output / "avss" / row["split"] / row["uid"]).glob("flow_*.npy"))
+        assert len(found) == (10 if row["label"] == "v2" else 5)
+        paths = [root / row["label"] / row["uid"] / f"frames/{t}.jpg" for t in (1, 2)]
+        frames = [resize(decode_rgb(path.read_bytes()), (48, 48), BILINEAR) for path in paths]
+        np.testing.assert_allclose(np.load(found[2]), motion.frame_difference(*frames), atol=1e-3)
+    capsys.readouterr()
+    assert flow.main(flags) == 1
+    assert "size 48 there, 384 now" in capsys.readouterr().err
+    assert flow.main([*flags, "--source=video", "--size=48"]) == 1
+    assert "comes without videos: --source=video needs --videos" in capsys.readouterr().err
+    flags = ["--dataset=avsbench_semantic", f"--manual_dir={root}", f"--data_dir={tmp_path}/tfds"]
+    assert build_dataset.main([*flags, f"--flow_dir={output}"]) == 0
+    assert f"flow magnitude {len(rows)}" in capsys.readouterr().out
