@@ -5,7 +5,7 @@ of the source that are positions in a list become suffixes of ours: layers.0 -> 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from avs_jax.convert.rules import Rule
@@ -30,10 +30,10 @@ def vct_rules(model_config: Mapping[str, Any]) -> list[Rule]:
     Args:
       model_config: config.model; reads the depths that are stacked.
     """
-    depths = model_config["backbone"]["depths"]
+    backbone = model_config["backbone"]
     return [
-        *swin_rules("backbone", "backbone", depths),
-        *swin_rules("pre_sam_backbone", "pre_sam_backbone", depths),
+        *backbone_rules(backbone, "backbone", "backbone"),
+        *backbone_rules(backbone, "pre_sam_backbone", "pre_sam_backbone"),
         *gate_rules("scale_factor_module", "scale_factor_module"),
         *vggish_rules("audio_backbone", "audio_backbone"),
         *head_rules("sem_seg_head", model_config["pixel_decoder"]["num_layers"]),
@@ -43,36 +43,46 @@ def vct_rules(model_config: Mapping[str, Any]) -> list[Rule]:
     ]
 
 
-def swin_rules(source_prefix: str, target_prefix: str, depths: Sequence[int]) -> list[Rule]:
+def backbone_rules(
+    backbone_config: Mapping[str, Any], source_prefix: str, target_prefix: str
+) -> list[Rule]:
+    """The table of config.model.backbone, in the layout that a VCT state dict has it."""
+    if backbone_config["name"] == "resnet50":
+        return resnet_rules(source_prefix, target_prefix)
+    table = {"swin": swin_rules, "pvt_v2": pvt_v2_rules}[backbone_config["name"]]
+    return table(source_prefix, target_prefix, backbone_config["depths"])
+
+
+def swin_rules(
+    source_prefix: str, target_prefix: str, depths: Sequence[int], merges_first: bool = False
+) -> list[Rule]:
     """Swin with an output norm per stage (VCT's swinb.py) -> models.backbones.swin.Swin.
 
     Args:
       source_prefix: of the names in the state dict, "backbone".
       target_prefix: of the paths in the tree, "backbone".
       depths: blocks per stage; two by two they are entries of a stack, an odd one stands alone.
+      merges_first: the source counts the merging of patches to the stage that follows, as timm.
 
     Returns:
       The rules. `relative_position_index` is known and not taken: it follows from the window size.
     """
     source, target = _source(source_prefix), _target(target_prefix)
+    merging = [
+        (rf"{source}layers\.{i + merges_first}\.downsample\.", f"{target}layers_{i}/downsample/")
+        for i in range(len(depths) - 1)
+    ]
     rules = [
         Rule(rf"{source}patch_embed\.proj\.weight", f"{target}patch_embed/proj/kernel", "conv"),
         Rule(rf"{source}patch_embed\.proj\.bias", f"{target}patch_embed/proj/bias"),
-        Rule(
-            rf"{source}layers\.(\d+)\.downsample\.reduction\.weight",
-            rf"{target}layers_\1/downsample/reduction/kernel",
-            "linear",
-        ),
+        *(Rule(f"{a}reduction\\.weight", f"{b}reduction/kernel", "linear") for a, b in merging),
         Rule(rf"{source}layers\.\d+\.blocks\.\d+\.attn\.relative_position_index", None),
     ]
     for theirs, ours in (("weight", "scale"), ("bias", "bias")):
         rules += [
             Rule(rf"{source}patch_embed\.norm\.{theirs}", f"{target}patch_embed/norm/{ours}"),
             Rule(rf"{source}(norm\d)\.{theirs}", rf"{target}\1/{ours}"),
-            Rule(
-                rf"{source}layers\.(\d+)\.downsample\.norm\.{theirs}",
-                rf"{target}layers_\1/downsample/norm/{ours}",
-            ),
+            *(Rule(rf"{a}norm\.{theirs}", f"{b}norm/{ours}") for a, b in merging),
         ]
     for stage, depth in enumerate(depths):
         for block in range(depth):
@@ -98,6 +108,84 @@ def _swin_block_rules(source: str, target: str, index: int | None) -> list[Rule]
     ]
 
 
+def swin_file_rules(depths: Sequence[int], names: Collection[str]) -> list[Rule]:
+    """Files of a Swin alone: Microsoft's, timm's, or VCT's body -> models.backbones.swin.Swin.
+
+    Known and not taken: the classifier and the norm before it, and masks of shifted windows.
+
+    Args:
+      depths: blocks per stage.
+      names: of the file; tell timm's by the stage that its merging of patches is counted to.
+    """
+    is_timm = any(name.startswith(f"layers.{len(depths) - 1}.downsample.") for name in names)
+    return [
+        *swin_rules("", "", depths, is_timm),
+        Rule(r"layers\.\d+\.blocks\.\d+\.attn_mask", None),
+        Rule(r"(norm|head|head\.fc)\.(weight|bias)", None),
+    ]
+
+
+def pvt_v2_rules(source_prefix: str, target_prefix: str, depths: Sequence[int]) -> list[Rule]:
+    """PVT v2 -> models.backbones.pvt_v2.PVTv2: the official names (AVSBench's too), or timm's.
+
+    Known and not taken: the classifier.
+
+    Args:
+      source_prefix: of the names in the state dict.
+      target_prefix: of the paths in the tree.
+      depths: blocks per stage, which are entries of one stack.
+    """
+    source, target = _source(source_prefix), _target(target_prefix)
+    rules = [Rule(rf"{source}head\.(weight|bias)", None)]
+    for stage, depth in enumerate(depths):
+        ours = f"{target}patch_embed{stage + 1}/"
+        timm = r"patch_embed\." if stage == 0 else rf"stages\.{stage}\.downsample\."
+        embed = rf"{source}(?:patch_embed{stage + 1}\.|{timm})"
+        rules += _linear_rules(rf"{embed}proj\.", f"{ours}proj/", "conv")
+        rules += _norm_rules(rf"{embed}norm\.", f"{ours}norm/")
+        norm = rf"{source}(?:norm{stage + 1}|stages\.{stage}\.norm)\."
+        rules += _norm_rules(norm, f"{target}norm{stage + 1}/")
+        for block in range(depth):
+            theirs = rf"{source}(?:block{stage + 1}|stages\.{stage}\.blocks)\.{block}\."
+            ours = f"{target}block{stage + 1}/"
+            rules += [
+                *_norm_rules(rf"{theirs}(norm[12])\.", rf"{ours}\1/", block),
+                *_linear_rules(rf"{theirs}attn\.(q|kv|proj)\.", rf"{ours}attn/\1/", index=block),
+                *_linear_rules(rf"{theirs}attn\.sr\.", f"{ours}attn/sr/", "conv", block),
+                *_norm_rules(rf"{theirs}attn\.norm\.", f"{ours}attn/norm/", block),
+                *_linear_rules(rf"{theirs}mlp\.(fc[12])\.", rf"{ours}mlp/\1/", index=block),
+                *_linear_rules(
+                    rf"{theirs}mlp\.dwconv\.(?:dwconv\.)?", f"{ours}mlp/dwconv/", "conv", block
+                ),
+            ]
+    return rules
+
+
+def resnet_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
+    """ResNet -> models.backbones.resnet.ResNet and, for the statistics of its norms, `batch_stats`.
+
+    torchvision's names, or those of AVSBench's two-branch net, whose second branch never runs.
+    Known and not taken: that branch, the classifier and the counters of batches.
+    """
+    source, target = _source(source_prefix), _target(target_prefix)
+    block, ours = rf"{source}(layer\d)(?:_1)?\.(\d+)\.", rf"{target}\1_\2/"
+    rules = [
+        Rule(rf"{source}layer[34]_2\..*", None),
+        Rule(rf"{source}.*\.num_batches_tracked", None),
+        Rule(rf"{source}fc\.(weight|bias)", None),
+        Rule(rf"{source}conv1\.weight", f"{target}conv1/kernel", "conv"),
+        Rule(rf"{block}(conv\d)\.weight", rf"{ours}\3/kernel", "conv"),
+        Rule(rf"{block}downsample\.0\.weight", rf"{ours}downsample_0/kernel", "conv"),
+    ]
+    for norm, place in (
+        (rf"{source}bn1\.", f"{target}bn1/"),
+        (rf"{block}(bn\d)\.", rf"{ours}\3/"),
+        (rf"{block}downsample\.1\.", f"{ours}downsample_1/"),
+    ):
+        rules += _batch_norm_rules(norm, place)
+    return rules
+
+
 def gate_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
     """The channel gates, "scale_factor_module" on both sides -> scale_factor_module_{0..3}."""
     source, target = re.escape(source_prefix), target_prefix
@@ -108,12 +196,16 @@ def gate_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
 
 
 def vggish_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
-    """VGGish -> models.backbones.vggish.VGGish, without the MLP that makes its 128-d embedding."""
+    """VGGish -> models.backbones.vggish.VGGish.
+
+    Known and not taken: the MLP that makes its 128-d embedding, and the components of that one.
+    """
     source, target = _source(source_prefix), _target(target_prefix)
     return [
         Rule(rf"{source}features\.(\d+)\.weight", rf"{target}features_\1/kernel", "conv"),
         Rule(rf"{source}features\.(\d+)\.bias", rf"{target}features_\1/bias"),
         Rule(rf"{source}embeddings\.\d+\.(weight|bias)", None),
+        Rule(rf"{source}(pproc\.)?pca_(eigen_vectors|means)", None),
     ]
 
 
@@ -252,9 +344,7 @@ def _raft_encoder_rules(source: str, target: str) -> list[Rule]:
         (rf"{layer}(convnormrelu\d|downsample)\.1\.", rf"{ours}\3_1/"),
         (rf"{layer}norm([12])\.", rf"{ours}convnormrelu\3_1/"),
     ):
-        rules += _norm_rules(norm, place)
-        statistic = len(re.findall(r"\\\d", place)) + 1  # number of the next group
-        rules.append(Rule(rf"{norm}running_(mean|var)", rf"batch_stats/{place}\{statistic}"))
+        rules += _batch_norm_rules(norm, place)
     return rules
 
 
@@ -272,6 +362,15 @@ def _norm_rules(source: str, target: str, index: int | None = None) -> list[Rule
     return [
         Rule(f"{source}weight", f"{target}scale", index=index),
         Rule(f"{source}bias", f"{target}bias", index=index),
+    ]
+
+
+def _batch_norm_rules(source: str, target: str) -> list[Rule]:
+    """Scale and bias, and the running statistics under `batch_stats`."""
+    group = len(re.findall(r"\\\d", target)) + 1  # number of the next one
+    return [
+        *_norm_rules(source, target),
+        Rule(rf"{source}running_(mean|var)", rf"batch_stats/{target}\{group}"),
     ]
 
 

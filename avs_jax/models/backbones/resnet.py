@@ -1,0 +1,115 @@
+"""ResNet with bottleneck blocks (He et al., CVPR 2016): images to maps of strides 4 to 32.
+
+    y = relu(shortcut(x) + bn3(conv1x1(relu(bn2(conv3x3(relu(bn1(conv1x1(x)))))))))
+
+torchvision's arrangement: a stage halves the map in the 3 x 3 convolution of its first block. The
+norms are frozen, as detectron2 freezes those of a pretrained backbone: they read the statistics
+they were loaded with (collection `batch_stats`), in training too, and the recipes freeze their
+scale and bias. Defaults are ResNet-50; depths (3, 4, 23, 3) are ResNet-101.
+
+Source: torchvision/models/resnet.py; AVSBench's two-branch net runs the same arithmetic.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from avs_jax.models.backbones.swin import LEVELS
+from avs_jax.models.layers import BatchNorm
+from avs_jax.spec import InputError, check_shape
+
+EXPANSION = 4  # output channels of a block over its inner ones
+
+Array = jax.Array
+
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class ResNet(nn.Module):
+    """Four stages of bottleneck blocks.
+
+    Attributes:
+      depths: blocks per stage, any positive number.
+      width: channels of the stem; stage i has 4 * width * 2**i.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      dtype: of convolutions and activations; parameters and norms are float32.
+    """
+
+    depths: Sequence[int] = (3, 4, 6, 3)
+    width: int = 64
+    remat: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool = False, frame_ids: Array | None = None
+    ) -> dict[str, Array]:
+        """Feature maps of frames.
+
+        Args:
+          x: [N, H, W, 3] normalised images, any H and W.
+          train, frame_ids: change nothing here; every backbone takes them.
+
+        Returns:
+          {"res2": [N, ceil(H / 4), ceil(W / 4), 4 * width], .., "res5"}, of `dtype`, each half the
+          size of the one before, rounded up, and of twice the channels.
+
+        Raises:
+          ValueError: a field or a shape that does not fit.
+        """
+        if len(self.depths) != len(LEVELS) or min(self.depths) < 1:
+            raise InputError(f"ResNet.depths: {self.depths}, expected four positive numbers")
+        check_shape("x", x, "N H W 3")
+        dtype = jnp.dtype(self.dtype)
+        x = convolution(self.width, 7, 2, dtype, "conv1")(x.astype(dtype))
+        x = nn.relu(BatchNorm(name="bn1")(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        block, outputs = (nn.remat(Bottleneck) if self.remat else Bottleneck), {}
+        for stage, (level, depth) in enumerate(zip(LEVELS, self.depths, strict=True), start=1):
+            for i in range(depth):
+                stride = 2 if stage > 1 and i == 0 else 1
+                width = self.width * 2 ** (stage - 1)
+                x = block(width, stride, i == 0, dtype, name=f"layer{stage}_{i}")(x)
+            outputs[level] = x
+        return outputs
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3, 1 x 1, around a residual; the first of a stage projects its shortcut."""
+
+    width: int
+    stride: int
+    has_projection: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[N, h, w, C] -> [N, ceil(h / stride), ceil(w / stride), 4 * width]."""
+        y = x
+        layers = ((self.width, 1, 1), (self.width, 3, self.stride), (EXPANSION * self.width, 1, 1))
+        for number, (width, kernel, stride) in enumerate(layers, start=1):
+            y = nn.relu(y) if number > 1 else y
+            y = convolution(width, kernel, stride, self.dtype, f"conv{number}")(y)
+            y = BatchNorm(name=f"bn{number}")(y)
+        if self.has_projection:
+            width = EXPANSION * self.width
+            x = convolution(width, 1, self.stride, self.dtype, "downsample_0")(x)
+            x = BatchNorm(name="downsample_1")(x)
+        return nn.relu(x + y)
+
+
+def convolution(features: int, kernel: int, stride: int, dtype: jnp.dtype, name: str) -> nn.Conv:
+    """A convolution without bias, zero-padded by half its odd kernel as PyTorch's are here."""
+    half = kernel // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=((half, half), (half, half)),
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=kaiming_normal,
+        name=name,
+    )
