@@ -29,6 +29,7 @@ from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.checkpoint import Checkpoints, fill_variables, stored_weights
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.log import Log
+from avs_jax.runtime.parts import fill_parts
 from avs_jax.runtime.scoring import Evaluation, eval_batch_size, evaluate, make_score_step
 from avs_jax.runtime.step import TrainState, init_state, init_variables, make_train_step
 
@@ -133,6 +134,9 @@ def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
             if process == 0:
                 listed = "".join(f"\n  {path}" for path in aside) or " nothing"
                 print(f"{config.train.init_from}: fresh or not taken:{listed}", file=sys.stderr)
+        params, batch_stats, parts = fill_parts(params, batch_stats, config)
+        if process == 0 and parts:
+            print("pretrained parts:", *parts, sep="\n  ", file=sys.stderr)
         state = jax.jit(new_state, out_shardings=shardings)(params, batch_stats)
         del params, batch_stats
     else:

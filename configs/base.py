@@ -66,7 +66,7 @@ def base_config() -> ConfigDict:
     model.num_prototypes = data.get_ref("num_prototypes")  # 0: PPQG without prototypes (MS3)
     model.num_queries = 100
     model.hidden_dim = 256  # D
-    model.backbone = ConfigDict()
+    model.backbone = ConfigDict()  # "pvt_v2" and "resnet50" have other keys: s4_vct_pvt_v2.py
     model.backbone.name = "swin"
     model.backbone.embed_dim = 128
     model.backbone.depths = (2, 2, 18, 2)
@@ -171,6 +171,12 @@ def base_config() -> ConfigDict:
     train.init_from = ""  # checkpoint or converted weights to start from; "": random
     train.init_fresh = ()  # path regexes that keep their random start under init_from
     train.init_dropped = ()  # path regexes of init_from's tensors that this model does not have
+
+    # ---- pretrained parts, from scripts/convert_weights.py; they come after train.init_from ----
+    init = config.init = ConfigDict()
+    init.backbone = ""  # folder of --source=swin, pvt_v2 or resnet50; "": stays as it is
+    init.pre_sam_backbone = "same"  # "same" as `backbone`, a folder of its own, or ""
+    init.audio_backbone = ""  # folder of --source=vggish
 
     # ---- evaluation ----
     evaluate = config.evaluate = ConfigDict()

@@ -2,16 +2,29 @@
 
   python scripts/convert_weights.py --source=vct --input=model_best.pth --config=configs/s4_vct.py
       --output=checkpoints/vct_s4
+  python scripts/convert_weights.py --source=swin --input=swin_base_patch4_window12_384_22k.pth
+      --config=configs/s4_vct.py --output=checkpoints/swin_b
   python scripts/convert_weights.py --source=raft --input=raft_large_C_T_SKHT_V2-ff5fadd5.pth
       --output=checkpoints/raft_large
+
+  source    what it holds                layouts
+  vct       the whole model              spyflying/VCT_AVS
+  swin      config.model.backbone        Microsoft's, timm's, VCT's backbone alone
+  pvt_v2    config.model.backbone        the official one and AVSBench's encoder, timm's
+  resnet50  config.model.backbone        torchvision's, AVSBench's two-branch net
+  vggish    config.model.audio_backbone  AVSBench's and VCT's
+  raft      a model of its own           torchvision's, princeton-vl's
 
 Input: .npz, .safetensors, .pth, .pt or .pkl; nothing in it is executed. Every tensor of the file
 must have its place and every parameter its tensor, else all disagreements are listed and nothing is
 written. Parts that the file cannot know (AMA and BRM, for a VCT file) are initialised from the seed
-of the configuration and listed; --strict refuses them.
+of the configuration and listed; --strict refuses them. Floats of another width become float32,
+which is said; whole numbers are refused. A Swin of another window size gets its tables of relative
+positions interpolated, which is said too.
 
-RAFT (torchvision's or princeton-vl's, large or small, which the file tells) needs no configuration;
-avs_jax.flow and avs_jax.predict read the result.
+A part of the model goes into training by --config.init.backbone=DIR or --config.init.audio_backbone
+=DIR. RAFT, large or small, which the file tells, needs no configuration; avs_jax.flow and
+avs_jax.predict read it.
 """
 
 import collections
@@ -19,7 +32,7 @@ import math
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,16 +41,26 @@ from absl import flags
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from avs_jax.convert.reader import WeightsError, read_state_dict
+from avs_jax.convert.bias_tables import resize_bias_tables
+from avs_jax.convert.reader import read_state_dict
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules
-from avs_jax.convert.tables import KEPT_ASIDE, raft_rules, vct_rules
+from avs_jax.convert.tables import (
+    KEPT_ASIDE,
+    pvt_v2_rules,
+    raft_rules,
+    resnet_rules,
+    swin_file_rules,
+    vct_rules,
+    vggish_rules,
+)
 from avs_jax.data.motion import num_channels
 from avs_jax.models import build_model
+from avs_jax.models.avs import AUDIO_BACKBONES, BACKBONES, make_part, part_class
 from avs_jax.models.backbones.raft import MIN_SIDE, RAFT
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.runtime.step import init_variables
-from avs_jax.spec import MEL_BANDS, MEL_FRAMES, SIZE_DIVISOR
+from avs_jax.spec import MEL_BANDS, MEL_FRAMES, SIZE_DIVISOR, InputError
 
 MASK_STRIDE = 4
 BATCH_STATS = "batch_stats/"  # prefix of such paths in the rules' targets
@@ -56,6 +79,39 @@ NOT_IN_VCT = (r"(batch_stats/)?(ama|brm)/.*", r"predictor/visual_query_block/lam
 SOURCES = {"vct": Source(vct_rules, NOT_IN_VCT)}
 
 
+class Part(NamedTuple):
+    """A family of weight files that hold one part of the model, the row of that name.
+
+    Attributes:
+      section: of config.model.
+      rules: (that section, names of the file) -> table.
+      fresh: names of the file -> path regexes of what a file with such names does not hold.
+    """
+
+    section: str
+    rules: Callable[[Mapping[str, Any], Collection[str]], list[Rule]]
+    fresh: Callable[[Collection[str]], tuple[str, ...]] = lambda names: ()
+
+
+def swin_fresh(names: Collection[str]) -> tuple[str, ...]:
+    """The norms of the four outputs, which VCT's Swin has and a classifier has not."""
+    has_norms = any(re.match(r"norm\d\.", name) for name in names)
+    return () if has_norms else (r"norm\d/(scale|bias)",)
+
+
+PARTS = {
+    "swin": Part(
+        "backbone",
+        lambda config, names: swin_file_rules(config["depths"], names),
+        swin_fresh,
+    ),
+    "pvt_v2": Part("backbone", lambda config, _: pvt_v2_rules("", "", config["depths"])),
+    "resnet50": Part("backbone", lambda *_: resnet_rules("", "")),
+    "vggish": Part("audio_backbone", lambda *_: vggish_rules("", "")),
+}
+PART_TABLES = {"backbone": BACKBONES, "audio_backbone": AUDIO_BACKBONES}
+
+
 class Conversion(NamedTuple):
     """Result of `convert`.
 
@@ -64,12 +120,14 @@ class Conversion(NamedTuple):
       fresh: paths that hold initial values.
       ignored: names of the source that were not taken.
       kept: those of them that export needs, as they are.
+      notes: what else was done, in words.
     """
 
     variables: dict[str, dict]
     fresh: list[str]
     ignored: list[str]
     kept: dict[str, np.ndarray]
+    notes: list[str]
 
 
 def convert(
@@ -88,8 +146,60 @@ def convert(
     """
     rules, fresh = SOURCES[source].rules(config.model), () if strict else SOURCES[source].fresh
     init = make_init(config, image_size(state_dict, config))
+    return _carry(state_dict, rules, init, fresh)
+
+
+def convert_part(
+    state_dict: Mapping[str, np.ndarray], source: str, config: ConfigDict, strict: bool = False
+) -> tuple[Conversion, ConfigDict]:
+    """Carries the state dict of a backbone into the variables of that part of the model.
+
+    Args:
+      state_dict: name -> array, as `read_state_dict` gives it.
+      source: key of PARTS.
+      config: the whole configuration; reads the part's section of `model`, and `seed`.
+      strict: refuse to initialise anything.
+
+    Returns:
+      the conversion, paths without the part's name; and what belongs beside it: {"part": section,
+      section: its configuration}, which runtime/parts.py compares.
+
+    Raises:
+      ConversionError: every disagreement, in one message.
+      UsageError: the configuration has another part in that place.
+    """
+    part = PARTS[source]
+    section = config.model[part.section]
+    if section.name != source:
+        raise UsageError(
+            f"--source={source}: config.model.{part.section}.name is {section.name!r}; take a "
+            "configuration that has the part, such as configs/s4_vct_pvt_v2.py"
+        )
+    notes = []
+    if source == "swin":
+        state_dict, resized = resize_bias_tables(state_dict, section.window_size)
+        notes = [
+            f"{count} tables of relative positions interpolated (bicubic) from window {window} to "
+            f"{section.window_size}"
+            for window, count in resized.items()
+        ]
+    rules = part.rules(section, state_dict)
+    fresh = () if strict else part.fresh(state_dict)
+    result = _carry(state_dict, rules, make_part_init(config, part.section), fresh)
+    beside = ConfigDict({"part": part.section, part.section: section.to_dict()})
+    return result._replace(notes=notes + result.notes), beside
+
+
+def _carry(
+    state_dict: Mapping[str, np.ndarray],
+    rules: Sequence[Rule],
+    init: Callable[[], tuple[dict, dict]],
+    fresh: Sequence[str],
+) -> Conversion:
+    """Fills what `init` makes, leaving initial values where `fresh` allows."""
     wanted = _flatten(*jax.eval_shape(init))
-    found = apply_rules(state_dict, rules, {path: x.shape for path, x in wanted.items()}, fresh)
+    shapes = {path: x.shape for path, x in wanted.items()}
+    found = apply_rules(state_dict, rules, shapes, fresh, only_floats=True)
     found = {path: np.asarray(array, np.float32) for path, array in found.items()}
     missing = sorted(set(wanted) - set(found))
     if missing:
@@ -106,7 +216,14 @@ def convert(
         [path.removeprefix(BATCH_STATS) for path in missing],
         ignored,
         {name: state_dict[name] for name in ignored if re.fullmatch(KEPT_ASIDE, name)},
+        _casts({name: x for name, x in state_dict.items() if name not in set(ignored)}),
     )
+
+
+def _casts(taken: Mapping[str, np.ndarray]) -> list[str]:
+    """A sentence per dtype that is not float32."""
+    kinds = collections.Counter(str(x.dtype) for x in taken.values() if x.dtype != np.float32)
+    return [f"{count} tensors of {kind} became float32" for kind, count in kinds.items()]
 
 
 def _flatten(params: Mapping, batch_stats: Mapping) -> dict[str, Any]:
@@ -135,12 +252,12 @@ def convert_raft(state_dict: Mapping[str, np.ndarray]) -> tuple[Conversion, Conf
     is_large = any(re.match(r"(mask_predictor|update_block\.mask)\.", name) for name in state_dict)
     name, rules = "raft_large" if is_large else "raft_small", raft_rules()
     pictures = np.zeros((1, MIN_SIDE, MIN_SIDE, 3), np.uint8)
-    tree = jax.eval_shape(lambda: RAFT(name).init(jax.random.key(0), pictures, pictures, 1))
-    wanted = _flatten(tree["params"], tree.get("batch_stats", {}))
-    found = apply_rules(state_dict, rules, {path: x.shape for path, x in wanted.items()})
-    found = {path: np.asarray(array, np.float32) for path, array in found.items()}
-    result = Conversion(_unflatten(found), [], _ignored(state_dict, rules), {})
-    return result, ConfigDict({"name": name})
+
+    def init():
+        tree = RAFT(name).init(jax.random.key(0), pictures, pictures, 1)
+        return tree["params"], tree.get("batch_stats", {})
+
+    return _carry(state_dict, rules, init, ()), ConfigDict({"name": name})
 
 
 def _ignored(state_dict: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> list[str]:
@@ -182,11 +299,28 @@ def make_init(config: ConfigDict, size: tuple[int, int]) -> Callable[[], tuple[d
     return init
 
 
+def make_part_init(config: ConfigDict, section: str) -> Callable[[], tuple[dict, dict]]:
+    """() -> initial (params, batch_stats) of the part that config.model[section] describes."""
+    described = config.model[section].to_dict()
+    module = part_class(section, PART_TABLES[section], described)
+    part = make_part(section, module, described)
+    shape = {
+        "backbone": (1, SIZE_DIVISOR, SIZE_DIVISOR, 3),
+        "audio_backbone": (1, MEL_FRAMES, MEL_BANDS),
+    }[section]
+
+    def init():
+        variables = part.init(jax.random.key(config.seed), np.zeros(shape, np.float32))
+        return variables["params"], variables.get("batch_stats", {})
+
+    return init
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, converts and reports; returns the exit status."""
     try:
         run(sys.argv if argv is None else argv)
-    except (UsageError, WeightsError, ConversionError, ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"convert_weights: {error}", file=sys.stderr)
         return 1
     return 0
@@ -196,22 +330,35 @@ def run(argv: Sequence[str]) -> None:
     """`main`, with exceptions."""
     required = ("source", "input", "output")
     config, values = parse(argv, define_flags, __doc__, required, needs_config=False)
-    is_raft = values.source == RAFT_SOURCE
-    if is_raft == (config is not None):
-        what = "needs no --config" if is_raft else "needs --config"
+    if (values.source == RAFT_SOURCE) == (config is not None):
+        what = "needs no --config" if config is not None else "needs --config"
         raise UsageError(f"--source={values.source} {what}; --help lists the flags")
     output = pathlib.Path(values.output)
     if output.exists():
         raise UsageError(f"--output={output} exists; choose a new folder, nothing was written")
     state_dict = read_state_dict(values.input)
+    beside = config
     try:
-        if is_raft:
-            result, config = convert_raft(state_dict)
+        if values.source == RAFT_SOURCE:
+            result, beside = convert_raft(state_dict)
+        elif values.source in PARTS:
+            result, beside = convert_part(state_dict, values.source, config, values.strict)
         else:
             result = convert(state_dict, values.source, config, values.strict)
     except ConversionError as error:
         raise ConversionError(f"{values.input}, nothing was written: {error}") from error
-    save_variables(output, result.variables, config, result.kept)
+    save_variables(output, result.variables, beside, result.kept)
+    report(values, state_dict, result, config or beside)
+
+
+def report(
+    values: flags.FlagValues,
+    state_dict: Mapping[str, np.ndarray],
+    result: Conversion,
+    config: ConfigDict,
+) -> None:
+    """Prints what was taken and what was not."""
+    output = values.output
     params = traverse_util.flatten_dict(result.variables["params"], sep="/")
     count = sum(leaf.size for leaf in params.values())
     print(f"{output}: {len(state_dict) - len(result.ignored)} tensors of {values.input} taken")
@@ -221,10 +368,18 @@ def run(argv: Sequence[str]) -> None:
         print(f"  of these kept aside for export: {summary(list(result.kept))}")
     if result.fresh:
         print(f"  freshly initialised (seed {config.seed}): {', '.join(result.fresh)}")
-    if is_raft:
+    for note in result.notes:
+        print(f"  {note}")
+    if values.source == RAFT_SOURCE:
         print(f"  {config.name}: python -m avs_jax.flow --model={config.name} --weights={output}")
-        return
-    size = image_size(state_dict, config)
+    elif values.source in PARTS:
+        print(f"  to train from it: --config.init.{PARTS[values.source].section}={output}")
+    else:
+        report_size(image_size(state_dict, config), config)
+
+
+def report_size(size: tuple[int, int], config: ConfigDict) -> None:
+    """Says so where the file's query mixer was made for other images than the configuration's."""
     if max(size) != min(size) or size[0] != config.data.image_size:
         pixels = size[0] * size[1] // MASK_STRIDE**2
         print(
@@ -236,7 +391,11 @@ def run(argv: Sequence[str]) -> None:
 def define_flags(values: flags.FlagValues) -> None:
     """The flags beside --config."""
     flags.DEFINE_enum(
-        "source", None, sorted([*SOURCES, RAFT_SOURCE]), "what made the file", flag_values=values
+        "source",
+        None,
+        sorted([*SOURCES, *PARTS, RAFT_SOURCE]),
+        "what made the file",
+        flag_values=values,
     )
     flags.DEFINE_string("input", None, "the weight file", flag_values=values)
     flags.DEFINE_string("output", None, "folder to make", flag_values=values)

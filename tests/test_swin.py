@@ -11,7 +11,7 @@ import pytest
 from flax import traverse_util
 
 from avs_jax.convert.rules import apply_rules, invert_rules
-from avs_jax.convert.tables import swin_rules
+from avs_jax.convert.tables import swin_file_rules, swin_rules
 from avs_jax.models.backbones.swin import (
     LEVELS,
     Block,
@@ -25,8 +25,10 @@ from avs_jax.models.backbones.swin import (
 )
 from avs_jax.models.layers import LayerNorm
 from avs_jax.spec import PIXEL_MEAN, PIXEL_STD
+from tests.backbone_files import assert_probe, entries, fill, golden_state
 from tests.conftest import GOLDEN
 from tests.golden.compare import assert_golden, shapes_of, vct_params
+from tests.golden.weights import rand_input
 
 TINY = Swin(embed_dim=32, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16), window_size=6)
 ODD = Swin(embed_dim=8, depths=(1, 3, 2, 1), num_heads=(1, 2, 2, 4), window_size=3)
@@ -114,6 +116,20 @@ def test_odd_sizes_agree_with_the_original():
     for level in LEVELS:
         assert outputs[level].shape[1:3] == tuple(golden[f"swin_odd/{level}_shape"][2:])
         assert_golden(golden, f"swin_odd/{level}", channels_first(outputs[level]))
+
+
+def test_swin_b_at_384_px_agrees_with_the_original():
+    """The published size: 24 blocks, and a last stage whose one window is shifted."""
+    model = Swin()
+    tree = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    names = entries("swin_base_vct_backbone")
+    rules = swin_file_rules(model.depths, names)
+    variables = fill(tree, golden_state(names), rules)
+    x = rand_input(700 + 384, (1, 3, 384, 384)).transpose(0, 2, 3, 1)
+    outputs = jax.jit(model.apply)({"params": variables["params"]}, x)
+    golden = np.load(GOLDEN / "golden_backbones.npz")
+    for level in LEVELS:
+        assert_probe(outputs[level], f"vct_swin/384/{level}", golden)
 
 
 @functools.cache

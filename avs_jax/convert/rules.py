@@ -69,6 +69,7 @@ def apply_rules(
     rules: Sequence[Rule],
     shapes: Mapping[str, tuple[int, ...]],
     fresh: Sequence[str] = (),
+    only_floats: bool = False,
 ) -> dict[str, np.ndarray]:
     """Carries a state dict into a flat tree.
 
@@ -78,19 +79,22 @@ def apply_rules(
       shapes: path -> shape of every leaf the tree must have.
       fresh: regular expressions of target paths that may stay unfilled (they keep their initial
         value).
+      only_floats: refuse whole numbers and booleans, which parameters are not.
 
     Returns:
       path -> array, dtypes kept; fresh leaves are absent.
 
     Raises:
-      ConversionError: listing every unmatched source name, unfilled path, wrong shape and double
-        assignment.
+      ConversionError: listing every unmatched source name, unfilled path, wrong shape, double
+        assignment and, where `only_floats`, wrong dtype.
     """
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     problems: list[str] = []
     plain: dict[str, np.ndarray] = {}
     stacked: dict[str, dict[int, np.ndarray]] = {}
-    attempted: set[str] = set()  # a wrong tensor is not also reported as a missing one
+    # A wrong tensor is not also reported as a missing one: targets, and layers of their stacks.
+    attempted: set[str] = set()
+    layers: dict[str, set[int]] = {}
     for name, array in source.items():
         found = _first_match(compiled, name)
         if found is None:
@@ -100,6 +104,8 @@ def apply_rules(
         if target is None:
             continue
         attempted.add(target)
+        if rule.index is not None:
+            layers.setdefault(target, set()).add(rule.index)
         try:
             value = TRANSFORMS[rule.transform][0](np.asarray(array))
         except (ValueError, IndexError) as error:
@@ -112,6 +118,8 @@ def apply_rules(
         if value.shape != want:
             problems.append(f"{name} -> {target}: shape {value.shape}, the model wants {want}")
             continue
+        if only_floats and value.dtype.kind != "f":
+            problems.append(f"{name} -> {target}: {value.dtype}, parameters are floating-point")
         slot = plain if rule.index is None else stacked.setdefault(target, {})
         key = target if rule.index is None else rule.index
         if rule.index is not None and rule.index >= shapes[target][0]:
@@ -120,13 +128,12 @@ def apply_rules(
             problems.append(f"{name} -> {target}: filled twice")
         slot[key] = value
     for target, parts in stacked.items():
-        missing = sorted(set(range(shapes[target][0])) - set(parts))
+        count = shapes[target][0]
+        missing = sorted(set(range(count)) - layers[target])
         if missing:
-            problems.append(
-                f"{target}: layers {missing} of {shapes[target][0]} are not in the source"
-            )
-        else:
-            plain[target] = np.stack([parts[i] for i in range(shapes[target][0])])
+            problems.append(f"{target}: layers {missing} of {count} are not in the source")
+        elif len(parts) == count:
+            plain[target] = np.stack([parts[i] for i in range(count)])
     for path, shape in shapes.items():
         if path not in attempted and not any(re.fullmatch(pattern, path) for pattern in fresh):
             problems.append(f"{path} {tuple(shape)}: nothing in the source fills it")

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avs_jax.models.backbones.pvt_v2 import PVTv2
+from avs_jax.models.backbones.resnet import ResNet
 from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.backbones.vggish import VGGish
 from avs_jax.models.decoders.boundary import AuxiliaryBoundary, BoundaryRefinement
@@ -39,7 +41,7 @@ from avs_jax.spec import (
 )
 
 # A part is a row: name in the configuration -> module. None = the part is absent.
-BACKBONES = {"swin": Swin}
+BACKBONES = {"swin": Swin, "pvt_v2": PVTv2, "resnet50": ResNet}
 AUDIO_BACKBONES = {"vggish": VGGish}
 FUSIONS = {"none": None, "ama": AMA}
 REFINERS = {"none": None, "auxiliary": AuxiliaryBoundary, "refine": BoundaryRefinement}

@@ -362,7 +362,7 @@ def fill_variables(
             + "\n  ".join(problems)
         )
     trees = (
-        unflatten({p: x if p in keep else _place(loaded[p], x) for p, x in initial.items()})
+        unflatten({p: x if p in keep else place_like(loaded[p], x) for p, x in initial.items()})
         for initial, loaded, keep in filled
     )
     return *trees, aside
@@ -442,6 +442,7 @@ def _read_state(directory: pathlib.Path, target: dict) -> dict:
     return restored
 
 
-def _place(value: np.ndarray, like: jax.Array) -> jax.Array:
+def place_like(value: np.ndarray, like: jax.Array) -> jax.Array:
+    """The value with dtype and sharding of another array of its shape."""
     value = np.asarray(value, like.dtype)
     return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])

@@ -1,0 +1,64 @@
+"""Swin's tables of relative position biases, carried from one window size to another.
+
+A window of w x w tokens has (2 w - 1)^2 relative positions, so a table is a picture of 2 w - 1
+pixels per side and a channel per head. It is resized as microsoft/Swin-Transformer does in utils.py
+(load_pretrained) and mmcv where it loads a Swin: PyTorch's bicubic interpolation, pixel centres at
+halves, a = -0.75, borders repeated, no smoothing where it shrinks.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+SUFFIX = "relative_position_bias_table"
+SHARPNESS = -0.75  # PyTorch's a of the cubic convolution kernel
+
+
+def resize_bias_tables(
+    state_dict: Mapping[str, np.ndarray], window_size: int
+) -> tuple[dict[str, np.ndarray], dict[int, int]]:
+    """A state dict whose tables fit windows of `window_size`; all else is left as it is.
+
+    Args:
+      state_dict: name -> array; tables are [(2 w - 1)^2, heads], named ...SUFFIX.
+      window_size: tokens per side of the windows wanted.
+
+    Returns:
+      the state dict; for each other window size that was found, the number of tables resized. What
+      is no table of any window is left to the rules, which compare shapes.
+    """
+    result, resized, want = dict(state_dict), {}, 2 * window_size - 1
+    for name, table in state_dict.items():
+        if not name.endswith(SUFFIX) or table.ndim != 2:
+            continue
+        side = math.isqrt(len(table))
+        if side * side != len(table) or side % 2 == 0 or side == want:
+            continue
+        matrix = bicubic_matrix(side, want)
+        picture = table.astype(np.float64).reshape(side, side, -1)
+        picture = np.einsum("yi,xj,ijg->yxg", matrix, matrix, picture, optimize=True)
+        result[name] = picture.reshape(want * want, -1).astype(table.dtype)
+        window = (side + 1) // 2
+        resized[window] = resized.get(window, 0) + 1
+    return result, resized
+
+
+def bicubic_matrix(size: int, new_size: int) -> np.ndarray:
+    """float64 [new_size, size]: resizes a row of `size` pixels by cubic convolution."""
+    position = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
+    first = np.floor(position).astype(int)
+    matrix = np.zeros((new_size, size))
+    for offset in (-1, 0, 1, 2):
+        pixel = np.clip(first + offset, 0, size - 1)
+        weight = _cubic(np.abs(position - (first + offset)))
+        np.add.at(matrix, (np.arange(new_size), pixel), weight)
+    return matrix
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """The kernel at distances 0 to 2."""
+    a = SHARPNESS
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x <= 1, near, far)

@@ -1,0 +1,112 @@
+"""Pretrained parts of the model: a training run starts from them by `config.init`.
+
+The order, in which the more particular wins: random values of the seed; then the whole model of
+config.train.init_from, where there is one; then the parts of config.init.
+"""
+
+import pathlib
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from avs_jax.runtime.checkpoint import load_variables, place_like
+from avs_jax.runtime.optim import flatten, unflatten
+from avs_jax.spec import InputError
+
+SAME = "same"  # value of config.init.pre_sam_backbone: the folder of the first backbone
+# part of the parameter tree -> section of config.model that describes it
+SECTIONS = {
+    "backbone": "backbone",
+    "pre_sam_backbone": "backbone",
+    "audio_backbone": "audio_backbone",
+}
+FREE_KEYS = ("remat", "drop_path_rate")  # of a section: no weight depends on them
+
+
+def fill_parts(
+    params: Mapping, batch_stats: Mapping, config: ConfigDict
+) -> tuple[dict, dict, list[str]]:
+    """Replaces whole parts of the model by those of config.init.
+
+    Args:
+      params: nested.
+      batch_stats: nested.
+      config: the whole configuration; reads `init` and `model`.
+
+    Returns:
+      (params, batch_stats, a line per part: how many tensors of which folder). Arrays have dtype
+      and sharding of those they replace.
+
+    Raises:
+      InputError: the folder holds another part or whole model, a part of another configuration, or
+        other tensors; or the model has no such part.
+      FileNotFoundError: there is no checkpoint.
+    """
+    flat = {"params": flatten(params), "batch_stats": flatten(batch_stats)}
+    lines = []
+    for part, directory in _folders(params, config).items():
+        loaded_params, loaded_stats, stored = load_variables(directory)
+        where = f"config.init.{part}={str(directory)!r}"
+        _check_section(where, part, stored, config)
+        loaded = {"params": flatten(loaded_params), "batch_stats": flatten(loaded_stats)}
+        problems, count = [], 0
+        for kind, leaves in loaded.items():
+            theirs = {f"{part}/{path}": value for path, value in leaves.items()}
+            ours = {p: x for p, x in flat[kind].items() if p.startswith(f"{part}/")}
+            for path in sorted(set(ours) ^ set(theirs)):
+                lacking = "the folder has none" if path in ours else "the model has none"
+                problems.append(f"{kind} {path}: {lacking}")
+            for path in sorted(set(ours) & set(theirs)):
+                if ours[path].shape != theirs[path].shape:
+                    problems.append(
+                        f"{kind} {path}: {theirs[path].shape} in the folder, the model wants "
+                        f"{ours[path].shape}"
+                    )
+                elif not problems:
+                    flat[kind][path] = place_like(theirs[path], ours[path])
+                    count += 1
+        if problems:
+            raise InputError(
+                f"{where}: {len(problems)} tensor(s) do not fit:\n  " + "\n  ".join(problems)
+            )
+        lines.append(f"{part}: {count} tensors of {directory}")
+    return unflatten(flat["params"]), unflatten(flat["batch_stats"]), lines
+
+
+def _folders(params: Mapping, config: ConfigDict) -> dict[str, pathlib.Path]:
+    """Part of the parameter tree -> folder."""
+    wanted = {part: config.init[part] for part in SECTIONS}
+    if wanted["pre_sam_backbone"] == SAME:
+        wanted["pre_sam_backbone"] = wanted["backbone"] if "pre_sam_backbone" in params else ""
+    for part, directory in wanted.items():
+        if directory and part not in params:
+            raise InputError(
+                f"config.init.{part}={directory!r}: the model has no {part}; it has "
+                f"{sorted(set(params) & set(SECTIONS))}"
+            )
+    return {part: pathlib.Path(folder).expanduser() for part, folder in wanted.items() if folder}
+
+
+def _check_section(where: str, part: str, stored: ConfigDict, config: ConfigDict) -> None:
+    """Shapes do not tell everything: the number of heads, for one, is in the configuration only."""
+    section = SECTIONS[part]
+    kind = stored.get("part")
+    if kind != section:
+        what = "a whole model; config.train.init_from takes those" if kind is None else f"a {kind}"
+        raise InputError(f"{where}: the folder holds {what}, expected a {section}")
+    theirs, ours = stored[section].to_dict(), config.model[section].to_dict()
+    differing = [
+        f"{key}: {theirs.get(key, 'absent')!r} in the folder, {ours.get(key, 'absent')!r} now"
+        for key in sorted(set(theirs) | set(ours))
+        if key not in FREE_KEYS and _plain(theirs.get(key)) != _plain(ours.get(key))
+    ]
+    if differing:
+        raise InputError(
+            f"{where}: made for another config.model.{section}; convert the file again with this "
+            "configuration:\n  " + "\n  ".join(differing)
+        )
+
+
+def _plain(value):
+    """Tuples as the lists that JSON makes of them."""
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,31 @@
+"""VCT on AVSBench S4 with ResNet-50, the smaller backbone of AVSBench's papers.
+
+Weights: python scripts/convert_weights.py --source=resnet50 --input=resnet50-19c8e357.pth \
+             --config=configs/s4_vct_resnet50.py --output=checkpoints/resnet50
+Command: python -m avs_jax.main --config=configs/s4_vct_resnet50.py --workdir=DIR \
+             --config.init.backbone=checkpoints/resnet50
+Not trained here; VCT's paper reports Swin-B. Without pretrained statistics the frozen norms are the
+identity, so this recipe is made for `init.backbone`; the demo trains their scale and bias.
+`:demo` is the same recipe, small, on generated clips (scripts/demo.sh).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.s4_vct import get_config as get_vct_config
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = get_vct_config(variant)
+    config.name = config.name.replace("vct", "vct_resnet50")
+    backbone = config.model.backbone = ConfigDict()
+    backbone.name = "resnet50"
+    backbone.depths = (3, 4, 6, 3)
+    backbone.width = 64
+    backbone.remat = False  # recompute each block in the backward pass
+    if variant == "demo":
+        backbone.depths = (1, 1, 1, 1)
+        backbone.width = 16
+        return config
+    # Norms are frozen whole, as detectron2's FrozenBatchNorm2d.
+    config.optim.frozen += (r"(pre_sam_)?backbone/(.*/)?(bn\d|downsample_1)/(scale|bias)",)
+    return config

@@ -1,0 +1,176 @@
+"""Training from converted parts: what config.init takes, where it goes, what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from avs_jax import train as program
+from avs_jax.runtime import checkpoint
+from avs_jax.runtime.parts import fill_parts
+from scripts.convert_weights import make_init
+from tests import small
+
+rng = np.random.default_rng(0)
+
+
+def flat(tree):
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def shaped(tree, value=None):
+    """Arrays shaped as a tree of ShapeDtypeStructs: zeros on the device, or random in memory."""
+    if value is None:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+    return jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), tree)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """(config, shapes of params, shapes of batch_stats) of a small model with two ResNets."""
+    config = small.small_config("none")
+    section = {"name": "resnet50", "depths": (1, 1, 1, 1), "width": 2, "remat": False}
+    config.model.backbone = ConfigDict(section)
+    params, stats = jax.eval_shape(make_init(config, (64, 64)))
+    return config, params, stats
+
+
+def save(folder, model, part, section=None, change=None):
+    """A folder as convert_weights leaves it, and its variables, flat."""
+    config, params, stats = model
+    section = section or part
+    variables = {
+        "params": shaped(params[part], "random"),
+        "batch_stats": shaped(stats.get(part, {}), "random"),
+    }
+    if change:
+        change(variables)
+    described = config.model[section].to_dict()
+    beside = ConfigDict({"part": section, section: described})
+    checkpoint.save_variables(folder, variables, beside)
+    return flat(variables)
+
+
+def with_init(config, **init):
+    config = config.copy_and_resolve_references()
+    config.init.update({name: str(value) for name, value in init.items()})
+    return config
+
+
+def test_one_backbone_fills_both_and_audio_its_own(tmp_path, model):
+    config, params, stats = model
+    image = save(tmp_path / "image", model, "backbone")
+    sound = save(tmp_path / "sound", model, "audio_backbone")
+    config = with_init(config, backbone=tmp_path / "image", audio_backbone=tmp_path / "sound")
+    before, before_stats = shaped(params), shaped(stats)
+    after, after_stats, lines = fill_parts(before, before_stats, config)
+    for part, source in (
+        ("backbone", image), ("pre_sam_backbone", image), ("audio_backbone", sound),
+    ):  # fmt: skip
+        for path, value in flat({"params": after, "batch_stats": after_stats}).items():
+            kind, _, rest = path.partition("/")
+            if rest.startswith(f"{part}/"):
+                expected = source[f"{kind}/{rest.removeprefix(f'{part}/')}"]
+                np.testing.assert_array_equal(value, expected, err_msg=path)
+                assert isinstance(value, jax.Array)
+    taken = ("backbone/", "pre_sam_backbone/", "audio_backbone/")
+    old, new = flat(before), flat(after)
+    assert old.keys() == new.keys()
+    assert all(new[path] is old[path] for path in old if not path.startswith(taken))
+    assert [line.split(":")[0] for line in lines] == [
+        "backbone", "pre_sam_backbone", "audio_backbone",
+    ]  # fmt: skip
+    assert lines[0] == f"backbone: {len(image)} tensors of {tmp_path / 'image'}"
+
+
+def test_the_second_backbone_may_have_its_own_or_none(tmp_path, model):
+    config, params, stats = model
+    save(tmp_path / "a", model, "backbone")
+    second = save(tmp_path / "b", model, "pre_sam_backbone", "backbone")
+    for value, expected in ((tmp_path / "b", second["params/conv1/kernel"]), ("", 0.0)):
+        chosen = with_init(config, backbone=tmp_path / "a", pre_sam_backbone=value)
+        after, _, lines = fill_parts(shaped(params), shaped(stats), chosen)
+        kernel = after["pre_sam_backbone"]["conv1"]["kernel"]
+        np.testing.assert_array_equal(kernel, np.broadcast_to(expected, kernel.shape))
+        assert len(lines) == 1 + bool(value)
+    assert fill_parts(shaped(params), shaped(stats), config)[2] == []
+
+
+def test_a_model_without_the_second_branch(tmp_path, model):
+    """'same' asks for nothing then; a folder of its own is a mistake."""
+    config, params, stats = model
+    save(tmp_path / "a", model, "backbone")
+    params = shaped({k: v for k, v in params.items() if k != "pre_sam_backbone"})
+    stats = shaped({k: v for k, v in stats.items() if k != "pre_sam_backbone"})
+    lines = fill_parts(params, stats, with_init(config, backbone=tmp_path / "a"))[2]
+    assert len(lines) == 1
+    with pytest.raises(ValueError, match="init.pre_sam_backbone=.*the model has no pre_sam_back"):
+        fill_parts(params, stats, with_init(config, pre_sam_backbone=tmp_path / "a"))
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path, model):
+    config, params, stats = model
+
+    def refused(match, folder, **changes):
+        chosen = with_init(config, backbone=tmp_path / folder)
+        chosen.model.backbone.update(changes)
+        with pytest.raises((ValueError, OSError), match=match):
+            fill_parts(shaped(params), shaped(stats), chosen)
+
+    save(tmp_path / "sound", model, "audio_backbone")
+    refused("holds a audio_backbone, expected a backbone", "sound")
+    whole = {"params": shaped(params, "random"), "batch_stats": shaped(stats, "random")}
+    checkpoint.save_variables(tmp_path / "whole", whole, config)
+    refused("holds a whole model; config.train.init_from", "whole")
+    save(tmp_path / "image", model, "backbone")
+    refused(r"(?s)convert the file again.*width: 2 in the folder, 4 now", "image", width=4)
+    fill_parts(shaped(params), shaped(stats), with_init(config, backbone=tmp_path / "image"))
+    refused("no checkpoint; looked for", "nowhere")
+
+    def damage(variables):
+        del variables["params"]["bn1"]["bias"]
+        variables["params"]["conv1"]["kernel"] = np.zeros((7, 7, 3, 9), np.float32)
+        variables["batch_stats"]["stranger"] = np.zeros(2, np.float32)
+
+    save(tmp_path / "damaged", model, "backbone", change=damage)
+    refused(
+        r"(?s)3 tensor\(s\) do not fit.*params backbone/bn1/bias: the folder has none.*"
+        r"params backbone/conv1/kernel: \(7, 7, 3, 9\) in the folder, .*\(7, 7, 3, 2\).*"
+        r"batch_stats backbone/stranger: the model has none",
+        "damaged",
+    )
+
+
+def test_training_takes_them_after_the_whole_model(tmp_path, model, monkeypatch, capsys):
+    """train.init_from first, then the parts: up to the first step, which is not taken."""
+    config, params, stats = model
+    config = config.copy_and_resolve_references()
+    whole = {"params": shaped(params, "random"), "batch_stats": shaped(stats, "random")}
+    checkpoint.save_variables(tmp_path / "whole", whole, config)
+    image = save(tmp_path / "image", model, "backbone")
+    config = with_init(config, backbone=tmp_path / "image", pre_sam_backbone="")
+    config.train.init_from = str(tmp_path / "whole")
+    config.train.steps = 0
+    config.train.init_fresh = (r"audio_backbone/features_0/bias",)
+    monkeypatch.setattr(program.pipeline, "num_clips", lambda *_: 9)
+    start = shaped(params), shaped(stats)
+    monkeypatch.setattr(program, "init_variables", lambda *_, **__: start)
+    results = []
+
+    def record(*arguments):
+        results.append(fill_parts(*arguments))
+        return results[0]
+
+    monkeypatch.setattr(program, "fill_parts", record)
+    program.train(config, tmp_path / "run")
+    filled = jax.device_get(results[0][0])
+    kernel = filled["backbone"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernel, image["params/conv1/kernel"])
+    for part, name in (("pre_sam_backbone", "conv1"), ("predictor", "class_embed")):
+        np.testing.assert_array_equal(
+            filled[part][name]["kernel"], whole["params"][part][name]["kernel"]
+        )
+    err = capsys.readouterr().err
+    assert f"pretrained parts:\n  backbone: {len(image)} tensors of {tmp_path / 'image'}\n" in err
