@@ -11,7 +11,7 @@ from avs_jax.data.clip import empty_clip
 from avs_jax.data.pipeline import stack_clips
 from avs_jax.losses.criterion import compute_losses
 from avs_jax.models import build_model
-from avs_jax.runtime.optim import assign_groups, base_learning_rate
+from avs_jax.runtime.optim import assign_groups, base_learning_rate, split_frozen
 from avs_jax.runtime.step import STREAMS, init_variables
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -99,7 +99,16 @@ def test_the_recipes_of_ms3():
 
 
 @pytest.mark.parametrize(
-    "name", ["ms3_ama", "avss_ama", "s4_ama_brm", "ms3_ama_brm", "avss_ama_brm"]
+    "name",
+    [
+        "ms3_ama",
+        "avss_ama",
+        "s4_ama_brm",
+        "ms3_ama_brm",
+        "avss_ama_brm",
+        "s4_vct_pvt_v2",
+        "s4_vct_resnet50",
+    ],
 )
 def test_a_clip_goes_through_model_and_loss(name):
     """Shapes only: an empty training clip of the demo gives outputs and a scalar loss."""
@@ -121,3 +130,16 @@ def test_a_clip_goes_through_model_and_loss(name):
     assert outputs["pred_logits"].shape == (1, frames, 20, classes + 1)
     assert total.shape == () and ("loss_proto" in terms) == (setting != "ms3")
     assert ("edge_logits" in outputs) == ("loss_boundary" in terms) == name.endswith("brm")
+
+
+def test_resnet_s_norms_are_frozen_whole():
+    """As detectron2's: no statistics, no scale, no bias of 53 norms in each of two backbones."""
+    config = load("s4_vct_resnet50", "")
+    config.data.image_size = 64
+    batch = stack_clips([empty_clip(config, is_training=True)])
+    model = build_model(config.model)
+    params, stats = jax.eval_shape(functools.partial(init_variables, model, seed=0), batch)
+    frozen = split_frozen(params, config.optim.frozen)[1]
+    norms = [path for path in frozen if not path.startswith("audio_backbone/")]
+    assert len(norms) == 2 * 53 * 2 and all(path.endswith(("scale", "bias")) for path in norms)
+    assert len(jax.tree.leaves(stats)) == 2 * 53 * 2

@@ -164,7 +164,7 @@ def test_training_takes_them_after_the_whole_model(tmp_path, model, monkeypatch,
         return results[0]
 
     monkeypatch.setattr(program, "fill_parts", record)
-    program.train(config, tmp_path / "run")
+    assert program.run_steps(config, tmp_path / "run")
     filled = jax.device_get(results[0][0])
     kernel = filled["backbone"]["conv1"]["kernel"]
     np.testing.assert_array_equal(kernel, image["params/conv1/kernel"])
