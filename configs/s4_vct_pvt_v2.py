@@ -4,7 +4,8 @@ Weights: python scripts/convert_weights.py --source=pvt_v2 --input=pvt_v2_b5.pth
              --config=configs/s4_vct_pvt_v2.py --output=checkpoints/pvt_v2_b5
 Command: python -m avs_jax.main --config=configs/s4_vct_pvt_v2.py --workdir=DIR \
              --config.init.backbone=checkpoints/pvt_v2_b5
-Not trained here; VCT's paper reports Swin-B.
+Hardware: 211 M parameters, 163 M of them in the two backbones (Swin-B's: 174 M). Not timed here.
+Aims at: no number; VCT's published checkpoints are Swin-B's, and this was not trained here.
 `:demo` is the same recipe, small, on generated clips (scripts/demo.sh).
 """
 

@@ -4,8 +4,10 @@ Weights: python scripts/convert_weights.py --source=resnet50 --input=resnet50-19
              --config=configs/s4_vct_resnet50.py --output=checkpoints/resnet50
 Command: python -m avs_jax.main --config=configs/s4_vct_resnet50.py --workdir=DIR \
              --config.init.backbone=checkpoints/resnet50
-Not trained here; VCT's paper reports Swin-B. Without pretrained statistics the frozen norms are the
-identity, so this recipe is made for `init.backbone`; the demo trains their scale and bias.
+Hardware: 96 M parameters, 47 M of them in the two backbones (Swin-B's: 174 M). Not timed here.
+Aims at: no number; VCT's published checkpoints are Swin-B's, and this was not trained here.
+Without pretrained statistics the frozen norms are the identity, so this recipe is made for
+`init.backbone`; the demo trains their scale and bias.
 `:demo` is the same recipe, small, on generated clips (scripts/demo.sh).
 """
 

@@ -21,6 +21,7 @@ from avs_jax.models.backbones.swin import relative_position_index
 from avs_jax.runtime import stablehlo
 from avs_jax.runtime.checkpoint import load_kept, load_variables, save_variables
 from avs_jax.runtime.compilation_cache import use_compilation_cache
+from configs import s4_vct_pvt_v2, s4_vct_resnet50
 from configs.base import base_config
 from configs.s4_ama import get_config
 from scripts import convert_weights, export_weights
@@ -123,6 +124,13 @@ def test_names_are_the_official_ones_in_their_order(dataset, num_prototypes, num
     config = base_config()
     config.data.num_prototypes, config.data.num_classes = num_prototypes, num_classes
     assert vct_names(config.model) == list(entries(dataset))
+
+
+@pytest.mark.parametrize("recipe", [s4_vct_pvt_v2, s4_vct_resnet50])
+def test_other_backbones_have_no_names_in_vct(recipe):
+    config = recipe.get_config("demo")
+    with pytest.raises(ValueError, match=f"no names for .*{config.model.backbone.name}.*'swin'"):
+        export_weights.vct_state_dict({}, {}, {}, config)
 
 
 def test_versions_that_the_original_renames_by():

@@ -1,5 +1,7 @@
 """Training from converted parts: what config.init takes, where it goes, what it refuses."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,13 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from avs_jax import train as program
+from avs_jax.convert.rules import invert_rules
+from avs_jax.convert.tables import resnet_rules, vggish_rules
+from avs_jax.data import pipeline
+from avs_jax.main import main
 from avs_jax.runtime import checkpoint
 from avs_jax.runtime.parts import fill_parts
+from scripts import convert_weights
 from scripts.convert_weights import make_init
 from tests import small
 
@@ -128,6 +135,10 @@ def test_folders_that_do_not_fit_are_refused(tmp_path, model):
     refused(r"(?s)convert the file again.*width: 2 in the folder, 4 now", "image", width=4)
     fill_parts(shaped(params), shaped(stats), with_init(config, backbone=tmp_path / "image"))
     refused("no checkpoint; looked for", "nowhere")
+    younger = config.copy_and_resolve_references()
+    del younger.model.backbone["remat"], younger.model.backbone["width"]
+    save(tmp_path / "older", (younger, params, stats), "backbone")
+    fill_parts(shaped(params), shaped(stats), with_init(config, backbone=tmp_path / "older"))
 
     def damage(variables):
         del variables["params"]["bn1"]["bias"]
@@ -143,34 +154,74 @@ def test_folders_that_do_not_fit_are_refused(tmp_path, model):
     )
 
 
-def test_training_takes_them_after_the_whole_model(tmp_path, model, monkeypatch, capsys):
-    """train.init_from first, then the parts: up to the first step, which is not taken."""
+class FirstStep(Exception):
+    """Carries the state that the first step of training would have started from."""
+
+
+def test_the_training_program_starts_from_converted_files(tmp_path, model, monkeypatch, capsys):
+    """Both command lines: files are converted, and training takes them after train.init_from."""
     config, params, stats = model
-    config = config.copy_and_resolve_references()
+    recipe = tmp_path / "recipe.py"
+    lines = (
+        "from ml_collections import ConfigDict",
+        "from tests.small import small_config",
+        "def get_config():",
+        "    config = small_config('none')",
+        f"    config.model.backbone = ConfigDict({config.model.backbone.to_dict()})",
+        "    config.train.ema_decay = 0.9",
+        "    return config",
+    )
+    recipe.write_text("\n".join(lines))
+    states = {}
+    for source, part, rules in (
+        ("resnet50", "backbone", resnet_rules("", "")),
+        ("vggish", "audio_backbone", vggish_rules("", "")),
+    ):
+        tree = flat(shaped(params[part], "random"))
+        statistics = flat(shaped(stats.get(part, {}), "random"))
+        tree |= {f"batch_stats/{path}": x for path, x in statistics.items()}
+        states[part] = tree
+        np.savez(tmp_path / f"{source}.npz", **invert_rules(tree, rules, torch_names(source, tree)))
+        flags = [f"--source={source}", f"--input={tmp_path / source}.npz", f"--config={recipe}"]
+        flags.append(f"--output={tmp_path / part}")
+        assert convert_weights.main(["convert_weights", *flags]) == 0
     whole = {"params": shaped(params, "random"), "batch_stats": shaped(stats, "random")}
     checkpoint.save_variables(tmp_path / "whole", whole, config)
-    image = save(tmp_path / "image", model, "backbone")
-    config = with_init(config, backbone=tmp_path / "image", pre_sam_backbone="")
-    config.train.init_from = str(tmp_path / "whole")
-    config.train.steps = 0
-    config.train.init_fresh = (r"audio_backbone/features_0/bias",)
-    monkeypatch.setattr(program.pipeline, "num_clips", lambda *_: 9)
-    start = shaped(params), shaped(stats)
-    monkeypatch.setattr(program, "init_variables", lambda *_, **__: start)
-    results = []
 
-    def record(*arguments):
-        results.append(fill_parts(*arguments))
-        return results[0]
+    def first_step(*_):
+        def step(state, batch):
+            raise FirstStep(jax.device_get(state))
 
-    monkeypatch.setattr(program, "fill_parts", record)
-    assert program.run_steps(config, tmp_path / "run")
-    filled = jax.device_get(results[0][0])
-    kernel = filled["backbone"]["conv1"]["kernel"]
-    np.testing.assert_array_equal(kernel, image["params/conv1/kernel"])
+        return step
+
+    monkeypatch.setattr(program, "make_train_step", first_step)
+    monkeypatch.setattr(pipeline, "open_records", lambda *_: small.records(8))
+    flags = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
+    flags.append(f"--config.train.init_from={tmp_path / 'whole'}")
+    flags += [f"--config.init.{part}={tmp_path / part}" for part in states]
+    flags.append("--config.init.pre_sam_backbone=")
+    with pytest.raises(FirstStep) as caught:
+        main(["main", *flags])
+    state = caught.value.args[0]
+    for part, tree in states.items():
+        started = flat(state.params[part])
+        statistics = flat(state.batch_stats.get(part, {}))
+        started |= {f"batch_stats/{path}": x for path, x in statistics.items()}
+        assert started.keys() == tree.keys()
+        for path, value in tree.items():
+            np.testing.assert_array_equal(started[path], value, err_msg=f"{part} {path}")
     for part, name in (("pre_sam_backbone", "conv1"), ("predictor", "class_embed")):
         np.testing.assert_array_equal(
-            filled[part][name]["kernel"], whole["params"][part][name]["kernel"]
+            state.params[part][name]["kernel"], whole["params"][part][name]["kernel"]
         )
     err = capsys.readouterr().err
-    assert f"pretrained parts:\n  backbone: {len(image)} tensors of {tmp_path / 'image'}\n" in err
+    assert "pretrained parts:\n  backbone: 85 tensors of" in err and "  audio_backbone: " in err
+
+
+def torch_names(source, tree):
+    """Names, in PyTorch's words, of the tensors of one of our trees."""
+    words = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    for path in tree:
+        *modules, leaf = path.removeprefix("batch_stats/").split("/")
+        modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
+        yield ".".join([*modules, words.get(leaf, leaf)])

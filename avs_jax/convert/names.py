@@ -8,6 +8,8 @@ follow at the end.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from avs_jax.convert.rules import ConversionError
+
 NORM = LINEAR = ("weight", "bias")
 NUM_LEVELS = 3  # of the pixel decoder's deformable part: strides 32, 16, 8
 ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
@@ -23,7 +25,16 @@ def vct_names(model_config: Mapping[str, Any]) -> list[str]:
 
     Args:
       model_config: config.model; reads which parts there are and how many layers they have.
+
+    Raises:
+      ConversionError: VCT has no such model.
     """
+    backbone = model_config["backbone"]["name"]
+    if backbone != "swin":
+        raise ConversionError(
+            f"VCT has no names for config.model.backbone.name={backbone!r}, only for 'swin'; "
+            "--format=orbax and --format=stablehlo take any model"
+        )
     depths = model_config["backbone"]["depths"]
     has_prototypes = model_config["num_prototypes"] > 0
     has_ama = model_config["fusion"]["name"] == "ama"

@@ -88,7 +88,10 @@ def _folders(params: Mapping, config: ConfigDict) -> dict[str, pathlib.Path]:
 
 
 def _check_section(where: str, part: str, stored: ConfigDict, config: ConfigDict) -> None:
-    """Shapes do not tell everything: the number of heads, for one, is in the configuration only."""
+    """Shapes do not tell everything: the number of heads, for one, is in the configuration only.
+
+    A key that the folder's configuration lacks is younger than the folder: its present value holds.
+    """
     section = SECTIONS[part]
     kind = stored.get("part")
     if kind != section:
@@ -96,9 +99,9 @@ def _check_section(where: str, part: str, stored: ConfigDict, config: ConfigDict
         raise InputError(f"{where}: the folder holds {what}, expected a {section}")
     theirs, ours = stored[section].to_dict(), config.model[section].to_dict()
     differing = [
-        f"{key}: {theirs.get(key, 'absent')!r} in the folder, {ours.get(key, 'absent')!r} now"
-        for key in sorted(set(theirs) | set(ours))
-        if key not in FREE_KEYS and _plain(theirs.get(key)) != _plain(ours.get(key))
+        f"{key}: {theirs[key]!r} in the folder, {ours.get(key, 'absent')!r} now"
+        for key in sorted(theirs)
+        if key not in FREE_KEYS and _plain(theirs[key]) != _plain(ours.get(key, "absent"))
     ]
     if differing:
         raise InputError(
