@@ -4,8 +4,8 @@
       --config.data.train_frames=all --steps=3
 
 Prints the bytes of the compiled step (arguments, temporaries), the time of compilation and of each
-step, by the clock and summed over processors, and the largest resident memory of the process. Images
-and ground truth are noise; frames have ground truth where the configuration supervises them.
+step, by the clock and summed over processors, and the largest resident memory of the process.
+Images and ground truth are noise; frames have ground truth where the configuration supervises them.
 """
 
 import dataclasses
