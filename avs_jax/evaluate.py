@@ -26,12 +26,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from avs_jax.data import conditions, negative_audio, predictions
-from avs_jax.data.clip import Record, empty_clip, prepare_labels
+from avs_jax.data.clip import Record, decode_text, empty_clip, prepare_labels
 from avs_jax.data.pipeline import EvalBatches, Loader, metadata, open_records, stack_clips
 from avs_jax.data.predictions import PredictionFiles, write_batch
 from avs_jax.models import build_model
@@ -213,7 +214,15 @@ class Scorer:
                 title=condition.replace("_", " "),
                 num_pictures=config.evaluate.num_pictures,
                 each_batch=each_batch,
+                find_flow=functools.partial(_stored_flow, records),
             )
+
+
+def _stored_flow(records: Sequence[Record], clip_id: str) -> np.ndarray | None:
+    """(u, v) [T, H, W, 2] px of a clip, None where vectors are not stored; for the first clips."""
+    record = next(record for record in records if decode_text(record["clip_id"]) == clip_id)
+    flow = np.asarray(record["flow"])
+    return flow if flow.shape[-1] == 2 else None
 
 
 # ---- anybody's predictions ----

@@ -24,7 +24,7 @@ from avs_jax.runtime import scoring
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.sharding import make_mesh
 from avs_jax.runtime.step import init_variables
-from avs_jax.spec import INPUT_FIELDS, InputError
+from avs_jax.spec import INPUT_FIELDS, REFERENCE, InputError
 from configs.base import base_config
 from tests import small
 
@@ -276,6 +276,18 @@ def job(monkeypatch, tmp_path, variables):
     monkeypatch.setattr(evaluation, "open_records", lambda config, split: clips)
     save_variables(tmp_path / "weights", {"params": variables[0]}, config)
     return config, tmp_path / "weights", clips
+
+
+def test_pictures_show_flow_where_vectors_are_stored(job):
+    config, weights, records = job
+    moving = [
+        {**record, "flow": np.ones((len(record["frames"]), 8, 8, 2), np.float16)}
+        for record in records
+    ]
+    scorer = evaluation.Scorer(config, weights, {})
+    without, shown = (scorer(r, REFERENCE).pictures for r in (records, moving))
+    assert shown and shown.keys() == without.keys()
+    assert all(len(shown[name]) > len(without[name]) for name in shown)
 
 
 def test_evaluate_config_scores_true_and_false_sound(job, tmp_path, capsys):

@@ -122,7 +122,13 @@ def test_clip_picture_shows_vectors_in_colours():
     vectors = np.zeros((3, 48, 64, 2), np.float32)
     vectors[..., 0] = np.array([1, 2, 4])[:, None, None]
     picture = visualize.clip_picture(**{**clip, "motion": vectors})
-    assert picture.shape == visualize.clip_picture(**clip).shape
+    rows = len(picture) - len(visualize.clip_picture(**clip))
+    assert rows == 120 + visualize._GAP  # a row of flow above that of its length
+    np.testing.assert_array_equal(
+        picture, visualize.clip_picture(**{**clip, "motion": vectors[..., :1]}, flow=vectors)
+    )
+    with pytest.raises(ValueError, match="flow: 2 for a clip of 3"):
+        visualize.clip_picture(**clip, flow=vectors[:2])
     assert (picture == (255, 0, 0)).all(axis=-1).sum() >= 100 * 100  # the fastest frame, whole
 
 

@@ -56,7 +56,7 @@ def prepare_clip(record: Record, config: Any, rng: np.random.Generator | None = 
         return _prepare_clip(record, config, rng)
     except (ValueError, OSError) as error:
         kind = InputError if isinstance(error, (InputError, OSError)) else ValueError
-        raise kind(f"clip {_text(record.get('clip_id', '?'))}: {error}") from error
+        raise kind(f"clip {decode_text(record.get('clip_id', '?'))}: {error}") from error
 
 
 def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) -> Clip:
@@ -115,7 +115,7 @@ def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) 
         if is_training:
             _place_prototypes(clip, row, record, data)
     if not is_training:
-        clip |= {field: _text(record.get(field, "")) for field in HOST_FIELDS}
+        clip |= {field: decode_text(record.get(field, "")) for field in HOST_FIELDS}
         if record.get("motion_of") is not None:
             given = motion_maps(record["motion_of"], config)
             clip["motion"][:num_frames] = given[np.arange(num_frames) % len(given)]
@@ -181,7 +181,7 @@ def prepare_labels(record: Record, config: Any) -> Clip:
     Raises:
       ValueError: naming the clip and what is wrong with it.
     """
-    clip_id, num_frames = _text(record["clip_id"]), len(record["frames"])
+    clip_id, num_frames = decode_text(record["clip_id"]), len(record["frames"])
     if not 0 < num_frames <= config.data.num_frames:
         raise InputError(
             f"clip {clip_id}: {num_frames} frames, expected 1 to config.data.num_frames = "
@@ -198,7 +198,7 @@ def prepare_labels(record: Record, config: Any) -> Clip:
             _place_labels(clip, t, labels, None, config)
     except (ValueError, OSError) as error:
         raise InputError(f"clip {clip_id}: {error}") from error
-    return clip | {field: _text(record.get(field, "")) for field in HOST_FIELDS}
+    return clip | {field: decode_text(record.get(field, "")) for field in HOST_FIELDS}
 
 
 def motion_maps(record: Record, config: Any) -> np.ndarray:
@@ -367,5 +367,6 @@ def decode_labels(image: bytes | np.ndarray, num_classes: int) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
-def _text(value: Any) -> str:
+def decode_text(value: Any) -> str:
+    """A text of a record, which TFDS gives as bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from avs_jax.data.audio import EXAMPLE_SAMPLES, HOP, resample, to_mono
-from avs_jax.data.clip import decode_labels
+from avs_jax.data.clip import decode_labels, decode_text
 from avs_jax.spec import IGNORE_LABEL, MEL_FRAMES, NEGATIVE_AUDIO, SAMPLE_RATE, InputError, nearest
 
 DITHER_DBFS = -80.0
@@ -133,7 +133,7 @@ def collect_facts(
     visible: list[list[int]] = []
     for i in range(len(records)):
         record = records[i]
-        clip, category = _text(record["clip_id"]), _text(record.get("category", ""))
+        clip, category = decode_text(record["clip_id"]), decode_text(record.get("category", ""))
         seconds = min(num_seconds(record), len(record["frames"]))
         heard = [name for name in category.split("+") if name]
         if num_classes > 2:
@@ -385,7 +385,3 @@ class FalseSounds(Sequence):
             partner = self._records[self._place[entry["offscreen"]]]
         sound = false_sound(self._condition, record, entry, partner)
         return {**record, "waveform": sound, "sample_rate": SAMPLE_RATE}
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

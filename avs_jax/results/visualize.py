@@ -1,7 +1,7 @@
 """Pictures of clips: what the model saw, heard and answered, one column per frame.
 
-Rows from top to bottom: frame, prediction, ground truth, motion map, AMA's map, log-mel of the
-frame's 0.96 s of sound. Rows without data are left out. numpy and pillow only.
+Rows from top to bottom: frame, prediction, ground truth, optical flow, motion map, AMA's map,
+log-mel of the frame's 0.96 s of sound. Rows without data are left out. numpy and pillow only.
 """
 
 import base64
@@ -146,6 +146,7 @@ def clip_picture(
     log_mel: np.ndarray | None = None,
     motion: np.ndarray | None = None,
     motion_weight: np.ndarray | None = None,
+    flow: np.ndarray | None = None,
     titles: Sequence[str] | None = None,
     heading: str = "",
 ) -> np.ndarray:
@@ -156,9 +157,11 @@ def clip_picture(
       prob: float [T, S, S], probability of the object; tinted where above 0.5.
       labels: uint8 [T, S, S], ground truth; a frame that is wholly unknown (255) is left grey.
       log_mel: float [T, 96, 64].
-      motion: float [T, H, W] or [T, H, W, 1], not negative, or (u, v) [T, H, W, 2]; one scale for
-        the clip.
+      motion: float [T, H, W] or [T, H, W, 1], not negative, or (u, v) [T, H, W, 2], of which the
+        length is shown; one scale for the clip.
       motion_weight: float [T, g, g], AMA's map, not negative; one scale for the clip.
+      flow: (u, v) float [T, H, W, 2], in colours; one scale for the clip. The motion, where that
+        is (u, v), when not given.
       titles: T captions, one over each column; "0 s", "1 s", ... when not given.
       heading: a line over the grid; none if empty.
 
@@ -168,7 +171,7 @@ def clip_picture(
     num_frames = len(frames)
     titles = [f"{t} s" for t in range(num_frames)] if titles is None else list(titles)
     given = dict(prob=prob, labels=labels, log_mel=log_mel, motion=motion)
-    given |= dict(motion_weight=motion_weight, titles=titles)
+    given |= dict(motion_weight=motion_weight, flow=flow, titles=titles)
     for name, value in given.items():
         if value is not None and len(value) != num_frames:
             raise ValueError(f"{name}: {len(value)} for a clip of {num_frames} frames")
@@ -179,8 +182,14 @@ def clip_picture(
     rows.append(("prediction", [overlay(f, p) for f, p in zip(small, prob, strict=True)]))
     if labels is not None:
         rows.append(("ground truth", [_truth(f, x) for f, x in zip(small, labels, strict=True)]))
+    if motion is not None and np.shape(motion)[3:] == (2,):
+        flow = motion if flow is None else flow
+        motion = np.linalg.norm(np.asarray(motion, np.float32), axis=-1)
+    if flow is not None:
+        rows.append(("flow", _flow_tiles(np.asarray(flow, np.float32), (height, width))))
     if motion is not None:
-        rows.append(("motion", _motion_tiles(np.asarray(motion, np.float32), (height, width))))
+        maps = np.asarray(motion, np.float32).reshape(np.shape(motion)[:3])
+        rows.append(("motion", _map_tiles(maps, (height, width))))
     if motion_weight is not None:
         rows.append(("AMA map", _map_tiles(motion_weight, (height, width))))
     if log_mel is not None:
@@ -226,11 +235,9 @@ def _truth(frame, labels):
     return overlay(frame, (labels > 0) & (labels != IGNORE_LABEL), TRUTH)
 
 
-def _motion_tiles(motion, size):
-    if motion.ndim == 3 or motion.shape[-1] == 1:
-        return _map_tiles(motion.reshape(motion.shape[:3]), size)
-    high = float(np.hypot(motion[..., 0], motion[..., 1]).max())
-    return [_resize_image(flow_colors(flow, high), size) for flow in motion]
+def _flow_tiles(flow, size):
+    high = float(np.hypot(flow[..., 0], flow[..., 1]).max())
+    return [_resize_image(flow_colors(frame, high), size) for frame in flow]
 
 
 def _map_tiles(maps, size):

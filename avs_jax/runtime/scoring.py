@@ -93,6 +93,7 @@ def evaluate(
     title: str = "evaluate",
     num_pictures: int = 0,
     each_batch: Callable[[np.ndarray, Mapping[str, Any]], None] | None = None,
+    find_flow: Callable[[str], np.ndarray | None] | None = None,
 ) -> Evaluation:
     """One pass over a split.
 
@@ -106,6 +107,7 @@ def evaluate(
       title: of the progress line.
       num_pictures: draw the first clips that this process reads (binary task only).
       each_batch: called with this process's predictions [B, T, S, S] of each batch, and the batch.
+      find_flow: clip_id -> (u, v) [T, H, W, 2] for its picture, or None.
 
     Returns:
       The same counts on every process, in dataset order.
@@ -128,7 +130,8 @@ def evaluate(
         has_truth = np.any(batch["valid"] & batch["supervised"], axis=1)
         for b, clip_id in enumerate(batch["clip_id"]):
             if len(pictures) < num_pictures and has_truth[b]:
-                pictures[clip_id] = _picture(batch, outputs, b)
+                flow = find_flow(clip_id) if find_flow is not None else None
+                pictures[clip_id] = _picture(batch, outputs, b, flow)
         share = len(batch["clip_id"])
     return Evaluation(_gather(counter.result(), share), pictures)
 
@@ -145,8 +148,8 @@ def _score(score_step, variables, batch, mesh: Mesh) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _picture(batch, outputs, b: int) -> np.ndarray:
-    """The existing frames of row b."""
+def _picture(batch, outputs, b: int, flow: np.ndarray | None) -> np.ndarray:
+    """The existing frames of row b, whose flow is given."""
     keep = np.asarray(batch["valid"][b])
     optional = {
         "log_mel": batch["log_mel"],
@@ -157,6 +160,7 @@ def _picture(batch, outputs, b: int) -> np.ndarray:
         np.asarray(batch["images"][b])[keep],
         outputs["pred"][b][keep],
         np.asarray(batch["labels"][b])[keep],
+        flow=flow,
         titles=[f"frame {i}" for i in np.asarray(batch["frame_index"][b])[keep]],
         heading=f"{batch['clip_id'][b]}  ({batch['category'][b]})",
         **{k: None if v is None else np.asarray(v[b])[keep] for k, v in optional.items()},
