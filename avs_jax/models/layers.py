@@ -5,6 +5,7 @@ that of the computation. Norms compute in float32 at least, whatever comes in, a
 of their input.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -134,10 +135,47 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _scale_and_shift(module: nn.Module, x: jax.Array) -> jax.Array:
-    scale = module.param("scale", nn.initializers.ones, x.shape[-1:])
-    bias = module.param("bias", nn.initializers.zeros, x.shape[-1:])
-    return x * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
+def _scale_and_shift(module: nn.Module, channels: int) -> tuple[jax.Array, jax.Array]:
+    scale = module.param("scale", nn.initializers.ones, (channels,))
+    return scale, module.param("bias", nn.initializers.zeros, (channels,))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, axes: tuple[int, ...], epsilon: float
+) -> jax.Array:
+    """Zero mean and unit variance over `axes`, then scale and shift, which broadcast to x.
+
+    For its gradient it keeps x and two numbers per row, where differentiating the steps would keep
+    four maps of the size of x.
+    """
+    return _normalize_forward(x, scale, bias, axes, epsilon)[0]
+
+
+def _normalize_forward(x, scale, bias, axes, epsilon):
+    y = _wide(x)
+    mean = y.mean(axes, keepdims=True)
+    y -= mean
+    inverse = jax.lax.rsqrt(jnp.square(y).mean(axes, keepdims=True) + epsilon)
+    y *= inverse
+    y = y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)
+    return y.astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _normalize_backward(axes, epsilon, kept, gradient):
+    x, mean, inverse, scale = kept
+    gradient = _wide(gradient)
+    unit = (_wide(x) - mean) * inverse
+    shared = tuple(axis for axis, size in enumerate(scale.shape) if size == 1)
+    d_scale = (gradient * unit).sum(shared, keepdims=True)
+    d_bias = gradient.sum(shared, keepdims=True)
+    gradient = gradient * scale
+    along = (gradient * unit).mean(axes, keepdims=True)
+    d_x = inverse * (gradient - gradient.mean(axes, keepdims=True) - unit * along)
+    return d_x.astype(x.dtype), d_scale, d_bias
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class LayerNorm(nn.Module):
@@ -147,10 +185,9 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = _wide(x)
-        y -= y.mean(-1, keepdims=True)
-        y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
-        return _scale_and_shift(self, y).astype(x.dtype)
+        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+        scale, bias = (p.reshape(shape) for p in _scale_and_shift(self, x.shape[-1]))
+        return _normalize(x, scale, bias, (x.ndim - 1,), self.epsilon)
 
 
 class GroupNorm(nn.Module):
@@ -166,11 +203,10 @@ class GroupNorm(nn.Module):
             raise InputError(
                 f"GroupNorm: {channels} channels do not divide into {self.num_groups} groups"
             )
-        y = _wide(x).reshape(*x.shape[:-1], self.num_groups, channels // self.num_groups)
-        axes = (1, 2, 4)
-        y -= y.mean(axes, keepdims=True)
-        y *= jax.lax.rsqrt(jnp.square(y).mean(axes, keepdims=True) + self.epsilon)
-        return _scale_and_shift(self, y.reshape(x.shape)).astype(x.dtype)
+        groups = (self.num_groups, channels // self.num_groups)
+        scale, bias = (p.reshape(1, 1, 1, *groups) for p in _scale_and_shift(self, channels))
+        y = x.reshape(*x.shape[:-1], *groups)
+        return _normalize(y, scale, bias, (1, 2, 4), self.epsilon).reshape(x.shape)
 
 
 class BatchNorm(nn.Module):
@@ -213,7 +249,9 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         inverse = jax.lax.rsqrt(var + self.epsilon)
         y = (y - jnp.broadcast_to(mean, y.shape)) * jnp.broadcast_to(inverse, y.shape)
-        return _scale_and_shift(self, y).astype(x.dtype)
+        scale, bias = _scale_and_shift(self, channels)
+        y = y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)
+        return y.astype(x.dtype)
 
 
 def _moments(x: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -243,6 +281,21 @@ class InProjection(nn.Module):
             x.astype(self.dtype) @ k + b[None, None]
             for x, k, b in zip((query, key, value), kernels, biases, strict=True)
         ]
+
+
+@jax.checkpoint
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, masked: jax.Array | None) -> jax.Array:
+    """Attention of G heads: q [N, Q, G, c], k and v [N, S, G, c] to [N, Q, G, c].
+
+    The backward pass makes the maps [N, G, Q, S] again instead of keeping them.
+    """
+    wide = jnp.promote_types(v.dtype, jnp.float32)
+    q = q * q.shape[-1] ** -0.5
+    scores = jnp.einsum("nqgc,nsgc->ngqs", q, k, preferred_element_type=wide)
+    if masked is not None:
+        scores = jnp.where(masked[:, None], jnp.finfo(wide).min, scores)
+    attention = nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("ngqs,nsgc->nqgc", attention, v)
 
 
 class MultiheadAttention(nn.Module):
@@ -280,12 +333,7 @@ class MultiheadAttention(nn.Module):
             x.reshape(*x.shape[:2], self.num_heads, head_dim)
             for x in InProjection(self.dtype, name="in_proj")(query, key, value)
         )
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        scores = jnp.einsum("nqgc,nsgc->ngqs", q * head_dim**-0.5, k, preferred_element_type=wide)
-        if masked is not None:
-            scores = jnp.where(masked[:, None], jnp.finfo(wide).min, scores)
-        attention = nn.softmax(scores, axis=-1).astype(self.dtype)
-        out = jnp.einsum("ngqs,nsgc->nqgc", attention, v).reshape(query.shape)
+        out = _attend(q, k, v, masked).reshape(query.shape)
         project = Linear(
             width, True, xavier_uniform, nn.initializers.zeros, self.dtype, name="out_proj"
         )

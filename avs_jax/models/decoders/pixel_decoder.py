@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from avs_jax.models.layers import (
     GroupNorm,
@@ -29,6 +30,9 @@ from avs_jax.ops.deform_attn import deform_attn
 from avs_jax.ops.sampling import resize_bilinear
 
 LEVELS = ("res5", "res4", "res3")  # the encoder's, in order
+# What an encoder layer keeps for its backward pass beside its input; norms, activations, softmax
+# and sampling locations are quick to make again.
+KEPT = ("value", "offsets", "scores", "sampled", "residual", "hidden")
 zeros = nn.initializers.zeros
 
 
@@ -72,6 +76,7 @@ class DeformableAttention(nn.Module):
         num_frames, num_tokens, width = query.shape
         heads, levels, points = self.num_heads, len(sizes), self.num_points
         value = Linear(width, True, xavier_uniform, zeros, name="value_proj")(value)
+        value = checkpoint_name(value, "value")
         bias = offset_bias(heads, levels, points)
         offsets = Linear(
             bias.size, True, zeros, lambda key, shape: jnp.asarray(bias), name="sampling_offsets"
@@ -79,6 +84,7 @@ class DeformableAttention(nn.Module):
         scores = Linear(heads * levels * points, True, zeros, zeros, name="attention_weights")(
             query
         )
+        offsets, scores = checkpoint_name(offsets, "offsets"), checkpoint_name(scores, "scores")
         weights = nn.softmax(scores.reshape(num_frames, num_tokens, heads, levels * points))
         shape = (num_frames, num_tokens, heads, levels, points)
         extent = np.array([(w, h) for h, w in sizes], np.float32)[None, None, None, :, None]
@@ -90,6 +96,7 @@ class DeformableAttention(nn.Module):
             locations,
             weights.reshape(shape),
         )
+        out = checkpoint_name(out, "sampled")
         return Linear(width, True, xavier_uniform, zeros, name="output_proj")(out)
 
 
@@ -106,11 +113,11 @@ class EncoderLayer(nn.Module):
         """x, position: [N, S, D]. Returns x and, for whoever looks, what the layer made."""
         attend = DeformableAttention(self.num_heads, self.num_points, name="self_attn")
         attended = attend(x + position, x, self.sizes)
-        x = LayerNorm(name="norm1")(x + attended)
-        hidden = nn.relu(Linear(self.ffn_dim, True, xavier_uniform, name="linear1")(x))
-        x = LayerNorm(name="norm2")(
-            x + Linear(x.shape[-1], True, xavier_uniform, name="linear2")(hidden)
-        )
+        x = LayerNorm(name="norm1")(checkpoint_name(x + attended, "residual"))
+        hidden = Linear(self.ffn_dim, True, xavier_uniform, name="linear1")(x)
+        hidden = nn.relu(checkpoint_name(hidden, "hidden"))
+        y = x + Linear(x.shape[-1], True, xavier_uniform, name="linear2")(hidden)
+        x = LayerNorm(name="norm2")(checkpoint_name(y, "residual"))
         return x, {"self_attn": attended, "output": x}
 
 
@@ -126,8 +133,9 @@ class Encoder(nn.Module):
     def __call__(
         self, x: jax.Array, position: jax.Array, sizes: Sequence[tuple[int, int]]
     ) -> tuple[jax.Array, dict]:
+        policy = jax.checkpoint_policies.save_only_these_names(*KEPT)
         layers = nn.scan(
-            EncoderLayer,
+            nn.remat(EncoderLayer, policy=policy),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
