@@ -237,6 +237,19 @@ def test_avsbench_semantic_case(avsbench_golden, case):
         )
 
 
+def test_mean_over_the_classes_in_truth():
+    labels = np.zeros((1, 2, 4, 4), np.uint8)
+    labels[0, :, 2:] = 5
+    pred = labels.copy()
+    pred[0, 1, 0] = 9  # a class that is nowhere true
+    scores = metrics.all_protocols(semantic_of(pred, labels))
+    iou = {0: (1 + 4 / 8) / 2, 5: 1.0, 9: 0.0}
+    for frames in ("real", "padded"):
+        name = f"semantic(frames={frames}, classes in truth)"
+        assert scores[name]["mIoU"] == pytest.approx((iou[0] + iou[5]) / 2)
+        assert scores[f"semantic(frames={frames})"]["mIoU"] == pytest.approx((iou[0] + iou[5]) / 71)
+
+
 def test_padded_frames_score_as_in_avsbench_whatever_the_model_says_there(avsbench_golden):
     """The original's number of a clip of five frames, padded to ten black ones."""
     arrays, meta = avsbench_golden
