@@ -15,6 +15,7 @@ median of each side's repetitions, after one that is not counted, and their rati
   clip         the whole model on one clip, all frames, as in evaluation
   step         a training step of one clip, or of train.batch_size=B clips with --clips=B
   raft_large, raft_small   optical flow of pairs of 384 x 384 px, 12 iterations
+  raft_large_rows          ours making the correlations row by row, as it does with large pictures
 
 The other side is PyTorch in eager mode: transformers' Swin and Mask2Former and torchvision's RAFT.
 Of the whole model it has two Swins, channel gates, pixel decoder, transformer decoder, losses with
@@ -52,6 +53,7 @@ CASES = {  # block -> its measurements
     "clip": ("clip forward",),
     "step": ("step train",),
     "raft_large": ("raft_large forward",),
+    "raft_large_rows": ("raft_large_rows forward",),
     "raft_small": ("raft_small forward",),
 }
 GIB = 2**30

@@ -155,9 +155,15 @@ def step(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
     return Case(run, lambda: bytes_of(compiled), jax.devices()[0].device_kind, host["valid"].size)
 
 
-def raft(variant: str, config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
+def raft(
+    variant: str,
+    config: ConfigDict,
+    mode: str,
+    values: flags.FlagValues,
+    correlation: str = "all_pairs",
+) -> Case:
     """Flow of pairs of 384 x 384 px."""
-    module = RAFT(variant)
+    module = RAFT(variant, correlation)
     first, second = (128 + 50 * normal(values.frames, 384, 384, 3) for _ in range(2))
     shapes = jax.eval_shape(module.init, jax.random.key(0), first, second)
     variables = jax.device_put({k: random_values(v) for k, v in shapes.items()})
@@ -176,6 +182,7 @@ BUILDERS = {
     "clip": clip,
     "step": step,
     "raft_large": partial(raft, "raft_large"),
+    "raft_large_rows": partial(raft, "raft_large", correlation="on_demand"),
     "raft_small": partial(raft, "raft_small"),
 }
 

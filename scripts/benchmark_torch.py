@@ -303,6 +303,7 @@ BUILDERS = {
     "clip": clip,
     "step": step,
     "raft_large": partial(raft, "raft_large"),
+    "raft_large_rows": partial(raft, "raft_large"),
     "raft_small": partial(raft, "raft_small"),
 }
 
