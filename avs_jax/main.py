@@ -4,8 +4,9 @@
   python -m avs_jax.main --config=configs/s4_ama.py --workdir=DIR --mode=eval
   python -m avs_jax.main --config=configs/s4_ama.py --mode=plan [--memory=24GiB] [--devices=8]
 
-Several hosts: the same command on each, with --coordinator=HOST:PORT --num_processes=N
---process_id=I, or --coordinator=auto where JAX can find out (Slurm, TPU, Kubernetes).
+Several processes, on one host or many: the same command for each, on the same --workdir, with
+--coordinator=HOST:PORT --num_processes=N --process_id=I, or --coordinator=auto where JAX can find
+out (Slurm, Open MPI, TPU, Kubernetes).
 """
 
 import sys
@@ -17,8 +18,11 @@ from absl import flags
 from avs_jax.evaluate import evaluate_weights
 from avs_jax.plan import plan
 from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.processes import joined
 from avs_jax.spec import InputError
 from avs_jax.train import NotFiniteError, train
+
+EXPECTED = (InputError, OSError, NotFiniteError)  # their message is for the user
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,15 +42,13 @@ def main(argv: Sequence[str]) -> None:
             return
         if values.workdir is None:
             raise UsageError("--workdir is missing; --help lists the flags")
-        if values.coordinator == "auto":
-            jax.distributed.initialize()
-        elif values.coordinator:
-            jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
-        if values.mode == "train":
-            train(config, values.workdir)
-        else:
-            evaluate_weights(config, values.workdir)
-    except (InputError, OSError, NotFiniteError) as error:
+        job = (values.coordinator, values.num_processes, values.process_id)
+        with joined(*job, expected=EXPECTED):
+            if values.mode == "train":
+                train(config, values.workdir)
+            else:
+                evaluate_weights(config, values.workdir)
+    except EXPECTED as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -27,9 +26,12 @@ from avs_jax.models import build_model
 from avs_jax.results.metrics import validation_protocols
 from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.checkpoint import Checkpoints, fill_variables, stored_weights
+from avs_jax.runtime.compilation_cache import keep_compiled_in
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.log import Log
+from avs_jax.runtime.memory import StepBytes
 from avs_jax.runtime.parts import fill_parts
+from avs_jax.runtime.profile import StepProfiler, WaitClock
 from avs_jax.runtime.scoring import Evaluation, eval_batch_size, evaluate, make_score_step
 from avs_jax.runtime.step import TrainState, init_state, init_variables, make_train_step
 
@@ -100,7 +102,7 @@ def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
     batch_size = config.train.batch_size
     sharding.check_batch_size("config.train.batch_size", batch_size, mesh, config.train.accumulate)
     if config.train.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+        keep_compiled_in(workdir / "compilation_cache")
 
     # ---- model, loss, optimiser: shapes only -----------------------------------------------------
     model = build_model(config.model)
@@ -180,8 +182,11 @@ def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
             num_pictures=config.train.num_pictures,
         )
         stop_requested = stack.enter_context(_sigterm_as_request())
-        batches = iter(train_loader)
-        log.say("compiling the training step; the first line takes longest")
+        batches = WaitClock(iter(train_loader))
+        profiler = StepProfiler(
+            workdir, config.profile_steps, start_step, total_steps, enabled=process == 0
+        )
+        stack.callback(profiler.close)
 
         def must_evaluate(step):
             return step == total_steps or step % config.train.eval_every == 0
@@ -201,14 +206,28 @@ def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
         if is_out_of_patience():
             return True
 
+        # ---- the step, compiled ahead: what it takes is known before it runs ---------------------
+        log.say("compiling the training step")
+        shapes = sharding.batch_shapes(example, batch_size, mesh)
+        train_step = train_step.lower(sharding.with_shardings(target, shardings), shapes).compile()
+        used = StepBytes.of(train_step)
+        log.say(str(used))
+        log.scalars(start_step, used.as_scalars())
+
         # ---- the loop ----------------------------------------------------------------------------
-        unchecked, clock, clocked_step = None, None, start_step
+        metrics, unchecked, clock, clocked_step = None, None, None, start_step
         for step in range(start_step + 1, total_steps + 1):
-            state, metrics = train_step(state, sharding.put_batch(next(batches), mesh))
+            batch = batches.next(metrics)
+            profiler.before(step)
+            with jax.transfer_guard("disallow"):  # but for what put_batch and device_get ask for
+                state, metrics = train_step(state, sharding.put_batch(batch, mesh))
             is_last, must_stop = step == total_steps, stop_requested(step)
             is_due = must_evaluate(step) and (is_last or not must_stop)
             must_save = is_due or must_stop or step % config.train.checkpoint_every == 0
             must_log = is_last or step % config.train.log_every == 0
+            traced = profiler.after(step, metrics)
+            if traced is not None:
+                log.say(f"traced for TensorBoard's profiler, up to step {step}: {traced}")
 
             # One step late, so that the next one is under way while the host waits; at once where
             # something is kept of this step.
@@ -223,13 +242,16 @@ def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
                 values = {k: v for k, v in jax.device_get(metrics).items() if k != "finite"}
                 seconds = None
                 if clock is not None:
-                    seconds = (time.monotonic() - clock) / (step - clocked_step)
+                    since_last = time.monotonic() - clock
+                    seconds = since_last / (step - clocked_step)
                     values["clips_per_second"] = batch_size / seconds
+                    values["data_wait"] = batches.take() / since_last
                 log.scalars(step, values)
                 log.progress(step, values, seconds)
             if must_log or clock is None:  # the clock starts when the first step is compiled
                 jax.block_until_ready(metrics)
                 clock, clocked_step = time.monotonic(), step
+                batches.take()
 
             # ---- validation, then its checkpoint -------------------------------------------------
             scores = None
@@ -294,11 +316,11 @@ def _validate(
 
 
 def _check_finite(step: int, metrics: Mapping[str, jax.Array], checkpoints: Checkpoints) -> None:
-    if np.asarray(metrics["finite"]):
+    if jax.device_get(metrics["finite"]):
         return
     checkpoints.wait()
     good = checkpoints.latest_step
-    terms = {name: float(value) for name, value in metrics.items() if name != "finite"}
+    terms = {k: float(v) for k, v in jax.device_get(metrics).items() if k != "finite"}
     where = "there is none yet" if good is None else str(checkpoints.directory / str(good))
     raise NotFiniteError(
         f"step {step}: the loss or its gradient is not finite; last good checkpoint: {where}; "

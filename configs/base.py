@@ -12,6 +12,7 @@ def base_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "s4_vct"
     config.seed = 8434882  # the original's
+    config.profile_steps = 0  # steps to trace after the warm-up, for TensorBoard; 0: none
 
     # ---- data: where the records are and how a clip becomes a batch row ----
     data = config.data = ConfigDict()
@@ -137,6 +138,8 @@ def base_config() -> ConfigDict:
     optim.clip_norm = 0.01  # of the whole gradient
     optim.warmup_steps = 0
     optim.power = 0.9  # of the polynomial decay to 0
+    # of Adam's first moment as it is kept: "float32" | "bfloat16" (half its bytes; optim.py)
+    optim.moment_dtype = "float32"
     # (path regex, learning-rate factor, weight-decay factor); the first that matches counts
     optim.groups = (
         (r".*relative_position_bias_table", 0.1, 0.0),

@@ -135,7 +135,7 @@ def newest_step(workdir: pathlib.Path) -> int | None:
 
 def compare(first: pathlib.Path, second: pathlib.Path, step: int) -> list[str]:
     """Paths of the arrays that are not the same bytes in both runs' checkpoints of a step."""
-    one, other = (_read(workdir / "checkpoints" / str(step)) for workdir in (first, second))
+    one, other = (read_arrays(workdir / "checkpoints" / str(step)) for workdir in (first, second))
     return [
         path
         for path in sorted(one.keys() | other.keys())
@@ -146,7 +146,7 @@ def compare(first: pathlib.Path, second: pathlib.Path, step: int) -> list[str]:
     ]
 
 
-def _read(directory: pathlib.Path) -> dict[str, np.ndarray]:
+def read_arrays(directory: pathlib.Path) -> dict[str, np.ndarray]:
     """Every array of one checkpoint, by path, as numpy."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         stored = checkpointer.metadata(directory / "state").item_metadata.tree

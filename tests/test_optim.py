@@ -93,6 +93,35 @@ def test_three_updates_equal_adamw_written_out():
             np.testing.assert_allclose(trainable[path], want[path], rtol=2e-5, atol=1e-6)
 
 
+def test_the_first_moment_may_be_kept_in_bfloat16():
+    """Rounded to 8 bits between the steps and nowhere else; the second one is as it was."""
+    updates = {}
+    for dtype in optim.MOMENT_DTYPES:
+        config = toy_config(learning_rate=1e-2, moment_dtype=dtype)
+        trainable, _ = optim.split_frozen(toy_params(), config.optim.frozen)
+        optimizer, _ = optim.make_optimizer(toy_params(), config)
+        state = optimizer.init(trainable)
+        for step in range(4):
+            rng = np.random.default_rng(step)
+            grads = {
+                p: jnp.asarray(1 + rng.random(x.shape), "float32") for p, x in trainable.items()
+            }
+            updates[dtype], state = optimizer.update(grads, state, trainable)
+        moments = state[1]
+        assert {str(x.dtype) for x in moments.mu.values()} == {dtype}
+        assert {str(x.dtype) for x in moments.nu.values()} == {"float32"}
+    for path, want in updates["float32"].items():
+        got = updates["bfloat16"][path]
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, want, rtol=2**-6)
+        assert not np.array_equal(got, want)
+
+
+def test_other_dtypes_of_the_moments_are_an_error():
+    with pytest.raises(ValueError, match=r"optim.moment_dtype = 'float16': .*bfloat16"):
+        optim.make_optimizer(toy_params(), toy_config(moment_dtype="float16"))
+
+
 def test_a_path_without_a_group_is_named():
     with pytest.raises(ValueError, match=r"no row matches \['head/kernel'\].*back/\.\*"):
         optim.assign_groups(["back/kernel", "head/kernel"], ((r"back/.*", 1.0, 1.0),))

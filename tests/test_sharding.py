@@ -1,5 +1,7 @@
 """Meshes, layouts and batches on eight fake devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,10 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from avs_jax.runtime import sharding
+from avs_jax.data import pipeline
+from avs_jax.models import build_model
+from avs_jax.runtime import optim, sharding
+from avs_jax.runtime.step import init_state, init_variables
 from configs.base import base_config
 
 
@@ -47,6 +52,33 @@ def test_large_kernels_and_their_moments_are_sharded_and_the_rest_is_not():
     adam = layout["opt_state"][0]
     assert adam.mu["fc/kernel"] == adam.nu["fc/kernel"] == PartitionSpec(None, "fsdp")
     assert adam.mu["fc/bias"] == adam.count == PartitionSpec()
+
+
+def test_the_whole_state_of_a_model_is_shared():
+    """Moments and average lie where their parameter does; a device keeps a fourth of everything."""
+    config = base_config()
+    config.train.ema_decay = 0.9
+    config.train.mesh.fsdp = 4
+    example = pipeline.stack_clips([pipeline.empty_clip(config, is_training=True)])
+    init = functools.partial(init_variables, build_model(config.model), seed=0)
+    params, batch_stats = jax.eval_shape(init, example)
+    optimizer, _ = optim.make_optimizer(params, config)
+    new_state = functools.partial(init_state, optimizer=optimizer, config=config)
+    state = jax.eval_shape(new_state, params, batch_stats)
+    layout = sharding.tree_shardings(state, sharding.make_mesh(config))
+    of_params = optim.flatten(layout.params)
+    for part in (layout.opt_state[1].mu, layout.opt_state[1].nu, layout.ema["params"]):
+        assert part == {path: of_params[path] for path in part}
+
+    def num_bytes(shape_of):
+        sizes = jax.tree.map(
+            lambda x, where: np.prod(shape_of(x, where)) * x.dtype.itemsize, state, layout
+        )
+        return sum(jax.tree.leaves(sizes))
+
+    whole = num_bytes(lambda x, where: x.shape)
+    assert whole > 2e9  # 200 million values, most of them four times
+    assert num_bytes(lambda x, where: where.shard_shape(x.shape)) < 1.02 * whole / 4
 
 
 def test_a_batch_is_split_over_both_axes():

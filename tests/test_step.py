@@ -286,6 +286,7 @@ class SmallStep:
         self.config = small.small_config(fusion="none", refiner="refine")
         self.config.model.refiner.ramp = (0.0, 0.5)
         self.config.optim.clip_norm = 1.0
+        self.config.train.update(steps=10, ema_decay=0.9)
         self.model = build_model(self.config.model)
         init = functools.partial(init_variables, self.model, seed=0)
         batch = small.train_batch(self.config)
@@ -306,7 +307,7 @@ class SmallStep:
         batch["draws"] = Draws(*(rng.random(shape, dtype=np.float32) for shape in shapes))
         return batch
 
-    def run(self, mesh, accumulate=1, steps=3):
+    def run(self, mesh, accumulate=1, steps=5):
         config = self.config.copy_and_resolve_references()
         config.train.accumulate = accumulate
         optimizer, schedule = optim.make_optimizer(self.params, config)
@@ -321,7 +322,10 @@ class SmallStep:
         )
         history = []
         for batch in batches:
-            state, metrics = step(state, batch)
+            before = state
+            with jax.transfer_guard("disallow"):
+                state, metrics = step(state, batch)
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))  # given away
             history.append(jax.device_get(metrics))
         return jax.device_get(state), history
 
@@ -338,8 +342,8 @@ def make_mesh(config, data, fsdp):
     return sharding.make_mesh(config, jax.devices()[: data * fsdp])
 
 
-@pytest.mark.parametrize("data,fsdp,accumulate", [(4, 2, 1), (1, 1, 4)])
-def test_three_steps_agree_however_the_batch_is_cut(one_device, data, fsdp, accumulate):
+@pytest.mark.parametrize("data,fsdp,accumulate", [(4, 2, 1), (8, 1, 1), (1, 1, 4)])
+def test_five_steps_agree_however_the_batch_is_cut(one_device, data, fsdp, accumulate):
     """Devices and micro-batches change the order of sums and nothing else."""
     step, want, history = one_device
     state, other = step.run(make_mesh(step.config, data, fsdp), accumulate)
@@ -350,17 +354,22 @@ def test_three_steps_agree_however_the_batch_is_cut(one_device, data, fsdp, accu
     np.testing.assert_allclose(other[0]["total_loss"], history[0]["total_loss"], rtol=1e-6)
     terms = [value for name, value in history[0].items() if name.startswith("loss_")]
     np.testing.assert_allclose(history[0]["total_loss"], sum(terms), rtol=1e-6)
-    assert [float(metrics["boundary_ramp"]) for metrics in history] == [0.0, 0.5, 1.0]  # of 4 steps
+    ramp = [metrics["boundary_ramp"] for metrics in history]  # of 10 steps
+    np.testing.assert_allclose(ramp, [0.0, 0.2, 0.4, 0.6, 0.8], rtol=1e-6)
     # The first moment is linear in the gradients; Adam's steps are not, where a gradient is noise.
     moment, other_moment = want.opt_state[1].mu, state.opt_state[1].mu
     size = np.sqrt(sum((x**2).sum() for x in moment.values()))
     for path, value in moment.items():
         error = np.linalg.norm(other_moment[path] - value)
         assert error <= 1e-3 * np.linalg.norm(value) + 1e-5 * size, path
-    before, after = _vector(step.params), _vector(want.params)
-    error = np.linalg.norm(_vector(state.params) - after)
-    assert error <= 0.02 * np.linalg.norm(after - before)
+    before = _vector(optim.flatten(step.params))
+    for got, after in (
+        (optim.flatten(state.params), optim.flatten(want.params)),
+        (state.ema["params"], want.ema["params"]),
+    ):
+        way = np.linalg.norm(_vector(after) - before)
+        assert 0 < np.linalg.norm(_vector(got) - _vector(after)) <= 0.02 * way
 
 
-def _vector(params):
-    return np.concatenate([np.ravel(x) for _, x in sorted(optim.flatten(params).items())])
+def _vector(flat):
+    return np.concatenate([np.ravel(x) for _, x in sorted(flat.items())])

@@ -13,8 +13,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from avs_jax import evaluate as evaluation
 from avs_jax import train as program
 from avs_jax.data import pipeline
-from avs_jax.runtime import checkpoint
+from avs_jax.plan import trace_step
+from avs_jax.runtime import checkpoint, sharding
 from avs_jax.runtime.log import Log
+from avs_jax.runtime.memory import StepBytes
 from tests import small
 
 
@@ -72,7 +74,15 @@ def never_stopped(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "open_records", clips_of)
         patch.setattr(evaluation, "open_records", clips_of)
-        program.train(small_config(), workdir)
+        config = small_config()
+        config.profile_steps = 2
+        program.train(config, workdir)
+    return workdir
+
+
+def take_up(never_stopped, workdir, step):
+    """A run that stands at a step of the whole one."""
+    shutil.copytree(never_stopped / "checkpoints" / str(step), workdir / "checkpoints" / str(step))
     return workdir
 
 
@@ -82,11 +92,12 @@ def test_what_a_run_leaves(never_stopped):
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
     names = "loss_ce loss_mask loss_dice loss_proto lr lambda tau grad_norm clips_per_second"
     assert set(names.split()) <= set(steps[1])
+    assert all(0 <= line["data_wait"] <= 1 for line in steps[1:])
     (validation,) = [line for line in lines if "val/stream/mIoU" in line]
     (average,) = [line for line in lines if "val_ema/stream/mIoU" in line]
     assert validation["step"] == average["step"] == 4
     assert sorted(p.name for p in (never_stopped / "checkpoints").iterdir()) == ["2", "4"]
-    (events,) = (never_stopped / "tensorboard").iterdir()
+    (events,) = (never_stopped / "tensorboard").glob("events.*")
     assert b"val/clip1_0" in events.read_bytes() and b"val_ema/clip1_0" in events.read_bytes()
 
 
@@ -111,7 +122,8 @@ def test_stopped_and_resumed_is_never_stopped_bit_for_bit(never_stopped, tmp_pat
     with monkeypatch.context() as patch:
         stop_at(patch, 2)
         program.train(small_config(), tmp_path)
-    assert [line["step"] for line in read(tmp_path)] == [1, 2, 3]  # the one under way is finished
+    logged = [line["step"] for line in read(tmp_path) if "total_loss" in line]
+    assert logged == [1, 2, 3]  # the one under way is finished
     assert (tmp_path / "checkpoints" / "3").is_dir()
     program.train(small_config(), tmp_path)
     for name in checkpoint.STATE_FIELDS:
@@ -124,6 +136,7 @@ def test_stopped_and_resumed_is_never_stopped_bit_for_bit(never_stopped, tmp_pat
     whole = [line for line in read(never_stopped) if "total_loss" in line]
     for line in steps + whole:
         line.pop("clips_per_second", None)
+        line.pop("data_wait", None)
     assert steps == whole
 
 
@@ -191,7 +204,7 @@ def test_early_stopping_comes_at_the_same_step_when_resumed(tmp_path, monkeypatc
 
 def test_a_loss_that_is_not_finite_stops_the_run(never_stopped, tmp_path, monkeypatch):
     """From a good checkpoint, with a NaN in one sound of the next batch."""
-    shutil.copytree(never_stopped / "checkpoints" / "2", tmp_path / "checkpoints" / "2")
+    take_up(never_stopped, tmp_path, 2)
     item = pipeline.TrainBatches.__getitem__
 
     def broken(self, index):
@@ -203,6 +216,48 @@ def test_a_loss_that_is_not_finite_stops_the_run(never_stopped, tmp_path, monkey
     with pytest.raises(program.NotFiniteError, match=r"step 3: .*checkpoints/2; terms: .*loss_ce"):
         program.train(small_config(), tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_the_step_is_traced_for_tensorboard(never_stopped):
+    """Of four steps the last two: there are no three to warm up before them."""
+    (trace,) = (never_stopped / "tensorboard" / "plugins" / "profile").rglob("*.xplane.pb")
+    content = trace.read_bytes()
+    assert b"jit_step" in content and b"/host:CPU" in content
+
+
+def test_the_bytes_that_are_reported_are_those_of_the_plan(never_stopped):
+    reported = {
+        name.removeprefix("step_bytes/"): value
+        for line in read(never_stopped)
+        for name, value in line.items()
+        if name.startswith("step_bytes/")
+    }
+    total = reported.pop("total")
+    assert reported["temporaries"] > 0 and reported["shared"] > 0
+    config = small_config()
+    compiled = trace_step(config, sharding.make_mesh(config)).traced.lower().compile()
+    assert StepBytes(**reported) == StepBytes.of(compiled) and total == StepBytes.of(compiled).total
+
+
+def test_a_second_start_compiles_nothing_again(never_stopped, tmp_path):
+    events = []
+    jax.monitoring.register_event_listener(listen := lambda name, **_: events.append(name))
+    try:
+        program.train(small_config(), take_up(never_stopped, tmp_path, 2))
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+    assert events.count("/jax/compilation_cache/cache_hits") >= 2  # training, validation
+    assert "/jax/compilation_cache/cache_misses" not in events
+
+
+def test_the_step_takes_nothing_from_the_host_by_itself(never_stopped, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "put_batch", lambda batch, mesh: drop_host_fields(batch))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        program.train(small_config(), take_up(never_stopped, tmp_path, 2))
+
+
+def drop_host_fields(batch):
+    return {name: value for name, value in batch.items() if isinstance(value, np.ndarray)}
 
 
 def test_another_configuration_in_the_same_directory(never_stopped):

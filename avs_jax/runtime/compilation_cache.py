@@ -1,4 +1,4 @@
-"""Where programs that belong to no run keep what XLA compiled for them."""
+"""Where programs keep what XLA compiled for them, and find it at their next start."""
 
 import os
 import pathlib
@@ -22,6 +22,11 @@ def use_compilation_cache() -> pathlib.Path:
         return pathlib.Path(jax.config.jax_compilation_cache_dir)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = pathlib.Path(base).expanduser() / "avs_jax"
+    keep_compiled_in(folder)
+    return folder
+
+
+def keep_compiled_in(folder: pathlib.Path) -> None:
+    """Keeps compiled functions in a folder, as a run of training does in its working directory."""
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
-    return folder

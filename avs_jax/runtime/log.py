@@ -91,6 +91,8 @@ class Log:
             self._pace += PACE_MEMORY * (seconds_per_step - self._pace)
             line.append(f"{self._batch_size / seconds_per_step:.2f} clips/s")
             line.append(f"{_duration(self._pace * (self._total - step))} left")
+        if "data_wait" in values:
+            line.append(f"{float(values['data_wait']):.0%} waiting for data")
         self.say("  ".join(line))
 
     def say(self, text: str) -> None:

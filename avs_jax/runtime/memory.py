@@ -49,6 +49,12 @@ class StepBytes:
         """What must be free on a device to run it."""
         return self.arguments + self.output - self.shared + self.temporaries
 
+    def as_scalars(self) -> dict[str, int]:
+        """For a log: name -> bytes per device."""
+        return {f"step_bytes/{name}": n for name, n in dataclasses.asdict(self).items()} | {
+            "step_bytes/total": self.total
+        }
+
     def __str__(self) -> str:
         return (
             f"bytes per device: {self.total / GIB:.2f} GiB = arguments "

@@ -7,6 +7,10 @@ factors (a, b):
   p <- p - lr(t) * a * (m_hat / (sqrt(v_hat) + 1e-8) + b * weight_decay * p)
   lr(t) = base * ((steps - t) / steps) ** power, times (t + 1) / warmup_steps during the warm-up
 
+m can be kept in bfloat16, for a quarter less of optimiser state: g moves it by a tenth, which eight
+bits hold, and the update is computed from its float32 value before it is rounded. v stays float32:
+g^2 moves it by a thousandth, less than half of bfloat16's spacing, so it would never fall again.
+
 Source: VCT train_net.py (build_optimizer, FullModelGradientClippingOptimizer, WarmupPolyLR),
 torch.optim.AdamW.
 Departures: groups are rows of a table of regular expressions over parameter paths, where the
@@ -32,6 +36,7 @@ from avs_jax.spec import Array, InputError, nearest
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 CLIP_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_
+MOMENT_DTYPES = ("float32", "bfloat16")
 Group = tuple[str, float, float]  # path regex, learning-rate factor, weight-decay factor
 
 
@@ -138,8 +143,15 @@ def make_optimizer(
 
     Returns:
       (optimiser over {path: gradient}, learning rate by step).
+
+    Raises:
+      ValueError: a path without a group; a dtype that the moments cannot have.
     """
     optim = config.optim
+    if optim.moment_dtype not in MOMENT_DTYPES:
+        raise InputError(
+            f"config.optim.moment_dtype = {optim.moment_dtype!r}: choose one of {MOMENT_DTYPES}"
+        )
     trainable, _ = split_frozen(params, optim.frozen)
     groups = assign_groups(trainable, optim.groups)
     rate = {path: row[1] for path, row in groups.items()}
@@ -149,7 +161,7 @@ def make_optimizer(
     )
     optimizer = optax.chain(
         clip_by_norm(optim.clip_norm),
-        optax.scale_by_adam(*BETAS, eps=EPSILON),
+        optax.scale_by_adam(*BETAS, eps=EPSILON, mu_dtype=jnp.dtype(optim.moment_dtype)),
         optax.stateless(lambda u, p: {path: u[path] + decay[path] * p[path] for path in u}),
         optax.stateless(lambda u, _: {path: rate[path] * u[path] for path in u}),
         optax.scale_by_learning_rate(schedule),

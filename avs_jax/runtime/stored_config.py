@@ -20,6 +20,7 @@ HARMLESS_KEYS = (
     r"data\.motion\.(model|pairs)",  # of own videos
     r"train\.(log_every|eval_every|checkpoint_every|keep_latest|num_pictures|compilation_cache)",
     r"train\.(patience|final_splits)",
+    r"profile_steps",
     r"train\.mesh\..*",
     r"evaluate\..*",
 )
