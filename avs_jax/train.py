@@ -219,8 +219,9 @@ def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
         for step in range(start_step + 1, total_steps + 1):
             batch = batches.next(metrics)
             profiler.before(step)
-            with jax.transfer_guard("disallow"):  # but for what put_batch and device_get ask for
-                state, metrics = train_step(state, sharding.put_batch(batch, mesh))
+            batch = sharding.put_batch(batch, mesh)
+            with jax.transfer_guard("disallow"):  # nothing else enters or leaves the step
+                state, metrics = train_step(state, batch)
             is_last, must_stop = step == total_steps, stop_requested(step)
             is_due = must_evaluate(step) and (is_last or not must_stop)
             must_save = is_due or must_stop or step % config.train.checkpoint_every == 0
