@@ -1,0 +1,150 @@
+"""How fast clips are made ready for training, and whether the training step waits for them.
+
+  python scripts/benchmark_input.py --config=configs/s4_ama.py:demo [--workers=0,1,2] [--seconds=20]
+      [--steps=30]
+
+The pipeline alone, by the number of loader processes (0: threads of the program itself): the time
+to the first batch, clips per second, and clips per second of one process. Then the training step on
+a batch that lies on the device, and on the pipeline's batches with as many loader processes:
+seconds per step, and the share of the time in which the devices had nothing to do, as training logs
+it (`data_wait`). --steps=0 leaves the step out. The first batches of each pass, which are made
+while nobody takes them, do not count.
+"""
+
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from avs_jax.data import pipeline
+from avs_jax.plan import trace_step
+from avs_jax.runtime import sharding
+from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.profile import WaitClock
+from avs_jax.spec import InputError
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from scripts.measure_step import random_batch, random_state  # noqa: E402
+
+WARM_UP = 3  # steps that are not timed
+
+
+def with_workers(config: ConfigDict, num_workers: int) -> ConfigDict:
+    """The configuration with another number of loader processes."""
+    config = config.copy_and_resolve_references()
+    config.data.num_workers = num_workers
+    return config
+
+
+def measure_loader(config: ConfigDict, seconds: float) -> tuple[float, float]:
+    """Batches as fast as they come.
+
+    Args:
+      config: with the number of workers to measure.
+      seconds: how long.
+
+    Returns:
+      (seconds until the first batch, clips per second after those that lay ready).
+    """
+    size, begun = config.train.batch_size, time.monotonic()
+    with pipeline.make_train_loader(config, size) as loader:
+        batches = iter(loader)
+        next(batches)
+        first = time.monotonic() - begun
+        for _ in range(config.data.prefetch * max(1, config.data.num_workers)):
+            next(batches)
+        count, begun = 0, time.monotonic()
+        while time.monotonic() - begun < seconds:
+            next(batches)
+            count += 1
+        return first, count * size / (time.monotonic() - begun)
+
+
+def measure_step(compiled: Any, state: Any, batch: Any, steps: int) -> tuple[float, Any]:
+    """The step alone: (seconds, state after it)."""
+    for i in range(WARM_UP + steps):
+        if i == WARM_UP:
+            jax.block_until_ready(state)
+            begun = time.monotonic()
+        state, _ = compiled(state, batch)
+    jax.block_until_ready(state)
+    return (time.monotonic() - begun) / steps, state
+
+
+def measure_training(
+    config: ConfigDict, compiled: Any, state: Any, mesh: Any, steps: int
+) -> tuple[float, float, Any]:
+    """The step on the pipeline's batches, the host one step ahead as in training.
+
+    Returns:
+      (seconds per step, share of the time that the devices waited, state after it).
+    """
+    with pipeline.make_train_loader(config, config.train.batch_size) as loader:
+        batches, metrics = WaitClock(iter(loader)), None
+        ready = config.data.prefetch * max(1, config.data.num_workers)
+        for i in range(ready + steps):
+            if i == ready:
+                jax.block_until_ready(state)
+                batches.take()
+                begun = time.monotonic()
+            batch = sharding.put_batch(batches.next(metrics), mesh)
+            previous = metrics
+            state, metrics = compiled(state, batch)
+            jax.block_until_ready(previous)
+        jax.block_until_ready(state)
+        whole = time.monotonic() - begun
+        return whole / steps, batches.take() / whole, state
+
+
+def benchmark(config: ConfigDict, workers: Sequence[int], seconds: float, steps: int) -> None:
+    """Measures and prints."""
+    size = config.train.batch_size
+    print(f"{config.name}, {pipeline.num_clips(config, 'train')} clips, batches of {size}")
+    print("loader processes   first batch, s   clips per second   of one process", flush=True)
+    for count in workers:
+        first, rate = measure_loader(with_workers(config, count), seconds)
+        print(f"{count:16d} {first:16.1f} {rate:18.2f} {rate / max(1, count):16.2f}", flush=True)
+    if not steps:
+        return
+    mesh = sharding.make_mesh(config)
+    step = trace_step(config, mesh)
+    compiled = step.traced.lower().compile()
+    state, batch = random_state(step.state), sharding.put_batch(random_batch(config), mesh)
+    alone, state = measure_step(compiled, state, batch, steps)
+    print(f"{mesh.size} device(s) of kind {jax.devices()[0].device_kind}")
+    print("loader processes   seconds per step   clips per second   waiting for data")
+    print(f"{'one batch':>16} {alone:18.3f} {size / alone:18.2f} {0:18.1%}", flush=True)
+    for count in workers:
+        taken, share, state = measure_training(
+            with_workers(config, count), compiled, state, mesh, steps
+        )
+        print(f"{count:16d} {taken:18.3f} {size / taken:18.2f} {share:18.1%}", flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_list("workers", ["0", "1", "2"], "loader processes", flag_values=values)
+        flags.DEFINE_float("seconds", 20.0, "to measure a loader", 0.1, flag_values=values)
+        flags.DEFINE_integer("steps", 30, "to time; 0: none", lower_bound=0, flag_values=values)
+
+    try:
+        config, values = parse(argv, define, __doc__)
+        if not all(text.isdigit() for text in values.workers):
+            raise UsageError(f"--workers={','.join(values.workers)}: expected numbers")
+        benchmark(config, [int(n) for n in values.workers], values.seconds, values.steps)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
