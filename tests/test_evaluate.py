@@ -112,7 +112,9 @@ def run(config, variables, clips=None, devices=1, **kwargs):
     size = scoring.eval_batch_size(config, mesh)
     loader = EvalBatches(clips or records(), config, size)
     batches = [loader[i] for i in range(len(loader))]
-    return scoring.evaluate(step, variables, batches, config, mesh, **kwargs)
+    result = scoring.evaluate(step, variables, batches, config, mesh, **kwargs)
+    assert step._cache_size() == 1  # compiled once, also for a last batch that is not full
+    return result
 
 
 def as_bytes(counts, tmp_path):

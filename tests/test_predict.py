@@ -107,7 +107,9 @@ def test_stereo_48_khz_through_the_command_line(tmp_path, checkpoint, capsys):
 def test_shorter_and_longer_than_a_window(tmp_path, predictor, seconds, windows, capsys):
     path = tmp_path / "clip.mp4"
     write_video(path, frames_of(4 * seconds, 64, 64), 4, tone(seconds, 16_000))
+    compiled = predictor._forward._cache_size()
     predict.predict_video(predictor, path, tmp_path / "out")
+    assert predictor._forward._cache_size() <= compiled + 1  # for all windows, the last one too
     check_results(tmp_path / "out", seconds, (64, 64))
     assert capsys.readouterr().err.count("second ") == windows
 
