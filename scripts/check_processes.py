@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="folder of everything; must not exist")
     parser.add_argument("--processes", default="2,4", help="sizes of the jobs (%(default)s)")
     parser.add_argument(
-        "--patience", type=float, default=30, help="seconds until all have ended (%(default)s)"
+        "--patience", type=float, default=90, help="seconds until all have ended (%(default)s)"
     )
     args = parser.parse_args(argv)
     output = pathlib.Path(args.output).expanduser().resolve()
