@@ -3,8 +3,9 @@
   python scripts/benchmark_input.py --config=configs/s4_ama.py:demo [--workers=0,1,2] [--seconds=20]
       [--steps=30]
 
-The pipeline alone, by the number of loader processes (0: threads of the program itself): the time
-to the first batch, clips per second, and clips per second of one process. Then the training step on
+What one clip takes of a processor, which other programs on the machine do not change. The pipeline
+alone, by the number of loader processes (0: threads of the program itself): the time to the first
+batch, clips per second, and clips per second of one process. Then the training step on
 a batch that lies on the device, and on the pipeline's batches with as many loader processes:
 seconds per step, and the share of the time in which the devices had nothing to do, as training logs
 it (`data_wait`). --steps=0 leaves the step out. The first batches of each pass, which are made
@@ -40,6 +41,18 @@ def with_workers(config: ConfigDict, num_workers: int) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.data.num_workers = num_workers
     return config
+
+
+def measure_processor(config: ConfigDict, seconds: float) -> float:
+    """Seconds of a processor that one clip takes, from its record to its batch."""
+    records, size = pipeline.open_records(config, "train"), config.train.batch_size
+    batches, count = pipeline.TrainBatches(records, config, size), 0
+    batches[0]
+    begun = time.process_time()
+    while time.process_time() - begun < seconds:
+        count += 1
+        batches[count]
+    return (time.process_time() - begun) / (count * size)
 
 
 def measure_loader(config: ConfigDict, seconds: float) -> tuple[float, float]:
@@ -106,6 +119,8 @@ def benchmark(config: ConfigDict, workers: Sequence[int], seconds: float, steps:
     """Measures and prints."""
     size = config.train.batch_size
     print(f"{config.name}, {pipeline.num_clips(config, 'train')} clips, batches of {size}")
+    cost = measure_processor(config, seconds / 2)
+    print(f"one clip: {1000 * cost:.1f} ms of a processor, {1 / cost:.1f} clips per second")
     print("loader processes   first batch, s   clips per second   of one process", flush=True)
     for count in workers:
         first, rate = measure_loader(with_workers(config, count), seconds)

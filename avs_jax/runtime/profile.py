@@ -54,7 +54,9 @@ class StepProfiler:
     def before(self, step: int) -> None:
         """Starts the trace where `step` is the first to be traced."""
         if self._enabled and step == self._first:
-            jax.profiler.start_trace(self.directory)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # every call of Python: tens of megabytes a step
+            jax.profiler.start_trace(self.directory, profiler_options=options)
             self._is_tracing = True
 
     def after(self, step: int, outputs) -> pathlib.Path | None:
