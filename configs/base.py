@@ -74,7 +74,6 @@ def base_config() -> ConfigDict:
     model.backbone.num_heads = (4, 8, 16, 32)
     model.backbone.window_size = 12
     model.backbone.drop_path_rate = 0.3
-    model.backbone.remat = False  # recompute each pair of blocks in the backward pass
     model.pre_masks = data.get_ref(
         "pre_masks"
     )  # second backbone on the colour masks, with channel gates
@@ -112,6 +111,9 @@ def base_config() -> ConfigDict:
     # shares of the training between which the gradient of the refiner's edges and corrections into
     # the features grows from 0 to 1; (0, 0): whole from the start
     model.refiner.ramp = (0.0, 0.0)
+    # what the backward pass recomputes instead of keeping: "none" | "backbone", its blocks | "all",
+    # the layers of pixel decoder and decoder too
+    model.remat = "none"
     model.dtype = "float32"  # of compute; parameters are float32
 
     # ---- loss ----

@@ -2,7 +2,7 @@
 
 Command: python -m avs_jax.main --config=configs/s4_ama_brm.py --workdir=DIR
 The AMA authors ran it with: --config.train.batch_size=8 (learning rate 2e-4 follows)
-             --config.model.dtype=bfloat16 --config.model.backbone.remat=true
+             --config.model.dtype=bfloat16 --config.model.remat=backbone
 Hardware: as s4_ama.py (batch 4 fits one GPU of 80 GB in float32, batch 8 with the keys above: the
 AMA authors' notes). BRM adds 0.2 M parameters. Not timed here.
 Aims at: 87.42 mIoU, 95.10 F_beta on the test split (README of SKA-VCT, the full model, mean of five

@@ -25,7 +25,6 @@ def get_config(variant: str = "") -> ConfigDict:
     backbone.mlp_ratios = (4, 4, 4, 4)
     backbone.sr_ratios = (8, 4, 2, 1)
     backbone.drop_path_rate = 0.1  # AVSBench's
-    backbone.remat = False  # recompute each block in the backward pass
     if variant == "demo":
         backbone.embed_dims = (32, 64, 128, 256)
         backbone.depths = (1, 1, 1, 1)

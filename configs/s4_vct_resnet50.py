@@ -23,7 +23,6 @@ def get_config(variant: str = "") -> ConfigDict:
     backbone.name = "resnet50"
     backbone.depths = (3, 4, 6, 3)
     backbone.width = 64
-    backbone.remat = False  # recompute each block in the backward pass
     if variant == "demo":
         backbone.depths = (1, 1, 1, 1)
         backbone.width = 16

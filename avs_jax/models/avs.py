@@ -105,6 +105,7 @@ class AVS(nn.Module):
     decoder: Mapping[str, Any]
     fusion: Mapping[str, Any]
     refiner: Mapping[str, Any]
+    remat: str
     dtype: str
 
     @nn.compact
@@ -152,6 +153,7 @@ class AVS(nn.Module):
             PixelDecoder,
             self.pixel_decoder,
             hidden_dim=self.hidden_dim,
+            remat=self.remat == "all",
             name="pixel_decoder",
         )
         multi_scale, mask_features, seen["pixel_decoder"] = pixel_decoder(features)
@@ -176,6 +178,7 @@ class AVS(nn.Module):
             num_prototypes=self.num_prototypes,
             num_queries=self.num_queries,
             lambda_init=self.fusion["lambda_init"],
+            remat=self.remat == "all",
             dtype=jnp.dtype(self.dtype),
             name="predictor",
         )
@@ -228,7 +231,14 @@ class AVS(nn.Module):
         module = part_class("backbone", BACKBONES, self.backbone)
 
         def encode(field, name):
-            backbone = make_part("backbone", module, self.backbone, dtype=self.dtype, name=name)
+            backbone = make_part(
+                "backbone",
+                module,
+                self.backbone,
+                remat=self.remat in ("backbone", "all"),
+                dtype=self.dtype,
+                name=name,
+            )
             return backbone(prepare_images(batch[field]), train, ids)
 
         features = encode("images", "backbone")

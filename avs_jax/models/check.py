@@ -12,6 +12,7 @@ from avs_jax.spec import InputError
 
 Config = Mapping[str, Any]
 DTYPES = ("float32", "bfloat16", "float64")
+REMAT_POLICIES = ("none", "backbone", "all")  # what the backward pass recomputes
 GROUPS = 32  # of channels, of every GroupNorm
 STAGES = 4  # of a Swin
 
@@ -89,6 +90,7 @@ WHOLE_MODEL = [
     divides("pixel_decoder.num_heads", "hidden_dim"),
     *at_least(1, "decoder.num_layers", "decoder.ffn_dim"),
     divides("decoder.num_heads", "hidden_dim"),
+    one_of("remat", REMAT_POLICIES),
     one_of("dtype", DTYPES),
 ]
 PARTS = {

@@ -22,10 +22,11 @@ HARMLESS_KEYS = (
     r"train\.(patience|final_splits)",
     r"profile_steps",
     r"train\.mesh\..*",
+    r"model\.remat",
     r"evaluate\..*",
 )
 # Keys that configurations once had: a checkpoint that holds them can still be resumed.
-REMOVED_KEYS: tuple[str, ...] = ()
+REMOVED_KEYS = (r"model\.backbone\.remat",)  # now model.remat
 
 
 def plain_config(config: ConfigDict) -> dict:

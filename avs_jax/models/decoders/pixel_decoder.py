@@ -122,20 +122,21 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """`num_layers` encoder layers, scanned."""
+    """`num_layers` encoder layers, scanned; `remat` recomputes each in the backward pass."""
 
     num_layers: int
     ffn_dim: int
     num_heads: int
     num_points: int
+    remat: bool
 
     @nn.compact
     def __call__(
         self, x: jax.Array, position: jax.Array, sizes: Sequence[tuple[int, int]]
     ) -> tuple[jax.Array, dict]:
-        policy = jax.checkpoint_policies.save_only_these_names(*KEPT)
+        kept = jax.checkpoint_policies.save_only_these_names(*KEPT)
         layers = nn.scan(
-            nn.remat(EncoderLayer, policy=policy),
+            nn.remat(EncoderLayer, policy=None if self.remat else kept),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
@@ -153,6 +154,7 @@ class DeformableTransformer(nn.Module):
     ffn_dim: int
     num_heads: int
     num_points: int
+    remat: bool
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array]) -> tuple[list[jax.Array], dict]:
@@ -175,7 +177,12 @@ class DeformableTransformer(nn.Module):
             ]
         )[None]
         encoder = Encoder(
-            self.num_layers, self.ffn_dim, self.num_heads, self.num_points, name="encoder"
+            self.num_layers,
+            self.ffn_dim,
+            self.num_heads,
+            self.num_points,
+            self.remat,
+            name="encoder",
         )
         y, layers = encoder(x, position, sizes)
         ends = np.cumsum([h * w for h, w in sizes])[:-1]
@@ -187,13 +194,20 @@ class DeformableTransformer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """res2..res5 of a backbone to three encoded scales and a map for masks at stride 4."""
+    """res2..res5 of a backbone to three encoded scales and a map for masks at stride 4.
+
+    Attributes:
+      hidden_dim: D.
+      num_layers, ffn_dim, num_heads, num_points: of the encoder.
+      remat: recompute each encoder layer in the backward pass instead of keeping its activations.
+    """
 
     hidden_dim: int = 256
     num_layers: int = 6
     ffn_dim: int = 1024
     num_heads: int = 8
     num_points: int = 4
+    remat: bool = False
 
     @nn.compact
     def __call__(self, features: dict[str, jax.Array]) -> tuple[list[jax.Array], jax.Array, dict]:
@@ -215,7 +229,12 @@ class PixelDecoder(nn.Module):
             )
             projected.append(GroupNorm(name=f"input_proj_{i}_1")(x))
         transformer = DeformableTransformer(
-            self.num_layers, self.ffn_dim, self.num_heads, self.num_points, name="transformer"
+            self.num_layers,
+            self.ffn_dim,
+            self.num_heads,
+            self.num_points,
+            self.remat,
+            name="transformer",
         )
         multi_scale, intermediates = transformer(projected)
         lateral = NormedConv(self.hidden_dim, 1, name="adapter_1")(features["res2"])

@@ -100,6 +100,7 @@ class VCTDecoder(nn.Module):
       num_queries: Q.
       num_layers, ffn_dim, num_heads: of the decoder.
       lambda_init: see PPQG.
+      remat: recompute each layer in the backward pass instead of keeping its activations.
       dtype: of the computation; class logits and masks are float32.
     """
 
@@ -110,6 +111,7 @@ class VCTDecoder(nn.Module):
     ffn_dim: int = 2048
     num_heads: int = 8
     lambda_init: float = 1.0
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -164,6 +166,10 @@ class VCTDecoder(nn.Module):
         query = generated + query_feat[None].astype(self.dtype)
         query_position = query_embed[None].astype(self.dtype)
 
+        cross_layer, self_layer, ffn_layer = (
+            nn.remat(layer) if self.remat else layer
+            for layer in (CrossAttentionLayer, SelfAttentionLayer, FFNLayer)
+        )
         predictions = [predict(query)]
         seen = {"init_output": query, "cross": [], "self": [], "ffn": [], "attn_mask": []}
         for i in range(self.num_layers):
@@ -172,7 +178,7 @@ class VCTDecoder(nn.Module):
             if level > 0:
                 masked = attention_mask(predictions[-1]["pred_masks"], sizes[level])
             seen["attn_mask"].append(masked)
-            cross = CrossAttentionLayer(
+            cross = cross_layer(
                 self.num_heads, self.dtype, name=f"transformer_cross_attention_layers_{i}"
             )
             query = cross(
@@ -183,11 +189,11 @@ class VCTDecoder(nn.Module):
                 None if masked is None else free_full_rows(masked),
             )
             seen["cross"].append(query)
-            query = SelfAttentionLayer(
+            query = self_layer(
                 self.num_heads, self.dtype, name=f"transformer_self_attention_layers_{i}"
             )(query, query_position)
             seen["self"].append(query)
-            query = FFNLayer(self.ffn_dim, self.dtype, name=f"transformer_ffn_layers_{i}")(query)
+            query = ffn_layer(self.ffn_dim, self.dtype, name=f"transformer_ffn_layers_{i}")(query)
             seen["ffn"].append(query)
             predictions.append(predict(query))
 
