@@ -209,8 +209,9 @@ def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
         # ---- the step, compiled ahead: what it takes is known before it runs ---------------------
         log.say("compiling the training step")
         shapes = sharding.batch_shapes(example, batch_size, mesh)
-        train_step = train_step.lower(sharding.with_shardings(target, shardings), shapes).compile()
-        used = StepBytes.of(train_step)
+        train_step, used = compile_ahead(
+            train_step, sharding.with_shardings(target, shardings), shapes
+        )
         log.say(str(used))
         log.scalars(start_step, used.as_scalars())
 
@@ -273,6 +274,17 @@ def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
         checkpoints.wait()
         log.say(f"done: {workdir}")
     return True
+
+
+def compile_ahead(train_step, state, batch) -> tuple[jax.stages.Compiled, StepBytes]:
+    """The compiled step, and what it takes.
+
+    Args:
+      train_step: jitted.
+      state, batch: ShapeDtypeStructs with shardings.
+    """
+    compiled = train_step.lower(state, batch).compile()
+    return compiled, StepBytes.of(compiled)
 
 
 def _with_sharding(leaf, where) -> jax.ShapeDtypeStruct:

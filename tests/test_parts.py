@@ -15,6 +15,7 @@ from avs_jax.convert.tables import resnet_rules, vggish_rules
 from avs_jax.data import pipeline
 from avs_jax.main import main
 from avs_jax.runtime import checkpoint
+from avs_jax.runtime.memory import StepBytes
 from avs_jax.runtime.parts import fill_parts
 from scripts import convert_weights
 from scripts.convert_weights import make_init
@@ -189,13 +190,10 @@ def test_the_training_program_starts_from_converted_files(tmp_path, model, monke
     whole = {"params": shaped(params, "random"), "batch_stats": shaped(stats, "random")}
     checkpoint.save_variables(tmp_path / "whole", whole, config)
 
-    def first_step(*_):
-        def step(state, batch):
-            raise FirstStep(jax.device_get(state))
+    def first_step(state, batch):
+        raise FirstStep(jax.device_get(state))
 
-        return step
-
-    monkeypatch.setattr(program, "make_train_step", first_step)
+    monkeypatch.setattr(program, "compile_ahead", lambda *_: (first_step, StepBytes(0, 0, 0, 0)))
     monkeypatch.setattr(pipeline, "open_records", lambda *_: small.records(8))
     flags = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
     flags.append(f"--config.train.init_from={tmp_path / 'whole'}")
