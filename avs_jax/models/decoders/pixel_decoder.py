@@ -128,7 +128,7 @@ class Encoder(nn.Module):
     ffn_dim: int
     num_heads: int
     num_points: int
-    remat: bool
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -154,7 +154,7 @@ class DeformableTransformer(nn.Module):
     ffn_dim: int
     num_heads: int
     num_points: int
-    remat: bool
+    remat: bool = False
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array]) -> tuple[list[jax.Array], dict]:
