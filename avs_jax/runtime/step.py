@@ -31,6 +31,9 @@ STREAMS = ("gumbel", "drop_path", "pre_mask_dropout", "loss", "ama_dropout")
 NOT_PREDICTED = ("aux_outputs", "intermediates")  # outputs that prediction does not keep
 # Learned scalars worth a curve: name in the metrics -> path.
 WATCHED = {"lambda": "predictor/visual_query_block/lambda", "tau": "ama/temperature"}
+# XLA:CPU orders operations anew: by default each as early as it can be, so that what the backward
+# pass makes again is made, and kept, with the forward pass.
+CPU_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # outputs, batch, key -> (weighted total, {"loss_*": weighted term, "boundary_*": figure})
 Criterion = Callable[[dict, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
 
@@ -126,10 +129,12 @@ def make_train_step(
         metrics |= {name: flat[path].mean() for name, path in WATCHED.items() if path in flat}
         return TrainState(done, unflatten(flat), batch_stats, opt_state, ema), metrics
 
+    options = CPU_ORDER if jax.default_backend() == "cpu" else None
+    jit = functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
     if shardings is None:
-        return jax.jit(step, donate_argnums=0)
+        return jit(step)
     everywhere = NamedSharding(shardings.step.mesh, PartitionSpec())
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+    return jit(step, out_shardings=(shardings, everywhere))
 
 
 def _make_gradients(model, criterion: Criterion, config: ConfigDict):
