@@ -174,7 +174,8 @@ def square_problem(num_frames=2):
 def compute(logits, targets, mask_terms=1.0, **changes):
     outputs = {"edge_logits": jnp.asarray(logits, jnp.float32), "boundary_ramp": jnp.float32(1)}
     config = loss_config(**changes)
-    return _loss(outputs, targets, jnp.float32(mask_terms), config)
+    # Waits: callers write into the arrays that it reads.
+    return jax.block_until_ready(_loss(outputs, targets, jnp.float32(mask_terms), config))
 
 
 _loss = jax.jit(boundary_loss, static_argnames="loss_config")
