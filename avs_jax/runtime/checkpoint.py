@@ -13,6 +13,7 @@ where there is one (ema.py), else of the parameters.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 import re
@@ -36,6 +37,12 @@ KEPT = "kept"  # item of converted weights
 METRIC = "mIoU"  # what "best" means
 STATE_FIELDS = ("step", "params", "batch_stats", "opt_state", "ema")
 WEIGHTS = ("raw", "ema")  # the parameters, and their average
+
+# By default each device that holds a copy of an array writes a slice of it, cut by a program of its
+# own: hundreds of compilations for the first save. One copy is written instead.
+ocp.type_handlers.register_type_handler(
+    jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -394,6 +401,12 @@ def _is_checkpoint(directory: pathlib.Path) -> bool:
 
 
 def _stored_shapes(directory: pathlib.Path):
+    return _read_shapes(directory, (directory / "state" / "_METADATA").stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)  # a checkpoint is asked several times, and answers in seconds
+def _read_shapes(directory: pathlib.Path, written: int):
+    del written  # another checkpoint where it differs
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.metadata(directory / "state").item_metadata.tree
 
