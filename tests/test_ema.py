@@ -8,6 +8,7 @@ import pytest
 from avs_jax.runtime import checkpoint, sharding
 from avs_jax.runtime.ema import ema_variables, init_ema, update_ema
 from configs.base import base_config
+from scripts import export_weights
 from tests.test_checkpoint import as_target, assert_same, make_state
 
 
@@ -70,6 +71,11 @@ def test_it_is_laid_out_as_the_parameters_and_comes_back(tmp_path, with_stats):
     np.testing.assert_allclose(difference, 1, atol=1e-5)
     np.testing.assert_array_equal(average["backbone"]["fc"]["bias"], raw["backbone"]["fc"]["bias"])
     assert_same(checkpoint.load_variables(tmp_path)[0], average)  # preferred
+    for weights, params in (("raw", raw), ("ema", average), ("auto", average)):
+        flags = [f"--checkpoint={tmp_path}", "--format=orbax", f"--weights={weights}"]
+        flags.append(f"--output={tmp_path / weights}")
+        assert export_weights.main(["export_weights", *flags]) == 0
+        assert_same(checkpoint.load_variables(tmp_path / weights)[0], params)
 
 
 def test_a_checkpoint_without_one(tmp_path):
