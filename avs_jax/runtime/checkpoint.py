@@ -38,11 +38,22 @@ METRIC = "mIoU"  # what "best" means
 STATE_FIELDS = ("step", "params", "batch_stats", "opt_state", "ema")
 WEIGHTS = ("raw", "ema")  # the parameters, and their average
 
-# By default each device that holds a copy of an array writes a slice of it, cut by a program of its
-# own: hundreds of compilations for the first save. One copy is written instead.
-ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
-)
+
+def _write_one_copy() -> None:
+    """Of an array that several devices hold.
+
+    By default each of them writes a slice, cut by a program of its own: hundreds of compilations
+    for the first save.
+    """
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns that a handler is replaced
+    handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    logger.setLevel(level)
+
+
+_write_one_copy()
 
 
 @dataclasses.dataclass(frozen=True)
