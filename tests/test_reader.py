@@ -235,7 +235,7 @@ def test_log_mel_as_avsbench_ships_it(golden_dir):
 @pytest.mark.parametrize("legacy", [False, True])
 def test_against_torch_itself(tmp_path, legacy):
     torch = pytest.importorskip("torch")
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in ARRAYS.items()}
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in ARRAYS.items()}
     kwargs = {"_use_new_zipfile_serialization": False} if legacy else {}
     torch.save({"state_dict": tensors}, tmp_path / "w.pth", **kwargs)
     check(read_state_dict(tmp_path / "w.pth"))
