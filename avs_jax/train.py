@@ -1,6 +1,6 @@
 """Training: one function, `run_steps`, read from top to bottom; then the best checkpoint's reports.
 
-What a run leaves in its directory: checkpoints/ (runtime/checkpoint.py), metrics.jsonl and
+What a run leaves in its directory: checkpoints/ (runtime/run_checkpoints.py), metrics.jsonl and
 tensorboard/ (runtime/log.py), evaluation/ (evaluate.py), compilation_cache/. The same call on the
 same directory goes on where the last complete checkpoint stands, with the same numbers as if it had
 never stopped.
@@ -25,13 +25,14 @@ from avs_jax.losses.criterion import compute_losses
 from avs_jax.models import build_model
 from avs_jax.results.metrics import validation_protocols
 from avs_jax.runtime import optim, sharding
-from avs_jax.runtime.checkpoint import Checkpoints, fill_variables, stored_weights
+from avs_jax.runtime.checkpoint import stored_weights
 from avs_jax.runtime.compilation_cache import keep_compiled_in
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.memory import StepBytes
-from avs_jax.runtime.parts import fill_parts
+from avs_jax.runtime.parts import fill_parts, fill_variables
 from avs_jax.runtime.profile import StepProfiler, WaitClock
+from avs_jax.runtime.run_checkpoints import Checkpoints
 from avs_jax.runtime.scoring import Evaluation, eval_batch_size, evaluate, make_score_step
 from avs_jax.runtime.step import TrainState, init_state, init_variables, make_train_step
 

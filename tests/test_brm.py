@@ -17,7 +17,8 @@ from avs_jax.models.decoders.boundary import (
     ramp_value,
     scale_gradient,
 )
-from avs_jax.runtime.checkpoint import fill_variables, save_variables
+from avs_jax.runtime.checkpoint import save_variables
+from avs_jax.runtime.parts import fill_variables
 from configs.base import base_config
 from configs.s4_ama_brm import get_config
 from tests.golden.compare import shapes_of

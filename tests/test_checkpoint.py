@@ -15,7 +15,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from avs_jax.runtime import checkpoint, sharding, stored_config
+from avs_jax.runtime import checkpoint, parts, run_checkpoints, sharding, stored_config
 from avs_jax.runtime.step import TrainState
 from configs.base import base_config
 
@@ -63,13 +63,13 @@ def test_a_state_saved_on_eight_devices_comes_back_on_any_number(tmp_path, count
     config = make_config(fsdp=2)
     state = make_state(mesh=sharding.make_mesh(config))
     assert state.params["backbone"]["fc"]["kernel"].sharding.spec == PartitionSpec("fsdp", None)
-    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, config)
     checkpoints.save(state, 3)
     checkpoints.close()
 
     other = make_config(fsdp=fsdp)
     target = make_state(seed=1, mesh=sharding.make_mesh(other, jax.devices()[:count]))
-    checkpoints = checkpoint.Checkpoints(tmp_path, other)
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, other)
     restored, position = checkpoints.restore(as_target(target))
     checkpoints.close()
     assert position == 3
@@ -79,7 +79,7 @@ def test_a_state_saved_on_eight_devices_comes_back_on_any_number(tmp_path, count
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, make_config())
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, make_config())
     scores = {1: None, 2: 0.9, 3: 0.1, 4: None, 5: None}
     for step, score in scores.items():
         state = make_state(step, seed=step)
@@ -98,7 +98,7 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path):
 
 
 def test_an_empty_run_restores_nothing(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, make_config())
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, make_config())
     assert checkpoints.restore(as_target(make_state())) is None
     checkpoints.close()
     with pytest.raises(FileNotFoundError, match=r"looked for .*/checkpoints/STEP.*found: \['check"):
@@ -108,14 +108,14 @@ def test_an_empty_run_restores_nothing(tmp_path):
 
 
 def test_another_configuration_is_an_error_that_shows_the_difference(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, make_config())
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, make_config())
     checkpoints.save(make_state(), 3)
     checkpoints.close()
     config = make_config()
     config.train.log_every = 1
     config.evaluate.batch_size = 7
     config.data.data_dir = "/elsewhere"
-    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, config)
     assert checkpoints.restore(as_target(make_state())) is not None
     config.model.num_classes = 71  # a reference: the data's number changes with it
     config.optim.frozen = ()
@@ -133,12 +133,12 @@ def test_a_key_younger_than_the_checkpoint_holds_as_given(tmp_path, capsys):
     old = make_config()
     del old.model.fusion.map_dropout
     del old.train.ema_decay
-    checkpoints = checkpoint.Checkpoints(tmp_path, old)
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, old)
     checkpoints.save(make_state(), 3)
     checkpoints.close()
     config = make_config()
     config.model.fusion.map_dropout = 0.2
-    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, config)
     assert checkpoints.restore(as_target(make_state())) is not None
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
@@ -152,10 +152,10 @@ def test_a_key_younger_than_the_checkpoint_holds_as_given(tmp_path, capsys):
 def test_a_key_that_exists_no_more_is_an_error_unless_it_was_removed(tmp_path, monkeypatch):
     old = make_config()
     old.model.fusion.bygone = 3
-    checkpoints = checkpoint.Checkpoints(tmp_path, old)
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, old)
     checkpoints.save(make_state(), 3)
     checkpoints.close()
-    checkpoints = checkpoint.Checkpoints(tmp_path, make_config())
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, make_config())
     with pytest.raises(ValueError, match="model.fusion.bygone: 3 in the checkpoint, 'absent' now"):
         checkpoints.restore(as_target(make_state()))
     monkeypatch.setattr(stored_config, "REMOVED_KEYS", (r"model\.fusion\.bygone",))
@@ -164,18 +164,18 @@ def test_a_key_that_exists_no_more_is_an_error_unless_it_was_removed(tmp_path, m
 
 
 def test_the_history_of_validation_is_saved_with_the_state(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, make_config())
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, make_config())
     checkpoints.save(make_state(1), 1, {"mIoU": 0.5})
     checkpoints.save(make_state(2), 2)
     checkpoints.save(make_state(2), 2, {"mIoU": 0.1 + 0.2})  # in the place of the one without
     checkpoints.save(make_state(3), 3, {"mIoU": 0.5})  # no better than the best
-    assert checkpoints.validation == checkpoint.Validation(0.5, 1, 2)
+    assert checkpoints.validation == run_checkpoints.Validation(0.5, 1, 2)
     assert checkpoints.is_evaluated(2)
     checkpoints.close()
-    checkpoints = checkpoint.Checkpoints(tmp_path, make_config())
-    assert checkpoints.validation == checkpoint.Validation()
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, make_config())
+    assert checkpoints.validation == run_checkpoints.Validation()
     checkpoints.restore(as_target(make_state()))
-    assert checkpoints.validation == checkpoint.Validation(0.5, 1, 2)
+    assert checkpoints.validation == run_checkpoints.Validation(0.5, 1, 2)
     checkpoints.close()
 
 
@@ -183,7 +183,7 @@ def test_a_full_disk_is_one_message(tmp_path, caplog):
     """What Orbax's threads log of it on the way is dropped, and nothing else."""
     log = logging.getLogger("absl")
     with pytest.raises(OSError, match="no space left for a checkpoint; the last complete one"):
-        with checkpoint._full_disk_is_os_error(tmp_path):
+        with checkpoint.full_disk_is_os_error(tmp_path):
             try:
                 raise ValueError("RESOURCE_EXHAUSTED: No space left on device [28]")
             except ValueError as error:
@@ -193,12 +193,12 @@ def test_a_full_disk_is_one_message(tmp_path, caplog):
                 raise
     assert [record.getMessage() for record in caplog.records] == ["something else"]
     with pytest.raises(ValueError, match="NOT_FOUND"):
-        with checkpoint._full_disk_is_os_error(tmp_path):
+        with checkpoint.full_disk_is_os_error(tmp_path):
             raise ValueError("NOT_FOUND")
 
 
 def test_other_tensors_are_an_error_that_names_them(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, make_config())
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, make_config())
     checkpoints.save(make_state(), 3)
     state = make_state()
     fc = state.params["backbone"]["fc"]
@@ -225,9 +225,9 @@ def test_parameters_alone_go_through_a_directory_of_their_own(tmp_path):
 
     initial = make_state(seed=5)
     with pytest.raises(ValueError, match="ama/bn1/mean .4,.: not in the checkpoint"):
-        checkpoint.fill_variables(initial.params, initial.batch_stats, tmp_path / "a", ())
+        parts.fill_variables(initial.params, initial.batch_stats, tmp_path / "a", ())
     fresh = (r"ama/.*", r"logit_scale")
-    params, stats, aside = checkpoint.fill_variables(
+    params, stats, aside = parts.fill_variables(
         initial.params, initial.batch_stats, tmp_path / "a", fresh
     )
     assert "logit_scale" in aside
@@ -237,8 +237,8 @@ def test_parameters_alone_go_through_a_directory_of_their_own(tmp_path):
 
     del initial.params["logit_scale"]  # a model that lacks what the checkpoint holds
     with pytest.raises(ValueError, match="logit_scale"):
-        checkpoint.fill_variables(initial.params, initial.batch_stats, tmp_path / "a", fresh)
-    params, _, aside = checkpoint.fill_variables(
+        parts.fill_variables(initial.params, initial.batch_stats, tmp_path / "a", fresh)
+    params, _, aside = parts.fill_variables(
         initial.params, initial.batch_stats, tmp_path / "a", fresh, (r"logit_scale",)
     )
     assert "logit_scale" not in params and "logit_scale" in aside
@@ -247,11 +247,11 @@ def test_parameters_alone_go_through_a_directory_of_their_own(tmp_path):
 KILLED = """
     import os, signal, sys
     import numpy as np, jax.numpy as jnp, optax
-    from avs_jax.runtime import checkpoint
+    from avs_jax.runtime import run_checkpoints
     from avs_jax.runtime.step import TrainState
     from configs.base import base_config
 
-    checkpoints = checkpoint.Checkpoints(sys.argv[1], base_config())
+    checkpoints = run_checkpoints.Checkpoints(sys.argv[1], base_config())
     for step in (1, 2):
         params = {"x": {"kernel": jnp.asarray(np.random.default_rng(step).normal(size=4_000_000))}}
         state = TrainState(jnp.asarray(step), params, {}, optax.sgd(0.1).init(params))
@@ -272,7 +272,7 @@ def test_a_save_cut_off_by_kill_9_is_ignored_and_can_be_made_again(tmp_path):
     state = TrainState(
         jnp.asarray(0), {"x": {"kernel": jnp.zeros(4_000_000)}}, {}, optax.sgd(0.1).init({})
     )
-    checkpoints = checkpoint.Checkpoints(tmp_path, base_config())
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, base_config())
     restored, position = checkpoints.restore(as_target(state))
     assert position == 1
     want = np.random.default_rng(1).normal(size=4_000_000).astype(np.float32)

@@ -7,6 +7,7 @@ import pytest
 
 from avs_jax.runtime import checkpoint, sharding
 from avs_jax.runtime.ema import ema_variables, init_ema, update_ema
+from avs_jax.runtime.run_checkpoints import Checkpoints
 from configs.base import base_config
 from scripts import export_weights
 from tests.test_checkpoint import as_target, assert_same, make_state
@@ -58,7 +59,7 @@ def test_it_is_laid_out_as_the_parameters_and_comes_back(tmp_path, with_stats):
     assert average.dtype == jnp.float32
     assert average.sharding == state.params["backbone"]["fc"]["kernel"].sharding
     assert not average.sharding.is_fully_replicated
-    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+    checkpoints = Checkpoints(tmp_path, config)
     checkpoints.save(state, 3, {"mIoU": 0.5})
     checkpoints.wait()
     target = as_target(averaged_state(config, seed=1, with_stats=with_stats))
@@ -81,7 +82,7 @@ def test_it_is_laid_out_as_the_parameters_and_comes_back(tmp_path, with_stats):
 def test_a_checkpoint_without_one(tmp_path):
     """Today's default writes none, and older checkpoints have not even the item."""
     config = base_config()
-    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+    checkpoints = Checkpoints(tmp_path, config)
     checkpoints.save(make_state(), 3)
     checkpoints.wait()
     assert_same(checkpoints.restore(as_target(make_state(seed=1)))[0], make_state())

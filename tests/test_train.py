@@ -18,6 +18,7 @@ from avs_jax.plan import trace_step
 from avs_jax.runtime import checkpoint, sharding
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.memory import StepBytes
+from avs_jax.runtime.run_checkpoints import STATE_FIELDS
 from tests import small
 
 
@@ -127,9 +128,9 @@ def test_stopped_and_resumed_is_never_stopped_bit_for_bit(never_stopped, tmp_pat
     assert logged == [1, 2, 3]  # the one under way is finished
     assert (tmp_path / "checkpoints" / "3").is_dir()
     program.train(small_config(), tmp_path)
-    for name in checkpoint.STATE_FIELDS:
+    for name in STATE_FIELDS:
         a, b = (
-            checkpoint._read_state(d / "checkpoints" / "4", target)
+            checkpoint.read_state(d / "checkpoints" / "4", target)
             for d, target in ((d, _numpy_target(d, name)) for d in (never_stopped, tmp_path))
         )
         jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -142,7 +143,7 @@ def test_stopped_and_resumed_is_never_stopped_bit_for_bit(never_stopped, tmp_pat
 
 
 def _numpy_target(workdir, name):
-    stored = checkpoint._stored_shapes(workdir / "checkpoints" / "4")[name]
+    stored = checkpoint.stored_shapes(workdir / "checkpoints" / "4")[name]
     return {name: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), stored)}
 
 

@@ -1,15 +1,18 @@
-"""Pretrained parts of the model: a training run starts from them by `config.init`.
+"""Pretrained weights that a training run starts from: a whole model, or parts of it.
 
 The order, in which the more particular wins: random values of the seed; then the whole model of
 config.train.init_from, where there is one; then the parts of config.init.
 """
 
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from avs_jax.runtime.checkpoint import load_variables, place_like
+from avs_jax.runtime.checkpoint import differences, load_variables
 from avs_jax.runtime.optim import flatten, unflatten
 from avs_jax.spec import InputError
 
@@ -21,6 +24,54 @@ SECTIONS = {
     "audio_backbone": "audio_backbone",
 }
 FREE_KEYS = ("remat", "drop_path_rate")  # of a section: no weight depends on them
+
+
+def fill_variables(
+    params: Mapping,
+    batch_stats: Mapping,
+    directory: str | pathlib.Path,
+    fresh: Sequence[str] = (),
+    dropped: Sequence[str] = (),
+) -> tuple[dict, dict, list[str]]:
+    """Replaces initial values by those of a checkpoint, placed as the initial ones are.
+
+    Args:
+      params: nested, initial.
+      batch_stats: nested, initial.
+      directory: as in `load_variables`.
+      fresh: path regexes that keep their initial value.
+      dropped: path regexes of the checkpoint's tensors that are not taken.
+
+    Returns:
+      (params, batch_stats, the paths that were not taken or kept their initial value).
+
+    Raises:
+      ValueError: listing every tensor that is missing, superfluous or of another shape.
+    """
+    loaded_params, loaded_stats, _ = load_variables(directory)
+    filled, problems, aside = [], [], []
+    for initial, loaded in ((params, loaded_params), (batch_stats, loaded_stats)):
+        initial, loaded = flatten(initial), flatten(loaded)
+        keep = {path for path in initial if any(re.fullmatch(rule, path) for rule in fresh)}
+        drop = {path for path in loaded if any(re.fullmatch(rule, path) for rule in dropped)}
+        aside += sorted(keep | drop)
+        problems += differences(
+            {path: x.shape for path, x in loaded.items() if path not in keep | drop},
+            {path: x.shape for path, x in initial.items() if path not in keep},
+        )
+        filled.append((initial, loaded, keep))
+    if problems:
+        raise InputError(
+            f"config.train.init_from={str(directory)!r}: {len(problems)} tensor(s) do not fit "
+            "(config.train.init_fresh names those to leave as initialised, "
+            "config.train.init_dropped those of the checkpoint to leave out):\n  "
+            + "\n  ".join(problems)
+        )
+    trees = (
+        unflatten({p: x if p in keep else _place_like(loaded[p], x) for p, x in initial.items()})
+        for initial, loaded, keep in filled
+    )
+    return *trees, aside
 
 
 def fill_parts(
@@ -63,7 +114,7 @@ def fill_parts(
                         f"{ours[path].shape}"
                     )
                 elif not problems:
-                    flat[kind][path] = place_like(theirs[path], ours[path])
+                    flat[kind][path] = _place_like(theirs[path], ours[path])
                     count += 1
         if problems:
             raise InputError(
@@ -71,6 +122,12 @@ def fill_parts(
             )
         lines.append(f"{part}: {count} tensors of {directory}")
     return unflatten(flat["params"]), unflatten(flat["batch_stats"]), lines
+
+
+def _place_like(value: np.ndarray, like: jax.Array) -> jax.Array:
+    """The value with dtype and sharding of another array of its shape."""
+    value = np.asarray(value, like.dtype)
+    return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])
 
 
 def _folders(params: Mapping, config: ConfigDict) -> dict[str, pathlib.Path]:
