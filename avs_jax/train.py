@@ -1,4 +1,4 @@
-"""Training: one function, `run_steps`, read from top to bottom; then the best checkpoint's reports.
+"""Training: `run_steps`, and then the best checkpoint's reports.
 
 What a run leaves in its directory: checkpoints/ (runtime/run_checkpoints.py), metrics.jsonl and
 tensorboard/ (runtime/log.py), evaluation/ (evaluate.py), compilation_cache/. The same call on the
@@ -7,37 +7,37 @@ never stopped.
 """
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from avs_jax.data import pipeline
 from avs_jax.evaluate import evaluate_config, find_report
-from avs_jax.losses.criterion import compute_losses
-from avs_jax.models import build_model
 from avs_jax.results.metrics import validation_protocols
 from avs_jax.runtime import optim, sharding
+from avs_jax.runtime.blueprint import Blueprint, make_blueprint
 from avs_jax.runtime.checkpoint import stored_weights
 from avs_jax.runtime.compilation_cache import keep_compiled_in
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.memory import StepBytes
 from avs_jax.runtime.parts import fill_parts, fill_variables
-from avs_jax.runtime.profile import StepProfiler, WaitClock
+from avs_jax.runtime.profile import StepProfiler, StepSpeed, WaitClock
 from avs_jax.runtime.run_checkpoints import Checkpoints
 from avs_jax.runtime.scoring import Evaluation, eval_batch_size, evaluate, make_score_step
-from avs_jax.runtime.step import TrainState, init_state, init_variables, make_train_step
+from avs_jax.runtime.step import TrainState
 
 VALIDATION_SPLIT = "val"
-QUICK_COMPILATION = {"xla_backend_optimization_level": 0}  # of what runs once
 NO_DATA = """{error}
 
 AVSBench is not part of this package. Its authors give it out on request, see
@@ -86,195 +86,285 @@ def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
       NotFiniteError: names the step, the loss terms and the last good checkpoint.
     """
     workdir = pathlib.Path(workdir).expanduser().resolve()
-    process, num_processes = jax.process_index(), jax.process_count()
-
-    # ---- data: is it there? ----------------------------------------------------------------------
-    try:
-        splits = ("train", VALIDATION_SPLIT, *config.train.final_splits)
-        num_clips = {split: pipeline.num_clips(config, split) for split in splits}
-    except FileNotFoundError as error:
-        text = NO_DATA.format(
-            error=error, dataset=config.data.dataset, data_dir=config.data.data_dir
-        )
-        raise FileNotFoundError(text) from None
-
-    # ---- devices ---------------------------------------------------------------------------------
+    num_clips = _count_clips(config)
     mesh = sharding.make_mesh(config)
-    batch_size = config.train.batch_size
-    sharding.check_batch_size("config.train.batch_size", batch_size, mesh, config.train.accumulate)
+    sharding.check_batch_size(
+        "config.train.batch_size", config.train.batch_size, mesh, config.train.accumulate
+    )
     if config.train.compilation_cache:
         keep_compiled_in(workdir / "compilation_cache")
+    blueprint = make_blueprint(config, mesh)
 
-    # ---- model, loss, optimiser: shapes only -----------------------------------------------------
-    model = build_model(config.model)
-    criterion = functools.partial(compute_losses, loss_config=config.loss)
-    example = pipeline.stack_clips([pipeline.empty_clip(config, is_training=True)])
-    init = functools.partial(init_variables, model, seed=config.seed)
-    params, batch_stats = jax.eval_shape(init, example)
-    optimizer, schedule = optim.make_optimizer(params, config)
-    new_state = functools.partial(init_state, optimizer=optimizer, config=config)
-    target = jax.eval_shape(new_state, params, batch_stats)
-    shardings = sharding.tree_shardings(target, mesh)
-
-    # ---- state: the last checkpoint's, or a new one ----------------------------------------------
     checkpoints = Checkpoints(workdir, config)
-    restored = checkpoints.restore(jax.tree.map(_with_sharding, target, shardings))
-    if restored is None:
-        start_step = 0
-        params, batch_stats = jax.jit(
-            init,
-            out_shardings=(shardings.params, shardings.batch_stats),
-            compiler_options=QUICK_COMPILATION,
-        )(example)
-        if config.train.init_from:
-            params, batch_stats, aside = fill_variables(
-                params,
-                batch_stats,
-                config.train.init_from,
-                config.train.init_fresh,
-                config.train.init_dropped,
-            )
-            if process == 0:
-                listed = "".join(f"\n  {path}" for path in aside) or " nothing"
-                print(f"{config.train.init_from}: fresh or not taken:{listed}", file=sys.stderr)
-        params, batch_stats, parts = fill_parts(params, batch_stats, config)
-        if process == 0 and parts:
-            print("pretrained parts:", *parts, sep="\n  ", file=sys.stderr)
-        state = jax.jit(new_state, out_shardings=shardings)(params, batch_stats)
-        del params, batch_stats
-    else:
-        state, start_step = restored
-    total_steps = config.train.steps
+    restored = checkpoints.restore(blueprint.state)
+    state, start_step = (_first_state(blueprint), 0) if restored is None else restored
 
+    total_steps, is_first = config.train.steps, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
-        log = Log(workdir, total_steps, batch_size, start_step, enabled=process == 0)
+        log = Log(workdir, total_steps, config.train.batch_size, start_step, enabled=is_first)
         stack.callback(log.close)
-        log.say(
-            f"{config.name}: {num_clips['train']} training clips, {num_clips[VALIDATION_SPLIT]} "
-            f"for validation, {total_steps} steps of {batch_size} clips\n"
-            f"{mesh.size} device(s) of kind {jax.devices()[0].device_kind}, mesh "
-            f"{dict(mesh.shape)}, {num_processes} process(es)\n"
-            f"learning rate {optim.base_learning_rate(config):.3g}, groups:\n"
-            f"{optim.describe_groups(target.params, config)}"
-        )
+        log.say(_describe(blueprint, num_clips))
         if restored is not None:
             log.say(f"{workdir}: going on from step {start_step}")
         if start_step >= total_steps:
             log.say("all steps are done")
             return True
 
-        # ---- loaders and compiled functions ------------------------------------------------------
-        train_loader = stack.enter_context(
-            pipeline.make_train_loader(config, batch_size, process, num_processes, start_step)
-        )
-        val_loader = stack.enter_context(
-            pipeline.make_eval_loader(
-                config, VALIDATION_SPLIT, eval_batch_size(config, mesh), process, num_processes
-            )
-        )
-        train_step = make_train_step(model, criterion, optimizer, schedule, config, shardings)
+        train_loader, val_loader = _open_loaders(config, mesh, start_step, stack)
+        batches = iter(train_loader)
         validation = functools.partial(
             evaluate,
-            make_score_step(model, config, mesh),
+            make_score_step(blueprint.model, config, mesh),
             loader=val_loader,
             config=config,
             mesh=mesh,
             num_pictures=config.train.num_pictures,
         )
         stop_requested = stack.enter_context(_sigterm_as_request())
-        batches = WaitClock(iter(train_loader))
         profiler = StepProfiler(
-            workdir, config.profile_steps, start_step, total_steps, enabled=process == 0
+            workdir, config.profile_steps, start_step, total_steps, enabled=is_first
         )
         stack.callback(profiler.close)
+        run = _Run(config, mesh, checkpoints, log, validation, profiler, stop_requested)
 
-        def must_evaluate(step):
-            return step == total_steps or step % config.train.eval_every == 0
-
-        def is_out_of_patience():
-            seen, patience = checkpoints.validation, config.train.patience
-            if patience and seen.since_best >= patience:
-                log.say(
-                    f"stopped: {seen.since_best} evaluations since step {seen.best_step}, whose "
-                    f"score of {seen.best:.4f} is the best"
-                )
-            return bool(patience and seen.since_best >= patience)
-
-        # ---- the evaluation that a stop left out -------------------------------------------------
-        if start_step and must_evaluate(start_step) and not checkpoints.is_evaluated(start_step):
-            checkpoints.save(state, start_step, _validate(validation, state, start_step, log))
-        if is_out_of_patience():
+        if start_step and run.must_evaluate(start_step):
+            if not checkpoints.is_evaluated(start_step):  # a stop left it out
+                checkpoints.save(state, start_step, run.validate(state, start_step))
+        if run.is_out_of_patience():
             return True
 
-        # ---- the step, compiled ahead: what it takes is known before it runs ---------------------
-        log.say("compiling the training step")
-        shapes = sharding.batch_shapes(example, batch_size, mesh)
+        log.say("compiling the training step")  # ahead: what it takes is known before it runs
         train_step, used = compile_ahead(
-            train_step, sharding.with_shardings(target, shardings), shapes
+            blueprint.make_train_step(), blueprint.state, blueprint.batch_shapes()
         )
         log.say(str(used))
         log.scalars(start_step, used.as_scalars())
 
-        # ---- the loop ----------------------------------------------------------------------------
-        metrics, unchecked, clock, clocked_step = None, None, None, start_step
-        for step in range(start_step + 1, total_steps + 1):
-            batch = batches.next(metrics)
-            profiler.before(step)
-            batch = sharding.put_batch(batch, mesh)
+        is_over = run.take_steps(train_step, state, start_step, batches)
+        if is_over:
+            checkpoints.wait()
+            log.say(f"done: {workdir}")
+    return is_over
+
+
+def _count_clips(config: ConfigDict) -> dict[str, int]:
+    """Clips of every split that the run reads.
+
+    Raises:
+      FileNotFoundError: the dataset is not there; tells how to get it.
+    """
+    splits = ("train", VALIDATION_SPLIT, *config.train.final_splits)
+    try:
+        return {split: pipeline.num_clips(config, split) for split in splits}
+    except FileNotFoundError as error:
+        text = NO_DATA.format(
+            error=error, dataset=config.data.dataset, data_dir=config.data.data_dir
+        )
+        raise FileNotFoundError(text) from None
+
+
+def _first_state(blueprint: Blueprint) -> TrainState:
+    """The state of a new run: random values, and what config.train.init_from and .init replace."""
+    config, say_it = blueprint.config, jax.process_index() == 0
+    params, batch_stats = blueprint.init_variables()
+    if config.train.init_from:
+        params, batch_stats, aside = fill_variables(
+            params,
+            batch_stats,
+            config.train.init_from,
+            config.train.init_fresh,
+            config.train.init_dropped,
+        )
+        if say_it:
+            listed = "".join(f"\n  {path}" for path in aside) or " nothing"
+            print(f"{config.train.init_from}: fresh or not taken:{listed}", file=sys.stderr)
+    params, batch_stats, parts = fill_parts(params, batch_stats, config)
+    if say_it and parts:
+        print("pretrained parts:", *parts, sep="\n  ", file=sys.stderr)
+    return blueprint.init_state(params, batch_stats)
+
+
+def _describe(blueprint: Blueprint, num_clips: Mapping[str, int]) -> str:
+    """What is going to be trained, on what."""
+    config, mesh = blueprint.config, blueprint.mesh
+    return (
+        f"{config.name}: {num_clips['train']} training clips, {num_clips[VALIDATION_SPLIT]} "
+        f"for validation, {config.train.steps} steps of {config.train.batch_size} clips\n"
+        f"{mesh.size} device(s) of kind {jax.devices()[0].device_kind}, mesh "
+        f"{dict(mesh.shape)}, {jax.process_count()} process(es)\n"
+        f"learning rate {optim.base_learning_rate(config):.3g}, groups:\n"
+        f"{optim.describe_groups(blueprint.state.params, config)}"
+    )
+
+
+def _open_loaders(config: ConfigDict, mesh: Mesh, start_step: int, stack: contextlib.ExitStack):
+    """The loaders of training, from `start_step` on, and of validation; `stack` closes them."""
+    share = jax.process_index(), jax.process_count()
+    train_loader = pipeline.make_train_loader(config, config.train.batch_size, *share, start_step)
+    stack.enter_context(train_loader)
+    val_loader = pipeline.make_eval_loader(
+        config, VALIDATION_SPLIT, eval_batch_size(config, mesh), *share
+    )
+    stack.enter_context(val_loader)
+    return train_loader, val_loader
+
+
+class _Due(NamedTuple):
+    """What comes after one step. An evaluation that a stop leaves out is made up for later."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+    stop: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """The steps of a run, and what comes after each: log line, validation, checkpoint, the end.
+
+    Attributes:
+      validation: `evaluate` of the validation split, but for its variables and title.
+      stop_requested: step -> whether the run was asked to stop.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    checkpoints: Checkpoints
+    log: Log
+    validation: Callable[..., Evaluation]
+    profiler: StepProfiler
+    stop_requested: Callable[[int], bool]
+
+    def must_evaluate(self, step: int) -> bool:
+        """Whether this step's parameters are scored on the validation split."""
+        return step == self.config.train.steps or step % self.config.train.eval_every == 0
+
+    def validate(self, state: TrainState, step: int) -> dict[str, float]:
+        """Scores on the validation split: what the checkpoint keeps of them."""
+        return _validate(self.validation, state, step, self.log)
+
+    def is_out_of_patience(self) -> bool:
+        """Whether enough evaluations in a row gave no better score; says so."""
+        seen, patience = self.checkpoints.validation, self.config.train.patience
+        if not patience or seen.since_best < patience:
+            return False
+        self.log.say(
+            f"stopped: {seen.since_best} evaluations since step {seen.best_step}, whose score of "
+            f"{seen.best:.4f} is the best"
+        )
+        return True
+
+    def take_steps(
+        self, train_step: Callable, state: TrainState, start_step: int, batches: Iterator
+    ) -> bool:
+        """Trains from `start_step` to the last step, or to where the run is asked or has to stop.
+
+        Args:
+          train_step: compiled.
+          state: after `start_step` steps; donated.
+          start_step: steps done before.
+          batches: of the steps that follow, host arrays.
+
+        Returns:
+          Whether training is over; False where it was asked to stop before.
+
+        Raises:
+          NotFiniteError: names the step, the loss terms and the last good checkpoint.
+        """
+        waits = WaitClock(batches)
+        speed = StepSpeed(waits, self.config.train.batch_size)
+        finite = _FiniteCheck(self.checkpoints)
+        metrics = None
+        for step in range(start_step + 1, self.config.train.steps + 1):
+            batch = waits.next(metrics)
+            self.profiler.before(step)
+            batch = sharding.put_batch(batch, self.mesh)
             with jax.transfer_guard("disallow"):  # nothing else enters or leaves the step
                 state, metrics = train_step(state, batch)
-            is_last, must_stop = step == total_steps, stop_requested(step)
-            is_due = must_evaluate(step) and (is_last or not must_stop)
-            must_save = is_due or must_stop or step % config.train.checkpoint_every == 0
-            must_log = is_last or step % config.train.log_every == 0
-            traced = profiler.after(step, metrics)
+            due = self._due_after(step)
+            traced = self.profiler.after(step, metrics)
             if traced is not None:
-                log.say(f"traced for TensorBoard's profiler, up to step {step}: {traced}")
+                self.log.say(f"traced for TensorBoard's profiler, up to step {step}: {traced}")
+            finite.check(step, metrics, at_once=due.log or due.save)
 
-            # One step late, so that the next one is under way while the host waits; at once where
-            # something is kept of this step.
-            if unchecked is not None:
-                _check_finite(*unchecked, checkpoints)
-            unchecked = (step, metrics)
-            if must_log or must_save:
-                _check_finite(step, metrics, checkpoints)
-                unchecked = None
-
-            if must_log:
-                values = {k: v for k, v in jax.device_get(metrics).items() if k != "finite"}
-                seconds = None
-                if clock is not None:
-                    since_last = time.monotonic() - clock
-                    seconds = since_last / (step - clocked_step)
-                    values["clips_per_second"] = batch_size / seconds
-                    values["data_wait"] = batches.take() / since_last
-                log.scalars(step, values)
-                log.progress(step, values, seconds)
-            if must_log or clock is None:  # the clock starts when the first step is compiled
+            if due.log:
+                self._log_step(step, metrics, speed)
+            if due.log or not speed.is_measuring:
                 jax.block_until_ready(metrics)
-                clock, clocked_step = time.monotonic(), step
-                batches.take()
-
-            # ---- validation, then its checkpoint -------------------------------------------------
+                speed.restart(step)
             scores = None
-            if is_due:
-                begun = time.monotonic()
-                scores = _validate(validation, state, step, log)
-                clock += time.monotonic() - begun
-            if must_save:
-                checkpoints.save(state, step, scores)
-            if must_stop and not is_last:
-                checkpoints.wait()
-                log.say(f"asked to stop: saved step {step}; the same command goes on from there")
-                return False
-            if is_due and is_out_of_patience():
-                break
+            if due.evaluate:
+                with speed.paused():
+                    scores = self.validate(state, step)
+            if due.save:
+                self.checkpoints.save(state, step, scores)
 
-        # ---- the end -----------------------------------------------------------------------------
-        checkpoints.wait()
-        log.say(f"done: {workdir}")
-    return True
+            if due.stop:
+                self.checkpoints.wait()
+                self.log.say(
+                    f"asked to stop: saved step {step}; the same command goes on from there"
+                )
+                return False
+            if due.evaluate and self.is_out_of_patience():
+                break
+        return True
+
+    def _due_after(self, step: int) -> _Due:
+        train = self.config.train
+        is_last = step == train.steps
+        stop = self.stop_requested(step) and not is_last
+        must_evaluate = self.must_evaluate(step) and not stop
+        return _Due(
+            log=is_last or step % train.log_every == 0,
+            evaluate=must_evaluate,
+            save=must_evaluate or stop or step % train.checkpoint_every == 0,
+            stop=stop,
+        )
+
+    def _log_step(self, step: int, metrics: Mapping[str, jax.Array], speed: StepSpeed) -> None:
+        values = {k: v for k, v in jax.device_get(metrics).items() if k != "finite"}
+        measured, seconds = speed.at(step)
+        values |= measured
+        self.log.scalars(step, values)
+        self.log.progress(step, values, seconds)
+
+
+class _FiniteCheck:
+    """Ends a run whose loss or gradient is NaN or infinite.
+
+    One step late, so that the next one is under way while the host waits; at once where something
+    is kept of the step.
+    """
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+        self._unchecked: tuple[int, Mapping[str, jax.Array]] | None = None
+
+    def check(self, step: int, metrics: Mapping[str, jax.Array], at_once: bool) -> None:
+        """Looks at the step before this one, and at this one if `at_once`.
+
+        Raises:
+          NotFiniteError: names the step, the loss terms and the last good checkpoint.
+        """
+        if self._unchecked is not None:
+            self._raise_unless_finite(*self._unchecked)
+        self._unchecked = (step, metrics)
+        if at_once:
+            self._raise_unless_finite(step, metrics)
+            self._unchecked = None
+
+    def _raise_unless_finite(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        if jax.device_get(metrics["finite"]):
+            return
+        self._checkpoints.wait()
+        good = self._checkpoints.latest_step
+        where = "there is none yet" if good is None else self._checkpoints.directory / str(good)
+        terms = {k: float(v) for k, v in jax.device_get(metrics).items() if k != "finite"}
+        raise NotFiniteError(
+            f"step {step}: the loss or its gradient is not finite; last good checkpoint: {where}; "
+            f"terms: {terms}"
+        )
 
 
 def compile_ahead(train_step, state, batch) -> tuple[jax.stages.Compiled, StepBytes]:
@@ -286,10 +376,6 @@ def compile_ahead(train_step, state, batch) -> tuple[jax.stages.Compiled, StepBy
     """
     compiled = train_step.lower(state, batch).compile()
     return compiled, StepBytes.of(compiled)
-
-
-def _with_sharding(leaf, where) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
 def _validate(
@@ -327,19 +413,6 @@ def _validate(
         log.say(f"{what}, {main}: {numbers}")
         kept = {f"raw_{measure}": value for measure, value in kept.items()} | scores
     return kept
-
-
-def _check_finite(step: int, metrics: Mapping[str, jax.Array], checkpoints: Checkpoints) -> None:
-    if jax.device_get(metrics["finite"]):
-        return
-    checkpoints.wait()
-    good = checkpoints.latest_step
-    terms = {k: float(v) for k, v in jax.device_get(metrics).items() if k != "finite"}
-    where = "there is none yet" if good is None else str(checkpoints.directory / str(good))
-    raise NotFiniteError(
-        f"step {step}: the loss or its gradient is not finite; last good checkpoint: {where}; "
-        f"terms: {terms}"
-    )
 
 
 @contextlib.contextmanager

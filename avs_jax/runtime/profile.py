@@ -1,10 +1,11 @@
-"""Where the time of training goes: a trace of some steps, and the time spent waiting for data.
+"""Where the time of training goes: a trace of some steps, speed, time spent waiting for data.
 
   tensorboard --logdir=WORKDIR/tensorboard
 
 shows the trace under "Profile" (TensorBoard's plugin for it is the package xprof).
 """
 
+import contextlib
 import pathlib
 import time
 from collections.abc import Iterator
@@ -110,3 +111,55 @@ class WaitClock:
         """Seconds since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
+
+
+class StepSpeed:
+    """How fast the steps go and how much of it is waiting for data, since the last `restart`.
+
+    The first step, before the first `restart`, does not count.
+    """
+
+    def __init__(self, waits: WaitClock, batch_size: int):
+        """Measures nothing yet.
+
+        Args:
+          waits: gives the batches; its time starts again with each `restart`.
+          batch_size: clips per step.
+        """
+        self._waits, self._batch_size = waits, batch_size
+        self._begun: float | None = None  # seconds, of the monotonic clock
+        self._first_step = 0
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether `restart` has been called."""
+        return self._begun is not None
+
+    def restart(self, step: int) -> None:
+        """Measures from here: `step` steps are done, and nothing is under way."""
+        self._begun, self._first_step = time.monotonic(), step
+        self._waits.take()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        begun = time.monotonic()
+        yield
+        self._begun += time.monotonic() - begun
+
+    def at(self, step: int) -> tuple[dict[str, float], float | None]:
+        """The speed up to `step`, whose outputs are there.
+
+        Returns:
+          ({"clips_per_second", "data_wait": share of the time}, seconds per step); ({}, None)
+          before the first `restart`.
+        """
+        if self._begun is None:
+            return {}, None
+        elapsed = time.monotonic() - self._begun
+        seconds = elapsed / (step - self._first_step)
+        measured = {
+            "clips_per_second": self._batch_size / seconds,
+            "data_wait": self._waits.take() / elapsed,
+        }
+        return measured, seconds
