@@ -17,6 +17,7 @@ setup(
         "orbax-checkpoint>=0.12",
         "grain>=0.2.18",
         "numpy>=2.0",
+        "ml_dtypes>=0.4",
         "tensorflow-datasets>=4.9.10",
         "importlib_resources",  # tensorflow-datasets needs it and does not ask for it
         "einops>=0.8",

@@ -18,9 +18,9 @@
 Input: .npz, .safetensors, .pth, .pt or .pkl; nothing in it is executed. Every tensor of the file
 must have its place and every parameter its tensor, else all disagreements are listed and nothing is
 written. Parts that the file cannot know (AMA and BRM, for a VCT file) are initialised from the seed
-of the configuration and listed; --strict refuses them. Floats of another width become float32,
-which is said; whole numbers are refused. A Swin of another window size gets its tables of relative
-positions interpolated, which is said too.
+of the configuration and listed; --strict refuses them. Parameters are float32: a tensor of another
+dtype is refused, --cast turns floats of another width into float32. A Swin of another window size
+gets its tables of relative positions interpolated, which is said.
 
 A part of the model goes into training by --config.init.backbone=DIR or --config.init.audio_backbone
 =DIR. RAFT, large or small, which the file tells, needs no configuration; avs_jax.flow and
@@ -36,6 +36,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import ml_dtypes
 import numpy as np
 from absl import flags
 from flax import traverse_util
@@ -199,8 +200,7 @@ def _carry(
     """Fills what `init` makes, leaving initial values where `fresh` allows."""
     wanted = _flatten(*jax.eval_shape(init))
     shapes = {path: x.shape for path, x in wanted.items()}
-    found = apply_rules(state_dict, rules, shapes, fresh, only_floats=True)
-    found = {path: np.asarray(array, np.float32) for path, array in found.items()}
+    found = apply_rules(state_dict, rules, shapes, fresh, np.float32)
     missing = sorted(set(wanted) - set(found))
     if missing:
 
@@ -216,14 +216,33 @@ def _carry(
         [path.removeprefix(BATCH_STATS) for path in missing],
         ignored,
         {name: state_dict[name] for name in ignored if re.fullmatch(KEPT_ASIDE, name)},
-        _casts({name: x for name, x in state_dict.items() if name not in set(ignored)}),
+        [],
     )
 
 
-def _casts(taken: Mapping[str, np.ndarray]) -> list[str]:
-    """A sentence per dtype that is not float32."""
-    kinds = collections.Counter(str(x.dtype) for x in taken.values() if x.dtype != np.float32)
-    return [f"{count} tensors of {kind} became float32" for kind, count in kinds.items()]
+def other_floats(state_dict: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of tensors of floats that are not float32."""
+    return [
+        name
+        for name, x in state_dict.items()
+        if x.dtype != np.float32 and (x.dtype.kind == "f" or x.dtype == ml_dtypes.bfloat16)
+    ]
+
+
+def cast(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """A state dict whose floats are float32; a sentence per dtype that was not.
+
+    Raises:
+      ConversionError: naming a tensor with numbers beyond float32's.
+    """
+    result, kinds = dict(state_dict), collections.Counter()
+    for name in other_floats(state_dict):
+        kinds[str(state_dict[name].dtype)] += 1
+        with np.errstate(over="ignore"):
+            result[name] = state_dict[name].astype(np.float32)
+        if (np.isinf(result[name]) & np.isfinite(state_dict[name])).any():
+            raise ConversionError(f"{name}: {state_dict[name].dtype} beyond float32's range")
+    return result, [f"{count} tensors of {kind} became float32" for kind, count in kinds.items()]
 
 
 def _flatten(params: Mapping, batch_stats: Mapping) -> dict[str, Any]:
@@ -336,9 +355,11 @@ def run(argv: Sequence[str]) -> None:
     output = pathlib.Path(values.output)
     if output.exists():
         raise UsageError(f"--output={output} exists; choose a new folder, nothing was written")
-    state_dict = read_state_dict(values.input)
+    state_dict, notes = read_state_dict(values.input), []
     beside = config
     try:
+        if values.cast:
+            state_dict, notes = cast(state_dict)
         if values.source == RAFT_SOURCE:
             result, beside = convert_raft(state_dict)
         elif values.source in PARTS:
@@ -346,9 +367,10 @@ def run(argv: Sequence[str]) -> None:
         else:
             result = convert(state_dict, values.source, config, values.strict)
     except ConversionError as error:
-        raise ConversionError(f"{values.input}, nothing was written: {error}") from error
+        hint = "\n(--cast turns other floats into float32)" if other_floats(state_dict) else ""
+        raise ConversionError(f"{values.input}, nothing was written: {error}{hint}") from error
     save_variables(output, result.variables, beside, result.kept)
-    report(values, state_dict, result, config or beside)
+    report(values, state_dict, result._replace(notes=notes + result.notes), config or beside)
 
 
 def report(
@@ -400,6 +422,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("input", None, "the weight file", flag_values=values)
     flags.DEFINE_string("output", None, "folder to make", flag_values=values)
     flags.DEFINE_bool("strict", False, "initialise nothing freshly", flag_values=values)
+    flags.DEFINE_bool("cast", False, "turn other floats into float32", flag_values=values)
 
 
 def summary(names: Sequence[str]) -> str:

@@ -333,21 +333,28 @@ def test_damaged_state_dicts_are_refused_by_the_tensor_s_name(tmp_path, capsys, 
     err = capsys.readouterr().err
     assert f"{tmp_path / 'w.npz'}, nothing was written: 4 problem(s)" in err
     assert "stranger.weight (3,) matches no rule" in err
-    assert f"{turned} -> {taken[turned]}: shape" in err
-    assert f"{whole} -> {taken[whole]}: int32, parameters are floating-point" in err
+    shapes = state[turned].shape, all_states()[STATES[source]][turned].shape
+    assert f"{turned} -> {taken[turned]}: shape {shapes[0]}, expected {shapes[1]}" in err
+    assert f"{whole} -> {taken[whole]}: int32, expected float32" in err
     lacking = rf"{taken[missing]}( \(.*\): nothing in the source|: layers \[\d\] of \d are not)"
-    assert re.search(lacking, err), err
+    assert re.search(rf"{lacking}.*{re.escape(missing)}", err), err
     assert [p.name for p in tmp_path.iterdir()] == ["w.npz"]
 
 
 @pytest.mark.parametrize("source", RECIPES)
-def test_other_floats_become_float32_and_it_is_said(tmp_path, capsys, source):
+def test_other_floats_become_float32_where_asked(tmp_path, capsys, source):
     state = dict(all_states()[STATES[source]])
     rules = rules_for(source, state)
     name, other, *_ = places(state, rules)
     half, double = state[name].astype(np.float16), state[other].astype(np.float64)
     np.savez(tmp_path / "w.npz", **state | {name: half, other: double})
-    assert command(source, tmp_path / "w.npz", tmp_path / "ours") == 0
+    assert command(source, tmp_path / "w.npz", tmp_path / "ours") == 1
+    printed = capsys.readouterr().err
+    assert "2 problem(s)" in printed and "--cast turns other floats into float32" in printed
+    for odd, kind in ((name, "float16"), (other, "float64")):
+        assert f"{odd} -> {places(state, rules)[odd]}: {kind}, expected float32" in printed
+    assert not (tmp_path / "ours").exists()
+    assert command(source, tmp_path / "w.npz", tmp_path / "ours", "--cast") == 0
     printed = capsys.readouterr().out
     assert "1 tensors of float16 became float32" in printed
     assert "1 tensors of float64 became float32" in printed

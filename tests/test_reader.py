@@ -11,6 +11,7 @@ import pickle
 import struct
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -180,9 +181,10 @@ def test_parameters_and_views_of_one_storage(tmp_path):
     check(read_state_dict(tmp_path / "w.pth"), want)
 
 
-def test_bfloat16_comes_back_as_float32(tmp_path):
+def test_bfloat16(tmp_path):
     values = np.array([1.0, -2.5, 0.15625], np.float32)  # exact in bfloat16
     raw = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    values = values.astype(ml_dtypes.bfloat16)
     storage = Storage("bf16", "0", raw, 3)
     write_torch_zip(tmp_path / "w.pth", {"x": torch_tensor(storage, 0, (3,), (1,))}, [storage])
     check(read_state_dict(tmp_path / "w.pth"), {"x": values})

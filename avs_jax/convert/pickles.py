@@ -13,6 +13,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+import ml_dtypes
 import numpy as np
 
 from avs_jax.spec import InputError
@@ -297,7 +298,7 @@ def array_from_bytes(data: bytes, dtype, shape, name: str, layout="C", order="<"
 
     Args:
       data: exactly the array's bytes.
-      dtype: a numpy dtype or its name; "bf16" gives float32.
+      dtype: a numpy dtype or its name, or "bf16".
       shape: a list or tuple of sizes.
       name: for the error message.
       layout: "C" or "F".
@@ -317,6 +318,4 @@ def array_from_bytes(data: bytes, dtype, shape, name: str, layout="C", order="<"
         raise WeightsError(f"{name}: {len(data)} bytes, shape {tuple(shape)} needs {want}")
     array = np.frombuffer(data, stored).reshape(shape, order=layout)
     array = array.astype(stored.newbyteorder("="), order="C")  # also makes it writable
-    if brain:  # the upper half of a float32
-        array = (array.astype(np.uint32) << 16).view(np.float32)
-    return array
+    return array.view(ml_dtypes.bfloat16) if brain else array

@@ -48,8 +48,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a state dict from a .npz, .safetensors, .pth, .pt or .pkl file.
 
     A `model` or `state_dict` key around it is opened, a `module.` prefix common to all names is
-    removed, torch's `_metadata` is dropped. bfloat16 comes back as float32 (exact), every other
-    dtype as stored.
+    removed, torch's `_metadata` is dropped. Dtypes are those of the file; bfloat16 is ml_dtypes'.
 
     Raises:
       WeightsError: not such a file, damaged, holding something other than arrays, or a pickle that

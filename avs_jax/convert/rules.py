@@ -6,6 +6,8 @@ of rules are in `tables.py`, as functions of the model's configuration. Trees ar
 """
 
 import dataclasses
+import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -69,7 +71,7 @@ def apply_rules(
     rules: Sequence[Rule],
     shapes: Mapping[str, tuple[int, ...]],
     fresh: Sequence[str] = (),
-    only_floats: bool = False,
+    dtype: np.dtype | type | None = None,
 ) -> dict[str, np.ndarray]:
     """Carries a state dict into a flat tree.
 
@@ -79,14 +81,14 @@ def apply_rules(
       shapes: path -> shape of every leaf the tree must have.
       fresh: regular expressions of target paths that may stay unfilled (they keep their initial
         value).
-      only_floats: refuse whole numbers and booleans, which parameters are not.
+      dtype: refuse every other; None takes all, and keeps them.
 
     Returns:
-      path -> array, dtypes kept; fresh leaves are absent.
+      path -> array; fresh leaves are absent.
 
     Raises:
-      ConversionError: listing every unmatched source name, unfilled path, wrong shape, double
-        assignment and, where `only_floats`, wrong dtype.
+      ConversionError: listing every unmatched source name, unfilled path, wrong shape or dtype, and
+        double assignment.
     """
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     problems: list[str] = []
@@ -116,10 +118,11 @@ def apply_rules(
             continue
         want = tuple(shapes[target])[0 if rule.index is None else 1 :]
         if value.shape != want:
-            problems.append(f"{name} -> {target}: shape {value.shape}, the model wants {want}")
+            expected = _source_shape(rule, want)
+            problems.append(f"{name} -> {target}: shape {np.shape(array)}, expected {expected}")
             continue
-        if only_floats and value.dtype.kind != "f":
-            problems.append(f"{name} -> {target}: {value.dtype}, parameters are floating-point")
+        if dtype is not None and value.dtype != dtype:
+            problems.append(f"{name} -> {target}: {value.dtype}, expected {np.dtype(dtype)}")
         slot = plain if rule.index is None else stacked.setdefault(target, {})
         key = target if rule.index is None else rule.index
         if rule.index is not None and rule.index >= shapes[target][0]:
@@ -127,16 +130,25 @@ def apply_rules(
         if key in slot:
             problems.append(f"{name} -> {target}: filled twice")
         slot[key] = value
+    namer = _Namer(rules)
     for target, parts in stacked.items():
         count = shapes[target][0]
         missing = sorted(set(range(count)) - layers[target])
         if missing:
-            problems.append(f"{target}: layers {missing} of {count} are not in the source")
+            names = ", ".join(filter(None, (namer(target, index) for index in missing)))
+            problems.append(
+                f"{target}: layers {missing} of {count} are not in the source"
+                + (f": {names}" if names else "")
+            )
         elif len(parts) == count:
             plain[target] = np.stack([parts[i] for i in range(count)])
     for path, shape in shapes.items():
         if path not in attempted and not any(re.fullmatch(pattern, path) for pattern in fresh):
-            problems.append(f"{path} {tuple(shape)}: nothing in the source fills it")
+            name = namer(path)
+            problems.append(
+                f"{path} {tuple(shape)}: nothing in the source fills it"
+                + (f"; {name} would" if name else "")
+            )
     if problems:
         raise ConversionError(f"{len(problems)} problem(s):\n  " + "\n  ".join(problems))
     return plain
@@ -170,6 +182,70 @@ def invert_rules(
     if problems:
         raise ConversionError(f"{len(problems)} problem(s):\n  " + "\n  ".join(problems))
     return result
+
+
+def _source_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in the source layout of a leaf (one layer of it, where stacked)."""
+    try:
+        return TRANSFORMS[rule.transform][1](np.broadcast_to(np.float32(0), shape)).shape
+    except (ValueError, IndexError):  # the leaf is nothing that this transform gives
+        return shape
+
+
+class _Namer:
+    """Tells what a tensor would be called that a path lacks, where the table can be read backwards.
+
+    A pattern is literal text, alternatives and groups; each group that the target repeats is known
+    from the path.
+    """
+
+    def __init__(self, rules: Sequence[Rule]):
+        self._rules = rules
+
+    @functools.cached_property
+    def _targets(self) -> list[tuple[re.Pattern, Rule]]:
+        found = []
+        for rule in self._rules:
+            if rule.target is not None:
+                text, *rest = re.split(r"\\(\d)", rule.target)
+                pattern = re.escape(text)
+                for group, text in zip(rest[::2], rest[1::2], strict=True):
+                    pattern += f"(?P<g{group}>[^/]+)" + re.escape(text)
+                found.append((re.compile(pattern), rule))
+        return found
+
+    def __call__(self, path: str, index: int | None = None) -> str:
+        """The names, one per layout, joined by "or"; "" where it cannot be told.
+
+        Args:
+          index: of the layer, where the path is stacked; None: the first.
+        """
+        found = []
+        for target, rule in self._targets:
+            match = target.fullmatch(path)
+            if not match or rule.index not in ((None, 0) if index is None else (index,)):
+                continue
+            numbers, known = itertools.count(1), match.groupdict()
+
+            def fill(group, numbers=numbers, known=known):
+                return known.get(f"g{next(numbers)}", group[0])
+
+            compiled = [(re.compile(rule.pattern), rule)]
+            for literal in _alternatives(re.sub(r"\((?!\?)[^()]*\)", fill, rule.pattern)):
+                name = re.sub(r"\\(.)", r"\1", literal)
+                if _first_match(compiled, name) == (rule, path) and name not in found:
+                    found.append(name)
+        return " or ".join(found)
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """Every choice of the groups (?:a|b) and (?:a)? of a pattern."""
+    group = re.search(r"\(\?:([^()]*)\)(\??)", pattern)
+    if group is None:
+        return [pattern]
+    choices = group[1].split("|") + [""] * bool(group[2])
+    before, after = pattern[: group.start()], pattern[group.end() :]
+    return [text for choice in choices for text in _alternatives(before + choice + after)]
 
 
 def _first_match(compiled, name):
