@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avs_jax.convert.tables import gate_rules
-from avs_jax.models.backbones.swin import LEVELS
+from avs_jax.models.backbones.stages import LEVELS
 from avs_jax.models.fusion.gates import ChannelGate
 from tests.golden.compare import assert_golden, vct_params
 from tests.test_swin import channels_first, checkpoint_entries, golden_s4, tiny_features

@@ -9,7 +9,7 @@ import pytest
 
 from avs_jax.convert.tables import resnet_rules
 from avs_jax.models.backbones.resnet import ResNet
-from avs_jax.models.backbones.swin import LEVELS
+from avs_jax.models.backbones.stages import LEVELS
 from tests.backbone_files import assert_probe, b2_entries, fill, golden_state
 from tests.conftest import GOLDEN
 from tests.golden.weights import rand_input

@@ -12,14 +12,13 @@ from flax import traverse_util
 
 from avs_jax.convert.rules import apply_rules, invert_rules
 from avs_jax.convert.tables import swin_file_rules, swin_rules
+from avs_jax.models.backbones.stages import LEVELS, drop_path_scales
 from avs_jax.models.backbones.swin import (
-    LEVELS,
     Block,
     PatchEmbed,
     PatchMerging,
     Stage,
     Swin,
-    drop_path_scales,
     relative_position_index,
     shift_mask,
 )

@@ -21,6 +21,7 @@ import numpy as np
 
 from avs_jax.models.backbones.pvt_v2 import PVTv2
 from avs_jax.models.backbones.resnet import ResNet
+from avs_jax.models.backbones.stages import LEVELS
 from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.backbones.vggish import VGGish
 from avs_jax.models.decoders.boundary import AuxiliaryBoundary, BoundaryRefinement
@@ -45,8 +46,6 @@ BACKBONES = {"swin": Swin, "pvt_v2": PVTv2, "resnet50": ResNet}
 AUDIO_BACKBONES = {"vggish": VGGish}
 FUSIONS = {"none": None, "ama": AMA}
 REFINERS = {"none": None, "auxiliary": AuxiliaryBoundary, "refine": BoundaryRefinement}
-
-LEVELS = ("res2", "res3", "res4", "res5")
 
 
 def part_class(what: str, table: Mapping[str, type | None], config: Mapping[str, Any]) -> Any:
@@ -183,25 +182,7 @@ class AVS(nn.Module):
             name="predictor",
         )
         decoded, stages = predictor(multi_scale, mask_features, audio, upsampled, gumbel_noise)
-
-        def unfold(x):
-            return x.reshape(num_clips, num_frames, *x.shape[1:])
-
-        *earlier, last = jax.tree.map(unfold, decoded["predictions"])
-        outputs = last | {"aux_outputs": earlier}
-        if self.num_prototypes:
-            outputs |= {
-                "audio_embed": unfold(decoded["audio_embed"]),
-                "proto_embed": decoded["proto_embed"],
-                "logit_scale": self.param(
-                    "logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ()
-                ),
-            }
-        if motion_weight is not None:
-            outputs["motion_weight"] = unfold(motion_weight)
-        if edges is not None:
-            outputs["edge_logits"] = unfold(edges["edge_logits"])
-            outputs["boundary_ramp"] = edges["ramp"]
+        outputs = self._unfold(decoded, motion_weight, edges, (num_clips, num_frames))
         return outputs | {"intermediates": seen | stages}
 
     def _check_batch(self, batch):
@@ -302,6 +283,29 @@ class AVS(nn.Module):
         motion = pad_to_divisor(fold(batch["motion"]))
         weight, seen = fusion(audio.mean((1, 2)), motion, train=train, valid=valid, ids=ids)
         return weight, resize_bilinear(weight[..., None], size)[..., 0], seen
+
+    def _unfold(self, decoded, motion_weight, edges, clips_frames):
+        """Outputs with the axes B and T, but for the intermediates."""
+
+        def unfold(x):
+            return x.reshape(*clips_frames, *x.shape[1:])
+
+        *earlier, last = jax.tree.map(unfold, decoded["predictions"])
+        outputs = last | {"aux_outputs": earlier}
+        if self.num_prototypes:
+            outputs |= {
+                "audio_embed": unfold(decoded["audio_embed"]),
+                "proto_embed": decoded["proto_embed"],
+                "logit_scale": self.param(
+                    "logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ()
+                ),
+            }
+        if motion_weight is not None:
+            outputs["motion_weight"] = unfold(motion_weight)
+        if edges is not None:
+            outputs["edge_logits"] = unfold(edges["edge_logits"])
+            outputs["boundary_ramp"] = edges["ramp"]
+        return outputs
 
 
 def fold(x: jax.Array) -> jax.Array:

@@ -18,7 +18,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models.backbones.swin import LEVELS, drop_path_scales
+from avs_jax.models.backbones.stages import (
+    LEVELS,
+    check_drop_path_rate,
+    check_stages,
+    draw_drop_path,
+)
 from avs_jax.models.layers import LayerNorm, Linear
 from avs_jax.spec import InputError, check_shape
 
@@ -85,14 +90,7 @@ class PVTv2(nn.Module):
         self._check_fields()
         num_frames = check_shape("x", x, "N H W 3")["N"]
         dtype = jnp.dtype(self.dtype)
-        scales = None
-        if train and self.drop_path_rate > 0:
-            if frame_ids is None:
-                frame_ids = jnp.arange(num_frames)
-            check_shape("frame_ids", frame_ids, "N", N=num_frames)
-            scales = drop_path_scales(
-                self.make_rng("drop_path"), frame_ids, sum(self.depths), self.drop_path_rate
-            ).astype(dtype)
+        scales = draw_drop_path(self, num_frames, frame_ids, train)
 
         x, outputs, first = x.astype(dtype), {}, 0
         for i, (level, depth) in enumerate(zip(LEVELS, self.depths, strict=True)):
@@ -118,15 +116,11 @@ class PVTv2(nn.Module):
         return outputs
 
     def _check_fields(self) -> None:
-        for field in ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios"):
-            values = getattr(self, field)
-            if len(values) != len(LEVELS) or min(values) < 1:
-                raise InputError(f"PVTv2.{field}: {values}, expected four positive numbers")
+        check_stages(self, "embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
+        check_drop_path_rate(self)
         for i, (dim, heads) in enumerate(zip(self.embed_dims, self.num_heads, strict=True)):
             if dim % heads:
                 raise InputError(f"PVTv2.num_heads[{i}]: {heads} does not divide {dim} channels")
-        if not 0 <= self.drop_path_rate < 1:
-            raise InputError(f"PVTv2.drop_path_rate: {self.drop_path_rate}, expected 0 <= rate < 1")
 
 
 class PatchEmbed(nn.Module):

@@ -16,9 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models.backbones.swin import LEVELS
+from avs_jax.models.backbones.stages import LEVELS, check_stages
 from avs_jax.models.layers import BatchNorm
-from avs_jax.spec import InputError, check_shape
+from avs_jax.spec import check_shape
 
 EXPANSION = 4  # output channels of a block over its inner ones
 
@@ -59,8 +59,7 @@ class ResNet(nn.Module):
         Raises:
           ValueError: a field or a shape that does not fit.
         """
-        if len(self.depths) != len(LEVELS) or min(self.depths) < 1:
-            raise InputError(f"ResNet.depths: {self.depths}, expected four positive numbers")
+        check_stages(self, "depths")
         check_shape("x", x, "N H W 3")
         dtype = jnp.dtype(self.dtype)
         x = convolution(self.width, 7, 2, dtype, "conv1")(x.astype(dtype))

@@ -29,12 +29,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from avs_jax.models.backbones.stages import (
+    LEVELS,
+    check_drop_path_rate,
+    check_stages,
+    draw_drop_path,
+)
 from avs_jax.models.layers import LayerNorm, Linear, torch_uniform
 from avs_jax.spec import InputError, check_shape
 
 PATCH = 4  # pixels per side of a token of the first stage
 MASKED = -100.0  # added to the score of two tokens that only the cyclic shift made neighbours
-LEVELS = ("res2", "res3", "res4", "res5")
 # What a block keeps for its backward pass, unless it is to recompute everything.
 KEPT = ("qkv", "attended", "residual", "hidden")
 
@@ -87,14 +92,7 @@ class Swin(nn.Module):
         self._check_fields()
         num_frames = check_shape("x", x, "N H W 3")["N"]
         dtype = jnp.dtype(self.dtype)
-        scales = None
-        if train and self.drop_path_rate > 0:
-            if frame_ids is None:
-                frame_ids = jnp.arange(num_frames)
-            check_shape("frame_ids", frame_ids, "N", N=num_frames)
-            scales = drop_path_scales(
-                self.make_rng("drop_path"), frame_ids, sum(self.depths), self.drop_path_rate
-            ).astype(dtype)
+        scales = draw_drop_path(self, num_frames, frame_ids, train)
 
         x = PatchEmbed(self.embed_dim, dtype, name="patch_embed")(x)
         outputs, first = {}, 0
@@ -118,10 +116,8 @@ class Swin(nn.Module):
         return outputs
 
     def _check_fields(self) -> None:
-        for field in ("depths", "num_heads"):
-            values = getattr(self, field)
-            if len(values) != len(LEVELS) or min(values) < 1:
-                raise InputError(f"Swin.{field}: {values}, expected four positive numbers")
+        check_stages(self, "depths", "num_heads")
+        check_drop_path_rate(self)
         for i, heads in enumerate(self.num_heads):
             if self.embed_dim * 2**i % heads:
                 raise InputError(
@@ -130,29 +126,6 @@ class Swin(nn.Module):
                 )
         if self.window_size < 1:
             raise InputError(f"Swin.window_size: {self.window_size}, expected at least 1")
-        if not 0 <= self.drop_path_rate < 1:
-            raise InputError(f"Swin.drop_path_rate: {self.drop_path_rate}, expected 0 <= rate < 1")
-
-
-def drop_path_scales(key: Array, frame_ids: Array, depth: int, max_rate: float) -> Array:
-    """What each residual branch is multiplied with: 0 where dropped, 1 / (1 - rate) where kept.
-
-    Stochastic depth (Huang et al., ECCV 2016) per frame: block l drops at rate
-    linspace(0, max_rate, depth)[l].
-
-    Args:
-      key: random key, shared by all frames.
-      frame_ids: int32 [N], folded into the key.
-      depth: blocks of the network.
-      max_rate: rate of the last block, below 1.
-
-    Returns:
-      float32 [depth, 2, N], for the attention and the MLP of each block.
-    """
-    keep = jnp.asarray(1 - np.linspace(0, max_rate, depth), jnp.float32)[:, None, None]
-    draw = jax.vmap(lambda frame: jax.random.uniform(jax.random.fold_in(key, frame), (depth, 2)))
-    uniform = jnp.moveaxis(draw(frame_ids), 0, -1)
-    return jnp.where(uniform < keep, 1 / keep, 0.0)
 
 
 class PatchEmbed(nn.Module):

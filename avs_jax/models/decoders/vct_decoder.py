@@ -137,11 +137,43 @@ class VCTDecoder(nn.Module):
           initial queries' first; "audio_embed" [N, D] and "proto_embed" [K', D] with prototypes},
           and the intermediates by name.
         """
-        width = mask_features.shape[-1]
         levels = [audio_features, *multi_scale]
         sources, positions, sizes = self._sources(levels)
+        predict = self._make_heads(mask_features)
+        query, query_position, prototypes, ppqg = self._initial_queries(
+            mask_features, motion_weight, gumbel_noise
+        )
+        predictions = [predict(query)]
+        seen = {"init_output": query, "cross": [], "self": [], "ffn": [], "attn_mask": []}
+        for i in range(self.num_layers):
+            level = i % len(levels)
+            masked = None
+            if level > 0:
+                masked = attention_mask(predictions[-1]["pred_masks"], sizes[level])
+            seen["attn_mask"].append(masked)
+            cross, attend, feed_forward = self._layer(i)
+            query = cross(
+                query,
+                query_position,
+                sources[level],
+                positions[level],
+                None if masked is None else free_full_rows(masked),
+            )
+            seen["cross"].append(query)
+            query = attend(query, query_position)
+            seen["self"].append(query)
+            query = feed_forward(query)
+            seen["ffn"].append(query)
+            predictions.append(predict(query))
 
-        # The modules are made before the loop: every prediction shares them.
+        outputs = {"predictions": predictions}
+        if self.num_prototypes:
+            outputs |= self._embed(audio_features, prototypes)
+        return outputs, {"ppqg": ppqg, "decoder": seen}
+
+    def _make_heads(self, mask_features):
+        """The function from queries to their prediction; all predictions share its modules."""
+        width = mask_features.shape[-1]
         decoder_norm = LayerNorm(name="decoder_norm")
         class_embed = Linear(self.num_classes + 1, dtype=self.dtype, name="class_embed")
         mask_embed = MLP((width,) * 3, self.dtype, name="mask_embed")
@@ -153,6 +185,10 @@ class VCTDecoder(nn.Module):
             masks = jnp.einsum("nqc,nhwc->nhwq", embed, mask_features.astype(jnp.float32))
             return {"pred_logits": logits, "pred_masks": masks}
 
+        return predict
+
+    def _initial_queries(self, mask_features, motion_weight, gumbel_noise):
+        """Queries [N, Q, D], positions [1, Q, D], prototypes [K', D], and PPQG's intermediates."""
         visual_query_block = PPQG(
             self.num_queries,
             self.num_prototypes,
@@ -160,47 +196,24 @@ class VCTDecoder(nn.Module):
             self.dtype,
             name="visual_query_block",
         )
-        generated, prototypes, ppqg = visual_query_block(mask_features, motion_weight, gumbel_noise)
+        generated, prototypes, seen = visual_query_block(mask_features, motion_weight, gumbel_noise)
+        width = mask_features.shape[-1]
         query_feat = Embedding(self.num_queries, width, name="query_feat")()
         query_embed = Embedding(self.num_queries, width, name="query_embed")()
         query = generated + query_feat[None].astype(self.dtype)
-        query_position = query_embed[None].astype(self.dtype)
+        return query, query_embed[None].astype(self.dtype), prototypes, seen
 
-        cross_layer, self_layer, ffn_layer = (
-            nn.remat(layer) if self.remat else layer
-            for layer in (CrossAttentionLayer, SelfAttentionLayer, FFNLayer)
+    def _layer(self, i):
+        """The three modules of decoder layer i."""
+        cross, attend, feed_forward = (
+            nn.remat(module) if self.remat else module
+            for module in (CrossAttentionLayer, SelfAttentionLayer, FFNLayer)
         )
-        predictions = [predict(query)]
-        seen = {"init_output": query, "cross": [], "self": [], "ffn": [], "attn_mask": []}
-        for i in range(self.num_layers):
-            level = i % len(levels)
-            masked = None
-            if level > 0:
-                masked = attention_mask(predictions[-1]["pred_masks"], sizes[level])
-            seen["attn_mask"].append(masked)
-            cross = cross_layer(
-                self.num_heads, self.dtype, name=f"transformer_cross_attention_layers_{i}"
-            )
-            query = cross(
-                query,
-                query_position,
-                sources[level],
-                positions[level],
-                None if masked is None else free_full_rows(masked),
-            )
-            seen["cross"].append(query)
-            query = self_layer(
-                self.num_heads, self.dtype, name=f"transformer_self_attention_layers_{i}"
-            )(query, query_position)
-            seen["self"].append(query)
-            query = ffn_layer(self.ffn_dim, self.dtype, name=f"transformer_ffn_layers_{i}")(query)
-            seen["ffn"].append(query)
-            predictions.append(predict(query))
-
-        outputs = {"predictions": predictions}
-        if self.num_prototypes:
-            outputs |= self._embed(audio_features, prototypes)
-        return outputs, {"ppqg": ppqg, "decoder": seen}
+        return (
+            cross(self.num_heads, self.dtype, name=f"transformer_cross_attention_layers_{i}"),
+            attend(self.num_heads, self.dtype, name=f"transformer_self_attention_layers_{i}"),
+            feed_forward(self.ffn_dim, self.dtype, name=f"transformer_ffn_layers_{i}"),
+        )
 
     def _sources(self, levels):
         """Tokens [N, S, D], positions [1, S, D] and (h, w) of each level."""

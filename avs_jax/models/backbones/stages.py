@@ -1,0 +1,85 @@
+"""What the image backbones share: four maps, four stages, and blocks dropped frame by frame."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avs_jax.spec import InputError, check_shape
+
+LEVELS = ("res2", "res3", "res4", "res5")  # strides 4, 8, 16, 32
+
+Array = jax.Array
+
+
+def check_stages(backbone: nn.Module, *fields: str) -> None:
+    """Raises where a field is not one positive number per stage.
+
+    Raises:
+      InputError: naming the field and its value.
+    """
+    for field in fields:
+        values = getattr(backbone, field)
+        if len(values) != len(LEVELS) or min(values) < 1:
+            where = f"{type(backbone).__name__}.{field}"
+            raise InputError(f"{where}: {values}, expected four positive numbers")
+
+
+def check_drop_path_rate(backbone: nn.Module) -> None:
+    """Raises where the backbone's drop_path_rate is no probability below 1.
+
+    Raises:
+      InputError: naming the value.
+    """
+    rate = backbone.drop_path_rate
+    if not 0 <= rate < 1:
+        where = f"{type(backbone).__name__}.drop_path_rate"
+        raise InputError(f"{where}: {rate}, expected 0 <= rate < 1")
+
+
+def draw_drop_path(
+    backbone: nn.Module, num_frames: int, frame_ids: Array | None, train: bool
+) -> Array | None:
+    """`drop_path_scales` of all blocks of a backbone, from its rng stream "drop_path".
+
+    Args:
+      backbone: bound; has depths, drop_path_rate and dtype.
+      num_frames: N.
+      frame_ids: int32 [N]; None: 0 .. N - 1.
+      train: nothing is dropped otherwise.
+
+    Returns:
+      [sum(depths), 2, N] of the backbone's dtype; None where nothing is dropped.
+
+    Raises:
+      ValueError: frame_ids has another shape.
+    """
+    if not train or backbone.drop_path_rate == 0:
+        return None
+    if frame_ids is None:
+        frame_ids = jnp.arange(num_frames)
+    check_shape("frame_ids", frame_ids, "N", N=num_frames)
+    key, depth = backbone.make_rng("drop_path"), sum(backbone.depths)
+    scales = drop_path_scales(key, frame_ids, depth, backbone.drop_path_rate)
+    return scales.astype(jnp.dtype(backbone.dtype))
+
+
+def drop_path_scales(key: Array, frame_ids: Array, depth: int, max_rate: float) -> Array:
+    """What each residual branch is multiplied with: 0 where dropped, 1 / (1 - rate) where kept.
+
+    Stochastic depth (Huang et al., ECCV 2016) per frame: block l drops at rate
+    linspace(0, max_rate, depth)[l].
+
+    Args:
+      key: random key, shared by all frames.
+      frame_ids: int32 [N], folded into the key.
+      depth: blocks of the network.
+      max_rate: rate of the last block, below 1.
+
+    Returns:
+      float32 [depth, 2, N], for the attention and the MLP of each block.
+    """
+    keep = jnp.asarray(1 - np.linspace(0, max_rate, depth), jnp.float32)[:, None, None]
+    draw = jax.vmap(lambda frame: jax.random.uniform(jax.random.fold_in(key, frame), (depth, 2)))
+    uniform = jnp.moveaxis(draw(frame_ids), 0, -1)
+    return jnp.where(uniform < keep, 1 / keep, 0.0)
