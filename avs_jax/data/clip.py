@@ -61,34 +61,18 @@ def prepare_clip(record: Record, config: Any, rng: np.random.Generator | None = 
 
 def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) -> Clip:
     data, is_training = config.data, rng is not None
-    num_frames = len(record["frames"])
-    if not 0 < num_frames <= data.num_frames:
-        raise InputError(
-            f"{num_frames} frames, expected 1 to config.data.num_frames = {data.num_frames}"
-        )
+    num_frames = _count_frames(record, data)
     masks = _masks_by_frame(record, num_frames)
     if is_training:
         masks = {t: masks[t] for t in sorted(masks)[: data.num_supervised]}
-    if data.pre_masks and len(record["pre_masks"]) != num_frames:
-        raise InputError(
-            f"{len(record['pre_masks'])} colour masks for {num_frames} frames, but "
-            "config.data.pre_masks is True: build the dataset from a folder with pre-SAM masks "
-            "(one *_mask_color.png per frame), or train without the second branch: "
-            "--config.data.pre_masks=False"
-        )
+    if data.pre_masks:
+        _check_pre_masks(record, num_frames)
     clip = empty_clip(config, is_training)
     frame = functools.cache(lambda t: decode_rgb(record["frames"][t]))
     waveform, rate = record["waveform"], int(record["sample_rate"])
     mel = log_mel(waveform, rate, num_frames, short=data.short_audio)
     used = sorted(masks) if is_training and data.train_frames == "supervised" else range(num_frames)
-    draw = None
-    if is_training and used:
-        size = frame(used[0]).shape[:2]
-        if data.square_first:
-            size = (min(size),) * 2
-        draw = transforms.draw_augmentation(
-            rng, size, data.num_frames, data.image_size, **data.augment
-        )
+    draw = _draw_augmentation(rng, frame(used[0]).shape, data) if is_training and used else None
     square = transforms.squash_to_square if draw and data.square_first else _as_it_is
     for row, t in enumerate(used):
         if frame(t).shape != frame(used[0]).shape:
@@ -115,7 +99,7 @@ def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) 
         if is_training:
             _place_prototypes(clip, row, record, data)
     if not is_training:
-        clip |= {field: decode_text(record.get(field, "")) for field in HOST_FIELDS}
+        clip |= _host_fields(record)
         if record.get("motion_of") is not None:
             given = motion_maps(record["motion_of"], config)
             clip["motion"][:num_frames] = given[np.arange(num_frames) % len(given)]
@@ -181,24 +165,19 @@ def prepare_labels(record: Record, config: Any) -> Clip:
     Raises:
       ValueError: naming the clip and what is wrong with it.
     """
-    clip_id, num_frames = decode_text(record["clip_id"]), len(record["frames"])
-    if not 0 < num_frames <= config.data.num_frames:
-        raise InputError(
-            f"clip {clip_id}: {num_frames} frames, expected 1 to config.data.num_frames = "
-            f"{config.data.num_frames}"
-        )
     empty = empty_clip(config, is_training=False)
     clip = {name: empty[name] for name in ("labels", "valid", "supervised", "frame_index")}
-    clip["valid"][:num_frames] = True
-    clip["frame_index"][:num_frames] = np.arange(num_frames)
     try:
+        num_frames = _count_frames(record, config.data)
+        clip["valid"][:num_frames] = True
+        clip["frame_index"][:num_frames] = np.arange(num_frames)
         for t, mask in _masks_by_frame(record, num_frames).items():
             clip["supervised"][t] = True
             labels = decode_labels(mask, config.data.num_classes)
             _place_labels(clip, t, labels, None, config)
     except (ValueError, OSError) as error:
-        raise InputError(f"clip {clip_id}: {error}") from error
-    return clip | {field: decode_text(record.get(field, "")) for field in HOST_FIELDS}
+        raise InputError(f"clip {decode_text(record['clip_id'])}: {error}") from error
+    return clip | _host_fields(record)
 
 
 def motion_maps(record: Record, config: Any) -> np.ndarray:
@@ -217,6 +196,35 @@ def motion_maps(record: Record, config: Any) -> np.ndarray:
     return np.stack(
         [motion.after_augmentation(_place_motion(m, None, side), settings) for m in found]
     )
+
+
+def _host_fields(record: Record) -> dict[str, str]:
+    return {field: decode_text(record.get(field, "")) for field in HOST_FIELDS}
+
+
+def _count_frames(record: Record, data: Any) -> int:
+    count = len(record["frames"])
+    if not 0 < count <= data.num_frames:
+        raise InputError(
+            f"{count} frames, expected 1 to config.data.num_frames = {data.num_frames}"
+        )
+    return count
+
+
+def _check_pre_masks(record: Record, num_frames: int) -> None:
+    if len(record["pre_masks"]) != num_frames:
+        raise InputError(
+            f"{len(record['pre_masks'])} colour masks for {num_frames} frames, but "
+            "config.data.pre_masks is True: build the dataset from a folder with pre-SAM masks "
+            "(one *_mask_color.png per frame), or train without the second branch: "
+            "--config.data.pre_masks=False"
+        )
+
+
+def _draw_augmentation(rng: np.random.Generator, shape: tuple[int, ...], data: Any) -> Any:
+    """One draw for all frames of a clip, whose first one has this shape."""
+    size = (min(shape[:2]),) * 2 if data.square_first else shape[:2]
+    return transforms.draw_augmentation(rng, size, data.num_frames, data.image_size, **data.augment)
 
 
 def _masks_by_frame(record: Record, num_frames: int) -> dict[int, Any]:

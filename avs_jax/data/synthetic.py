@@ -300,35 +300,7 @@ def render_clip(
     frame_index = np.minimum(
         np.floor((np.arange(int(plan.seconds)) + spec.FRAME_OFFSET_SECONDS) * fps), len(time) - 1
     ).astype(np.int64)
-    short = min(height, width)
-    margin = int(np.ceil(plan.shake * short)) + 1
-    scene = synthetic_parts.background(height + 2 * margin, width + 2 * margin, rng)
-    sprites = [synthetic_parts.sprite(item.category, rng) for item in plan.objects]
-    camera = _camera(plan.shake * short, time, rng)
-    light = 1 + plan.light * np.sin(2 * np.pi * (rng.uniform(0.1, 0.4) * time + rng.uniform()))
-    tracks = [
-        object_track(item, time) * short + np.array(item.centre) * (width, height)
-        for item in plan.objects
-    ]
-    frames = np.empty((len(time), height, width, 3), np.uint8)
-    labels = np.zeros((len(frame_index), height, width), np.uint8)
-    whole = np.zeros((len(frame_index), len(plan.objects), height, width), bool)
-    seconds_of = {int(n): k for k, n in enumerate(frame_index)}
-    for n in range(len(time)):
-        dx, dy = camera[n]
-        corner = (margin + round(dx), margin + round(dy))
-        picture = scene.crop((*corner, corner[0] + width, corner[1] + height))
-        for i, item in enumerate(plan.objects):
-            centre = tracks[i][n] - (round(dx), round(dy))
-            raster, left, top = _transform(sprites[i], item, centre, short)
-            picture.paste(raster, (left, top), raster)
-            if n in seconds_of:
-                k = seconds_of[n]
-                alpha = Image.new("L", (width, height))
-                alpha.paste(raster.getchannel("A"), (left, top))
-                whole[k, i] = np.asarray(alpha) > 127
-                labels[k][whole[k, i]] = i + 1
-        frames[n] = np.clip(np.asarray(picture) * np.float32(light[n]), 0, 255)
+    frames, labels = _draw_frames(plan, time, frame_index, (height, width), rng)
     audio = _sound(plan, sample_rate, rng)
     sounding = np.stack([o.active[: len(labels)] & o.audible for o in plan.objects], -1)
     mask = np.zeros(labels.shape, bool)
@@ -349,6 +321,55 @@ def render_clip(
         mask=mask,
         colour_masks=_colour_masks(labels, len(plan.objects), rng),
     )
+
+
+def _draw_frames(
+    plan: Plan,
+    time: np.ndarray,
+    frame_index: np.ndarray,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The video, and which object is on top in its dataset frames.
+
+    Args:
+      plan: of the clip.
+      time: [N], of the video's frames in seconds.
+      frame_index: [T], which of them are dataset frames.
+      size: (height, width) in pixels.
+      rng: draws scene, sprites, camera and light.
+
+    Returns:
+      (uint8 [N, H, W, 3], uint8 [T, H, W]: 0 background, else 1 + index of the object).
+    """
+    height, width = size
+    short = min(size)
+    margin = int(np.ceil(plan.shake * short)) + 1
+    scene = synthetic_parts.background(height + 2 * margin, width + 2 * margin, rng)
+    sprites = [synthetic_parts.sprite(item.category, rng) for item in plan.objects]
+    camera = _camera(plan.shake * short, time, rng)
+    light = 1 + plan.light * np.sin(2 * np.pi * (rng.uniform(0.1, 0.4) * time + rng.uniform()))
+    tracks = [
+        object_track(item, time) * short + np.array(item.centre) * (width, height)
+        for item in plan.objects
+    ]
+    frames = np.empty((len(time), height, width, 3), np.uint8)
+    labels = np.zeros((len(frame_index), height, width), np.uint8)
+    second_of = {int(n): k for k, n in enumerate(frame_index)}
+    for n in range(len(time)):
+        dx, dy = camera[n]
+        corner = (margin + round(dx), margin + round(dy))
+        picture = scene.crop((*corner, corner[0] + width, corner[1] + height))
+        for i, item in enumerate(plan.objects):
+            centre = tracks[i][n] - (round(dx), round(dy))
+            raster, left, top = _transform(sprites[i], item, centre, short)
+            picture.paste(raster, (left, top), raster)
+            if n in second_of:
+                alpha = Image.new("L", (width, height))
+                alpha.paste(raster.getchannel("A"), (left, top))
+                labels[second_of[n]][np.asarray(alpha) > 127] = i + 1
+        frames[n] = np.clip(np.asarray(picture) * np.float32(light[n]), 0, 255)
+    return frames, labels
 
 
 def _camera(amplitude: float, time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
