@@ -4,11 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from PIL import Image
 
 from avs_jax.data import synthetic, synthetic_files
-from scripts import build_dataset
+from tests import avsbench_folders as folders
 from tfds_builders.avsbench_ms3 import avsbench_ms3_dataset_builder as ms3
 from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4
 
@@ -16,14 +14,11 @@ COUNTS = {"train": 4, "val": 2, "test": 2}
 
 
 def run(manual_dir, data_dir, *flags, dataset="avsbench_ms3"):
-    return build_dataset.main(
-        [f"--dataset={dataset}", f"--manual_dir={manual_dir}", f"--data_dir={data_dir}", *flags]
-    )
+    return folders.build(dataset, manual_dir, data_dir, *flags)
 
 
 def records(data_dir, split, layout="object224"):
-    builder = tfds.builder_from_directory(f"{data_dir}/avsbench_ms3/{layout}/1.0.0")
-    return builder.as_data_source(split)
+    return folders.open_built("avsbench_ms3", data_dir, layout).as_data_source(split)
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +70,7 @@ def test_names_of_the_first_column_do_not_matter(source, tmp_path):
 def test_vct_layout(source, tmp_path):
     """384 px frames without ".mp4", 224 px masks outside train."""
     copy = shutil.copytree(source, tmp_path / "Multi-sources")
-    data, large = copy / "ms3_data", copy / "ms3_data_384"
-    for path in data.glob("visual_frames/*/*.png"):
-        name = path.name.replace(".mp4", "")
-        target = large / "visual_frames_384" / path.parent.name / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.open(path).resize((48, 48)).save(target)
-    for path in data.glob("gt_masks/*/*/*.png"):
-        inner = path.relative_to(data / "gt_masks")
-        is_train = inner.parts[0] == "train"
-        target = large / ("gt_masks_384" if is_train else "gt_masks_224") / inner
-        target.parent.mkdir(parents=True, exist_ok=True)
-        side = 48 if is_train else 224
-        Image.open(path).resize((side, side), Image.Resampling.NEAREST).save(target)
+    folders.add_vct384(copy / "ms3_data")
     assert run(copy, tmp_path / "data", dataset="avsbench_ms3/vct384") == 0
     record = records(tmp_path / "data", "test", "vct384")[0]
     assert len(record["masks"]) == 5 and record["pre_masks"] == []
@@ -108,7 +91,7 @@ def test_damage_is_named_and_can_be_skipped(source, tmp_path, capsys):
     assert "(6 clips are good)" in message
     assert not list((tmp_path / "data").glob("avsbench_ms3/object224/[!.]*"))
     assert run(copy, tmp_path / "data", "--skip-bad") == 0
-    info = tfds.builder_from_directory(f"{tmp_path}/data/avsbench_ms3/object224/1.0.0").info
+    info = folders.open_built("avsbench_ms3", tmp_path / "data", "object224").info
     assert info.metadata["num_skipped"] == 3 and info.metadata["num_clips"] == 6
 
 

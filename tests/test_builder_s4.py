@@ -14,11 +14,10 @@ import tempfile
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from avs_jax.data import synthetic, synthetic_files
-from scripts import build_dataset
+from tests import avsbench_folders as folders
 from tfds_builders import common
 from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4
 
@@ -39,13 +38,11 @@ def damaged(source, tmp_path):
 
 
 def run(manual_dir, data_dir, *flags, dataset="avsbench_s4"):
-    return build_dataset.main(
-        [f"--dataset={dataset}", f"--manual_dir={manual_dir}", f"--data_dir={data_dir}", *flags]
-    )
+    return folders.build(dataset, manual_dir, data_dir, *flags)
 
 
 def open_built(data_dir, layout="object224"):
-    return tfds.builder_from_directory(f"{data_dir}/avsbench_s4/{layout}/1.0.0")
+    return folders.open_built("avsbench_s4", data_dir, layout)
 
 
 @pytest.fixture(scope="module")
@@ -256,25 +253,14 @@ def test_absent_folder_or_layout(source, tmp_path, capsys):
 
 def test_vct_layout_and_flow(damaged, tmp_path, capsys):
     """VCT's 384 px folders beside AVSBench's: 384 px frames, 224 px masks outside train."""
-    data, large = damaged / "s4_data", damaged / "s4_data_384"
-    for path in data.glob("visual_frames/*/*/*/*.png"):
-        target = large / "visual_frames_384" / path.relative_to(data / "visual_frames")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.open(path).resize((48, 48)).save(target)
-    for path in data.glob("gt_masks/*/*/*/*.png"):
-        inner = path.relative_to(data / "gt_masks")
-        is_train = inner.parts[0] == "train"
-        target = large / ("gt_masks_384" if is_train else "gt_masks_224") / inner
-        target.parent.mkdir(parents=True, exist_ok=True)
-        side = 48 if is_train else 224
-        Image.open(path).resize((side, side), Image.Resampling.NEAREST).save(target)
+    folders.add_vct384(damaged / "s4_data")
     flows = {}
     for index, shape in ((0, (6, 8)), (1, (6, 8, 2))):
         folder = (
             tmp_path
             / "flow"
             / "s4"
-            / frame(damaged, "test", index).parent.relative_to(data / "visual_frames")
+            / frame(damaged, "test", index).parent.relative_to(damaged / "s4_data/visual_frames")
         )
         folder.mkdir(parents=True)
         flows[index] = np.random.default_rng(index).normal(size=(5, *shape)).astype(np.float32)

@@ -8,13 +8,12 @@ import shutil
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from avs_jax.data import synthetic_files, synthetic_parts
 from avs_jax.data.clip import decode_labels, prepare_clip
 from configs.avss_vct import get_config
-from scripts import build_dataset
+from tests import avsbench_folders as folders
 from tfds_builders import common, parts
 from tfds_builders.avsbench_semantic import avsbench_semantic_dataset_builder as semantic
 
@@ -22,13 +21,11 @@ CLASSES = synthetic_parts.SEMANTIC_CLASSES
 
 
 def run(manual_dir, data_dir, *flags, dataset="avsbench_semantic"):
-    return build_dataset.main(
-        [f"--dataset={dataset}", f"--manual_dir={manual_dir}", f"--data_dir={data_dir}", *flags]
-    )
+    return folders.build(dataset, manual_dir, data_dir, *flags)
 
 
 def open_built(data_dir, layout="original"):
-    return tfds.builder_from_directory(f"{data_dir}/avsbench_semantic/{layout}/1.0.0")
+    return folders.open_built("avsbench_semantic", data_dir, layout)
 
 
 @pytest.fixture(scope="module")
