@@ -57,6 +57,31 @@ def every_split(template: str) -> dict[str, str]:
     return dict.fromkeys(SPLITS, template)
 
 
+def vct384_layout(folder: str, frame: str, mask: str, wav: str) -> Layout:
+    """What VCT's tools leave of AVSBench-object, in {folder}_384: masks of 384 px in train alone.
+
+    Args:
+      folder: s4_data or ms3_data.
+      frame, mask: templates below their folders, without the ending.
+      wav: template.
+    """
+    data = f"{folder}_384"
+    return Layout(
+        name="vct384",
+        description="VCT's 384 px frames, masks rebuilt from AVSBench-semantic",
+        marker=f"{data}/visual_frames_384",
+        frames=every_split(f"{data}/visual_frames_384/{frame}.png"),
+        masks={
+            split: f"{data}/gt_masks_{384 if split == 'train' else 224}/{mask}.png"
+            for split in SPLITS
+        },
+        pre_masks=(every_split(f"{data}/pre_SAM_mask_384/{frame}_mask_color.png"),),
+        wav=wav,
+        mask_sizes=((224, 224),),
+        ground_truth="AVSBench-semantic masks (non-black), as VCT rebuilds them",
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """What a row of the csv says about its clip.

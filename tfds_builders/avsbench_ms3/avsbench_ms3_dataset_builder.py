@@ -27,7 +27,7 @@ import pathlib
 from collections.abc import Mapping
 
 from tfds_builders import avsbench
-from tfds_builders.avsbench import SPLITS, Layout, Row, every_split
+from tfds_builders.avsbench import Layout, Row, every_split, vct384_layout
 from tfds_builders.avsbench_s4.avsbench_s4_dataset_builder import CATEGORIES
 
 NUM_FRAMES = 5
@@ -55,20 +55,7 @@ OBJECT224 = Layout(
     wav=_WAV,
     ground_truth="AVSBench-object masks",
 )
-VCT384 = Layout(
-    name="vct384",
-    description="VCT's 384 px frames, masks rebuilt from AVSBench-semantic",
-    marker="ms3_data_384/visual_frames_384",
-    frames=every_split(f"ms3_data_384/visual_frames_384/{_CLIP}.png"),
-    masks={
-        split: f"ms3_data_384/gt_masks_{384 if split == 'train' else 224}/{{split}}/{_CLIP}.png"
-        for split in SPLITS
-    },
-    pre_masks=(every_split(f"ms3_data_384/pre_SAM_mask_384/{_CLIP}_mask_color.png"),),
-    wav=_WAV,
-    mask_sizes=((224, 224),),
-    ground_truth="AVSBench-semantic masks (non-black), as VCT rebuilds them",
-)
+VCT384 = vct384_layout("ms3_data", frame=_CLIP, mask=f"{{split}}/{_CLIP}", wav=_WAV)
 
 
 class Builder(avsbench.AVSBenchBuilder):

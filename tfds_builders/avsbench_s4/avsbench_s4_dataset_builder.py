@@ -23,7 +23,7 @@ import pathlib
 from collections.abc import Mapping
 
 from tfds_builders import avsbench
-from tfds_builders.avsbench import SPLITS, Layout, Row, every_split
+from tfds_builders.avsbench import Layout, Row, every_split, vct384_layout
 
 CATEGORIES = (  # label = position + 1, as VCT numbers them
     "helicopter", "mynah_bird_singing", "typing_on_computer_keyboard", "playing_violin",
@@ -56,20 +56,7 @@ OBJECT224 = Layout(
     wav=_WAV,
     ground_truth="AVSBench-object masks",
 )
-VCT384 = Layout(
-    name="vct384",
-    description="VCT's 384 px frames, masks rebuilt from AVSBench-semantic",
-    marker="s4_data_384/visual_frames_384",
-    frames=every_split(f"s4_data_384/visual_frames_384/{_CLIP}.png"),
-    masks={
-        split: f"s4_data_384/gt_masks_{384 if split == 'train' else 224}/{_CLIP}.png"
-        for split in SPLITS
-    },
-    pre_masks=(every_split(f"s4_data_384/pre_SAM_mask_384/{_CLIP}_mask_color.png"),),
-    wav=_WAV,
-    mask_sizes=((224, 224),),
-    ground_truth="AVSBench-semantic masks (non-black), as VCT rebuilds them",
-)
+VCT384 = vct384_layout("s4_data", frame=_CLIP, mask=_CLIP, wav=_WAV)
 
 
 class Builder(avsbench.AVSBenchBuilder):
