@@ -15,7 +15,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from avs_jax.runtime import checkpoint, parts, run_checkpoints, sharding, stored_config
+from avs_jax.runtime import checkpoint, run_checkpoints, sharding, stored_config
 from avs_jax.runtime.step import TrainState
 from configs.base import base_config
 
@@ -222,26 +222,6 @@ def test_parameters_alone_go_through_a_directory_of_their_own(tmp_path):
     assert_same(params, jax.tree.map(np.asarray, state.params))
     assert batch_stats == {} and config.name == "s4_vct"
     assert isinstance(params["logit_scale"], np.ndarray)
-
-    initial = make_state(seed=5)
-    with pytest.raises(ValueError, match="ama/bn1/mean .4,.: not in the checkpoint"):
-        parts.fill_variables(initial.params, initial.batch_stats, tmp_path / "a", ())
-    fresh = (r"ama/.*", r"logit_scale")
-    params, stats, aside = parts.fill_variables(
-        initial.params, initial.batch_stats, tmp_path / "a", fresh
-    )
-    assert "logit_scale" in aside
-    assert_same(params["backbone"], state.params["backbone"])
-    assert_same(params["logit_scale"], initial.params["logit_scale"])
-    assert_same(stats, initial.batch_stats)
-
-    del initial.params["logit_scale"]  # a model that lacks what the checkpoint holds
-    with pytest.raises(ValueError, match="logit_scale"):
-        parts.fill_variables(initial.params, initial.batch_stats, tmp_path / "a", fresh)
-    params, _, aside = parts.fill_variables(
-        initial.params, initial.batch_stats, tmp_path / "a", fresh, (r"logit_scale",)
-    )
-    assert "logit_scale" not in params and "logit_scale" in aside
 
 
 KILLED = """

@@ -1,4 +1,4 @@
-"""Training from converted parts: what config.init takes, where it goes, what it refuses."""
+"""Training from pretrained weights: what is taken, where it goes, what is refused."""
 
 import re
 
@@ -16,10 +16,12 @@ from avs_jax.data import pipeline
 from avs_jax.main import main
 from avs_jax.runtime import checkpoint
 from avs_jax.runtime.memory import StepBytes
-from avs_jax.runtime.parts import fill_parts
+from avs_jax.runtime.parts import fill_parts, fill_variables
+from configs.base import base_config
 from scripts import convert_weights
 from scripts.convert_weights import make_init
 from tests import small
+from tests.test_checkpoint import assert_same, make_state
 
 rng = np.random.default_rng(0)
 
@@ -224,3 +226,27 @@ def torch_names(source, tree):
         *modules, leaf = path.removeprefix("batch_stats/").split("/")
         modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
         yield ".".join([*modules, words.get(leaf, leaf)])
+
+
+def test_a_whole_model_takes_what_fits_and_names_what_does_not(tmp_path):
+    state = make_state()
+    checkpoint.save_variables(tmp_path / "a", {"params": state.params}, base_config())
+    initial = make_state(seed=5)
+    with pytest.raises(ValueError, match="ama/bn1/mean .4,.: not in the checkpoint"):
+        fill_variables(initial.params, initial.batch_stats, tmp_path / "a", ())
+    fresh = (r"ama/.*", r"logit_scale")
+    params, stats, aside = fill_variables(
+        initial.params, initial.batch_stats, tmp_path / "a", fresh
+    )
+    assert "logit_scale" in aside
+    assert_same(params["backbone"], state.params["backbone"])
+    assert_same(params["logit_scale"], initial.params["logit_scale"])
+    assert_same(stats, initial.batch_stats)
+
+    del initial.params["logit_scale"]  # a model that lacks what the checkpoint holds
+    with pytest.raises(ValueError, match="logit_scale"):
+        fill_variables(initial.params, initial.batch_stats, tmp_path / "a", fresh)
+    params, _, aside = fill_variables(
+        initial.params, initial.batch_stats, tmp_path / "a", fresh, (r"logit_scale",)
+    )
+    assert "logit_scale" not in params and "logit_scale" in aside
