@@ -206,44 +206,61 @@ def _check_classes(path: pathlib.Path, data: bytes, num_classes: int) -> None:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
-    """The record of a clip, and all that is wrong with its files; it counts only if nothing is."""
-    problems = []
+class _ClipReader:
+    """Reads the files of one clip and notes all that is wrong with them.
 
-    def attempt(read: Callable, *args: Any) -> Any:
+    Attributes:
+      problems: a line per damaged or missing file.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._frame_size: tuple[int, int] | None = None  # (width, height)
+
+    def attempt(self, read: Callable, *args: Any) -> Any:
+        """What `read` gives, None where it raises a ValueError."""
         try:
             return read(*args)
         except ValueError as error:
-            problems.append(str(error))
+            self.problems.append(str(error))
             return None
 
-    def images(paths: Sequence[pathlib.Path], more_sizes: Sequence = ()) -> list[bytes]:
+    def images(
+        self, paths: Sequence[pathlib.Path], more_sizes: Sequence[tuple[int, int]] = ()
+    ) -> list[bytes]:
+        """The files' bytes, b"" where unreadable.
+
+        All must have the size of the first image that can be read, or one of `more_sizes`.
+        """
         contents = []
         for path in paths:
-            data, size = attempt(read_image, path) or (b"", None)
+            data, size = self.attempt(read_image, path) or (b"", None)
             contents.append(data)
             if size is None:
                 continue
-            if not frame_size:  # of the first frame that can be read
-                frame_size.append(size)
-            if size not in (*frame_size, *more_sizes):
-                expected = " or ".join(f"{w}x{h}" for w, h in (*frame_size, *more_sizes))
-                problems.append(f"{path}: {size[0]}x{size[1]} px, expected {expected}")
+            self._frame_size = self._frame_size or size
+            sizes = (self._frame_size, *more_sizes)
+            if size not in sizes:
+                expected = " or ".join(f"{w}x{h}" for w, h in sizes)
+                self.problems.append(f"{path}: {size[0]}x{size[1]} px, expected {expected}")
         return contents
 
-    frame_size: list[tuple[int, int]] = []
+
+def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
+    """The record of a clip, and all that is wrong with its files; it counts only if nothing is."""
     folder = clip.frames[0].parent
     if not folder.is_dir():
         return {}, [f"{folder}: no such folder, but {clip.clip_id} is listed"]
-    frames = images(clip.frames)
-    masks = images(tuple(clip.masks.values()), clip.mask_sizes)
+    reader = _ClipReader()
+    frames = reader.images(clip.frames)
+    masks = reader.images(tuple(clip.masks.values()), clip.mask_sizes)
     if clip.num_classes > 2:
         for path, data in zip(clip.masks.values(), masks, strict=True):
             if data:
-                attempt(_check_classes, path, data, clip.num_classes)
-    pre_masks = images(clip.pre_masks)
-    waveform, rate = attempt(read_wav, clip.wav) or (None, 0)
-    flow, kind = attempt(read_flow, clip.flow_dir, len(clip.frames)) or (None, "none")
+                reader.attempt(_check_classes, path, data, clip.num_classes)
+    pre_masks = reader.images(clip.pre_masks)
+    waveform, rate = reader.attempt(read_wav, clip.wav) or (None, 0)
+    flow, kind = reader.attempt(read_flow, clip.flow_dir, len(clip.frames)) or (None, "none")
     record = {
         "clip_id": clip.clip_id,
         "category": clip.category,
@@ -258,7 +275,7 @@ def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
         "flow_kind": kind,
         "visible_labels": np.array(clip.visible_labels, np.int32),
     }
-    return record, problems
+    return record, reader.problems
 
 
 def read_all(
