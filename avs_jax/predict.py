@@ -276,15 +276,23 @@ def run(argv: Sequence[str]) -> None:
     if (values.video is None) == (values.arrays is None):
         raise UsageError("give --video or --arrays, one of them")
     if values.video is not None:
-        probe(values.video)  # before minutes are spent on the model
-        use_compilation_cache()
-        estimator = _make_estimator(config, values.flow_weights)
-        predictor = _make_predictor(config, values.checkpoint)
-        results = predict_video(predictor, values.video, values.output, values.pre_masks, estimator)
-        if results["pre_masks"] == FELZENSZWALB:
-            print(f"colour masks: none given, made with {FELZENSZWALB} (--pre-masks=DIR)")
-        print(f"{values.output}: {len(results['seconds'])} masks, overlay.mp4, results.json")
-        return
+        _run_on_video(config, values)
+    else:
+        _run_on_arrays(config, values)
+
+
+def _run_on_video(config: ConfigDict, values: flags.FlagValues) -> None:
+    probe(values.video)  # before minutes are spent on the model
+    use_compilation_cache()
+    estimator = _make_estimator(config, values.flow_weights)
+    predictor = _make_predictor(config, values.checkpoint)
+    results = predict_video(predictor, values.video, values.output, values.pre_masks, estimator)
+    if results["pre_masks"] == FELZENSZWALB:
+        print(f"colour masks: none given, made with {FELZENSZWALB} (--pre-masks=DIR)")
+    print(f"{values.output}: {len(results['seconds'])} masks, overlay.mp4, results.json")
+
+
+def _run_on_arrays(config: ConfigDict, values: flags.FlagValues) -> None:
     if values.pre_masks is not None:
         raise UsageError("--pre-masks belongs to --video; with --arrays they are an array")
     if values.flow_weights is not None:

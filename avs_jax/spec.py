@@ -56,7 +56,6 @@ import numpy as np
 SAMPLE_RATE = 16_000  # Hz, of every waveform that reaches the log-mel
 MEL_FRAMES = 96  # STFT frames of one log-mel example
 MEL_BANDS = 64
-EXAMPLE_SECONDS = 0.96  # hop between log-mel examples
 FRAME_OFFSET_SECONDS = 15 / 16  # dataset frame k shows the moment k + 15/16 s
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # of RGB 0..255

@@ -128,9 +128,13 @@ def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
         stack.callback(profiler.close)
         run = _Run(config, mesh, checkpoints, log, validation, profiler, stop_requested)
 
-        if start_step and run.must_evaluate(start_step):
-            if not checkpoints.is_evaluated(start_step):  # a stop left it out
-                checkpoints.save(state, start_step, run.validate(state, start_step))
+        if (
+            start_step
+            and run.must_evaluate(start_step)
+            and not checkpoints.is_evaluated(start_step)
+        ):
+            # A stop left this evaluation out.
+            checkpoints.save(state, start_step, run.validate(state, start_step))
         if run.is_out_of_patience():
             return True
 
