@@ -221,7 +221,9 @@ def test_semantic_task_scores_the_argmax(variables):
         clip["masks"] = [2 * mask for mask in clip["masks"]]
     batch = EvalBatches(clips, config, NUM_CLIPS)[0]
     step = scoring.make_score_step(ThreeClasses(), config, mesh)
-    counts = scoring.evaluate(step, variables, [batch], config, mesh).counts
+    counts, pictures = scoring.evaluate(step, variables, [batch], config, mesh, num_pictures=1)
+    green = np.argwhere((pictures["clip00"] == (0, 128, 0)).all(axis=-1))  # contours of class 2
+    assert len(green) > 4 * 40 and np.ptp(green[:, 0]) > 160  # in prediction and truth
     # Class 1 is never seen and counts as 0 in the mean over the three.
     assert metrics.semantic(counts)["mIoU"] == pytest.approx(2 / 3)
 
@@ -230,6 +232,10 @@ def test_pictures_of_the_first_clips(variables):
     pictures = run(a_config(), variables, num_pictures=2).pictures
     assert list(pictures) == ["clip00", "clip01"]
     assert all(p.dtype == np.uint8 and p.shape[2] == 3 for p in pictures.values())
+    other = run(a_config(), variables, num_pictures=1, title="swapped audio").pictures["clip00"]
+    assert other.shape == pictures["clip00"].shape
+    assert (other[:40] != pictures["clip00"][:40]).any()  # the heading says what was heard
+    np.testing.assert_array_equal(other[40:], pictures["clip00"][40:])
 
 
 # ---- pairs ----

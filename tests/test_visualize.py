@@ -86,6 +86,26 @@ def test_a_frame_without_ground_truth_is_grey():
     assert (picture == visualize.FAINT).all(axis=-1).sum() == 120 * 160
 
 
+def test_classes_have_their_colours_in_prediction_and_truth():
+    palette = np.array([(0, 0, 0), (200, 0, 0), (0, 0, 200)], np.uint8)
+    clip = a_clip(num_frames=2)
+    clip["frames"][:] = 100
+    classes = np.zeros((2, 48, 64), np.int32)
+    classes[:, 10:20, 10:30], classes[:, 25:45, 40:60] = 1, 2
+    unknown = classes.astype(np.uint8)
+    unknown[:, :, 45:] = 255
+    picture = visualize.clip_picture(clip["frames"], classes, unknown, palette=palette)
+    for tint, count in ((palette[1], 2), (palette[2], 2)):
+        seen = (picture == np.round(0.4 * 100 + 0.6 * tint)).all(axis=-1)
+        columns = np.flatnonzero(np.diff(np.r_[0, seen.any(axis=0), 0]) > 0)
+        rows = np.flatnonzero(np.diff(np.r_[0, seen.any(axis=1), 0]) > 0)
+        assert len(columns) == count and len(rows) == 2  # two frames; prediction and truth
+    seen = (picture == np.round(0.4 * 100 + 0.6 * palette[2])).all(axis=-1).sum(axis=1)
+    assert 0 < seen[-126:].max() < seen.max() / 3  # the truth, much of which is unknown
+    only = visualize.overlay_classes(clip["frames"][0], np.full((4, 4), 255), palette)
+    np.testing.assert_array_equal(only, clip["frames"][0])
+
+
 def test_wrong_lengths_are_named():
     clip = a_clip()
     with pytest.raises(ValueError, match="motion_weight: 2 for a clip of 3"):

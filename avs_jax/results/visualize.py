@@ -5,6 +5,7 @@ log-mel of the frame's 0.96 s of sound. Rows without data are left out. numpy an
 """
 
 import base64
+import functools
 import html
 import io
 import os
@@ -61,6 +62,24 @@ def overlay(
     result[mask] = (1 - opacity) * result[mask] + opacity * tint
     result[mask & ~_erode(mask, contour)] = tint
     return np.round(result).astype(np.uint8)
+
+
+def overlay_classes(
+    image: np.ndarray, classes: np.ndarray, palette: np.ndarray, opacity: float = 0.6
+) -> np.ndarray:
+    """Tints each class of a segmentation in its colour; background (0) and unknown are left.
+
+    Args:
+      image: uint8 [H, W, 3].
+      classes: integers [h, w] of any size; 255 is unknown.
+      palette: uint8 [K, 3], RGB of the classes.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    for index in np.setdiff1d(classes, (0, IGNORE_LABEL)):
+        image = overlay(image, classes == index, palette[index], opacity)
+    return image
 
 
 def color_map(values: np.ndarray, name: str = "heat", high: float | None = None) -> np.ndarray:
@@ -149,6 +168,7 @@ def clip_picture(
     flow: np.ndarray | None = None,
     titles: Sequence[str] | None = None,
     heading: str = "",
+    palette: np.ndarray | None = None,
 ) -> np.ndarray:
     """One clip as a grid, a column per frame and a row per kind of information.
 
@@ -164,6 +184,7 @@ def clip_picture(
         is (u, v), when not given.
       titles: T captions, one over each column; "0 s", "1 s", ... when not given.
       heading: a line over the grid; none if empty.
+      palette: uint8 [K, 3], RGB of classes; `prob` then holds classes, integers [T, S, S].
 
     Returns:
       uint8 [height, width, 3].
@@ -179,9 +200,11 @@ def clip_picture(
     small = [_resize_image(frame, (height, width)) for frame in frames]
 
     rows = [("frame", small)]
-    rows.append(("prediction", [overlay(f, p) for f, p in zip(small, prob, strict=True)]))
+    paint = overlay if palette is None else functools.partial(overlay_classes, palette=palette)
+    rows.append(("prediction", [paint(f, p) for f, p in zip(small, prob, strict=True)]))
     if labels is not None:
-        rows.append(("ground truth", [_truth(f, x) for f, x in zip(small, labels, strict=True)]))
+        truth = [_truth(f, x, palette) for f, x in zip(small, labels, strict=True)]
+        rows.append(("ground truth", truth))
     if motion is not None and np.shape(motion)[3:] == (2,):
         flow = motion if flow is None else flow
         motion = np.linalg.norm(np.asarray(motion, np.float32), axis=-1)
@@ -229,9 +252,11 @@ def save_png(path, picture: np.ndarray) -> None:
     Image.fromarray(picture).save(path)
 
 
-def _truth(frame, labels):
+def _truth(frame, labels, palette):
     if np.all(labels == IGNORE_LABEL):
         return np.full_like(frame, FAINT)
+    if palette is not None:
+        return overlay_classes(frame, labels, palette)
     return overlay(frame, (labels > 0) & (labels != IGNORE_LABEL), TRUTH)
 
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from avs_jax.data.colour_masks import CLASS_PALETTE
 from avs_jax.results import visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts, interleave
 from avs_jax.results.negatives import count_motion
@@ -105,7 +106,7 @@ def evaluate(
       mesh: the one of score_step.
       facts: identify the run in the stored counts.
       title: of the progress line.
-      num_pictures: draw the first clips that this process reads (binary task only).
+      num_pictures: draw the first clips that this process reads.
       each_batch: called with this process's predictions [B, T, S, S] of each batch, and the batch.
       find_flow: clip_id -> (u, v) [T, H, W, 2] for its picture, or None.
 
@@ -131,7 +132,7 @@ def evaluate(
         for b, clip_id in enumerate(batch["clip_id"]):
             if len(pictures) < num_pictures and has_truth[b]:
                 flow = find_flow(clip_id) if find_flow is not None else None
-                pictures[clip_id] = _picture(batch, outputs, b, flow)
+                pictures[clip_id] = _picture(batch, outputs, b, flow, title)
         share = len(batch["clip_id"])
     return Evaluation(_gather(counter.result(), share), pictures)
 
@@ -148,8 +149,8 @@ def _score(score_step, variables, batch, mesh: Mesh) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _picture(batch, outputs, b: int, flow: np.ndarray | None) -> np.ndarray:
-    """The existing frames of row b, whose flow is given."""
+def _picture(batch, outputs, b: int, flow: np.ndarray | None, title: str) -> np.ndarray:
+    """The existing frames of row b, whose flow is given; the title says what was evaluated."""
     keep = np.asarray(batch["valid"][b])
     optional = {
         "log_mel": batch["log_mel"],
@@ -162,7 +163,8 @@ def _picture(batch, outputs, b: int, flow: np.ndarray | None) -> np.ndarray:
         np.asarray(batch["labels"][b])[keep],
         flow=flow,
         titles=[f"frame {i}" for i in np.asarray(batch["frame_index"][b])[keep]],
-        heading=f"{batch['clip_id'][b]}  ({batch['category'][b]})",
+        heading=f"{batch['clip_id'][b]}  ({batch['category'][b]})  {title}",
+        palette=CLASS_PALETTE if np.issubdtype(outputs["pred"].dtype, np.integer) else None,
         **{k: None if v is None else np.asarray(v[b])[keep] for k, v in optional.items()},
     )
 
