@@ -195,8 +195,10 @@ def test_truncated_with_the_index_in_front(tmp_path, keep):
     assert len(read(front)[1]) == 6
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(front.read_bytes()[: int(front.stat().st_size * keep)])
-    with pytest.raises(video.VideoError, match="truncated|damaged"):
-        list(video.read_windows(cut, 5))
+    for readings in (video.read_windows(cut, 5), video.read_pairs(cut, 6), video.read_pairs(cut)):
+        with pytest.raises(video.VideoError, match="truncated|damaged"):
+            list(readings)
+    assert len(list(video.read_pairs(front, 8))) == 8  # shorter than asked for is no damage
 
 
 @pytest.mark.parametrize("rate, channels", [(48_000, 2), (16_000, 1)])

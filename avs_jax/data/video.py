@@ -155,6 +155,9 @@ def read_pairs(
     """
     if num_seconds is None:
         num_seconds = probe(path).num_seconds
+    else:
+        with _open(path) as container:
+            _scan(path, container, _picture_stream(path, container))
     with _open(path) as container:
         pictures = _picture_stream(path, container)
         before = shown = start = None
@@ -374,12 +377,13 @@ def _picture_stream(path: _Path, container):
     return pictures[0]
 
 
-def _scan(path: _Path, container, pictures, sound) -> tuple[float, int]:
+def _scan(path: _Path, container, pictures, sound=None) -> tuple[float, int]:
     """Reads every packet: (end of the last picture in seconds, number of pictures)."""
-    ends, count = {pictures.index: None, sound.index: None}, 0
+    streams = [pictures] if sound is None else [pictures, sound]
+    ends, count = {stream.index: None for stream in streams}, 0
     first = None
     try:
-        for packet in container.demux(pictures, sound):
+        for packet in container.demux(*streams):
             if packet.is_corrupt:
                 raise VideoError(path, "truncated: its last packet is not complete")
             if packet.pts is None:
@@ -394,7 +398,7 @@ def _scan(path: _Path, container, pictures, sound) -> tuple[float, int]:
         raise VideoError(path, f"damaged ({error.strerror})") from error
     if first is None:
         raise VideoError(path, "no pictures: the video stream is empty")
-    if ends[sound.index] is None:
+    if sound is not None and ends[sound.index] is None:
         raise VideoError(path, "no sound: the audio stream is empty")
     if pictures.duration:
         is_short = count < pictures.frames or not pictures.frames
