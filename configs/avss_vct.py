@@ -41,6 +41,10 @@ def get_config(variant: str = "") -> ConfigDict:
         shrink_for_demo(config)
         config.data.max_targets = 5  # four objects and the background
         config.model.dtype = "float32"  # no slower on CPUs
-        config.train.batch_size = 2  # of up to ten frames each
+        config.data.num_supervised = 4  # more clips per step, fewer empty rows (v1s: one frame)
+        config.data.supervised_choice = "random"
+        config.train.batch_size = 4
+        config.train.steps = 4000
+        config.train.eval_every = 1000
         config.evaluate.batch_size = 4
     return config

@@ -26,6 +26,8 @@ def base_config() -> ConfigDict:
         "supervised"  # "supervised": only frames with ground truth enter the step; "all"
     )
     data.num_supervised = 1  # frames with ground truth of a training clip at most (S4: 1)
+    # which of them where a clip has more: "first" | "random", drawn anew each epoch
+    data.supervised_choice = "first"
     data.num_classes = 2  # K, background included
     data.max_targets = 2  # M, masks per frame at most
     # "category": one-hot of the clip's, on frame 0; "classes": those in the ground truth,

@@ -2,7 +2,8 @@
 # The whole job on generated clips: install, generate, build, train, evaluate, predict.
 # About a quarter of an hour on two cores. Everything goes to demo/, and what is there is reused:
 # run it again after an interruption and it goes on where it stopped.
-# CONFIG chooses another recipe of configs/ (default s4_ama), SEED another seed.
+# CONFIG chooses another recipe of configs/ (default s4_ama), SEED another seed. MS3 and AVSS start
+# from the S4 demo of the same model and seed, which is made first where it is not there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -22,12 +23,25 @@ python=.venv/bin/python
 
 step() { printf '\n== %s\n' "$*"; }
 
+start=()
+if [ "$setting" != s4 ]; then
+  source=s4_${recipe#*_}
+  if [ ! -d "demo/$source-seed$seed/evaluation" ]; then
+    step "first the S4 demo that this one starts from: demo/$source-seed$seed"
+    CONFIG=$source SEED=$seed "$0"
+  fi
+  start+=(--config.train.init_from="demo/$source-seed$seed")
+fi
+if [ "$setting" = avss ]; then # other classes than S4's
+  start+=(--config.train.init_fresh="('predictor/class_embed/.*', 'predictor/visual_query_block/prototype/.*')")
+fi
+
 step "1/4 generated clips: $clips"
 $python scripts/make_clips.py --setting="$setting" --output="$clips"
 step "2/4 records: demo/tfds"
 $python scripts/build_dataset.py --dataset="$dataset" --manual_dir="$clips" --data_dir=demo/tfds
 step "3/4 training, then the best checkpoint on val and test, with own and with false sounds: $workdir"
-$python -m avs_jax.main --config="$config" --config.seed="$seed" --workdir="$workdir"
+$python -m avs_jax.main --config="$config" --config.seed="$seed" --workdir="$workdir" "${start[@]}"
 step "4/4 prediction on a video with sound"
 video=$(find "$clips" -path '*raw_videos*' -name 'test*.mp4' | sort | head -n 1)
 if [ -z "$video" ]; then

@@ -126,7 +126,9 @@ def test_a_clip_goes_through_model_and_loss(name):
 
     outputs, (total, terms) = jax.eval_shape(loss, params, stats, jax.random.key(0))
     setting = name.split("_")[0]
-    frames, classes = {"s4": (1, 2), "ms3": (5, 2), "avss": (10, 71)}[setting]
+    frames, classes = {"s4": (1, 2), "ms3": (5, 2), "avss": (4, 71)}[
+        setting
+    ]  # frames of a training clip
     assert outputs["pred_logits"].shape == (1, frames, 20, classes + 1)
     assert total.shape == () and ("loss_proto" in terms) == (setting != "ms3")
     assert ("edge_logits" in outputs) == ("loss_boundary" in terms) == name.endswith("brm")

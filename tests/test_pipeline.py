@@ -126,6 +126,25 @@ def test_at_most_num_supervised_frames():
         assert np.flatnonzero(clip["supervised"]).tolist() == [0]
 
 
+def test_supervised_frames_may_be_drawn():
+    record = make_record(0, masks=(0, 1, 2, 4))
+    config = make_config(num_supervised=2, supervised_choice="random")
+    seen = set()
+    for seed in range(40):
+        clip = prepare_clip(record, config, np.random.default_rng(seed))
+        assert clip["valid"].all() and clip["supervised"].all()
+        seen.add(tuple(clip["frame_index"].tolist()))
+    assert seen == {(0, 1), (0, 2), (0, 4), (1, 2), (1, 4), (2, 4)}
+    config.data.num_supervised = 4  # nothing to draw: what follows from rng does not change
+    first = make_config(num_supervised=4)
+    np.testing.assert_array_equal(
+        prepare_clip(record, config, rng())["images"], prepare_clip(record, first, rng())["images"]
+    )
+    config.data.supervised_choice = "last"
+    with pytest.raises(ValueError, match="supervised_choice is 'last', expected one of"):
+        prepare_clip(record, config, rng())
+
+
 def test_fields_have_the_shapes_of_the_contract():
     config = make_config(train_frames="all")
     clip = prepare_clip(make_record(0), config, rng())

@@ -29,6 +29,7 @@ from avs_jax.data.audio import log_mel
 from avs_jax.spec import HOST_FIELDS, IGNORE_LABEL, MEL_BANDS, MEL_FRAMES, InputError
 
 PROTOTYPE_TARGETS = ("category", "classes", "none")
+SUPERVISED_CHOICES = ("first", "random")
 
 Record = Mapping[str, Any]
 Clip = dict[str, Any]
@@ -64,7 +65,7 @@ def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) 
     num_frames = _count_frames(record, data)
     masks = _masks_by_frame(record, num_frames)
     if is_training:
-        masks = {t: masks[t] for t in sorted(masks)[: data.num_supervised]}
+        masks = {t: masks[t] for t in _choose_supervised(sorted(masks), data, rng)}
     if data.pre_masks:
         _check_pre_masks(record, num_frames)
     clip = empty_clip(config, is_training)
@@ -114,6 +115,11 @@ def empty_clip(config: Any, is_training: bool) -> Clip:
     if data.train_frames not in ("supervised", "all"):
         raise InputError(
             f"config.data.train_frames is {data.train_frames!r}, expected 'supervised' or 'all'"
+        )
+    if data.supervised_choice not in SUPERVISED_CHOICES:
+        raise InputError(
+            f"config.data.supervised_choice is {data.supervised_choice!r}, "
+            f"expected one of {SUPERVISED_CHOICES}"
         )
     if data.prototype_target not in PROTOTYPE_TARGETS:
         raise InputError(
@@ -234,6 +240,15 @@ def _masks_by_frame(record: Record, num_frames: int) -> dict[int, Any]:
     if any(not 0 <= t < num_frames for t in index):
         raise InputError(f"masks for the frames {index} of a clip of {num_frames} frames")
     return dict(zip(index, record["masks"], strict=True))
+
+
+def _choose_supervised(frames: list[int], data: Any, rng: np.random.Generator) -> list[int]:
+    """At most data.num_supervised of the frames, in order; draws only where there are more."""
+    if len(frames) <= data.num_supervised:
+        return frames
+    if data.supervised_choice == "first":
+        return frames[: data.num_supervised]
+    return sorted(rng.choice(frames, data.num_supervised, replace=False).tolist())
 
 
 def _category_index(record: Record, num_prototypes: int) -> int:
