@@ -8,6 +8,7 @@ of their input.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,6 +32,31 @@ def torch_uniform(fan_in: int) -> Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def recomputed_apart(body: Callable[..., Any]) -> Callable[..., Any]:
+    """`body`, made again in the backward pass, which keeps only its arguments.
+
+    It stands in a loop of one turn: a compiler that orders operations anew would otherwise leave
+    gradients of parameters for last, and keep all that they are made from until then.
+
+    Args:
+      body: (module, *args) -> arrays, with args arrays or None; the parameters that it reads are
+        those of `module` and its submodules, and it draws nothing random.
+
+    Returns:
+      A function with the arguments, results and parameters of `body`.
+    """
+
+    def run(module, *args):
+        def turn(module, carry, _):
+            return carry, nn.remat(body)(module, *args)
+
+        loop = nn.scan(turn, variable_broadcast="params", split_rngs={"params": False}, length=1)
+        _, results = loop(module, None, None)
+        return jax.tree.map(lambda x: x[0], results)
+
+    return run
 
 
 class Linear(nn.Module):

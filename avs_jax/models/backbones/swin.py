@@ -56,7 +56,7 @@ class Swin(nn.Module):
       window_size: tokens per side of a window.
       mlp_ratio: hidden width of the MLPs over the channels.
       drop_path_rate: of the last block; earlier ones have evenly less, the first none.
-      remat: recompute each pair of blocks in the backward pass, from its input alone.
+      remat: recompute each block in the backward pass, from its input alone.
       dtype: of matrix products and activations; parameters, norms and softmax are float32.
     """
 
@@ -177,12 +177,12 @@ class Stage(nn.Module):
             if scales is not None:
                 pair_scales = scales[: 2 * num_pairs].reshape(num_pairs, 2, *scales.shape[1:])
             pairs = nn.scan(
-                _recomputed(BlockPair, self.remat),
+                BlockPair,
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True},
                 length=num_pairs,
             )
-            x, _ = pairs(self.block, name="pairs")(x, pair_scales)
+            x, _ = pairs(self.block, self.remat, name="pairs")(x, pair_scales)
         if self.depth % 2:
             block = _recomputed(Block, self.remat)
             last = block(**self.block, shifted=False, name="last")
@@ -207,12 +207,14 @@ class BlockPair(nn.Module):
     """An unshifted and a shifted block, the body of the scan."""
 
     block: dict
+    remat: bool
 
     @nn.compact
     def __call__(self, x: Array, scales: Array | None) -> tuple[Array, None]:
         """[N, h, w, C], drop-path scales [2, 2, N] or None -> (the map, nothing to collect)."""
         for i in range(2):
-            block = Block(**self.block, shifted=bool(i), name=f"block_{i}")
+            block = _recomputed(Block, self.remat)
+            block = block(**self.block, shifted=bool(i), name=f"block_{i}")
             x = block(x, None if scales is None else scales[i])
         return x, None
 

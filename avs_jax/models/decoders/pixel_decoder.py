@@ -23,6 +23,7 @@ from avs_jax.models.layers import (
     Linear,
     NormedConv,
     kaiming_uniform,
+    recomputed_apart,
     sine_position_encoding,
     xavier_uniform,
 )
@@ -199,7 +200,8 @@ class PixelDecoder(nn.Module):
     Attributes:
       hidden_dim: D.
       num_layers, ffn_dim, num_heads, num_points: of the encoder.
-      remat: recompute each encoder layer in the backward pass instead of keeping its activations.
+      remat: recompute each encoder layer, and the map for masks, in the backward pass instead of
+        keeping their activations.
     """
 
     hidden_dim: int = 256
@@ -237,11 +239,17 @@ class PixelDecoder(nn.Module):
             name="transformer",
         )
         multi_scale, intermediates = transformer(projected)
-        lateral = NormedConv(self.hidden_dim, 1, name="adapter_1")(features["res2"])
-        merged = lateral + resize_bilinear(multi_scale[-1], lateral.shape[1:3])
-        merged = nn.relu(NormedConv(self.hidden_dim, 3, name="layer_1")(merged))
-        mask_features = Linear(self.hidden_dim, True, kaiming_uniform, zeros, name="mask_features")(
-            merged
-        )
-        intermediates |= {"input_proj": projected, "adapter_1": lateral, "layer_1": merged}
+        merge = PixelDecoder._merge
+        if self.remat:
+            merge = recomputed_apart(merge)
+        mask_features, seen = merge(self, features["res2"], multi_scale[-1])
+        intermediates |= {"input_proj": projected} | seen
         return multi_scale, mask_features, intermediates
+
+    def _merge(self, res2, encoded):
+        """The map for masks from res2 and the finest encoded scale, and intermediates."""
+        lateral = NormedConv(self.hidden_dim, 1, name="adapter_1")(res2)
+        merged = lateral + resize_bilinear(encoded, lateral.shape[1:3])
+        merged = nn.relu(NormedConv(self.hidden_dim, 3, name="layer_1")(merged))
+        project = Linear(self.hidden_dim, True, kaiming_uniform, zeros, name="mask_features")
+        return project(merged), {"adapter_1": lateral, "layer_1": merged}

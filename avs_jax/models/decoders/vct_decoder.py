@@ -24,6 +24,7 @@ from avs_jax.models.layers import (
     LayerNorm,
     Linear,
     MultiheadAttention,
+    recomputed_apart,
     sine_position_encoding,
     xavier_uniform,
 )
@@ -100,7 +101,7 @@ class VCTDecoder(nn.Module):
       num_queries: Q.
       num_layers, ffn_dim, num_heads: of the decoder.
       lambda_init: see PPQG.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat: recompute PPQG and each layer in the backward pass instead of keeping activations.
       dtype: of the computation; class logits and masks are float32.
     """
 
@@ -189,14 +190,14 @@ class VCTDecoder(nn.Module):
 
     def _initial_queries(self, mask_features, motion_weight, gumbel_noise):
         """Queries [N, Q, D], positions [1, Q, D], prototypes [K', D], and PPQG's intermediates."""
-        visual_query_block = PPQG(
-            self.num_queries,
-            self.num_prototypes,
-            self.lambda_init,
-            self.dtype,
-            name="visual_query_block",
-        )
-        generated, prototypes, seen = visual_query_block(mask_features, motion_weight, gumbel_noise)
+
+        def generate(self, *args):
+            fields = (self.num_queries, self.num_prototypes, self.lambda_init, self.dtype)
+            return PPQG(*fields, name="visual_query_block")(*args)
+
+        if self.remat:
+            generate = recomputed_apart(generate)
+        generated, prototypes, seen = generate(self, mask_features, motion_weight, gumbel_noise)
         width = mask_features.shape[-1]
         query_feat = Embedding(self.num_queries, width, name="query_feat")()
         query_embed = Embedding(self.num_queries, width, name="query_embed")()
