@@ -8,7 +8,6 @@ compiled to check that it fits, and drawn anew until it does.
 """
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,12 +18,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from avs_jax.data import pipeline
-from avs_jax.losses.criterion import compute_losses
-from avs_jax.models import build_model
 from avs_jax.runtime import optim, sharding
+from avs_jax.runtime.blueprint import make_blueprint
 from avs_jax.runtime.memory import GIB, StepBytes, count_flops, parse_bytes
-from avs_jax.runtime.step import TrainState, init_state, init_variables, make_train_step
+from avs_jax.runtime.step import TrainState
 
 # What is compiled here never runs; these leave the CPU compiler's planning of memory as it is.
 QUICK_COMPILATION = {
@@ -63,19 +60,9 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> TracedStep:
     """
     size = config.train.batch_size
     sharding.check_batch_size("config.train.batch_size", size, mesh, config.train.accumulate)
-    model = build_model(config.model)
-    example = pipeline.stack_clips([pipeline.empty_clip(config, is_training=True)])
-    init = functools.partial(init_variables, model, seed=config.seed)
-    params, batch_stats = jax.eval_shape(init, example)
-    optimizer, schedule = optim.make_optimizer(params, config)
-    new_state = functools.partial(init_state, optimizer=optimizer, config=config)
-    state = jax.eval_shape(new_state, params, batch_stats)
-    shardings = sharding.tree_shardings(state, mesh)
-    criterion = functools.partial(compute_losses, loss_config=config.loss)
-    step = make_train_step(model, criterion, optimizer, schedule, config, shardings)
-    state = sharding.with_shardings(state, shardings)
-    batch = sharding.batch_shapes(example, size, mesh)
-    return TracedStep(state, batch, step.trace(state, batch))
+    blueprint = make_blueprint(config, mesh)
+    state, batch = blueprint.state, blueprint.batch_shapes()
+    return TracedStep(state, batch, blueprint.make_train_step().trace(state, batch))
 
 
 def plan(config: ConfigDict, memory: str | None = None) -> None:

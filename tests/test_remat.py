@@ -8,6 +8,7 @@ from avs_jax.models import build_model
 from avs_jax.models.check import REMAT_POLICIES
 from avs_jax.models.decoders.pixel_decoder import PixelDecoder
 from avs_jax.models.decoders.vct_decoder import VCTDecoder
+from avs_jax.runtime.step import CPU_ORDER, CPU_WHOLE_LOOPS
 from avs_jax.runtime.stored_config import check_same_config
 from tests import small
 
@@ -98,3 +99,16 @@ def test_a_run_may_go_on_under_another_policy(tmp_path):
     del stored.model["remat"]
     stored.model.backbone.remat = True
     check_same_config(stored, config, tmp_path)
+
+
+def test_loops_of_one_turn_stay_whole_where_asked():
+    """The name of XLA's pass is right: a wrong one would be taken in silence."""
+
+    def double(x):
+        return jax.lax.scan(lambda carry, _: (carry * 2, None), x, length=1)[0]
+
+    def compiled(options):
+        return jax.jit(double, compiler_options=options).lower(1.0).compile().as_text()
+
+    assert "while(" in compiled(CPU_ORDER | CPU_WHOLE_LOOPS)
+    assert "while(" not in compiled(CPU_ORDER)
