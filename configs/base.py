@@ -239,9 +239,9 @@ def shrink_for_demo(config: ConfigDict) -> ConfigDict:
     config.optim.warmup_steps = 50
     config.optim.groups = tuple((pattern, 1.0, decay) for pattern, _, decay in config.optim.groups)
     config.optim.frozen = ()
-    config.train.steps = 1500
+    config.train.steps = 1800
     config.train.batch_size = 8
-    config.train.eval_every = 500
-    config.train.checkpoint_every = 250
+    config.train.eval_every = 600
+    config.train.checkpoint_every = 300
     config.evaluate.batch_size = 8
     return config

@@ -51,6 +51,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant.endswith("demo"):
         shrink_for_demo(config)
         config.train.batch_size = 2  # of five frames each
+        config.train.steps = 1500
+        config.train.eval_every = 500
     return config
 
 
