@@ -35,8 +35,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optim.learning_rate = 1e-4  # the original's, at batch 8
     config.train.batch_size = 8
     config.train.eval_every = 2500
-    config.train.num_pictures = 0  # pictures show two classes
-    config.evaluate.num_pictures = 0
     if variant == "demo":
         shrink_for_demo(config)
         config.data.max_targets = 5  # four objects and the background
