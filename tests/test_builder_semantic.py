@@ -74,6 +74,7 @@ def test_reads_back_the_same_bytes(source, built):
 def test_clips_of_five_and_ten_frames_in_one_batch(built):
     """From records to training clips: what exists, what is supervised, what is a target."""
     config = get_config("demo")
+    config.data.num_supervised = 10  # all that there are
     config.data.image_size = 32
     config.data.augment.min_sizes = (32,)
     records = open_built(built).as_data_source("train")
