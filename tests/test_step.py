@@ -16,6 +16,7 @@ from avs_jax.convert.rules import invert_rules
 from avs_jax.convert.tables import vct_rules
 from avs_jax.losses.criterion import Draws, criterion
 from avs_jax.models import build_model
+from avs_jax.models.decoders import vct_decoder
 from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.step import init_state, init_variables, make_train_step
 from configs.s4_vct import get_config
@@ -41,6 +42,11 @@ KINKS = (  # path, index (of the encoder: layer, unit), side that the original t
     ("audio_transformation/embeddings_2/bias", 1672, -1),
 )
 KINK_SHIFT = 2e-6
+# A query looks where its mask's logit is not negative. Of these, up to 11 large, one is within 1e-5
+# of zero (layer 7, clip 1, query 19, token 132): -6.4e-6 with jax 0.10, which is the original's
+# side, and 1.1e-6 with jax 0.12, where the loss moves by 7e-6 of itself. So much is taken off all of
+# them, which makes its side certain and changes no other.
+MASK_SHIFT = 1e-5
 # Its gradient is exactly zero (the softmax over queries cancels it); what is stored is noise.
 ZERO_GRADIENT = "sem_seg_head.predictor.visual_query_block.assign_attn.q_proj.bias"
 
@@ -182,7 +188,10 @@ def _norm(x):
 def golden():
     from tests.conftest import GOLDEN
 
-    return GoldenStep(GOLDEN)
+    with pytest.MonkeyPatch.context() as patch:
+        decide = vct_decoder.attention_mask
+        patch.setattr(vct_decoder, "attention_mask", lambda m, size: decide(m - MASK_SHIFT, size))
+        yield GoldenStep(GOLDEN)
 
 
 @pytest.mark.parametrize("variant", ["zero", "noise"])
