@@ -44,8 +44,8 @@ KINKS = (  # path, index (of the encoder: layer, unit), side that the original t
 KINK_SHIFT = 2e-6
 # A query looks where its mask's logit is not negative. Of these, up to 11 large, one is within 1e-5
 # of zero (layer 7, clip 1, query 19, token 132): -6.4e-6 with jax 0.10, which is the original's
-# side, and 1.1e-6 with jax 0.12, where the loss moves by 7e-6 of itself. So much is taken off all of
-# them, which makes its side certain and changes no other.
+# side, and 1.1e-6 with jax 0.12, where the loss moves by 7e-6 of itself. So much is taken off all
+# of them, which makes its side certain and changes no other.
 MASK_SHIFT = 1e-5
 # Its gradient is exactly zero (the softmax over queries cancels it); what is stored is noise.
 ZERO_GRADIENT = "sem_seg_head.predictor.visual_query_block.assign_attn.q_proj.bias"
