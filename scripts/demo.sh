@@ -28,7 +28,7 @@ if [ "$setting" != s4 ]; then
   source=s4_${recipe#*_}
   if [ ! -d "demo/$source-seed$seed/evaluation" ]; then
     step "first the S4 demo that this one starts from: demo/$source-seed$seed"
-    CONFIG=$source SEED=$seed "$0"
+    CONFIG=$source SEED=$seed scripts/demo.sh
   fi
   start+=(--config.train.init_from="demo/$source-seed$seed")
 fi
