@@ -3,6 +3,7 @@
   python -m avs_jax.main --config=configs/s4_ama.py --workdir=DIR [--config.train.batch_size=4 ...]
   python -m avs_jax.main --config=configs/s4_ama.py --workdir=DIR --mode=eval
   python -m avs_jax.main --config=configs/s4_ama.py --mode=plan [--memory=24GiB] [--devices=8]
+      [--gpu=rtx_4090]
 
 Several processes, on one host or many: the same command for each, on the same --workdir, with
 --coordinator=HOST:PORT --num_processes=N --process_id=I, or --coordinator=auto where JAX can find
@@ -18,6 +19,7 @@ from absl import flags
 from avs_jax.evaluate import evaluate_weights
 from avs_jax.plan import plan
 from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.gpus import GPUS
 from avs_jax.runtime.processes import joined
 from avs_jax.spec import InputError
 from avs_jax.train import NotFiniteError, train
@@ -35,10 +37,12 @@ def main(argv: Sequence[str]) -> None:
     try:
         config, values = parse(argv, _define_flags, __doc__)
         if values.mode == "plan":
-            if values.devices is not None:
+            if values.gpu is not None:  # what is compiled without its device cannot be stored
+                jax.config.update("jax_enable_compilation_cache", False)
+            elif values.devices is not None:
                 jax.config.update("jax_platforms", "cpu")
                 jax.config.update("jax_num_cpu_devices", values.devices)
-            plan(config, values.memory)
+            plan(config, values.memory, values.gpu, values.devices or 1)
             return
         if values.workdir is None:
             raise UsageError("--workdir is missing; --help lists the flags")
@@ -59,7 +63,8 @@ def _define_flags(values: flags.FlagValues) -> None:
     define(flags.DEFINE_string, "workdir", None, "directory of the run: checkpoints and logs")
     define(flags.DEFINE_enum, "mode", "train", ["train", "eval", "plan"], "what to do")
     define(flags.DEFINE_string, "memory", None, "plan: of a device, as 24GiB")
-    define(flags.DEFINE_integer, "devices", None, "plan: for so many pretended CPU devices")
+    define(flags.DEFINE_integer, "devices", None, "plan: for so many pretended devices")
+    define(flags.DEFINE_enum, "gpu", None, list(GPUS), "plan: for GPUs of this kind, not for CPUs")
     define(flags.DEFINE_string, "coordinator", None, "HOST:PORT of process 0, or auto")
     define(flags.DEFINE_integer, "num_processes", None, "how many processes there are")
     define(flags.DEFINE_integer, "process_id", None, "which of them this is, from 0")

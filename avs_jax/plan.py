@@ -1,10 +1,11 @@
 """Before a run: what its training step computes and takes, from compiling it without data.
 
   python -m avs_jax.main --mode=plan --config=configs/s4_ama.py [--memory=24GiB] [--devices=8]
+      [--gpu=rtx_4090]
 
-The bytes are those that the compiler of this machine plans; another kind of device has another
-compiler, which plans otherwise. The largest batch is a line through the bytes of two batch sizes,
-compiled to check that it fits, and drawn anew until it does.
+The bytes are those that the compiler of this machine's devices plans, or with --gpu that of a GPU
+that need not be here (runtime/gpus.py). The largest batch is a line through the bytes of two batch
+sizes, compiled to check that it fits, and drawn anew until it does.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from avs_jax.runtime import optim, sharding
+from avs_jax.runtime import gpus, optim, sharding
 from avs_jax.runtime.blueprint import make_blueprint
 from avs_jax.runtime.memory import GIB, StepBytes, count_flops, parse_bytes
 from avs_jax.runtime.step import TrainState
@@ -65,30 +66,42 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> TracedStep:
     return TracedStep(state, batch, blueprint.make_train_step().trace(state, batch))
 
 
-def plan(config: ConfigDict, memory: str | None = None) -> None:
+def plan(
+    config: ConfigDict, memory: str | None = None, gpu: str | None = None, num_gpus: int = 1
+) -> None:
     """Prints parameters per module, operations, bytes per device and the largest batch that fits.
 
     Args:
       config: see configs/base.py.
-      memory: of a device, as "24GiB"; None: what the device has, where JAX can tell. Where neither
-        says, no largest batch is looked for.
+      memory: of a device, as "24GiB"; None: what JAX takes of the device's, where it can tell.
+        Where neither says, no largest batch is looked for.
+      gpu: the kind of `gpus.GPUS` to plan for; None: JAX's devices.
+      num_gpus: how many of that kind.
 
     Raises:
-      ValueError: the configuration does not fit the devices, or `memory` is no amount of memory.
+      ValueError: the configuration does not fit the devices, `memory` is no amount of memory, or
+        there is no such kind of GPU, or no compiler for it.
     """
-    limit = _device_limit() if memory is None else parse_bytes(memory)
-    mesh = sharding.make_mesh(config)
+    devices = jax.devices() if gpu is None else gpus.compile_only_devices(gpu, num_gpus)
+    if memory is not None:
+        limit = parse_bytes(memory)
+    else:
+        limit = _device_limit() if gpu is None else gpus.GPUS[gpu].available
+    mesh = sharding.make_mesh(config, devices)
     step = trace_step(config, mesh)
     clips, frames = step.batch["valid"].shape
     print(
         f"{config.name}: a step of {clips} clip(s), {frames} frame(s) each at "
         f"{config.data.image_size} px, {config.model.dtype}\n"
-        f"{mesh.size} device(s) of kind {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
+        f"{mesh.size} device(s) of kind {devices[0].device_kind}, mesh {dict(mesh.shape)}"
     )
     print(describe_parameters(step.state.params, config))
     flops = count_flops(step.traced.jaxpr.jaxpr)
     print(f"matrix products and convolutions: {flops / 1e12:.3f} TFLOP per step, {clips} clip(s)")
-    used = _compile(step)
+    options = gpus.COMPILATION if gpu else QUICK_COMPILATION
+    if not gpu and jax.default_backend() != "cpu":
+        options = {}
+    used = _compile(step, options)
     print(used, flush=True)
     if limit is None:
         return
@@ -100,7 +113,7 @@ def plan(config: ConfigDict, memory: str | None = None) -> None:
             other = config.copy_and_resolve_references()
             other.train.batch_size = batch_size
             # A rate given by rule follows the batch size; no byte depends on it.
-            known[batch_size] = _compile(trace_step(other, mesh))
+            known[batch_size] = _compile(trace_step(other, mesh), options)
             print(f"batch of {batch_size}: {known[batch_size]}", flush=True)
         return known[batch_size].total
 
@@ -159,10 +172,9 @@ def describe_parameters(params: Mapping[str, Any], config: ConfigDict) -> str:
     return "\n".join(lines)
 
 
-def _compile(step: TracedStep) -> StepBytes:
+def _compile(step: TracedStep, options: Mapping[str, Any]) -> StepBytes:
     start = time.monotonic()
-    quick = QUICK_COMPILATION if jax.default_backend() == "cpu" else {}
-    compiled = step.traced.lower().compile(compiler_options=quick)
+    compiled = step.traced.lower().compile(compiler_options=dict(options))
     print(f"compiled in {time.monotonic() - start:.0f} s")
     return StepBytes.of(compiled)
 

@@ -133,14 +133,14 @@ def make_train_step(
         metrics |= {name: flat[path].mean() for name, path in WATCHED.items() if path in flat}
         return TrainState(done, unflatten(flat), batch_stats, opt_state, ema), metrics
 
+    mesh = shardings and shardings.step.mesh
     options = None
-    if jax.default_backend() == "cpu":
+    if (mesh.devices.flat[0].platform if mesh else jax.default_backend()) == "cpu":
         options = CPU_ORDER | ({} if config.model.remat == "none" else CPU_WHOLE_LOOPS)
     jit = functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
-    if shardings is None:
+    if mesh is None:
         return jit(step)
-    everywhere = NamedSharding(shardings.step.mesh, PartitionSpec())
-    return jit(step, out_shardings=(shardings, everywhere))
+    return jit(step, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
 
 
 def _make_gradients(model, criterion: Criterion, config: ConfigDict):

@@ -1,0 +1,125 @@
+"""GPUs that need not be here: compiling for one plans a run on a machine that has none.
+
+The compiler is that of `pip install -e .[cuda]`, which works without a driver. What it would try
+out on the device it cannot know: the kernels' fastest variants, and the workspace that cuDNN's
+convolutions ask for.
+"""
+
+import dataclasses
+import os
+
+import jax
+from jax.experimental import topologies
+
+from avs_jax.spec import InputError
+
+# Of what is compiled for a GPU that is not here. Without the device nobody measures which tiles of
+# a Triton product fit, and some of those assumed do not; cuBLAS asks for none.
+COMPILATION = {"xla_gpu_enable_triton_gemm": False}
+JAX_SHARE = 0.75  # of a GPU's memory, that JAX takes if XLA_PYTHON_CLIENT_MEM_FRACTION is silent
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What the compiler asks of a GPU. Source: NVIDIA's data sheets and CUDA programming guide.
+
+    Attributes:
+      title: NVIDIA's name.
+      capability: major and minor compute capability.
+      processors: streaming multiprocessors.
+      lanes: float32 units of a processor.
+      threads: that a processor holds.
+      shared: bytes of a processor's shared memory; a block may ask for 1 KiB less.
+      l2: bytes of the second-level cache.
+      memory: bytes.
+      bandwidth: of the memory, bytes per second.
+      clock: GHz.
+    """
+
+    title: str
+    capability: tuple[int, int]
+    processors: int
+    lanes: int
+    threads: int
+    shared: int
+    l2: int
+    memory: int
+    bandwidth: float
+    clock: float
+
+    @property
+    def available(self) -> int:
+        """Bytes that JAX takes for arrays."""
+        share = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", JAX_SHARE)
+        return int(float(share) * self.memory)
+
+    def target(self) -> str:
+        """XLA's GpuTargetConfigProto, as text."""
+        major, minor = self.capability
+        return f"""
+            platform_name: "CUDA"
+            device_description_str: "{self.title}"
+            dnn_version_info {{ major: 9 minor: 10 }}
+            gpu_device_info {{
+              cuda_compute_capability {{ major: {major} minor: {minor} }}
+              core_count: {self.processors}
+              fpus_per_core: {self.lanes}
+              clock_rate_ghz: {self.clock}
+              device_memory_size: {self.memory}
+              memory_bandwidth: {self.bandwidth:.0f}
+              l2_cache_size: {self.l2}
+              shared_memory_per_core: {self.shared}
+              shared_memory_per_block: 49152
+              shared_memory_per_block_optin: {self.shared - 1024}
+              threads_per_core_limit: {self.threads}
+              threads_per_block_limit: 1024
+              threads_per_warp: 32
+              registers_per_core_limit: 65536
+              registers_per_block_limit: 65536
+              block_dim_limit_x: 2147483647
+              block_dim_limit_y: 65535
+              block_dim_limit_z: 65535
+            }}
+        """
+
+
+def _gpu(title, capability, processors, lanes, threads, shared_kib, l2_mib, memory_mib, *rest):
+    shared, l2, memory = shared_kib << 10, l2_mib << 20, memory_mib << 20
+    return Gpu(title, capability, processors, lanes, threads, shared, l2, memory, *rest)
+
+
+GPUS = {
+    "rtx_3090": _gpu("GeForce RTX 3090", (8, 6), 82, 128, 1536, 100, 6, 24576, 936e9, 1.695),
+    "rtx_4090": _gpu("GeForce RTX 4090", (8, 9), 128, 128, 1536, 100, 72, 24564, 1008e9, 2.52),
+    "a6000": _gpu("RTX A6000", (8, 6), 84, 128, 1536, 100, 6, 48677, 768e9, 1.8),
+    "a100_40gb": _gpu("A100 SXM 40 GB", (8, 0), 108, 64, 2048, 164, 40, 40370, 1555e9, 1.41),
+    "a100_80gb": _gpu("A100 SXM 80 GB", (8, 0), 108, 64, 2048, 164, 40, 81158, 2039e9, 1.41),
+    "h100": _gpu("H100 SXM 80 GB", (9, 0), 132, 128, 2048, 228, 50, 81007, 3352e9, 1.98),
+    "h200": _gpu("H200 SXM 141 GB", (9, 0), 132, 128, 2048, 228, 50, 144384, 4800e9, 1.98),
+}
+
+
+def compile_only_devices(name: str, count: int = 1) -> list[jax.Device]:
+    """So many GPUs of a kind on one host, to compile for; nothing runs on them.
+
+    To be called before JAX has looked for devices; keeps it from taking those of this machine.
+
+    Args:
+      name: of GPUS.
+      count: at least 1.
+
+    Raises:
+      InputError: no such kind, or the GPU compiler is not installed.
+    """
+    if name not in GPUS:
+        raise InputError(f"GPU {name!r} is not known; there are {', '.join(GPUS)}")
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        found = topologies.get_topology_desc(
+            platform="cuda", target_config=GPUS[name].target(), topology=f"1x1x{count}"
+        )
+    except NotImplementedError as error:
+        raise InputError(
+            f"compiling for {name} needs the GPU compiler, not a GPU: pip install -e .[cuda]"
+        ) from error
+    return list(found.devices)
