@@ -105,6 +105,9 @@ def plan(
     print(used, flush=True)
     if limit is None:
         return
+    said = f"{limit / GIB:.2f} GiB per device"
+    verdict = "this fits" if used.total <= limit else "this does not fit"
+    print(f"{verdict} into {said}; looking for the largest batch that does", flush=True)
     unit = mesh.size * config.train.accumulate
     known = {clips: used}
 
@@ -118,7 +121,6 @@ def plan(
         return known[batch_size].total
 
     size = largest_batch(measure, unit, limit)
-    said = f"{limit / GIB:.2f} GiB per device"
     if size:
         print(f"largest batch within {said}: {size} clips, {size // mesh.size} per device")
     else:
