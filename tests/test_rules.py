@@ -59,7 +59,7 @@ def test_every_disagreement_is_in_one_message(source):
         "5 problem(s)",
         "stranger (4,) matches no rule",
         "a.fc.bias -> a/bias: shape (9,), expected (2,)",
-        "proj.weight (6, 4, 3, 3): not a conv1x1 tensor (the kernel is not 1 by 1)",
+        "proj.weight -> proj/kernel: shape (6, 4, 3, 3), not a conv1x1 tensor (the kernel is not 1",
         "layers/kernel: layers [1] of 3 are not in the source: layers.1.weight",
         "b/bias (2,): nothing in the source fills it; b.fc.bias would",
     ):

@@ -90,68 +90,16 @@ def apply_rules(
       ConversionError: listing every unmatched source name, unfilled path, wrong shape or dtype, and
         double assignment.
     """
-    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
-    problems: list[str] = []
-    plain: dict[str, np.ndarray] = {}
-    stacked: dict[str, dict[int, np.ndarray]] = {}
-    # A wrong tensor is not also reported as a missing one: targets, and layers of their stacks.
-    attempted: set[str] = set()
-    layers: dict[str, set[int]] = {}
+    compiled, filling = _compile(rules), _Filling(shapes, dtype)
     for name, array in source.items():
         found = _first_match(compiled, name)
         if found is None:
-            problems.append(f"source tensor {name} {np.shape(array)} matches no rule")
-            continue
-        rule, target = found
-        if target is None:
-            continue
-        attempted.add(target)
-        if rule.index is not None:
-            layers.setdefault(target, set()).add(rule.index)
-        try:
-            value = TRANSFORMS[rule.transform][0](np.asarray(array))
-        except (ValueError, IndexError) as error:
-            problems.append(f"{name} {np.shape(array)}: not a {rule.transform} tensor ({error})")
-            continue
-        if target not in shapes:
-            problems.append(f"{name} -> {target}: the model has no such parameter")
-            continue
-        want = tuple(shapes[target])[0 if rule.index is None else 1 :]
-        if value.shape != want:
-            expected = _source_shape(rule, want)
-            problems.append(f"{name} -> {target}: shape {np.shape(array)}, expected {expected}")
-            continue
-        if dtype is not None and value.dtype != dtype:
-            problems.append(f"{name} -> {target}: {value.dtype}, expected {np.dtype(dtype)}")
-        slot = plain if rule.index is None else stacked.setdefault(target, {})
-        key = target if rule.index is None else rule.index
-        if rule.index is not None and rule.index >= shapes[target][0]:
-            problems.append(f"{name} -> {target}: layer {rule.index} of {shapes[target][0]}")
-        if key in slot:
-            problems.append(f"{name} -> {target}: filled twice")
-        slot[key] = value
-    namer = _Namer(rules)
-    for target, parts in stacked.items():
-        count = shapes[target][0]
-        missing = sorted(set(range(count)) - layers[target])
-        if missing:
-            names = ", ".join(filter(None, (namer(target, index) for index in missing)))
-            problems.append(
-                f"{target}: layers {missing} of {count} are not in the source"
-                + (f": {names}" if names else "")
-            )
-        elif len(parts) == count:
-            plain[target] = np.stack([parts[i] for i in range(count)])
-    for path, shape in shapes.items():
-        if path not in attempted and not any(re.fullmatch(pattern, path) for pattern in fresh):
-            name = namer(path)
-            problems.append(
-                f"{path} {tuple(shape)}: nothing in the source fills it"
-                + (f"; {name} would" if name else "")
-            )
-    if problems:
-        raise ConversionError(f"{len(problems)} problem(s):\n  " + "\n  ".join(problems))
-    return plain
+            filling.problems.append(f"source tensor {name} {np.shape(array)} matches no rule")
+        elif found[1] is not None:
+            filling.put(name, np.asarray(array), *found)
+    tree = filling.finish(fresh, _Namer(rules))
+    _raise_if_any(filling.problems)
+    return tree
 
 
 def invert_rules(
@@ -162,8 +110,7 @@ def invert_rules(
     Raises:
       ConversionError: listing names that match no rule and targets the tree does not hold.
     """
-    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
-    problems, result = [], {}
+    compiled, problems, result = _compile(rules), [], {}
     for name in names:
         found = _first_match(compiled, name)
         if found is None:
@@ -179,9 +126,92 @@ def invert_rules(
         if rule.index is not None:
             value = value[rule.index]
         result[name] = np.asarray(TRANSFORMS[rule.transform][1](value), order="C")
+    _raise_if_any(problems)
+    return result
+
+
+class _Filling:
+    """A flat tree while a state dict is carried into it.
+
+    Attributes:
+      problems: what was wrong, in sentences.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype | type | None):
+        self._shapes, self._dtype = shapes, dtype
+        # path -> {layer of a stack, or None: array}; None for an array that does not fit, so that
+        # it is not also reported as missing.
+        self._found: dict[str, dict[int | None, np.ndarray | None]] = {}
+        self.problems: list[str] = []
+
+    def put(self, name: str, array: np.ndarray, rule: Rule, target: str) -> None:
+        """Takes one tensor of the source to where its rule says."""
+        parts = self._found.setdefault(target, {})
+        if rule.index in parts:
+            self.problems.append(f"{name} -> {target}: filled twice")
+        try:
+            parts[rule.index] = self._fit(array, rule, target)
+        except _Misfit as error:
+            parts[rule.index] = None
+            self.problems.append(f"{name} -> {target}: {error}")
+
+    def finish(self, fresh: Sequence[str], namer: "_Namer") -> dict[str, np.ndarray]:
+        """The tree, whole where there is no problem; those of what is missing are added."""
+        tree = {}
+        for path, shape in self._shapes.items():
+            parts = self._found.get(path)
+            if parts is None:
+                if not any(re.fullmatch(pattern, path) for pattern in fresh):
+                    would = namer(path)
+                    self.problems.append(
+                        f"{path} {tuple(shape)}: nothing in the source fills it"
+                        + (f"; {would} would" if would else "")
+                    )
+            elif None in parts:
+                tree[path] = parts[None]
+            else:
+                tree[path] = self._stack(path, parts, namer)
+        return tree
+
+    def _fit(self, array: np.ndarray, rule: Rule, target: str) -> np.ndarray:
+        if target not in self._shapes:
+            raise _Misfit("the model has no such parameter")
+        shape = tuple(self._shapes[target])
+        if rule.index is not None:
+            count, *shape = shape
+            if rule.index >= count:
+                raise _Misfit(f"layer {rule.index} of {count}")
+        try:
+            value = TRANSFORMS[rule.transform][0](array)
+        except (ValueError, IndexError) as error:
+            raise _Misfit(f"shape {array.shape}, not a {rule.transform} tensor ({error})") from None
+        if value.shape != tuple(shape):
+            expected = _source_shape(rule, tuple(shape))
+            raise _Misfit(f"shape {array.shape}, expected {expected}")
+        if self._dtype is not None and value.dtype != self._dtype:
+            raise _Misfit(f"{value.dtype}, expected {np.dtype(self._dtype)}")
+        return value
+
+    def _stack(self, path: str, parts: Mapping[int, np.ndarray | None], namer: "_Namer"):
+        count = self._shapes[path][0]
+        missing = sorted(set(range(count)) - parts.keys())
+        if missing:
+            would = ", ".join(filter(None, (namer(path, index) for index in missing)))
+            self.problems.append(
+                f"{path}: layers {missing} of {count} are not in the source"
+                + (f": {would}" if would else "")
+            )
+        whole = [parts.get(i) for i in range(count)]
+        return None if any(part is None for part in whole) else np.stack(whole)
+
+
+class _Misfit(Exception):
+    """Why a tensor cannot go where its rule says."""
+
+
+def _raise_if_any(problems: Sequence[str]) -> None:
     if problems:
         raise ConversionError(f"{len(problems)} problem(s):\n  " + "\n  ".join(problems))
-    return result
 
 
 def _source_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -230,7 +260,7 @@ class _Namer:
             def fill(group, numbers=numbers, known=known):
                 return known.get(f"g{next(numbers)}", group[0])
 
-            compiled = [(re.compile(rule.pattern), rule)]
+            compiled = _compile([rule])
             for literal in _alternatives(re.sub(r"\((?!\?)[^()]*\)", fill, rule.pattern)):
                 name = re.sub(r"\\(.)", r"\1", literal)
                 if _first_match(compiled, name) == (rule, path) and name not in found:
@@ -246,6 +276,10 @@ def _alternatives(pattern: str) -> list[str]:
     choices = group[1].split("|") + [""] * bool(group[2])
     before, after = pattern[: group.start()], pattern[group.end() :]
     return [text for choice in choices for text in _alternatives(before + choice + after)]
+
+
+def _compile(rules: Sequence[Rule]) -> list[tuple[re.Pattern, Rule]]:
+    return [(re.compile(rule.pattern), rule) for rule in rules]
 
 
 def _first_match(compiled, name):
