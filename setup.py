@@ -10,7 +10,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["avs_jax", "avs_jax.*"]),
     install_requires=[
-        # XLA of jax 0.11 and 0.12 makes NaN of bfloat16 convolutions on CPUs (tests/test_vggish.py)
+        # 0.11 and 0.12 have not been through the whole suite since runtime/compilation.py keeps them
+        # from making NaN of bfloat16 convolutions on CPUs
         "jax>=0.10,<0.11",
         "flax>=0.12",
         "optax>=0.2.8",

@@ -5,9 +5,9 @@
 
 Trains in OUTPUT/run without interruption and puts the result aside as OUTPUT/whole. Then trains in
 OUTPUT/run again, where the same command is killed and started anew: in turn at a random moment and
-while a checkpoint is being written. What both last checkpoints hold (parameters, statistics,
-optimiser, step) is compared bit for bit. All flags but its own go to avs_jax.main. The exit status
-is 0 where nothing differs.
+while its second checkpoint is being written, so that every other life gets further. What both last
+checkpoints hold (parameters, statistics, optimiser, step) is compared bit for bit. All flags but
+its own go to avs_jax.main. The exit status is 0 where nothing differs.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # folders of a save that is under way
 POLL_SECONDS = 0.002
+SAVE_TO_KILL = 2  # of a life
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,13 +49,15 @@ def main(argv: list[str] | None = None) -> int:
     output.mkdir(parents=True, exist_ok=True)
 
     print(f"{whole}: a run that is not stopped", flush=True)
+    begun = time.monotonic()
     run_to_the_end(rest, killed)
+    seconds = time.monotonic() - begun
     killed.rename(whole)
     last = newest_step(whole)
     cache = whole / "compilation_cache"
     if cache.is_dir():  # its keys hold the path, which is therefore the same for both runs
         shutil.copytree(cache, killed / "compilation_cache")
-    rng, seconds = random.Random(args.seed), 30.0
+    rng = random.Random(args.seed)
     for i in range(args.kills):
         seconds, how = run_and_kill(rest, killed, rng, seconds, in_save=i % 2 == 1)
         print(
@@ -98,18 +101,20 @@ def run_and_kill(
 
     Args:
       seconds: longest life where the moment is random.
-      in_save: wait for a save and kill within it, at a random one of its moments.
+      in_save: wait for the second save and kill within it, at a random one of its moments.
 
     Returns:
       (longest life for the next call, what was done). A run that ended before its kill halves it.
     """
+    left = unfinished_saves(workdir)  # by the kill before; the run removes them
     process, begun = start(flags, workdir), time.monotonic()
     deadline = begun + rng.uniform(0, seconds)
-    what, old_removed = "at a random moment", False
+    what, saves = "at a random moment", set()
     while process.poll() is None:
-        unfinished = any((workdir / "checkpoints").glob(UNFINISHED))
-        old_removed |= not unfinished  # the run removes what the kill before left
-        if in_save and unfinished and old_removed:
+        now = unfinished_saves(workdir)
+        left &= now
+        saves |= now - left
+        if in_save and len(saves) == SAVE_TO_KILL:
             time.sleep(rng.uniform(0, 0.3))
             what = "in a save"
             break
@@ -123,8 +128,13 @@ def run_and_kill(
         return seconds / 2, f"too late, it was done after {life:.1f} s"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    unfinished = len(list((workdir / "checkpoints").glob(UNFINISHED)))
+    unfinished = len(unfinished_saves(workdir))
     return seconds, f"{what}, after {life:.1f} s, {unfinished} unfinished save(s) left"
+
+
+def unfinished_saves(workdir: pathlib.Path) -> set[str]:
+    """Names of the folders that a save is writing, or was."""
+    return {path.name for path in (workdir / "checkpoints").glob(UNFINISHED)}
 
 
 def newest_step(workdir: pathlib.Path) -> int | None:
