@@ -10,8 +10,9 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["avs_jax", "avs_jax.*"]),
     install_requires=[
-        # 0.11 and 0.12 have not been through the whole suite since runtime/compilation.py keeps them
-        # from making NaN of bfloat16 convolutions on CPUs
+        # On CPUs 0.11.2 and 0.12.0 make NaN of bfloat16 products between two ReLUs (VGGish) where
+        # YNNPACK takes their maximum too. XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=
+        # individual_dot avoids it, at 5/4 of the step's time.
         "jax>=0.10,<0.11",
         "flax>=0.12",
         "optax>=0.2.8",

@@ -19,7 +19,6 @@ from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.decoders.pixel_decoder import DeformableTransformer
 from avs_jax.models.decoders.vct_decoder import VCTDecoder
 from avs_jax.runtime import optim
-from avs_jax.runtime.compilation import jit
 from avs_jax.runtime.step import init_state, init_variables, make_predict_step, make_train_step
 
 
@@ -30,7 +29,7 @@ def normal(*shape: int) -> jax.Array:
 
 def compiled_case(function: Callable, arguments: tuple, frames: int) -> Case:
     """A case that calls a compiled function on the same arguments."""
-    compiled = jit(function).lower(*arguments).compile()
+    compiled = jax.jit(function).lower(*arguments).compile()
     return Case(
         run=lambda: jax.block_until_ready(compiled(*arguments)),
         count_bytes=lambda: bytes_of(compiled),

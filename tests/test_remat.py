@@ -8,7 +8,7 @@ from avs_jax.models import build_model
 from avs_jax.models.check import REMAT_POLICIES
 from avs_jax.models.decoders.pixel_decoder import PixelDecoder
 from avs_jax.models.decoders.vct_decoder import VCTDecoder
-from avs_jax.runtime.compilation import CPU_ORDER, CPU_WHOLE_LOOPS
+from avs_jax.runtime.step import CPU_ORDER, CPU_WHOLE_LOOPS
 from avs_jax.runtime.stored_config import check_same_config
 from tests import small
 

@@ -17,7 +17,6 @@ import numpy as np
 from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.models.backbones.raft import RAFT, STRIDE, VARIANTS, pad_to_stride
 from avs_jax.runtime.checkpoint import load_variables
-from avs_jax.runtime.compilation import jit
 from avs_jax.runtime.optim import flatten
 from avs_jax.spec import InputError, check_shape
 
@@ -57,7 +56,7 @@ class FlowEstimator:
         self.model, self.batch_size, self.num_iterations = model, batch_size, num_iterations
         self._dtype = dtype
         self._variables = jax.device_put({"params": params, "batch_stats": batch_stats})
-        self._apply = jit(self._estimate)
+        self._apply = jax.jit(self._estimate)
 
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Flow from the first pictures to the second.

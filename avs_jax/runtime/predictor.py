@@ -3,6 +3,7 @@
 Own videos, arrays and exported programs all go this way.
 """
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from ml_collections import ConfigDict
 from avs_jax.models import build_model
 from avs_jax.results.postprocess import object_probability, sem_seg
 from avs_jax.runtime.checkpoint import load_variables
-from avs_jax.runtime.compilation import jit
 from avs_jax.runtime.optim import flatten
 from avs_jax.runtime.step import init_variables, make_predict_step
 from avs_jax.spec import InputError
@@ -45,8 +45,7 @@ class Predictor:
         self._checkpoint = checkpoint
         self.variables = jax.device_put((params, batch_stats))
         self._checked: set[tuple[int, int]] = set()
-        self._forward = jit(make_forward(self.model))
-        self._score_frames = jit(score_frames, static_argnames=("image_size", "score_size"))
+        self._forward = jax.jit(make_forward(self.model))
 
     @property
     def has_motion(self) -> bool:
@@ -67,7 +66,7 @@ class Predictor:
         self.check(batch)
         outputs = self._forward(*self.variables, batch)
         size = batch["images"].shape[2:4]
-        scores = self._score_frames(outputs, batch["valid"], image_size=size, score_size=score_size)
+        scores = score_frames(outputs, batch["valid"], image_size=size, score_size=score_size)
         return outputs | {"sem_seg": scores}
 
     def labels(
@@ -150,6 +149,7 @@ def make_forward(model):
     return forward
 
 
+@functools.partial(jax.jit, static_argnames=("image_size", "score_size"))
 def score_frames(
     outputs: Mapping[str, jax.Array],
     valid: jax.Array,

@@ -22,7 +22,6 @@ from avs_jax.results import visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts, interleave
 from avs_jax.results.negatives import count_motion
 from avs_jax.results.postprocess import object_probability, sem_seg
-from avs_jax.runtime.compilation import jit
 from avs_jax.runtime.sharding import AXES, batch_sharding, put_batch
 from avs_jax.runtime.step import make_predict_step
 
@@ -76,7 +75,7 @@ def make_score_step(model, config: ConfigDict, mesh: Mesh):
             result["motion_weight"] = outputs["motion_weight"]
         return result
 
-    return jit(step, out_shardings=batch_sharding(mesh))
+    return jax.jit(step, out_shardings=batch_sharding(mesh))
 
 
 def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
