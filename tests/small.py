@@ -34,6 +34,15 @@ def small_config(fusion: str = "ama", refiner: str = "none"):
     return config
 
 
+def tiny_config():
+    """`small_config` without the second branch: for steps that are only compiled."""
+    config = small_config()
+    config.data.pre_masks = config.model.pre_masks = False
+    config.model.backbone.depths = (1, 1, 1, 1)
+    config.model.pixel_decoder.num_layers = config.model.decoder.num_layers = 1
+    return config
+
+
 def records(count: int, seed: int = 0) -> list[dict]:
     """Raw records of moving squares; the first frame has a mask."""
     rng = np.random.default_rng(seed)

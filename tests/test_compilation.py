@@ -8,18 +8,10 @@ import re
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
 from tests import small
-
-
-@pytest.fixture(autouse=True)
-def as_users_compile():
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def fused_products(hlo: str) -> tuple[int, list[str]]:
@@ -57,10 +49,7 @@ def test_the_pattern_is_found():
 
 
 def test_the_training_step_has_none():
-    config = small.small_config()
-    config.train.batch_size = 8
-    config.model.backbone.depths = (1, 1, 1, 1)
-    config.model.pixel_decoder.num_layers = config.model.decoder.num_layers = 1
+    config = small.tiny_config()
     step = trace_step(config, sharding.make_mesh(config))
     num_fusions, suspicious = fused_products(step.traced.lower().compile().as_text())
     assert num_fusions > 100 and not suspicious

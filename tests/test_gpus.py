@@ -14,14 +14,6 @@ from tests import small
 HAS_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is not None
 
 
-def tiny_config():
-    config = small.small_config()
-    config.data.pre_masks = config.model.pre_masks = False
-    config.model.backbone.depths = (1, 1, 1, 1)
-    config.model.pixel_decoder.num_layers = config.model.decoder.num_layers = 1
-    return config
-
-
 def test_what_jax_takes_of_a_gpu(monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
     assert gpus.GPUS["rtx_3090"].available == 18 * 2**30
@@ -40,7 +32,7 @@ def test_a_gpu_that_is_not_known():
 @pytest.mark.skipif(HAS_COMPILER, reason="the GPU compiler is here")
 def test_without_the_compiler():
     with pytest.raises(ValueError, match=r"a100_40gb needs the GPU compiler.*\.\[cuda\]"):
-        program.plan(tiny_config(), gpu="a100_40gb")
+        program.plan(small.tiny_config(), gpu="a100_40gb")
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="needs the GPU compiler: pip install -e .[cuda]")
@@ -56,7 +48,7 @@ def test_the_compiler_takes_every_kind(name):
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="needs the GPU compiler: pip install -e .[cuda]")
 def test_the_plan_of_two_gpus(capsys):
-    config = tiny_config()
+    config = small.tiny_config()
     config.train.mesh.fsdp = 2
     program.plan(config, gpu="rtx_4090", memory="1MiB", num_gpus=2)
     printed = capsys.readouterr().out

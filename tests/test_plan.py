@@ -82,10 +82,7 @@ def test_the_largest_batch(cost, limit, expected, most):
 
 
 def test_the_plan_of_a_configuration(capsys):
-    config = small.small_config()
-    config.data.pre_masks = config.model.pre_masks = False  # it is compiled six times
-    config.model.backbone.depths = (1, 1, 1, 1)
-    config.model.pixel_decoder.num_layers = config.model.decoder.num_layers = 1
+    config = small.tiny_config()  # it is compiled six times
     mesh = sharding.make_mesh(config)
     step = program.trace_step(config, mesh)
     used = StepBytes.of(step.traced.lower().compile())
