@@ -24,6 +24,7 @@ from avs_jax.runtime.processes import joined
 from avs_jax.spec import InputError
 from avs_jax.train import NotFiniteError, train
 
+PLAN_FLAGS = ("memory", "devices", "gpu")
 EXPECTED = (InputError, OSError, NotFiniteError)  # their message is for the user
 
 
@@ -44,6 +45,9 @@ def main(argv: Sequence[str]) -> None:
                 jax.config.update("jax_num_cpu_devices", values.devices)
             plan(config, values.memory, values.gpu, values.devices or 1)
             return
+        for name in PLAN_FLAGS:
+            if values[name].value is not None:
+                raise UsageError(f"--{name} belongs to --mode=plan, not to --mode={values.mode}")
         if values.workdir is None:
             raise UsageError("--workdir is missing; --help lists the flags")
         job = (values.coordinator, values.num_processes, values.process_id)
@@ -57,13 +61,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    def define(kind, name, default, *rest):
-        kind(name, default, *rest, flag_values=values)
+    def define(kind, name, default, *rest, **options):
+        kind(name, default, *rest, flag_values=values, **options)
 
     define(flags.DEFINE_string, "workdir", None, "directory of the run: checkpoints and logs")
     define(flags.DEFINE_enum, "mode", "train", ["train", "eval", "plan"], "what to do")
     define(flags.DEFINE_string, "memory", None, "plan: of a device, as 24GiB")
-    define(flags.DEFINE_integer, "devices", None, "plan: for so many pretended devices")
+    text = "plan: for so many pretended devices"
+    define(flags.DEFINE_integer, "devices", None, text, lower_bound=1)
     define(flags.DEFINE_enum, "gpu", None, list(GPUS), "plan: for GPUs of this kind, not for CPUs")
     define(flags.DEFINE_string, "coordinator", None, "HOST:PORT of process 0, or auto")
     define(flags.DEFINE_integer, "num_processes", None, "how many processes there are")

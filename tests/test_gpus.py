@@ -29,6 +29,18 @@ def test_a_gpu_that_is_not_known():
         main.main(arguments)
 
 
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--mode=plan", "--gpu=h100", "--devices=0"], "devices=0.*positive"),
+        (["--gpu=h100", "--workdir=nowhere"], "--gpu belongs to --mode=plan, not to --mode=train"),
+    ],
+)
+def test_flags_that_make_no_sense(flags, said):
+    with pytest.raises(SystemExit, match=said):
+        main.main(["main", "--config=configs/s4_ama.py:demo", *flags])
+
+
 @pytest.mark.skipif(HAS_COMPILER, reason="the GPU compiler is here")
 def test_without_the_compiler():
     with pytest.raises(ValueError, match=r"a100_40gb needs the GPU compiler.*\.\[cuda\]"):
