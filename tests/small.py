@@ -34,9 +34,9 @@ def small_config(fusion: str = "ama", refiner: str = "none"):
     return config
 
 
-def tiny_config():
-    """`small_config` without the second branch: for steps that are only compiled."""
-    config = small_config()
+def tiny_config(fusion: str = "ama", refiner: str = "none"):
+    """`small_config` without the second branch, with one block per stage: quick to compile."""
+    config = small_config(fusion, refiner)
     config.data.pre_masks = config.model.pre_masks = False
     config.model.backbone.depths = (1, 1, 1, 1)
     config.model.pixel_decoder.num_layers = config.model.decoder.num_layers = 1

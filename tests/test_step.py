@@ -292,7 +292,8 @@ class SmallStep:
     """A small whole model without BatchNorm, its draws given with the batch, on any mesh."""
 
     def __init__(self):
-        self.config = small.small_config(fusion="none", refiner="refine")
+        self.config = small.tiny_config(fusion="none", refiner="refine")
+        self.config.model.decoder.num_layers = 2
         self.config.model.refiner.ramp = (0.0, 0.5)
         self.config.optim.clip_norm = 1.0
         self.config.train.update(steps=10, ema_decay=0.9)

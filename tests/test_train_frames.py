@@ -11,15 +11,15 @@ import numpy as np
 from avs_jax.losses.criterion import compute_losses
 from avs_jax.models import build_model
 from avs_jax.runtime import optim
-from avs_jax.runtime.step import STREAMS, init_variables
+from avs_jax.runtime.step import STREAMS
 from tests import small
 
 
 def test_supervised_frames_give_the_loss_and_gradients_of_all():
-    config = small.small_config("ama", "auxiliary")
+    config = small.tiny_config("ama", "auxiliary")
     config.model.backbone.drop_path_rate = 0.2
-    config.model.decoder.num_layers = 1
     model = build_model(config.model)
+    variables = small.random_variables(config, (small.SIDE, small.SIDE)).values()
     keys = dict(zip(STREAMS, jax.random.split(jax.random.key(3), len(STREAMS)), strict=True))
 
     def loss(params, batch_stats, batch):
@@ -32,9 +32,7 @@ def test_supervised_frames_give_the_loss_and_gradients_of_all():
         config.data.train_frames = frames
         batch = {name: value[:2] for name, value in small.train_batch(config).items()}
         batch["valid"] = batch["valid"] & batch["supervised"]
-        if frames == "supervised":
-            params, batch_stats = jax.jit(lambda b: init_variables(model, b, 0))(batch)
-        results[frames] = jax.jit(jax.value_and_grad(loss))(params, batch_stats, batch)
+        results[frames] = jax.jit(jax.value_and_grad(loss))(*variables, batch)
         assert batch["images"].shape[1] == {"supervised": 1, "all": 5}[frames]
 
     (few_loss, few), (all_loss, every) = results["supervised"], results["all"]
