@@ -33,11 +33,17 @@ def test_overrides_follow_types_and_references():
     assert run(*CONFIG)[0].model.num_classes == 2  # nothing stays behind in the process
 
 
+def test_overrides_may_come_first():
+    config, _ = run("--config.train.steps=7", "-config.optim.clip_norm=3.0", *CONFIG)
+    assert config.train.steps == 7 and config.optim.clip_norm == 3.0
+
+
 @pytest.mark.parametrize(
     "args, reason",
     [
         ((*CONFIG, "--config.model.num_querys=3"), "model.num_querys: no such key.*num_queries"),
         ((*CONFIG, "--config.modle.num_queries=3"), "no such key; nearest: model.num_queries"),
+        ((*CONFIG, "-config.train.stepps=3"), "train.stepps: no such key; nearest: train.steps"),
         ((*CONFIG, "--config.train.steps=many"), "train.steps=many.*invalid literal"),
         ((*CONFIG, "--outptu=y"), "Unknown command line flag 'outptu'"),
         ((*CONFIG, "stray"), "'stray': not a flag"),

@@ -51,24 +51,24 @@ def parse(
     if str(ROOT) not in sys.path:  # configuration files import configs.base
         sys.path.append(str(ROOT))
     own = [arg for arg in argv if not arg.startswith(("--config.", "-config."))]
+    overrides = [arg for arg in argv if arg not in own]
     values, config = _parse_own(own, define, description)
     needed = ("config", *required) if needs_config else required
     missing = [name for name in needed if getattr(values, name) is None]
     if missing:
         raise UsageError(f"--{missing[0]} is missing; --help lists the flags")
     if config is None:
-        overrides = [arg for arg in argv if arg not in own]
         if overrides:
             raise UsageError(f"{overrides[0]}: there is no --config to override")
         return None, values
     keys = _leaves("", config)
-    for arg in argv:
-        if arg.startswith("--config."):
-            key = arg.removeprefix("--config.").split("=")[0]
-            if key not in keys:
-                known = ", ".join(nearest(key, keys)) or ", ".join(config)
-                raise UsageError(f"--config.{key}: no such key; nearest: {known}")
-    values, config = _parse_own(argv, define, description)
+    for arg in overrides:
+        key = arg.lstrip("-").removeprefix("config.").split("=")[0]
+        if key not in keys:
+            known = ", ".join(nearest(key, keys)) or ", ".join(config)
+            raise UsageError(f"--config.{key}: no such key; nearest: {known}")
+    # ml_collections reads them in this order only; here any order will do.
+    values, config = _parse_own([*own, *overrides], define, description)
     return config, values
 
 
