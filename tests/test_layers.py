@@ -1,4 +1,4 @@
-"""Norms and attention: their gradients, and what they keep for them."""
+"""Convolutions, norms and attention: their gradients, and what they keep for them."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avs_jax.models.decoders.pixel_decoder import Encoder
-from avs_jax.models.layers import GroupNorm, LayerNorm, MultiheadAttention
+from avs_jax.models.layers import GroupNorm, LayerNorm, MultiheadAttention, convolve
 
 
 def plain_norm(params, x, groups):
@@ -24,6 +24,41 @@ def kept(function, *arguments):
     leaves = jax.tree.leaves(jax.vjp(function, *arguments)[1])
     given = {id(x) for x in jax.tree.leaves(arguments)}
     return [x.shape for x in leaves if isinstance(x, jax.Array) and id(x) not in given]
+
+
+def pull_back(function, x, kernel, direction):
+    """The value, and the gradients of its product with `direction`."""
+    value, pull = jax.vjp(function, x, kernel)
+    return value, *pull(direction)
+
+
+def plain_convolution(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_gradients_of_a_convolution(size, dtype):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = (2, 7, 4, 3), (size, size, 3, 6), (2, 7, 4, 6)
+    given = [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
+    ours, expected = pull_back(convolve, *given), pull_back(plain_convolution, *given)
+    tolerance = {"float32": 1e-5, "bfloat16": 0.01}[dtype]
+    for a, b in zip(ours, expected, strict=True):
+        assert a.dtype == b.dtype == dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("platform, convolutions", [("cpu", 2), ("cuda", 3)])
+def test_only_cpus_get_the_kernels_gradient_as_products(platform, convolutions):
+    x = jnp.zeros((2, 8, 8, 4))
+    traced = jax.jit(lambda *a: pull_back(convolve, *a)).trace(x, jnp.zeros((3, 3, 4, 4)), x)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution(") == convolutions
+    assert text.count("stablehlo.dot_general") == (9 if platform == "cpu" else 0)
 
 
 @pytest.mark.parametrize("groups", [0, 4])

@@ -109,12 +109,58 @@ class Conv(nn.Module):
         return y
 
 
-def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[N, h, w, C] with an odd kernel [k, k, C, D], stride 1, zero-padded: [N, h, w, D]."""
+def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+@jax.custom_vjp
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[N, h, w, C] with an odd kernel [k, k, C, D], stride 1, zero-padded: [N, h, w, D].
+
+    On CPUs its gradients are another convolution and k * k products. As autodiff writes them,
+    XLA:CPU takes five and a hundred times longer for them in a loop (`recomputed_apart`).
+    """
+    return _convolution(x, kernel)
+
+
+def _convolve_forward(x, kernel):
+    return _convolution(x, kernel), (x, kernel)
+
+
+def _convolve_backward(kept, gradient):
+    def by_autodiff(x, kernel, gradient):
+        return jax.vjp(_convolution, x, kernel)[1](gradient)
+
+    x, kernel = kept
+    return jax.lax.platform_dependent(
+        x, kernel, gradient, cpu=_convolution_gradients, default=by_autodiff
+    )
+
+
+def _convolution_gradients(x, kernel, gradient):
+    """A map's gradient is its own gradient's convolution with the kernel turned around; that of an
+    entry of the kernel is the product of x, as this entry sees it, with the gradient.
+    """
+    (h, w), (rows, columns) = x.shape[1:3], kernel.shape[:2]
+    d_x = _convolution(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
+    padded = jnp.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))
+    d_kernel = [
+        jnp.einsum(
+            "nhwc,nhwd->cd",
+            padded[:, i : i + h, j : j + w],
+            gradient,
+            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+        )
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return d_x, jnp.stack(d_kernel).reshape(kernel.shape).astype(kernel.dtype)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 class NormedConv(nn.Module):
