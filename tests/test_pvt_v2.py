@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avs_jax.convert.tables import pvt_v2_rules
-from avs_jax.models.backbones.pvt_v2 import PVTv2
+from avs_jax.models.backbones.pvt_v2 import PVTv2, depthwise_convolve
 from avs_jax.models.backbones.stages import LEVELS
 from tests.backbone_files import assert_probe, entries, fill, golden_state
 from tests.conftest import GOLDEN
@@ -102,6 +102,32 @@ def test_remat_changes_no_gradient():
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain)) > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_a_depthwise_convolution(dtype):
+    """Beside XLA's convolution of groups in float32."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    sizes = (2, 5, 4, 3), (3, 3, 1, 3), (2, 5, 4, 3)
+    x, kernel, direction = (
+        jax.random.normal(k, s, dtype) for k, s in zip(keys, sizes, strict=True)
+    )
+
+    def in_groups(x, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=3
+        )
+
+    out, pull = jax.vjp(depthwise_convolve, x, kernel)
+    wide = [a.astype(jnp.float32) for a in (x, kernel, direction)]
+    expected, pull_expected = jax.vjp(in_groups, *wide[:2])
+    results = [out, *pull(direction)], [expected, *pull_expected(wide[2])]
+    tolerance = {"float32": 1e-5, "bfloat16": 0.01}[dtype]
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == dtype
+        scale = float(jnp.abs(b).max())
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=tolerance * scale)
 
 
 def test_bfloat16_stays_close_to_float32():

@@ -36,8 +36,7 @@ WATCHED = {"lambda": "predictor/visual_query_block/lambda", "tau": "ama/temperat
 CPU_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # It also takes apart loops of one turn, whose parts then move freely too. Kept whole, each is done
 # with its memory before the next begins: a third less of it in a step with recomputation, for a
-# twelfth more time with `backbone`. Convolutions, which `all` puts into such loops, are the
-# exception: the gradient of a 3x3 kernel takes seconds there and a tenth of one elsewhere.
+# twelfth more time.
 CPU_WHOLE_LOOPS = {"xla_disable_hlo_passes": "simplify-while-loops"}
 # outputs, batch, key -> (weighted total, {"loss_*": weighted term, "boundary_*": figure})
 Criterion = Callable[[dict, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]

@@ -188,15 +188,7 @@ class Attention(nn.Module):
                     f"PVTv2: a map of {h} x {w} has no cell of sr_ratios = {ratio}; images must "
                     "have sides of at least 32 px"
                 )
-            x = nn.Conv(
-                dim,
-                (ratio, ratio),
-                strides=ratio,
-                padding="VALID",
-                dtype=self.dtype,
-                kernel_init=conv_init,
-                name="sr",
-            )(x)
+            x = CellProjection(ratio, self.dtype, name="sr")(x)
             x = LayerNorm(name="norm")(x)
         kv = linear(2 * dim, self.dtype, "kv")(x).reshape(n, -1, 2, heads, dim // heads)
         wide = jnp.promote_types(self.dtype, jnp.float32)
@@ -217,12 +209,74 @@ class ConvFeedForward(nn.Module):
     def __call__(self, x: Array) -> Array:
         dim = x.shape[-1]
         x = linear(self.hidden_dim, self.dtype, "fc1")(x)
-        x = nn.Conv(
-            self.hidden_dim,
-            (3, 3),
-            feature_group_count=self.hidden_dim,
-            dtype=self.dtype,
-            kernel_init=conv_init,
-            name="dwconv",
-        )(x)
+        x = DepthwiseConv(self.dtype, name="dwconv")(x)
         return linear(dim, self.dtype, "fc2")(nn.gelu(x, approximate=False))
+
+
+class CellProjection(nn.Module):
+    """A convolution without overlap, its stride its kernel's side, as one product.
+
+    [N, h, w, C] -> [N, h // side, w // side, C]. The gradient of a convolution's kernel takes
+    XLA:CPU seconds in a scan (layers.convolve).
+    """
+
+    side: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        side, (n, h, w, dim) = self.side, x.shape
+        kernel = self.param("kernel", conv_init, (side, side, dim, dim))
+        bias = self.param("bias", nn.initializers.zeros, (dim,))
+        rows, columns = h // side, w // side
+        cells = x[:, : rows * side, : columns * side].astype(self.dtype)
+        cells = cells.reshape(n, rows, side, columns, side, dim)
+        y = jnp.einsum("nhiwjc,ijcd->nhwd", cells, kernel.astype(self.dtype))
+        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+
+
+class DepthwiseConv(nn.Module):
+    """Convolution of each channel alone with a 3 x 3 kernel, zero-padded to keep h and w."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", conv_init, (3, 3, 1, x.shape[-1]))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        y = depthwise_convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+
+
+@jax.custom_vjp
+def depthwise_convolve(x: Array, kernel: Array) -> Array:
+    """[N, h, w, C] with [3, 3, 1, C], stride 1, zero-padded: nine shifted maps, scaled and added.
+
+    As a convolution of groups, XLA:CPU takes 20 times longer, for the kernel's gradient in a scan
+    a thousand times. Autodiff would keep the nine maps.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    terms = [part.astype(wide) * kernel[i : i + 1, j : j + 1] for i, j, part in _shifted(x)]
+    return sum(terms[1:], terms[0]).astype(x.dtype)
+
+
+def _shifted(x):
+    """(i, j, x as the entry [i, j] of the kernel sees it)."""
+    h, w = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return [(i, j, padded[:, i : i + h, j : j + w]) for i in range(3) for j in range(3)]
+
+
+def _depthwise_forward(x, kernel):
+    return depthwise_convolve(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(kept, gradient):
+    x, kernel = kept
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    entries = [(part.astype(wide) * gradient).sum((0, 1, 2)) for _, _, part in _shifted(x)]
+    d_kernel = jnp.stack(entries).reshape(kernel.shape).astype(kernel.dtype)
+    return depthwise_convolve(gradient, kernel[::-1, ::-1]), d_kernel
+
+
+depthwise_convolve.defvjp(_depthwise_forward, _depthwise_backward)
