@@ -7,7 +7,7 @@ of their input.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -144,23 +144,27 @@ def _convolution_gradients(x, kernel, gradient):
     """A map's gradient is its own gradient's convolution with the kernel turned around; that of an
     entry of the kernel is the product of x, as this entry sees it, with the gradient.
     """
-    (h, w), (rows, columns) = x.shape[1:3], kernel.shape[:2]
     d_x = _convolution(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
-    padded = jnp.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
     d_kernel = [
-        jnp.einsum(
-            "nhwc,nhwd->cd",
-            padded[:, i : i + h, j : j + w],
-            gradient,
-            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-        )
-        for i in range(rows)
-        for j in range(columns)
+        jnp.einsum("nhwc,nhwd->cd", view, gradient, preferred_element_type=wide)
+        for _, _, view in views_of_entries(x, kernel.shape[:2])
     ]
     return d_x, jnp.stack(d_kernel).reshape(kernel.shape).astype(kernel.dtype)
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def views_of_entries(
+    x: jax.Array, kernel_size: tuple[int, int]
+) -> Iterator[tuple[int, int, jax.Array]]:
+    """(i, j, x [N, h, w, C] as the entry [i, j] of an odd kernel sees it, zero-padded) of each."""
+    (h, w), (rows, columns) = x.shape[1:3], kernel_size
+    padded = jnp.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))
+    for i in range(rows):
+        for j in range(columns):
+            yield i, j, padded[:, i : i + h, j : j + w]
 
 
 class NormedConv(nn.Module):

@@ -24,7 +24,7 @@ from avs_jax.models.backbones.stages import (
     check_stages,
     draw_drop_path,
 )
-from avs_jax.models.layers import LayerNorm, Linear
+from avs_jax.models.layers import LayerNorm, Linear, views_of_entries
 from avs_jax.spec import InputError, check_shape
 
 EPSILON = 1e-6  # of the norms that the two of PyTorch's default are not
@@ -256,15 +256,9 @@ def depthwise_convolve(x: Array, kernel: Array) -> Array:
     a thousand times. Autodiff would keep the nine maps.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    terms = [part.astype(wide) * kernel[i : i + 1, j : j + 1] for i, j, part in _shifted(x)]
+    views = views_of_entries(x, kernel.shape[:2])
+    terms = [view.astype(wide) * kernel[i : i + 1, j : j + 1] for i, j, view in views]
     return sum(terms[1:], terms[0]).astype(x.dtype)
-
-
-def _shifted(x):
-    """(i, j, x as the entry [i, j] of the kernel sees it)."""
-    h, w = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return [(i, j, padded[:, i : i + h, j : j + w]) for i in range(3) for j in range(3)]
 
 
 def _depthwise_forward(x, kernel):
@@ -274,7 +268,8 @@ def _depthwise_forward(x, kernel):
 def _depthwise_backward(kept, gradient):
     x, kernel = kept
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    entries = [(part.astype(wide) * gradient).sum((0, 1, 2)) for _, _, part in _shifted(x)]
+    views = views_of_entries(x, kernel.shape[:2])
+    entries = [(view.astype(wide) * gradient).sum((0, 1, 2)) for _, _, view in views]
     d_kernel = jnp.stack(entries).reshape(kernel.shape).astype(kernel.dtype)
     return depthwise_convolve(gradient, kernel[::-1, ::-1]), d_kernel
 
