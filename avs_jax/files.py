@@ -1,0 +1,102 @@
+"""Files and folders that take their name only once they are complete and on the disk.
+
+A reader sees the old content or the new one, never a part, whatever kills the writer. While it is
+written, `masks.npz` is called `masks.unfinished.npz`; what a kill leaves under that name is
+overwritten by the next attempt. Nothing here keeps two writers of one path apart: a lock does.
+"""
+
+import contextlib
+import errno
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import BinaryIO
+
+Path = str | os.PathLike
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, size: int | None = None) -> Iterator[pathlib.Path]:
+    """Yields a path to write to; what is there at the end replaces `path`.
+
+    Args:
+      path: of the file; its folder is made if need be.
+      size: bytes that it will have, about, for the message about a full disk.
+
+    Raises:
+      OSError: it cannot be written; nothing of it is left.
+    """
+    path = pathlib.Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = _unfinished(path)
+    try:
+        yield unfinished
+        _sync(unfinished)
+        os.replace(unfinished, path)
+        _sync(path.parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        needed = "" if size is None else f" for about {size / 1e6:,.0f} MB"
+        raise OSError(f"{path}: no space left on the disk{needed}; nothing was written") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
+    """`atomic_path`, opened for writing bytes."""
+    with atomic_path(path, size) as unfinished, open(unfinished, "wb") as file:
+        yield file
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a whole file, text as UTF-8."""
+    data = content.encode() if isinstance(content, str) else content
+    with atomic_file(path, len(data)) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[pathlib.Path]:
+    """Yields an empty folder to fill; at the end it replaces `path` and everything in it.
+
+    Where the block raises, `path` is as it was. A kill between the two renames leaves the earlier
+    folder as `NAME.replaced`; the next call restores it.
+
+    Args:
+      path: of the folder; its parent is made if need be.
+    """
+    path = pathlib.Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished, replaced = _unfinished(path), path.with_name(f"{path.name}.replaced")
+    if replaced.is_dir() and not path.exists():
+        os.replace(replaced, path)
+    for leftover in (unfinished, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        for file in unfinished.rglob("*"):
+            _sync(file)
+        if path.exists():
+            os.replace(path, replaced)
+        os.replace(unfinished, path)
+        _sync(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unfinished(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.stem}.unfinished{path.suffix}")
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Waits until a file's or folder's content is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
