@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from avs_jax.data.colour_masks import CLASS_PALETTE
+from avs_jax.palette import CLASS_PALETTE
 from avs_jax.results import visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts, interleave
 from avs_jax.results.negatives import count_motion
