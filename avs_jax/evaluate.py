@@ -31,14 +31,14 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from avs_jax.data import conditions, negative_audio, predictions
+from avs_jax.data import conditions, negative_audio
 from avs_jax.data.clip import Record, decode_text, empty_clip, prepare_labels
 from avs_jax.data.pipeline import EvalBatches, Loader, metadata, open_records, stack_clips
-from avs_jax.data.predictions import PredictionFiles, write_batch
 from avs_jax.models import build_model
-from avs_jax.results import negatives, visualize
+from avs_jax.results import negatives, predictions, visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.metrics import all_protocols
+from avs_jax.results.predictions import PredictionFiles, write_batch
 from avs_jax.results.report import Report, to_text, write
 from avs_jax.runtime.checkpoint import FOLDER, find_checkpoint, load_variables, stored_weights
 from avs_jax.runtime.command_line import UsageError, parse
@@ -101,7 +101,7 @@ def evaluate_config(
         weights.
       output: directory to write under; the working directory of the checkpoint, or the directory of
         converted weights, when not given.
-      write_predictions: directory for the predictions under true sound (data/predictions.py).
+      write_predictions: directory for the predictions under true sound (results/predictions.py).
 
     Returns:
       The report, which process 0 has also printed and written.
@@ -239,7 +239,7 @@ def evaluate_predictions(
 
     Args:
       config: reads data.dataset, data.data_dir, data.num_frames, data.num_classes and evaluate.
-      directory: laid out as data/predictions.py says.
+      directory: laid out as results/predictions.py says.
       output: directory to write under; that of the predictions, when not given.
 
     Returns:

@@ -41,8 +41,8 @@ from PIL import Image
 from skimage.segmentation import felzenszwalb
 
 from avs_jax.data.clip import prepare_clip
-from avs_jax.data.colour_masks import paint_by_area, to_rgb
 from avs_jax.data.motion import check_config, needs_vectors, num_channels
+from avs_jax.data.pre_masks import paint_by_area, to_rgb
 from avs_jax.data.video import Video, probe, read_pairs, read_windows, write_overlay
 from avs_jax.results.visualize import overlay
 from avs_jax.runtime.command_line import UsageError, parse
@@ -153,7 +153,7 @@ def _predict_windows(
 
 
 def segment_colours(image: np.ndarray) -> np.ndarray:
-    """A class-agnostic colour mask of a picture, painted by the rule of data.colour_masks.
+    """A class-agnostic colour mask of a picture, painted by the rule of data.pre_masks.
 
     Args:
       image: uint8 [H, W, 3].

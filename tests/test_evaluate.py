@@ -18,8 +18,9 @@ from avs_jax.data import sounds
 from avs_jax.data.pipeline import EvalBatches
 from avs_jax.models import build_model
 from avs_jax.results import metrics
-from avs_jax.results.counts import FrameCounter, FrameCounts, interleave
+from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.report import Report, to_json, to_markdown, to_text
+from avs_jax.results.table import interleave
 from avs_jax.runtime import scoring
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.sharding import make_mesh

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from avs_jax.results import metrics
-from avs_jax.results.counts import THRESHOLDS, FrameCounter, FrameCounts, interleave
+from avs_jax.results.counts import THRESHOLDS, FrameCounter, FrameCounts
+from avs_jax.results.table import interleave
 from tests.conftest import GOLDEN
 
 BINARY_CASES = ("plain", "some_empty", "all_gt_empty", "all_ones", "extreme")
@@ -365,7 +366,7 @@ def test_davis_weighs_clips_alike():
 
 def assert_same(a, b):
     for name in ("clip_id", "category", "frame_index", "valid"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+        np.testing.assert_array_equal(a[name], b[name])
     assert set(a.counts) == set(b.counts)
     for name in a.counts:
         np.testing.assert_array_equal(a.counts[name], b.counts[name])
@@ -442,7 +443,7 @@ def test_save_and_load(tmp_path):
     with pytest.raises(ValueError, match="version 1, expected 2"):
         FrameCounts.load(tmp_path / "older.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="not a file of counts"):
+    with pytest.raises(ValueError, match="not a FrameCounts file.*lacks facts_json"):
         FrameCounts.load(tmp_path / "other.npz")
 
 
@@ -458,7 +459,7 @@ def test_unknown_pixels_are_in_no_binary_count():
 
 def test_errors():
     prob, labels = random_clips(num_clips=5)
-    with pytest.raises(ValueError, match="counted twice"):
+    with pytest.raises(ValueError, match="clip_id is in the table twice"):
         count(prob, labels, ["a", "b", "a", "c", "d"])
     with pytest.raises(ValueError, match="no valid frame"):
         metrics.stream(count(prob, labels, valid=np.zeros(prob.shape[:2], bool)))

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from avs_jax import evaluate as evaluation
-from avs_jax.data import predictions
 from avs_jax.data.clip import prepare_clip, prepare_labels
-from avs_jax.data.colour_masks import CLASS_PALETTE
 from avs_jax.data.pipeline import EvalBatches
 from avs_jax.ops.sampling import resize_bilinear
+from avs_jax.palette import CLASS_PALETTE
+from avs_jax.results import predictions
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.spec import InputError
 from configs.base import base_config

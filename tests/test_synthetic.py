@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax.data import colour_masks, synthetic, synthetic_files, synthetic_parts
+from avs_jax.data import pre_masks, synthetic, synthetic_files, synthetic_parts
 from avs_jax.data.video_writer import write_video
+from avs_jax.palette import CLASS_PALETTE
 from scripts import make_clips
 from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4
 
@@ -210,14 +211,14 @@ def test_paint_by_area_small_masks_win():
     large, small, empty = np.ones((4, 4), bool), np.zeros((4, 4), bool), np.zeros((4, 4), bool)
     large[0] = False
     small[1:3, 1:3] = True
-    index = colour_masks.paint_by_area([large, empty, small])
+    index = pre_masks.paint_by_area([large, empty, small])
     expected = np.array([[0, 0, 0, 0], [2, 1, 1, 2], [2, 1, 1, 2], [2, 2, 2, 2]])
     np.testing.assert_array_equal(index, expected)
-    assert colour_masks.to_rgb(index)[0, 0].tolist() == [120, 120, 120]
-    image = colour_masks.to_image(index)
-    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colour_masks.to_rgb(index))
+    assert pre_masks.to_rgb(index)[0, 0].tolist() == [120, 120, 120]
+    image = pre_masks.to_image(index)
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), pre_masks.to_rgb(index))
     with pytest.raises(ValueError, match="no masks"):
-        colour_masks.paint_by_area([])
+        pre_masks.paint_by_area([])
 
 
 def test_write_video_stereo_portrait(tmp_path):
@@ -318,7 +319,7 @@ def test_semantic_masks(semantic_root):
                 index = np.asarray(image)
             with Image.open(path.parent.parent / "labels_rgb" / path.name) as rgb:
                 colours = np.asarray(rgb)
-            np.testing.assert_array_equal(colours, colour_masks.CLASS_PALETTE[index])
+            np.testing.assert_array_equal(colours, CLASS_PALETTE[index])
             seen |= {synthetic_parts.SEMANTIC_CLASSES[c] for c in np.unique(index) if c}
         assert seen <= set(row["a_obj"].split("+"))
         with wave.open(str(semantic_root / row["label"] / row["uid"] / "audio.wav")) as file:

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from avs_jax import spec
-from avs_jax.data import colour_masks, synthetic_parts
+from avs_jax.data import pre_masks, synthetic_parts
 
 NUM_FRAMES = 5
 VIDEO_FPS = 8
@@ -92,7 +92,7 @@ class Clip:
     labels: np.ndarray  # uint8 [T, H, W], 0 background, else 1 + index of the object on top
     sounding: np.ndarray  # bool [T, objects], who sounds in each second
     mask: np.ndarray  # bool [T, H, W], what can be seen of the objects that sound then
-    colour_masks: np.ndarray  # uint8 [T, H, W], index into colour_masks.PALETTE
+    colour_masks: np.ndarray  # uint8 [T, H, W], index into pre_masks.PALETTE
 
 
 def plan_clip(
@@ -431,5 +431,5 @@ def _colour_masks(labels: np.ndarray, num_objects: int, rng: np.random.Generator
         coarse = Image.fromarray(rng.uniform(size=(3, 3)).astype(np.float32))
         field = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
         masks += [(frame == 0) & (field > 0.6), (frame == 0) & (field < 0.3)]
-        painted[k] = colour_masks.paint_by_area(masks)
+        painted[k] = pre_masks.paint_by_area(masks)
     return painted

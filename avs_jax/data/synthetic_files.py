@@ -21,7 +21,7 @@
          {v1s,v1m,v2}/{name}/audio.wav                                             48 kHz, stereo
          pre_SAM_mask/AVSBench_semantic/{v1s,v1m,v2}/{name}/frames/{0..}_mask_color.png
 
-Masks of s4 and ms3 are 0 or 255. Colour masks are palette PNGs (colour_masks.py).
+Masks of s4 and ms3 are 0 or 255. Colour masks are palette PNGs (pre_masks.py).
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from avs_jax.data import colour_masks
+from avs_jax.data import pre_masks
 from avs_jax.data.synthetic import (
     NUM_FRAMES,
     SPLITS,
@@ -50,6 +50,7 @@ from avs_jax.data.synthetic import (
 )
 from avs_jax.data.synthetic_parts import SEMANTIC_CLASSES, Category
 from avs_jax.data.video_writer import write_video
+from avs_jax.palette import CLASS_PALETTE, indexed_image
 
 MANIFEST = "generated_clips.json"
 OBJECTS = "generated_objects.json"
@@ -246,8 +247,8 @@ def _image(kind: str, clip: Clip, plan: Plan, t: int) -> Image.Image:
     if kind == "mask":
         return Image.fromarray(clip.mask[t].astype(np.uint8) * 255)
     if kind == "colour":
-        return colour_masks.to_image(clip.colour_masks[t])
-    classes = colour_masks.to_image(class_map(clip, plan, t), colour_masks.CLASS_PALETTE)
+        return pre_masks.to_image(clip.colour_masks[t])
+    classes = indexed_image(class_map(clip, plan, t), CLASS_PALETTE)
     return classes.convert("RGB") if kind == "rgb" else classes
 
 

@@ -1,25 +1,20 @@
-"""What an evaluation stores of every frame: integers, from which all scores follow.
+"""What a segmentation evaluation stores of every frame: integers, from which all scores follow.
 
 Each frame is reduced to counts of pixels (`count_frame`, `count_frame_classes`): intersections,
-areas, the outlines' agreement, and for f_beta the true and predicted positives at 255 thresholds.
-results/metrics.py turns stored counts into numbers. So no score depends on how the evaluation was
-run, and a score that nobody asked for yet needs no second run.
+areas, agreement of the outlines, and for f_beta the true and predicted positives at 255 thresholds.
+results/metrics.py computes scores from stored counts.
 """
 
-import dataclasses
-import json
-import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from avs_jax.results import boundary
-from avs_jax.spec import IGNORE_LABEL, InputError
+from avs_jax.results.table import Table
+from avs_jax.spec import IGNORE_LABEL
 
 NUM_THRESHOLDS = 255
-FILE_VERSION = 2  # 1 had neither the outlines' counts nor padded frames
-_ROW_FIELDS = ("clip_id", "category", "frame_index", "valid")
 
 
 def _thresholds() -> np.ndarray:
@@ -42,7 +37,7 @@ def count_frame(prob: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     Args:
       prob: float32 [S, S], probability of the object. Other dtypes raise: the 255 thresholds are
         float32 numbers and `>=` must be exact.
-      labels: uint8 [S, S], 0 background, 1 object, 255 unknown (left out of every count).
+      labels: uint8 [S, S], 0 background, 1 object, 255 unknown (excluded from every count).
 
     Returns:
       int64 scalars inter, union, gt, pred (p > 0.5), pixels (known ones), those of
@@ -61,8 +56,8 @@ def count_frame(prob: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
         raise ValueError(f"labels: class {g.max()} in the binary task, expected 0, 1 or 255")
     g = g.astype(bool)
     positive = p > 0.5
-    # A pixel is positive at the first `passed` thresholds; the tail sums of its histogram are
-    # therefore the positives at each threshold.
+    # A pixel is positive at the first `passed` thresholds, so the tail sums of the histogram of
+    # `passed` are the positives at each threshold.
     passed = np.searchsorted(THRESHOLDS, p, side="right")
 
     def positives(which):
@@ -88,8 +83,8 @@ def count_frame_classes(
 
     Args:
       pred: integer [S, S], class of each pixel.
-      labels: uint8 [S, S]; 255 is unknown: like the originals, such a pixel is in no class's
-        ground truth but stays in the predicted area.
+      labels: uint8 [S, S]; 255 is unknown. As in the originals, such a pixel is in no class's
+        ground truth but still counts as predicted area.
       num_classes: K.
 
     Returns:
@@ -115,92 +110,63 @@ def count_frame_classes(
 # ---- the counts of a whole split ----
 
 
-@dataclasses.dataclass(frozen=True)
-class FrameCounts:
-    """Counts of N frames, clip after clip in dataset order.
+class FrameCounts(Table):
+    """Counts of N frames, clip after clip; a frame without ground truth has no row.
 
-    Frames that exist but have no ground truth are in no row.
-
-    Attributes:
-      clip_id: str [N].
-      category: str [N], of the clip.
+    Columns:
+      clip_id, category: str [N], of the clip.
       frame_index: int32 [N], place of the frame in its clip.
-      valid: bool [N]; False = the frame does not exist, it fills a short clip up to the clip length
-        of the configuration: background everywhere, in ground truth and prediction.
-      counts: name -> int64 [N, ...], what `count_frame` or `count_frame_classes` returns.
-      facts: what identifies the run: checkpoint, configuration, dataset, split, score size, source
-        of the ground truth, condition of the audio. Strings and numbers.
+      valid: bool [N]; False marks a frame that does not exist but pads a short clip to the
+        configured clip length: background everywhere, in ground truth and prediction.
+      counts/NAME: int64 [N, ...], what `count_frame` or `count_frame_classes` returns.
     """
 
-    clip_id: np.ndarray
-    category: np.ndarray
-    frame_index: np.ndarray
-    valid: np.ndarray
-    counts: Mapping[str, np.ndarray]
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    schema = {"clip_id": str, "category": str, "frame_index": np.int32, "valid": bool}
+
+    @property
+    def clip_id(self) -> np.ndarray:
+        return self["clip_id"]
+
+    @property
+    def category(self) -> np.ndarray:
+        return self["category"]
+
+    @property
+    def valid(self) -> np.ndarray:
+        return self["valid"]
+
+    @property
+    def counts(self) -> dict[str, np.ndarray]:
+        """The counts by name."""
+        prefix = "counts/"
+        return {
+            name.removeprefix(prefix): column
+            for name, column in self.columns.items()
+            if name.startswith(prefix)
+        }
 
     @property
     def is_semantic(self) -> bool:
-        """Whether the counts are by class."""
-        return "tp" not in self.counts
+        """Whether the counts are per class."""
+        return "counts/tp" not in self.columns
 
     def clips(self) -> list[slice]:
         """The rows of each clip, in order."""
-        ids = self.clip_id
-        starts = [i for i in range(len(ids)) if i == 0 or ids[i] != ids[i - 1]]
-        if len({str(ids[i]) for i in starts}) != len(starts):
-            raise ValueError("a clip is counted twice, or its frames are not together")
-        ends = [*starts[1:], len(ids)] if starts else []
-        return [slice(a, b) for a, b in zip(starts, ends, strict=True)]
-
-    def take(self, rows: np.ndarray | slice) -> "FrameCounts":
-        """The same counts with only these rows, in this order."""
-        fields = {name: getattr(self, name)[rows] for name in _ROW_FIELDS}
-        counts = {name: array[rows] for name, array in self.counts.items()}
-        return FrameCounts(**fields, counts=counts, facts=self.facts)
+        return self.groups("clip_id")
 
     def scored(self) -> "FrameCounts":
         """The frames that exist."""
         return self.take(self.valid)
-
-    def save(self, path: str | pathlib.Path | BinaryIO) -> None:
-        """Writes one compressed .npz that `load` reads; equal counts give equal bytes."""
-        fields = {name: getattr(self, name) for name in _ROW_FIELDS}
-        counts = {f"counts/{name}": array for name, array in self.counts.items()}
-        facts = np.array(json.dumps(dict(self.facts), sort_keys=True))
-        np.savez_compressed(path, version=FILE_VERSION, **fields, **counts, facts_json=facts)
-
-    @classmethod
-    def load(cls, path: str | pathlib.Path | BinaryIO) -> "FrameCounts":
-        """Reads what `save` wrote; executes nothing that is in the file.
-
-        Raises:
-          InputError: not such a file, or one of another version of this program.
-        """
-        with np.load(path, allow_pickle=False) as file:
-            missing = {*_ROW_FIELDS, "facts_json"} - set(file.files)
-            if missing:
-                raise InputError(f"{path}: not a file of counts, lacks {sorted(missing)}")
-            version = int(file["version"]) if "version" in file.files else 1
-            if version != FILE_VERSION:
-                raise InputError(
-                    f"{path}: counts of version {version}, expected {FILE_VERSION} (version 1 "
-                    "lacks what davis, boundary_iou and frames=padded need); evaluate again"
-                )
-            counts = {n.removeprefix("counts/"): file[n] for n in file.files if "/" in n}
-            facts = json.loads(str(file["facts_json"]))
-            return cls(**{n: file[n] for n in _ROW_FIELDS}, counts=counts, facts=facts)
 
 
 class FrameCounter:
     """Collects the counts of an evaluation, batch by batch."""
 
     def __init__(self, num_classes: int, facts: Mapping[str, Any] | None = None):
-        """num_classes: K with background; 2 is the binary task."""
+        """num_classes: K, background included; 2 is the binary task."""
         self._num_classes = num_classes
         self._facts = dict(facts or {})
-        self._rows: list[tuple[str, str, int, bool]] = []
-        self._counts: list[dict[str, np.ndarray]] = []
+        self._rows: list[dict[str, Any]] = []
 
     def add(
         self,
@@ -208,14 +174,14 @@ class FrameCounter:
         batch: Mapping[str, Any],
         more: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Counts one batch; clips without a clip_id only fill the batch and are left out.
+        """Counts one batch; clips without a clip_id only pad the batch and are skipped.
 
         Args:
           pred: [B, T, S, S]: float32 probability of the object, or the integer class of each pixel
             where num_classes > 2. Read where a frame exists and has ground truth.
           batch: evaluation batch (spec.py); reads labels, valid, supervised, frame_index, clip_id
             and category.
-          more: further counts by name, int [B, T, ...], kept beside the others; 0 where a frame
+          more: further counts by name, int [B, T, ...], stored with the others; 0 where a frame
             does not exist.
         """
         labels, valid = batch["labels"], np.asarray(batch["valid"])
@@ -228,70 +194,33 @@ class FrameCounter:
         for b, clip_id in enumerate(batch["clip_id"]):
             for t in np.flatnonzero(supervised[b] | ~valid[b]) if clip_id else ():
                 exists = bool(valid[b, t])
-                index = int(batch["frame_index"][b, t] if exists else t)
-                self._rows.append((str(clip_id), str(batch["category"][b]), index, exists))
-                frame = (pred[b, t], labels[b, t])
-                if not exists:
-                    frame = _background(labels.shape[2:], self._num_classes)
-                further = {name: x[b, t] * exists for name, x in (more or {}).items()}
-                self._counts.append(self._count(*frame) | further)
+                if exists:
+                    counts = self._count(pred[b, t], labels[b, t])
+                else:
+                    empty = np.zeros(labels.shape[2:], np.uint8)
+                    counts = self._count(empty.astype(pred.dtype), empty)
+                counts |= {name: x[b, t] * exists for name, x in (more or {}).items()}
+                self._rows.append(
+                    {
+                        "clip_id": str(clip_id),
+                        "category": str(batch["category"][b]),
+                        "frame_index": batch["frame_index"][b, t] if exists else t,
+                        "valid": exists,
+                        **{f"counts/{name}": np.int64(count) for name, count in counts.items()},
+                    }
+                )
 
     def result(self) -> FrameCounts:
-        """The counts so far; no row and no name where a process of several was given no clip.
+        """The counts so far; a process that was given no clip has no row and no counts.
 
         Raises:
           ValueError: a clip came twice.
         """
-        names = self._counts[0] if self._counts else ()
-        columns = zip(*self._rows, strict=True) if self._rows else [()] * len(_ROW_FIELDS)
-        clip_id, category, frame_index, valid = columns
-        result = FrameCounts(
-            clip_id=np.array(clip_id, str),
-            category=np.array(category, str),
-            frame_index=np.array(frame_index, np.int32),
-            valid=np.array(valid, bool),
-            counts={n: np.array([c[n] for c in self._counts], np.int64) for n in names},
-            facts=self._facts,
-        )
-        result.clips()  # raises on a clip counted twice
+        result = FrameCounts.from_rows(self._rows, self._facts)
+        result.clips()
         return result
 
     def _count(self, pred: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
         if self._num_classes == 2:
             return count_frame(pred, labels)
         return count_frame_classes(pred, labels, self._num_classes)
-
-
-def interleave(parts: Sequence[FrameCounts], share: int) -> FrameCounts:
-    """Joins what several processes counted, in dataset order.
-
-    Args:
-      parts: of process 0, 1, ...; of every batch, process i read clips i * share, ... and the next
-        `share` - 1, as `data.pipeline.EvalBatches` hands them out.
-      share: clips per batch and process.
-
-    Raises:
-      ValueError: a clip came twice.
-    """
-    if not any(len(part.clip_id) for part in parts):
-        return parts[0]
-    rows, offset = [], 0
-    for i, part in enumerate(parts):
-        for j, clip in enumerate(part.clips()):
-            place = (j // share, i, j % share)
-            rows.append((place, np.arange(clip.start, clip.stop) + offset))
-        offset += len(part.clip_id)
-    order = [indices for _, indices in sorted(rows, key=lambda row: row[0])]
-    counted = [part for part in parts if len(part.clip_id)]
-    joined = FrameCounts(
-        **{n: np.concatenate([getattr(p, n) for p in counted]) for n in _ROW_FIELDS},
-        counts={n: np.concatenate([p.counts[n] for p in counted]) for n in counted[0].counts},
-        facts=parts[0].facts,
-    ).take(np.concatenate(order))
-    joined.clips()
-    return joined
-
-
-def _background(shape: tuple[int, int], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prediction and labels of a frame [H, W] in which there is nothing and nothing is found."""
-    return np.zeros(shape, np.float32 if num_classes == 2 else np.int32), np.zeros(shape, np.uint8)

@@ -17,11 +17,12 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from avs_jax.data.colour_masks import CLASS_PALETTE
+from avs_jax.palette import CLASS_PALETTE
 from avs_jax.results import visualize
-from avs_jax.results.counts import FrameCounter, FrameCounts, interleave
+from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.negatives import count_motion
 from avs_jax.results.postprocess import object_probability, sem_seg
+from avs_jax.results.table import interleave
 from avs_jax.runtime.sharding import AXES, batch_sharding, put_batch
 from avs_jax.runtime.step import make_predict_step
 

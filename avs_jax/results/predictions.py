@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from avs_jax.data.colour_masks import CLASS_PALETTE, to_image
-from avs_jax.data.transforms import NEAREST, resize
+from avs_jax.palette import CLASS_PALETTE, indexed_image
 from avs_jax.spec import InputError
 
 LAYOUTS = {
@@ -72,7 +71,7 @@ def write_batch(
             if config.data.num_classes == 2:
                 np.save(f"{path}.npy", pred[b, row])
             else:
-                to_image(pred[b, row], CLASS_PALETTE).save(f"{path}.png")
+                indexed_image(pred[b, row], CLASS_PALETTE).save(f"{path}.png")
 
 
 class PredictionFiles:
@@ -210,7 +209,7 @@ class PredictionFiles:
         self.num_resized += 1
         if values.dtype == np.float32:
             return _interpolate(_interpolate(values, 0, size[0]), 1, size[1])
-        return resize(values, size, NEAREST)
+        return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
 
 
 def _classes_of_colours(colours: np.ndarray) -> np.ndarray:
