@@ -50,10 +50,6 @@ class Table(Protocol):
     def load(cls, path: str | BinaryIO) -> "Table":
         """Reads what `save` wrote."""
 
-    @classmethod
-    def interleave(cls, parts: Sequence["Table"], share: int) -> "Table":
-        """Joins the tables of several processes, each of which scored `share` rows per batch."""
-
 
 class Meter(Protocol):
     """Collects the scores of batches into a table."""
@@ -131,7 +127,10 @@ class Task:
       measure: of the first protocol; the larger, the better the checkpoint.
       summarize: {condition: Table}, facts -> numbers across conditions, or None.
       controls: (records, split) -> Controls.
-      draw: (batch, scores, row, record, title) -> figure uint8 [H, W, 3] of one row, or None.
+      draw: (scores, batch, row, title, records) -> {name: figure uint8 [H, W, 3]} of one row; {}
+        where there is nothing to see.
+      join: (the processes' tables, rows that each has of a batch) -> one table.
+      check_inputs: (params, inputs): raises where the parameters are made for other inputs.
       array_inputs: (arrays) -> (inputs, notes): fills in what is missing of predict's arrays.
       derive: (outputs, inputs) -> arrays that prediction returns; traceable.
       read_predictions: (directory, records, facts) -> (Table, notes).
@@ -149,6 +148,7 @@ class Task:
     meter: Callable[[Mapping[str, Any]], Meter]
     protocols: Callable[[Any], dict[str, Numbers]]
     measure: str
+    join: Callable[[Sequence[Any], int], Any]
     rng_streams: tuple[str, ...] = ("loss",)
     norms: Callable[[Batch], dict[str, Array]] | None = None
     schedules: Mapping[str, Callable[[Array], Array]] = dataclasses.field(default_factory=dict)
@@ -156,7 +156,8 @@ class Task:
     validation: Callable[[Any], dict[str, Numbers]] | None = None
     summarize: Callable[..., dict[str, Any] | None] = lambda tables, facts: None
     controls: Callable[[Sequence[Record], str], Controls] = no_controls
-    draw: Callable[..., np.ndarray] | None = None
+    draw: Callable[..., dict[str, np.ndarray]] = lambda *_: {}
+    check_inputs: Callable[..., None] = lambda params, inputs: None
     array_inputs: Callable[..., tuple[dict, list[str]]] = nothing_missing
     derive: Callable[..., dict[str, Array]] = nothing_derived
     read_predictions: Callable[..., tuple[Any, list[str]]] = no_predictions

@@ -33,6 +33,7 @@ from avs_jax.spec import (
     PIXEL_MEAN,
     PIXEL_STD,
     SIZE_DIVISOR,
+    InputError,
     check_shape,
     frame_ids,
 )
@@ -49,6 +50,7 @@ STAGES = ("refiner", "fusion")  # sections of the configuration, in the order in
 REMAT_POLICIES = ("none", "backbone", "all")  # what the backward pass recomputes
 DTYPES = ("float32", "bfloat16")
 GROUPS = 32  # of channels, of every GroupNorm
+MASK_STRIDE = 4  # pixels of the padded image per cell of pred_masks
 RNG_STREAMS = ("gumbel", "drop_path", "pre_mask_dropout")  # of training, beside the stages' own
 
 
@@ -159,10 +161,7 @@ class AVS(nn.Module):
             progress=progress,
         )
         query_map, named = None, {}
-        for section in STAGES:
-            stage = find_part(section, getattr(self, section))
-            if stage is None:
-                continue
+        for section, stage in self.stages().items():
             result = self._run_stage(section, stage, now)
             named |= result.outputs
             seen[stage.parameter] = result.intermediates
@@ -190,14 +189,14 @@ class AVS(nn.Module):
         decoded, steps = predictor(now.levels, now.mask_features, audio, query_map, gumbel_noise)
         return self._unfold(decoded, named, clips_frames) | {"intermediates": seen | steps}
 
-    def stages(self) -> list[Stage]:
-        """The rows of the stages that are on, in the order in which they run."""
-        found = (find_part(section, getattr(self, section)) for section in STAGES)
-        return [stage for stage in found if stage is not None]
+    def stages(self) -> dict[str, Stage]:
+        """Section of the configuration -> row of the stages that are on, in order."""
+        rows = {section: find_part(section, getattr(self, section)) for section in STAGES}
+        return {section: row for section, row in rows.items() if row is not None}
 
     def stage_fields(self) -> set[str]:
         """Fields of the batch that the stages read."""
-        return {name for stage in self.stages() for name in stage.reads}
+        return {name for stage in self.stages().values() for name in stage.reads}
 
     def reads(self) -> set[str]:
         """Fields of the batch without which the model cannot run."""
@@ -347,3 +346,26 @@ def example_inputs(size: tuple[int, int], motion_channels: int = 1) -> dict[str,
         "motion": np.zeros((1, 1, *size, motion_channels), np.float32),
         "valid": np.ones((1, 1), bool),
     }
+
+
+def check_image_size(params: Mapping[str, Any], size: tuple[int, int]) -> None:
+    """Raises where the query mixer, whose width is a number of pixels, is made for other images.
+
+    Args:
+      params: nested, of an AVS.
+      size: (H, W) of the images.
+
+    Raises:
+      InputError: naming both sizes.
+    """
+    have = params["predictor"]["visual_query_block"]["query_mixer"]["layers_0"]["kernel"].shape[0]
+    padded = [n + -n % SIZE_DIVISOR for n in size]
+    want = math.prod(n // MASK_STRIDE for n in padded)
+    if have == want:
+        return
+    side = round(have**0.5)
+    square = f" (images of {side * MASK_STRIDE} x {side * MASK_STRIDE} px)"
+    raise InputError(
+        f"the checkpoint's query mixer is made for {have} pixels at stride {MASK_STRIDE}"
+        f"{square if side * side == have else ''}, images of {size[0]} x {size[1]} px have {want}"
+    )
