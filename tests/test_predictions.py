@@ -15,7 +15,7 @@ from avs_jax.palette import CLASS_PALETTE
 from avs_jax.results import predictions
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.spec import InputError
-from configs.base import base_config
+from configs.segment import segment_config
 
 SCORE, NUM_CLIPS = 16, 4
 
@@ -27,7 +27,7 @@ class Source(list):
 
 
 def a_config(num_classes=2):
-    config = base_config()
+    config = segment_config()
     config.data.dataset = "avsbench_s4" if num_classes == 2 else "avsbench_semantic/original"
     config.data.num_classes = num_classes
     config.data.image_size = 32
