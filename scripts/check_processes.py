@@ -43,41 +43,21 @@ STEPS, SAVE_EVERY, KILL_AFTER = 20, 5, 6
 LOSS_TOLERANCE = 5e-4  # relative; a sampled point may change sides where two are equally uncertain
 MOVE_TOLERANCE = 0.02  # of the length of the way that the parameters have gone
 PROCESS_SECONDS = 1200  # that any run may take
-SMALL = f"""
-config=configs/s4_ama.py:demo
-config.data.image_size=64
-config.data.augment.min_sizes=(64, 72)
-config.data.num_workers=0
-config.model.num_queries=6
-config.model.hidden_dim=32
-config.model.backbone.embed_dim=8
-config.model.backbone.num_heads=(1, 1, 2, 2)
-config.model.backbone.window_size=2
-config.model.audio_backbone.width=2
-config.model.audio_hidden_dim=16
-config.model.pixel_decoder.num_layers=1
-config.model.pixel_decoder.ffn_dim=16
-config.model.pixel_decoder.num_heads=2
-config.model.pixel_decoder.num_points=2
-config.model.decoder.num_layers=3
-config.model.decoder.ffn_dim=16
-config.model.decoder.num_heads=2
-config.model.fusion.embed_dim=32
-config.model.fusion.num_heads=2
-config.loss.num_points=64
-config.train.steps={STEPS}
-config.train.batch_size=4
-config.train.log_every=1
-config.train.eval_every={STEPS}
-config.train.checkpoint_every={SAVE_EVERY}
-config.train.keep_latest=10
-config.train.ema_decay=0.9
-config.train.final_splits=()
-config.evaluate.score_size=32
-config.evaluate.batch_size=4
-config.evaluate.num_pictures=0
-config.evaluate.swapped_audio=False
-"""
+FLAGS = (
+    "--config=configs/s4_ama.py:tiny",
+    f"--config.train.steps={STEPS}",
+    "--config.train.batch_size=4",
+    f"--config.train.eval_every={STEPS}",
+    f"--config.train.checkpoint_every={SAVE_EVERY}",
+    "--config.train.keep_latest=10",
+    "--config.train.ema_decay=0.9",
+    "--config.train.final_splits=()",
+    "--config.train.compilation_cache=True",
+    "--config.loss.num_points=64",
+    "--config.evaluate.batch_size=4",
+    "--config.evaluate.num_pictures=0",
+    "--config.evaluate.swapped_audio=False",
+)
 
 
 class Failed(Exception):
@@ -250,8 +230,7 @@ def start(
     flags: list[str] | None = None,
 ) -> list[subprocess.Popen]:
     """Starts the processes of a job; process i writes to OUTPUT/RUN.i.log."""
-    own = [f"--{line}" for line in SMALL.split("\n") if line]
-    own += [f"--config.data.data_dir={workdir.parent / 'tfds'}", f"--workdir={workdir}"]
+    own = [*FLAGS, f"--config.data.data_dir={workdir.parent / 'tfds'}", f"--workdir={workdir}"]
     job = [f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
     processes = []
     for i in range(count):
