@@ -26,6 +26,7 @@ setup(
         "einops>=0.8",
         "ml_collections>=1.1",
         "absl-py>=2.1",
+        "matplotlib>=3.8",
         "pillow>=10.1",
         "av>=14",
         "scikit-image>=0.24",
