@@ -11,18 +11,17 @@ import functools
 import html
 import io
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from avs_jax.files import write_atomically
 from avs_jax.spec import IGNORE_LABEL
 
 PREDICTION = (255, 140, 0)  # orange
 TRUTH = (0, 190, 120)  # green; color-blind readers can tell the two apart
-BACKGROUND = (255, 255, 255)
 FAINT = (215, 215, 215)  # a cell without data
 TILE = 160  # px, longer side of a frame in a figure
 GAP = 6  # px between tiles
@@ -204,9 +203,7 @@ def save_page(path: str | os.PathLike, heading: str, pictures: Mapping[str, np.n
     """
     parts = []
     for name, picture in pictures.items():
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "PNG")
-        data = base64.b64encode(file.getvalue()).decode()
+        data = base64.b64encode(_png(picture)).decode()
         name = html.escape(name)
         parts.append(f'<h2>{name}</h2>\n<img alt="{name}" src="data:image/png;base64,{data}">')
     title = html.escape(heading)
@@ -218,12 +215,18 @@ def save_page(path: str | os.PathLike, heading: str, pictures: Mapping[str, np.n
         *parts,
         "</body></html>",
     ]
-    pathlib.Path(path).write_text("\n".join(page) + "\n", encoding="utf-8")
+    write_atomically(path, "\n".join(page) + "\n")
 
 
-def save_png(path, picture: np.ndarray) -> None:
+def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
     """Writes uint8 [H, W, 3] as PNG."""
-    Image.fromarray(picture).save(path)
+    write_atomically(path, _png(picture))
+
+
+def _png(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
 
 
 def _truth(frame, labels, palette):
@@ -235,6 +238,7 @@ def _truth(frame, labels, palette):
 
 
 def _flow_tiles(flow, size):
+    flow = np.nan_to_num(flow, posinf=0, neginf=0)
     high = float(np.hypot(flow[..., 0], flow[..., 1]).max())
     return [_resize_image(flow_colors(frame, high), size) for frame in flow]
 
