@@ -74,7 +74,7 @@ def _prepare_clip(record: Record, config: Any, rng: np.random.Generator | None) 
     mel = log_mel(waveform, rate, num_frames, short=data.short_audio)
     used = sorted(masks) if is_training and data.train_frames == "supervised" else range(num_frames)
     draw = _draw_augmentation(rng, frame(used[0]).shape, data) if is_training and used else None
-    square = transforms.squash_to_square if draw and data.square_first else _as_it_is
+    square = transforms.resize_to_square if draw and data.square_first else _as_it_is
     for row, t in enumerate(used):
         if frame(t).shape != frame(used[0]).shape:
             raise InputError(
