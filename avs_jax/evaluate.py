@@ -258,15 +258,9 @@ def evaluate_predictions(
         truth = prepare_labels(record, config)
         counter.add(files.read_clip(truth)[None], stack_clips([truth]))
     files.finish()
-    counts, notes = counter.result(), []
+    counts = counter.result()
     _check_clips(counts, records)
-    if files.num_resized:
-        notes.append(
-            f"{files.num_resized} of {files.num_read} files resized to "
-            f"{config.evaluate.score_size} px: masks and classes by the nearest pixel, "
-            "probabilities and scores bilinearly"
-        )
-    report = make_report(facts, {"predictions": counts}, notes)
+    report = make_report(facts, {"predictions": counts}, files.notes())
     root = pathlib.Path(directory if output is None else output).expanduser()
     results = {"predictions": Evaluation(counts, {})}
     _write(report, results, root / "evaluation" / config.evaluate.split)

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "avs_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower numbers may be imported by higher ones; equal numbers only within the same folder.
-LAYERS = {"spec": 0, "files": 0, "palette": 0, "ops": 1, "convert": 2, "data": 2, "models": 2, "losses": 2, "results": 2}
+LAYERS = {"spec": 0, "files": 0, "label_images": 1, "ops": 1, "convert": 2, "data": 2, "models": 2, "losses": 2, "results": 2}
 LAYERS |= {"runtime": 3, "evaluate": 4, "predict": 4, "flow": 4, "train": 5, "plan": 5, "main": 6}
 NUMPY_ONLY = {"data", "convert"}
 

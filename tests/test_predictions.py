@@ -1,4 +1,4 @@
-"""Predictions as files: what is read from them, what is refused, and the way there and back."""
+"""Predictions as files: how they are read, which are refused, and writing and reading back."""
 
 import json
 import types
@@ -10,8 +10,8 @@ from PIL import Image
 from avs_jax import evaluate as evaluation
 from avs_jax.data.clip import prepare_clip, prepare_labels
 from avs_jax.data.pipeline import EvalBatches
+from avs_jax.label_images import CLASS_PALETTE, indexed_image
 from avs_jax.ops.sampling import resize_bilinear
-from avs_jax.palette import CLASS_PALETTE
 from avs_jax.results import predictions
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.spec import InputError
@@ -89,7 +89,7 @@ def truth_of(config, source):
     return [prepare_labels(record, config) for record in source]
 
 
-# ---- there and back ----
+# ---- writing and reading back ----
 
 
 @pytest.mark.parametrize("num_classes", [2, 71])
@@ -172,15 +172,19 @@ def test_binary_files(tmp_path):
     rng = np.random.default_rng(3)
     mask = rng.random((SCORE, SCORE)) < 0.5
     prob = rng.random((SCORE, SCORE), np.float32)
-    grey = rng.integers(0, 256, (SCORE, SCORE), dtype=np.uint8)
+    gray = rng.integers(0, 256, (SCORE, SCORE), dtype=np.uint8)
     palette = Image.fromarray(mask.astype(np.uint8))
     palette.putpalette([0, 0, 0, 128, 0, 0])
+    white = Image.fromarray(np.uint8(255) * mask).convert("P")
     cases = {
         "mask": (png(np.uint8(255) * mask), mask),
         "one_bit": (png(np.uint8(255) * mask, "1"), mask),
+        "16_bit_mask": (png(np.uint16(65535) * mask), mask),
+        "opaque": (png(np.uint8(255) * mask, "LA"), mask),
         "palette": (lambda stem: palette.save(f"{stem}.png"), mask),
-        "grey": (png(grey), grey / np.float32(255)),
-        "16_bit": (png(grey.astype(np.uint16) * 257), grey / np.float32(255)),
+        "palette_255": (lambda stem: white.save(f"{stem}.png"), mask),
+        "gray": (png(gray), gray / np.float32(255)),
+        "16_bit": (png(gray.astype(np.uint16) * 257), gray / np.float32(255)),
         "bool": (npy(mask), mask),
         "integers": (npy(mask.astype(np.int64)), mask),
         "probability": (npy(prob), prob),
@@ -199,14 +203,74 @@ def test_semantic_files(tmp_path):
     classes = rng.integers(0, 71, (SCORE, SCORE), dtype=np.uint8)
     scores = np.eye(71, dtype=np.float32)[classes]
     for name, save in {
-        "grey": png(classes),
-        "colours": png(CLASS_PALETTE[classes]),
+        "gray": png(classes),
+        "16_bit": png(classes.astype(np.uint16)),
+        "palette": lambda stem: indexed_image(classes, CLASS_PALETTE).save(f"{stem}.png"),
+        "colors": png(CLASS_PALETTE[classes]),
+        "opaque": png(CLASS_PALETTE[classes], "RGBA"),
         "integers": npy(classes.astype(np.int64)),
         "scores": npy(scores),
     }.items():
         got = read_one(tmp_path / name, save, num_classes=71)
         assert got.dtype == np.int32, name
         np.testing.assert_array_equal(got, classes, err_msg=name)
+
+
+def test_what_gray_files_hold_is_decided_by_folder(tmp_path):
+    """One file with values between makes all of them probabilities, and those are interpolated."""
+    config = a_config()
+    (truth,) = truth_of(config, records()[1:2])
+    mask = np.zeros((2 * SCORE, 2 * SCORE), np.uint8)
+    mask[:, 11:] = 255
+    between = mask.copy()
+    between[0, 0] = 7
+    # Nearest takes pixel 2 x + 1, bilinear the mean of 2 x and 2 x + 1.
+    nearest, bilinear = np.arange(SCORE) >= 5, np.where(np.arange(SCORE) >= 6, 1.0, 0.0)
+    bilinear[5] = 0.5
+    for name, second, want in (("masks", mask, nearest), ("probabilities", between, bilinear)):
+        for t in range(3):
+            stem = tmp_path / name / predictions.file_stem(config, truth["clip_id"], "cat", t)
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            depth = np.uint16(257) if t else np.uint8(1)
+            png(depth * (second if t == 1 else mask))(str(stem))
+        files = predictions.PredictionFiles(tmp_path / name, config)
+        pred = files.read_clip(truth)
+        files.finish()
+        np.testing.assert_allclose(pred[:, 4], np.tile(want, (3, 1)), atol=1e-6)
+        assert ["3 of 3 files resized to 16 px" in note for note in files.notes()] == [True]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_the_ground_truth_itself_scores_1(clips, tmp_path, depth):
+    """As masks of either depth, at a size that is no multiple of the score size."""
+    config = a_config()
+    source = clips(records(side=37))
+    largest = np.array(2**depth - 1, f"uint{depth}")
+    for record in source:
+        for t, mask in zip(record["mask_index"], record["masks"], strict=True):
+            stem = predictions.file_stem(config, record["clip_id"], record["category"], t)
+            (tmp_path / stem).parent.mkdir(parents=True, exist_ok=True)
+            png(mask.astype(largest.dtype) * largest)(str(tmp_path / stem))
+    report = evaluation.evaluate_predictions(config, tmp_path, tmp_path / "out")
+    for protocol, scores in report.scores["predictions"].items():
+        assert scores == dict.fromkeys(scores, pytest.approx(1, abs=1e-6)), protocol
+
+
+def test_inverted_palettes_are_noted(tmp_path):
+    """The index counts, whatever color it is shown in."""
+    config = a_config()
+    (truth,) = truth_of(config, records()[1:2])
+    mask = np.zeros((SCORE, SCORE), bool)
+    mask[3:8] = True
+    for t, palette in enumerate(([0, 0, 0, 255, 0, 0], [255, 255, 255, 0, 0, 0], [0] * 6)):
+        stem = tmp_path / predictions.file_stem(config, truth["clip_id"], truth["category"], t)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        indexed_image(mask, np.array(palette, np.uint8)).save(f"{stem}.png")
+    files = predictions.PredictionFiles(tmp_path, config)
+    np.testing.assert_array_equal(files.read_clip(truth), np.tile(mask, (3, 1, 1)))
+    files.finish()
+    (note,) = files.notes()
+    assert "1 palette masks look inverted" in note and "clip.1_2.png" in note
 
 
 def test_other_sizes_are_resized(tmp_path):
@@ -268,16 +332,25 @@ def test_every_problem_is_listed(clips, tmp_path):
     assert not (tmp_path / "evaluation").exists()
 
 
+RGBA_IN_ALPHA = np.zeros((SCORE, SCORE, 4), np.uint8)
+RGBA_IN_ALPHA[2:9, 3:7, 3] = 255
+
+
 @pytest.mark.parametrize(
     "array, num_classes, words",
     [
-        (np.full((SCORE, SCORE), 1, np.uint8), 2, "0 and 255"),
+        (np.full((SCORE, SCORE), 1, np.uint8), 2, "above 1 .brightest: .*png.*0 and 255"),
+        (np.full((SCORE, SCORE), 1, np.uint16), 2, "above 255 .brightest: .*png.*0 and 65535"),
+        (np.full((SCORE, SCORE), 255, np.uint16), 2, "above 255 .brightest: .*png.*0 and 65535"),
+        (RGBA_IN_ALPHA, 2, "mode RGBA: the alpha channel differs"),
+        (RGBA_IN_ALPHA[..., 2:], 2, "mode LA: the alpha channel differs"),
+        (RGBA_IN_ALPHA, 71, "mode RGBA: the alpha channel differs"),
         (np.full((SCORE, SCORE, 3), 255, np.uint8), 2, "mode RGB"),
         (np.full((SCORE, SCORE), 71, np.uint8), 71, r"classes \[71\]"),
-        (np.full((SCORE, SCORE, 3), 3, np.uint8), 71, r"colour \[3, 3, 3\]"),
+        (np.full((SCORE, SCORE, 3), 3, np.uint8), 71, r"color \[3, 3, 3\]"),
     ],
 )
-def test_masks_that_say_nothing_are_refused(tmp_path, array, num_classes, words):
+def test_files_that_could_be_read_in_two_ways_are_refused(tmp_path, array, num_classes, words):
     with pytest.raises(InputError, match=words):
         read_one(tmp_path, png(array), num_classes)
 

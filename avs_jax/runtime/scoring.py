@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from avs_jax.palette import CLASS_PALETTE
+from avs_jax.label_images import CLASS_PALETTE
 from avs_jax.results import visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.negatives import count_motion
