@@ -1,4 +1,4 @@
-"""The vocabulary of the package: axis letters, field names, constants, one shape check.
+"""The vocabulary of the package: axis letters, fields, outputs, constants, one shape check.
 
 Axis letters (upper case in shapes, the same letters lower case in einops):
 
@@ -9,32 +9,10 @@ Axis letters (upper case in shapes, the same letters lower case in einops):
 Images are channel-last everywhere. Frames are an axis of their own outside the model; it folds
 them into N at its entry and unfolds them at its exit.
 
-Batch: what the pipeline yields and the model, the criterion and the evaluator read.
+A batch is a dict of fields. Each task's rows hold the table of theirs (for `segment` FIELDS of
+avs_jax/data/clip.py): dtype, axes, meaning, and a role that says who reads it.
 
-  images         uint8   [B, T, H, W, 3]   RGB 0..255, not normalised
-  pre_masks      uint8   [B, T, H, W, 3]   class-agnostic colour masks, if config.data.pre_masks
-  log_mel        float32 [B, T, 96, 64]    VGGish log-mel, raw (time, band)
-  motion         float32 [B, T, H, W, C]   motion map in image geometry, if data.motion.source;
-                                           C = 1, or 2 (u, v) with data.motion.map = "uv"
-  valid          bool    [B, T]            the frame exists (False pads short clips, last batches)
-  supervised     bool    [B, T]            the frame has ground truth that the loss may read
-  frame_index    int32   [B, T]            which frame of its clip this is; random draws follow it
-  target_masks   bool    [B, T, M, H, W]   a mask per class present, background included; pixels
-                                           of the padding are in none
-  target_labels  int32   [B, T, M]         class of each mask
-  target_valid   bool    [B, T, M]         the target exists
-  proto_target   float32 [B, T, K']        target of the prototype loss: one-hot category, or the
-                                           classes present
-  proto_valid    bool    [B, T]            the frames the prototype loss reads
-
-  The training step adds `progress` float32 [], the share of the training that is done.
-
-  Evaluation batches carry `labels` uint8 [B, T, S, S] (class of each pixel at the score size S,
-  255 = unknown) instead of the target_* fields, and, for the host only, `clip_id` and `category`
-  (lists of B strings). With config.evaluate.audio they say which pixels move: `moving` bool
-  [B, T, S, S].
-
-Outputs: what the model returns, a dict.
+Outputs of the models of task `segment`, a dict:
 
   pred_logits    [B, T, Q, K+1]       class logits of the last decoder layer, "no object" last
   pred_masks     [B, T, h, w, Q]      mask logits of the last decoder layer, stride 4
@@ -44,12 +22,11 @@ Outputs: what the model returns, a dict.
   logit_scale    []                   learned log temperature of the prototype loss, likewise
   motion_weight  [B, T, g, g]         AMA's normalised map (g = 24), where AMA is on
   edge_logits    [B, T, h, w]         logits of the objects' edges, stride 4, where BRM is on
-  boundary_ramp  []                   share of their gradient that reaches the features, likewise
   intermediates  dict of everything else worth looking at; XLA drops what nobody reads
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,12 +41,6 @@ SIZE_DIVISOR = 32  # images are padded to a multiple of the coarsest stride
 IMAGE_PAD = 128  # grey value that training crops are padded with
 IGNORE_LABEL = 255  # "no ground truth for this pixel"
 
-TRAIN_FIELDS = (
-    "images pre_masks log_mel motion valid supervised frame_index "
-    "target_masks target_labels target_valid proto_target proto_valid"
-).split()
-INPUT_FIELDS = "images pre_masks log_mel motion valid frame_index".split()
-HOST_FIELDS = ("clip_id", "category")  # never sent to a device
 FRAMES_PER_CLIP = 1024  # above any frame_index, keeps the frame ids of different clips apart
 
 REFERENCE = "true_audio"  # the condition that an evaluation's others are compared with
@@ -81,6 +52,30 @@ NEGATIVE_AUDIO = {  # types of false sound -> conditions of an evaluation
 }
 
 Array = Any  # numpy.ndarray or jax.Array
+
+
+class Field(NamedTuple):
+    """One field of a batch.
+
+    Attributes:
+      dtype: numpy's name; "str" for host fields, which are lists.
+      axes: such as "B T H W 3"; the first is the batch's.
+      role: "input": the model reads it; "target": the loss or the evaluator does; "host": it never
+        reaches a device.
+      text: what it holds, for people.
+      phase: "train", "evaluate" or "both": whose batches have it.
+      fill: value of what does not exist (a frame that pads a short clip).
+      given: of inputs in prediction from arrays: "required", "optional", or "never" where it
+        follows from the others.
+    """
+
+    dtype: str
+    axes: str
+    role: str
+    text: str
+    phase: str = "both"
+    fill: float = 0
+    given: str = "required"
 
 
 class InputError(ValueError):

@@ -86,7 +86,7 @@ def test_a_checkpoint_without_one(tmp_path):
     checkpoints.save(make_state(), 3)
     checkpoints.wait()
     assert_same(checkpoints.restore(as_target(make_state(seed=1)))[0], make_state())
-    with pytest.raises(ValueError, match=r"3 has no average of the parameters to go on with"):
+    with pytest.raises(ValueError, match=r"3 has no average of the parameters to resume from"):
         checkpoints.restore(as_target(averaged_state(config)))
     checkpoints.close()
     assert checkpoint.stored_weights(tmp_path) == ("raw",)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax.data.clip import decode_labels
+from avs_jax.data.decode import decode_labels
 from avs_jax.label_images import CLASS_PALETTE, indexed_image, is_index_0_brighter, label_pixels
 from avs_jax.spec import InputError
 

@@ -17,19 +17,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from avs_jax.data.clip import Clip, Record, empty_clip, prepare_clip
-from avs_jax.spec import HOST_FIELDS, InputError
-
-__all__ = [
-    "Loader",
-    "make_eval_loader",
-    "make_train_loader",
-    "metadata",
-    "num_clips",
-    "num_steps_per_epoch",
-    "open_records",
-    "prepare_clip",
-]
+from avs_jax.spec import InputError
+from avs_jax.task import Record, Rows, stack_rows
 
 _SHUFFLE, _AUGMENT = 1, 2  # streams of random numbers
 _ENDLESS = 1 << 40  # steps
@@ -87,7 +76,7 @@ def num_steps_per_epoch(config: Any, batch_size: int, split: str = "train") -> f
     return num_clips(config, split) / batch_size
 
 
-# ---- batches -----------------------------------------------------------------------------------
+# ---- batches ----
 
 
 @functools.lru_cache(maxsize=4)
@@ -105,78 +94,68 @@ class TrainBatches:
     def __init__(
         self,
         records: Sequence[Record],
-        config: Any,
+        rows: Rows,
         batch_size: int,
+        seed: int,
         process_index: int = 0,
         process_count: int = 1,
         start_step: int = 0,
     ):
         if not len(records):
-            raise InputError("no training clip")
-        self.records, self.config, self.batch_size = records, config, batch_size
-        self.rows = _process_rows(batch_size, process_index, process_count)
+            raise InputError("no training record")
+        self.records, self.rows, self.batch_size, self.seed = records, rows, batch_size, seed
+        self.places = _process_places(batch_size, process_index, process_count)
         self.start_step = start_step
 
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, item: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, item: int) -> dict[str, Any]:
         first = (self.start_step + int(item)) * self.batch_size
-        clips = []
-        for position in range(first + self.rows.start, first + self.rows.stop):
+        rows = []
+        for position in range(first + self.places.start, first + self.places.stop):
             epoch, offset = divmod(position, len(self.records))
-            record = int(_epoch_order(self.config.seed, epoch, len(self.records))[offset])
-            rng = np.random.default_rng((self.config.seed, _AUGMENT, epoch, record))
-            clips.append(prepare_clip(self.records[record], self.config, rng))
-        return stack_clips(clips)
+            record = int(_epoch_order(self.seed, epoch, len(self.records))[offset])
+            rng = np.random.default_rng((self.seed, _AUGMENT, epoch, record))
+            rows.append(self.rows.prepare(self.records[record], rng))
+        return stack_rows(rows, self.rows.fields)
 
 
 class EvalBatches:
-    """The batches of one pass, in the records' order; clips without valid frames fill the last."""
+    """The batches of one pass, in the records' order; empty rows fill the last one."""
 
     def __init__(
         self,
         records: Sequence[Record],
-        config: Any,
+        rows: Rows,
         batch_size: int,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        self.records, self.config, self.batch_size = records, config, batch_size
-        self.rows = _process_rows(batch_size, process_index, process_count)
+        self.records, self.rows, self.batch_size = records, rows, batch_size
+        self.places = _process_places(batch_size, process_index, process_count)
 
     def __len__(self) -> int:
         return -(-len(self.records) // self.batch_size)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         first = int(item) * self.batch_size
-        return stack_clips(
-            [
-                prepare_clip(self.records[position], self.config)
-                if position < len(self.records)
-                else empty_clip(self.config, is_training=False)
-                for position in range(first + self.rows.start, first + self.rows.stop)
-            ]
-        )
+        rows = [
+            self.rows.prepare(self.records[position], None)
+            if position < len(self.records)
+            else self.rows.empty(train=False)
+            for position in range(first + self.places.start, first + self.places.stop)
+        ]
+        return stack_rows(rows, self.rows.fields)
 
 
-def _process_rows(batch_size: int, process_index: int, process_count: int) -> range:
+def _process_places(batch_size: int, process_index: int, process_count: int) -> range:
     if batch_size < 1 or batch_size % process_count:
         raise InputError(
-            f"a batch of {batch_size} clips cannot be shared by {process_count} processes"
+            f"a batch of {batch_size} rows cannot be shared by {process_count} processes"
         )
     share = batch_size // process_count
     return range(process_index * share, (process_index + 1) * share)
-
-
-def stack_clips(clips: Sequence[Clip]) -> dict[str, Any]:
-    """Clips with equal fields as one batch; clip_id and category become lists."""
-    return {
-        field: [clip[field] for clip in clips]
-        if field in HOST_FIELDS
-        else np.stack([clip[field] for clip in clips])
-        for field in clips[0]
-    }
 
 
 class Loader:
@@ -222,39 +201,3 @@ class Loader:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-
-def make_train_loader(
-    config: Any,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    start_step: int = 0,
-) -> Loader:
-    """The endless training loader over split "train", from `start_step` on.
-
-    Args:
-      batch_size: clips per step over all processes; the loader yields batch_size / process_count of
-        them.
-
-    Returns:
-      a Loader of dicts of numpy arrays, the fields spec.TRAIN_FIELDS without those that the
-      configuration turns off.
-    """
-    batches = TrainBatches(
-        open_records(config, "train"), config, batch_size, process_index, process_count, start_step
-    )
-    return Loader(batches, config.data.num_workers, config.data.prefetch)
-
-
-def make_eval_loader(
-    config: Any, split: str, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> Loader:
-    """One pass over a split in order, by threads; every process gets the same number of batches.
-
-    Yields dicts with spec.INPUT_FIELDS, `supervised` (the frame has ground truth), `labels` uint8
-    [B, T, S, S], and the lists `clip_id` and `category` ("" for clips that only fill the batch).
-    """
-    records = open_records(config, split)
-    batches = EvalBatches(records, config, batch_size, process_index, process_count)
-    return Loader(batches, num_workers=0, prefetch=config.data.prefetch)

@@ -35,18 +35,20 @@ def boundary_loss(
     targets: Mapping[str, jax.Array],
     mask_terms: jax.Array,
     loss_config: Any,
+    norms: Mapping[str, jax.Array],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The weighted term, and the figures worth a curve.
 
     Args:
-      outputs: edge_logits [B, T, h, w] and boundary_ramp [] of the model.
+      outputs: edge_logits [B, T, h, w] of the model.
       targets: target_masks, target_labels, target_valid and supervised, see spec.py.
       mask_terms: [], loss_mask + loss_dice of the last layer, weighted.
       loss_config: config.loss; reads `boundary`.
+      norms: `frames` of the whole batch, where this is a part of it; {}: this is all.
 
     Returns:
-      float32 [], `loss_boundary`; and boundary_bce and boundary_dice (unweighted), boundary_weight
-      (what their sum was multiplied with) and boundary_ramp.
+      float32 [], `loss_boundary`; and boundary_bce and boundary_dice (unweighted) and
+      boundary_weight (what their sum was multiplied with; of a part of a batch, its share of that).
 
     Raises:
       InputError: an unknown `boundary.kind`.
@@ -57,7 +59,7 @@ def boundary_loss(
     logits = _fold(outputs["edge_logits"]).astype(jnp.float32)
     supervised = _fold(targets["supervised"])
     edges = edge_target(foreground(targets), logits.shape[1:])
-    count = jnp.maximum(supervised.sum(), 1)
+    count = norms.get("frames", jnp.maximum(supervised.sum(), 1))
     bce, dice = (
         jnp.where(supervised, frame, 0).sum() / count
         for frame in KINDS[config.kind](logits, edges, config)
@@ -68,7 +70,7 @@ def boundary_loss(
         held_loss, held_terms = jax.lax.stop_gradient((loss, mask_terms))
         cap = config.max_share * held_terms / jnp.maximum(held_loss, 1e-6)
         weight = jnp.minimum(weight, cap)
-    figures = {"bce": bce, "dice": dice, "weight": weight, "ramp": outputs["boundary_ramp"]}
+    figures = {"bce": bce, "dice": dice, "weight": weight * (supervised.sum() / count)}
     return weight * loss, {f"boundary_{name}": value for name, value in figures.items()}
 
 

@@ -15,7 +15,10 @@ and, where it has a boundary refinement module, loss_boundary of losses/boundary
 
 num_masks is the number of targets of the supervised frames, at least 1. Points: the
 `importance_sample_ratio * P` least certain of `oversample_ratio * P` uniform candidates on the
-prediction, the rest uniform (PointRend). All normalisers are sums over the global batch.
+prediction, the rest uniform (PointRend).
+
+Every term is a sum divided by a norm that follows from the targets of the global batch (`norms`).
+A micro-batch is divided by the norms of the whole batch, so that its terms add up to the batch's.
 
 Every random draw follows from (key, layer, clip, frame), so training on a subset of a clip's frames
 draws the numbers that training on all of them draws.
@@ -35,6 +38,34 @@ from avs_jax.losses.boundary import boundary_loss
 from avs_jax.losses.matcher import match, matching_cost
 from avs_jax.ops.sampling import sample_bilinear
 from avs_jax.spec import frame_ids
+
+
+def norms(
+    batch: Mapping[str, jax.Array], num_queries: int, no_object_weight: float
+) -> dict[str, jax.Array]:
+    """What the terms of a batch are divided by, from its targets alone: {name: float32 []}.
+
+    Args:
+      batch: target_valid, supervised and, where the model has prototypes, proto_valid.
+      num_queries: Q. A frame has one matched query of class weight 1 per target, Q at most.
+      no_object_weight: class weight of the other queries.
+
+    Returns:
+      class_weight, of loss_ce; masks, of loss_mask and loss_dice; frames, of loss_boundary; and
+      prototype_frames, of loss_proto. None is 0.
+    """
+    targets = (batch["target_valid"] & batch["supervised"][..., None]).sum(-1)  # [B, T]
+    matched = jnp.minimum(targets, num_queries)
+    weight = matched + no_object_weight * (num_queries - matched)
+    weight = jnp.where(batch["supervised"], weight, 0.0).sum()
+    found = {
+        "class_weight": jnp.where(weight > 0, weight, 1.0),
+        "masks": jnp.maximum(targets.sum(), 1),
+        "frames": jnp.maximum(batch["supervised"].sum(), 1),
+    }
+    if "proto_valid" in batch:
+        found["prototype_frames"] = jnp.maximum(batch["proto_valid"].sum(), 1)
+    return {name: value.astype(jnp.float32) for name, value in found.items()}
 
 
 class Draws(NamedTuple):
@@ -78,15 +109,21 @@ def sample_draws(
 
 
 def compute_losses(
-    outputs: Mapping[str, Any], batch: Mapping[str, jax.Array], key: jax.Array, loss_config: Any
+    outputs: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
+    key: jax.Array,
+    norms: Mapping[str, jax.Array] | None = None,
+    *,
+    loss_config: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of a batch.
+    """The loss of a batch, or a micro-batch's part of it.
 
     Args:
       outputs: the model's, see spec.py.
       batch: target_masks, target_labels, target_valid, supervised, frame_index and, where the
         model has prototypes, proto_target and proto_valid, see spec.py.
       key: of the step.
+      norms: of the whole batch, where this is a part of it; None: this is all.
       loss_config: config.loss.
 
     Returns:
@@ -100,7 +137,7 @@ def compute_losses(
     def draw(layer):
         return sample_draws(key, ids, layer, num_targets, loss_config)
 
-    return criterion(outputs, batch, draw, loss_config)
+    return criterion(outputs, batch, draw, loss_config, norms)
 
 
 def criterion(
@@ -108,11 +145,13 @@ def criterion(
     targets: Mapping[str, jax.Array],
     draw: Callable[[jax.Array], Draws],
     loss_config: Any,
+    norms: Mapping[str, jax.Array] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`compute_losses` with the random points given: `draw(layer)` is called with a traced int32.
 
     Its frames are those of the batch in order, n = b * T + t.
     """
+    norms = norms or {}
     fold = _fold_frames
     frames = {name: fold(targets[name]) for name in ("target_masks", "target_labels")}
     frames["supervised"] = fold(targets["supervised"])
@@ -124,8 +163,8 @@ def criterion(
     num_layers = len(layers)
     steps = jnp.arange(num_layers)
 
-    # One layer at a time, so that only one layer's points are alive; but all are matched at once,
-    # for the matching is many tiny steps in sequence.
+    # One layer at a time keeps only one layer's points in memory, which is why `draw` is called
+    # twice per layer. All layers are matched at once: the matching is many tiny steps in sequence.
     def layer_cost(inputs):
         layer, logits, masks = inputs
         points = draw(layer).matcher
@@ -134,7 +173,7 @@ def criterion(
 
     def layer_terms(inputs):
         layer, logits, masks, query = inputs
-        return _layer_losses(logits, masks, query, frames, draw(layer), loss_config)
+        return _layer_losses(logits, masks, query, frames, draw(layer), loss_config, norms)
 
     cost = jax.lax.map(layer_cost, jax.lax.stop_gradient((steps, logits, masks)))
     valid = frames["target_valid"]
@@ -145,11 +184,11 @@ def criterion(
         suffix = f"_{layer - 1}" if layer else ""
         terms.update({name + suffix: values[layer] for name, values in by_layer.items()})
     if "proto_embed" in outputs:
-        terms["loss_proto"] = loss_config.proto_weight * _prototype_loss(outputs, targets)
+        terms["loss_proto"] = loss_config.proto_weight * _prototype_loss(outputs, targets, norms)
     total, figures = sum(terms.values()), {}
     if "edge_logits" in outputs:
         mask_terms = terms["loss_mask"] + terms["loss_dice"]
-        edge_term, figures = boundary_loss(outputs, targets, mask_terms, loss_config)
+        edge_term, figures = boundary_loss(outputs, targets, mask_terms, loss_config, norms)
         terms["loss_boundary"] = edge_term
         total += edge_term
     return total, terms | figures
@@ -166,6 +205,7 @@ def _layer_losses(
     frames: Mapping[str, jax.Array],
     draws: Draws,
     loss_config: Any,
+    norms: Mapping[str, jax.Array],
 ) -> dict[str, jax.Array]:
     """Weighted terms of one layer given its matching, the query [N, M] of each target.
 
@@ -174,7 +214,13 @@ def _layer_losses(
     pred_logits, pred_masks = pred_logits.astype(jnp.float32), pred_masks.astype(jnp.float32)
     labels, valid = frames["target_labels"], frames["target_valid"]
     loss_ce = _class_loss(
-        pred_logits, labels, query, valid, frames["supervised"], loss_config.no_object_weight
+        pred_logits,
+        labels,
+        query,
+        valid,
+        frames["supervised"],
+        loss_config.no_object_weight,
+        norms.get("class_weight"),
     )
     matched = jnp.take_along_axis(pred_masks, query[:, None, None, :], axis=-1)  # [N, h, w, M]
     matched = jnp.moveaxis(matched, -1, 1)
@@ -184,7 +230,7 @@ def _layer_losses(
     probability = jax.nn.sigmoid(mask)
     overlap = (probability * target).sum(-1)
     dice = 1 - (2 * overlap + 1) / (probability.sum(-1) + target.sum(-1) + 1)
-    num_masks = jnp.maximum(valid.sum(), 1)
+    num_masks = norms.get("masks", jnp.maximum(valid.sum(), 1))
     return {
         "loss_ce": loss_config.class_weight * loss_ce,
         "loss_mask": loss_config.mask_weight * jnp.where(valid, bce, 0).sum() / num_masks,
@@ -199,6 +245,7 @@ def _class_loss(
     valid: jax.Array,
     supervised: jax.Array,
     no_object_weight: float,
+    norm: jax.Array | None,
 ) -> jax.Array:
     """Weighted mean cross entropy over the queries of the supervised frames; 0 without any."""
     no_object = logits.shape[-1] - 1
@@ -208,8 +255,10 @@ def _class_loss(
     log_probability = jax.nn.log_softmax(logits, axis=-1)
     nll = -jnp.take_along_axis(log_probability, label[:, :, None], axis=-1)[:, :, 0]
     weight = jnp.where(label == no_object, no_object_weight, 1.0) * supervised[:, None]
-    total = weight.sum()
-    return (weight * nll).sum() / jnp.where(total > 0, total, 1)
+    if norm is None:
+        total = weight.sum()
+        norm = jnp.where(total > 0, total, 1)
+    return (weight * nll).sum() / norm
 
 
 def uncertain_points(masks: jax.Array, draws: Draws, loss_config: Any) -> jax.Array:
@@ -237,12 +286,16 @@ def _sample_masks(masks: jax.Array, points: jax.Array) -> jax.Array:
     return values.reshape(num_frames, num_targets, -1)
 
 
-def _prototype_loss(outputs: Mapping[str, Any], targets: Mapping[str, jax.Array]) -> jax.Array:
+def _prototype_loss(
+    outputs: Mapping[str, Any],
+    targets: Mapping[str, jax.Array],
+    norms: Mapping[str, jax.Array],
+) -> jax.Array:
     """Mean BCE over [frames of proto_valid, K'], unweighted; 0 without any."""
     audio, proto = (outputs[name].astype(jnp.float32) for name in ("audio_embed", "proto_embed"))
     similarity = jnp.einsum("btd,kd->btk", audio, proto, precision="highest")
     logits = jnp.exp(outputs["logit_scale"].astype(jnp.float32)) * similarity
     bce = jax.nn.softplus(logits) - logits * targets["proto_target"]
     valid = targets["proto_valid"][:, :, None]
-    count = jnp.maximum(valid.sum() * proto.shape[0], 1)
-    return jnp.where(valid, bce, 0).sum() / count
+    frames = norms.get("prototype_frames", valid.sum())
+    return jnp.where(valid, bce, 0).sum() / jnp.maximum(frames * proto.shape[0], 1)

@@ -19,62 +19,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.models.backbones.pvt_v2 import PVTv2
-from avs_jax.models.backbones.resnet import ResNet
 from avs_jax.models.backbones.stages import LEVELS
-from avs_jax.models.backbones.swin import Swin
-from avs_jax.models.backbones.vggish import VGGish
-from avs_jax.models.decoders.boundary import AuxiliaryBoundary, BoundaryRefinement
 from avs_jax.models.decoders.pixel_decoder import PixelDecoder
 from avs_jax.models.decoders.vct_decoder import VCTDecoder
-from avs_jax.models.fusion.ama import AMA
 from avs_jax.models.fusion.gates import ChannelGate
 from avs_jax.models.layers import MLP
-from avs_jax.ops.sampling import resize_bilinear
+from avs_jax.models.parts import find_part, make_part
+from avs_jax.models.rules import at_least, divides, one_of, within
+from avs_jax.models.stage import Stage, StageInputs, StageResult
 from avs_jax.spec import (
+    MEL_BANDS,
+    MEL_FRAMES,
     PIXEL_MEAN,
     PIXEL_STD,
     SIZE_DIVISOR,
     InputError,
     check_shape,
     frame_ids,
-    nearest,
 )
 
-# A part is a row: name in the configuration -> module. None = the part is absent.
-BACKBONES = {"swin": Swin, "pvt_v2": PVTv2, "resnet50": ResNet}
-AUDIO_BACKBONES = {"vggish": VGGish}
-FUSIONS = {"none": None, "ama": AMA}
-REFINERS = {"none": None, "auxiliary": AuxiliaryBoundary, "refine": BoundaryRefinement}
-
-
-def part_class(what: str, table: Mapping[str, type | None], config: Mapping[str, Any]) -> Any:
-    """The row of a table of parts that config["name"] names.
-
-    Raises:
-      ValueError: naming the key, its value and the choices.
-    """
-    name = config.get("name")
-    if name not in table:
-        raise InputError(f"model.{what}.name = {name!r}: choose one of {sorted(table)}")
-    return table[name]
-
-
-def make_part(what: str, module: type, config: Mapping[str, Any], **fields: Any) -> nn.Module:
-    """A module whose fields are the keys of its section of the configuration, `name` apart.
-
-    Raises:
-      ValueError: naming a key that the module does not have, and the nearest it has.
-    """
-    known = {field.name for field in dataclasses.fields(module)} - {"parent", "name"} - set(fields)
-    given = {key: value for key, value in config.items() if key != "name"}
-    for key in given:
-        if key not in known:
-            raise InputError(
-                f"model.{what}.{key}: {module.__name__} has no such field; "
-                f"nearest: {nearest(key, sorted(known)) or sorted(known)}"
-            )
-    return module(**given, **fields)
+INPUTS = {  # what the model reads, where the configuration asks for it
+    "images": "B T H W 3",
+    "log_mel": f"B T {MEL_FRAMES} {MEL_BANDS}",
+    "pre_masks": "B T H W 3",
+    "motion": "B T H W C",
+    "valid": "B T",
+    "frame_index": "B T",
+}
+STAGES = ("refiner", "fusion")  # sections of the configuration, in the order in which they run
+REMAT_POLICIES = ("none", "backbone", "all")  # what the backward pass recomputes
+DTYPES = ("float32", "bfloat16")
+GROUPS = 32  # of channels, of every GroupNorm
+MASK_STRIDE = 4  # pixels of the padded image per cell of pred_masks
+RNG_STREAMS = ("gumbel", "drop_path", "pre_mask_dropout")  # of training, beside the stages' own
 
 
 def gumbel(key: jax.Array, ids: jax.Array, num_queries: int, num_pixels: int) -> jax.Array:
@@ -107,24 +84,40 @@ class AVS(nn.Module):
     remat: str
     dtype: str
 
+    RULES = (
+        *at_least(2, "num_classes"),
+        *at_least(0, "num_prototypes"),
+        *at_least(1, "num_queries", "audio_hidden_dim"),
+        within("hidden_dim", lambda x: x > 0 and x % GROUPS == 0, f"a multiple of {GROUPS}"),
+        within("pre_mask_dropout", lambda x: 0 <= x <= 1, "a share, 0..1"),
+        within("audio_std", lambda x: x > 0, "above 0"),
+        *at_least(1, *(f"pixel_decoder.{key}" for key in ("num_layers", "ffn_dim", "num_points"))),
+        divides("pixel_decoder.num_heads", "hidden_dim"),
+        *at_least(1, "decoder.num_layers", "decoder.ffn_dim"),
+        divides("decoder.num_heads", "hidden_dim"),
+        one_of("remat", REMAT_POLICIES),
+        one_of("dtype", DTYPES),
+    )
+
     @nn.compact
     def __call__(
         self,
         batch: Mapping[str, jax.Array],
         train: bool = False,
+        progress: jax.Array | float = 1.0,
         gumbel_noise: jax.Array | None = None,
     ) -> dict[str, Any]:
         """Segments clips.
 
         Training draws from the rng streams `gumbel` (unless noise is given), `drop_path` (where
-        the backbone has a rate), `pre_mask_dropout` and `ama_dropout` (where they are on), and
-        updates `batch_stats` (where the fusion or the refiner has BatchNorms).
+        the backbone has a rate), `pre_mask_dropout` (where it is on) and those of the stages, and
+        updates `batch_stats` (where a stage has BatchNorms).
 
         Args:
-          batch: INPUT_FIELDS of avs_jax.spec: images and log_mel; pre_masks if `pre_masks`; motion
-            if the fusion reads it; valid (absent: all) and frame_index (absent: 0 .. T-1). From the
-            training step also progress (absent: 1).
-          train: training behaviour.
+          batch: images and log_mel; pre_masks if `pre_masks`; what the stages read; valid (absent:
+            all) and frame_index (absent: 0 .. T-1). data/clip.py has the table.
+          train: training behavior.
+          progress: [], share of the training that is done.
           gumbel_noise: float32 [B*T, Q, h*w] added to the assignment's scores, h*w the pixels at
             stride 4. None: drawn in training, none in evaluation.
 
@@ -132,17 +125,15 @@ class AVS(nn.Module):
           Outputs, as avs_jax.spec describes them. Images whose sides are not multiples of 32 are
           padded at the bottom and right; pred_masks cover the padded image. `intermediates`
           holds, with frames folded ([N, ...]), backbone, pre_sam_backbone, scale_factor, fused,
-          audio_backbone, audio_features, pixel_decoder, ama, ppqg and decoder.
+          audio_backbone, audio_features, pixel_decoder, ppqg, decoder and, by parameter name, the
+          stages.
 
         Raises:
           ValueError: a missing field, a wrong shape, an unknown part.
         """
         sizes = self._check_batch(batch)
-        num_clips, num_frames = sizes["B"], sizes["T"]
-        frame_index = batch.get("frame_index")
-        if frame_index is None:
-            frame_index = jnp.broadcast_to(jnp.arange(num_frames), (num_clips, num_frames))
-        ids = frame_ids(frame_index) if train else None  # of random draws
+        clips_frames = sizes["B"], sizes["T"]
+        ids = _frame_ids(batch, clips_frames) if train else None  # of random draws
         features, seen = self._encode_images(batch, train, ids)
         audio, seen["audio_backbone"] = self._encode_audio(batch["log_mel"])
         seen["audio_features"] = audio
@@ -155,20 +146,35 @@ class AVS(nn.Module):
             remat=self.remat == "all",
             name="pixel_decoder",
         )
-        multi_scale, mask_features, seen["pixel_decoder"] = pixel_decoder(features)
-        seen["pixel_decoder"] |= {"multi_scale": multi_scale, "mask_features": mask_features}
-        edges = None
-        if part_class("refiner", REFINERS, self.refiner) is not None:
-            mask_features, edges = self._refine(batch, mask_features, features["res2"], train)
-        motion_weight, upsampled = None, None
-        if part_class("fusion", FUSIONS, self.fusion) is not None:
-            motion_weight, upsampled, seen["ama"] = self._align(
-                batch, audio, mask_features.shape[1:3], train, ids
-            )
+        levels, mask_features, seen["pixel_decoder"] = pixel_decoder(features)
+        seen["pixel_decoder"] |= {"multi_scale": levels, "mask_features": mask_features}
+
+        now = StageInputs(
+            fields={name: _prepare(name, batch[name]) for name in self.stage_fields()},
+            audio=audio,
+            features=features,
+            levels=levels,
+            mask_features=mask_features,
+            valid=fold(batch["valid"]) if "valid" in batch else None,
+            ids=ids,
+            train=train,
+            progress=progress,
+        )
+        query_map, named = None, {}
+        for section, stage in self.stages().items():
+            result = self._run_stage(section, stage, now)
+            named |= result.outputs
+            seen[stage.parameter] = result.intermediates
+            if stage.acts_on == "queries":
+                query_map = result.value
+            elif stage.acts_on == "features":
+                now = dataclasses.replace(now, mask_features=result.value)
+            else:
+                now = dataclasses.replace(now, levels=result.value)
+
         if train and gumbel_noise is None:
             num_pixels = mask_features.shape[1] * mask_features.shape[2]
             gumbel_noise = gumbel(self.make_rng("gumbel"), ids, self.num_queries, num_pixels)
-
         predictor = make_part(
             "decoder",
             VCTDecoder,
@@ -176,40 +182,52 @@ class AVS(nn.Module):
             num_classes=self.num_classes,
             num_prototypes=self.num_prototypes,
             num_queries=self.num_queries,
-            lambda_init=self.fusion["lambda_init"],
             remat=self.remat == "all",
             dtype=jnp.dtype(self.dtype),
             name="predictor",
         )
-        decoded, stages = predictor(multi_scale, mask_features, audio, upsampled, gumbel_noise)
-        outputs = self._unfold(decoded, motion_weight, edges, (num_clips, num_frames))
-        return outputs | {"intermediates": seen | stages}
+        decoded, steps = predictor(now.levels, now.mask_features, audio, query_map, gumbel_noise)
+        return self._unfold(decoded, named, clips_frames) | {"intermediates": seen | steps}
+
+    def stages(self) -> dict[str, Stage]:
+        """Section of the configuration -> row of the stages that are on, in order."""
+        rows = {section: find_part(section, getattr(self, section)) for section in STAGES}
+        return {section: row for section, row in rows.items() if row is not None}
+
+    def stage_fields(self) -> set[str]:
+        """Fields of the batch that the stages read."""
+        return {name for stage in self.stages().values() for name in stage.reads}
+
+    def reads(self) -> set[str]:
+        """Fields of the batch without which the model cannot run."""
+        return {"images", "log_mel"} | {"pre_masks"} * self.pre_masks | self.stage_fields()
+
+    def _run_stage(self, section, stage, inputs) -> StageResult:
+        fields = {"dtype": jnp.dtype(self.dtype)} if hasattr(stage.module, "dtype") else {}
+        config = getattr(self, section)
+        module = make_part(section, stage.module, config, name=stage.parameter, **fields)
+        return stage.apply(module, inputs)
 
     def _check_batch(self, batch):
-        """Sizes of B, T, H, W of a batch that has what this model reads."""
-        needed = {"images": "B T H W 3", "log_mel": "B T 96 64"}
-        if self.pre_masks:
-            needed["pre_masks"] = "B T H W 3"
-        if part_class("fusion", FUSIONS, self.fusion) is not None:
-            needed["motion"] = "B T H W C"
-        missing = sorted(set(needed) - set(batch))
+        """Sizes of the letters of a batch that has what this model reads."""
+        missing = sorted(self.reads() - set(batch))
         if missing:
             raise ValueError(
                 f"the batch has no {', '.join(missing)}, which this model reads "
                 f"(pre_masks = {self.pre_masks}, fusion = {self.fusion['name']!r}); "
                 f"it has {sorted(batch)}"
             )
-        needed |= {name: "B T" for name in ("valid", "frame_index") if name in batch}
         sizes: dict[str, int] = {}
-        for name, pattern in needed.items():
-            sizes = check_shape(name, batch[name], pattern, **sizes)
+        for name, pattern in INPUTS.items():
+            if name in batch:
+                sizes = check_shape(name, batch[name], pattern, **sizes)
         if sizes.get("C", 1) not in (1, 2):
             raise ValueError(f"motion: {sizes['C']} channels, expected 1 (strength) or 2 (u, v)")
         return sizes
 
     def _encode_images(self, batch, train, ids):
         """Feature maps res2..res5 of all frames, the second branch gated in."""
-        module = part_class("backbone", BACKBONES, self.backbone)
+        module = find_part("backbone", self.backbone)
 
         def encode(field, name):
             backbone = make_part(
@@ -230,7 +248,7 @@ class AVS(nn.Module):
                 ChannelGate(name=f"scale_factor_module_{i}")(second[level])
                 for i, level in enumerate(LEVELS)
             ]
-            kept = self._keep_second_branch(batch["images"].shape[:2], train)
+            kept = self._drop_pre_mask_branch(batch["images"].shape[:2], train)
             features = {
                 level: features[level] + (gate * kept).astype(self.dtype) * second[level]
                 for level, gate in zip(LEVELS, gates, strict=True)
@@ -238,7 +256,7 @@ class AVS(nn.Module):
             seen |= {"pre_sam_backbone": second, "scale_factor": gates}
         return features, seen | {"fused": features}
 
-    def _keep_second_branch(self, shape, train):
+    def _drop_pre_mask_branch(self, shape, train):
         """1 or 0 per clip, for each of its frames: [N, 1, 1, 1]."""
         num_clips, num_frames = shape
         kept = jnp.ones(num_clips, bool)
@@ -250,7 +268,7 @@ class AVS(nn.Module):
 
     def _encode_audio(self, log_mel):
         """Audio tokens [N, 6, 4, D] and the backbone's map [N, 6, 4, C]."""
-        module = part_class("audio_backbone", AUDIO_BACKBONES, self.audio_backbone)
+        module = find_part("audio_backbone", self.audio_backbone)
         backbone = make_part(
             "audio_backbone", module, self.audio_backbone, dtype=self.dtype, name="audio_backbone"
         )
@@ -266,25 +284,7 @@ class AVS(nn.Module):
         )
         return transform(encoded), encoded
 
-    def _refine(self, batch, mask_features, res2, train):
-        """Mask features [N, h, w, D] with what the refiner adds, and its edges."""
-        module = part_class("refiner", REFINERS, self.refiner)
-        refiner = make_part("refiner", module, self.refiner, name="brm")
-        valid = fold(batch["valid"]) if "valid" in batch else None
-        progress = batch.get("progress", 1.0)
-        return refiner(mask_features, res2, progress=progress, train=train, valid=valid)
-
-    def _align(self, batch, audio, size, train, ids):
-        """The fusion's map [N, g, g], the same at `size`, and its intermediates."""
-        module = part_class("fusion", FUSIONS, self.fusion)
-        config = {key: value for key, value in self.fusion.items() if key != "lambda_init"}
-        fusion = make_part("fusion", module, config, dtype=jnp.dtype(self.dtype), name="ama")
-        valid = fold(batch["valid"]) if "valid" in batch else None
-        motion = pad_to_divisor(fold(batch["motion"]))
-        weight, seen = fusion(audio.mean((1, 2)), motion, train=train, valid=valid, ids=ids)
-        return weight, resize_bilinear(weight[..., None], size)[..., 0], seen
-
-    def _unfold(self, decoded, motion_weight, edges, clips_frames):
+    def _unfold(self, decoded, named, clips_frames):
         """Outputs with the axes B and T, but for the intermediates."""
 
         def unfold(x):
@@ -300,12 +300,19 @@ class AVS(nn.Module):
                     "logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ()
                 ),
             }
-        if motion_weight is not None:
-            outputs["motion_weight"] = unfold(motion_weight)
-        if edges is not None:
-            outputs["edge_logits"] = unfold(edges["edge_logits"])
-            outputs["boundary_ramp"] = edges["ramp"]
-        return outputs
+        return outputs | {name: unfold(x) for name, x in named.items()}
+
+
+def _frame_ids(batch, clips_frames):
+    index = batch.get("frame_index")
+    if index is None:
+        index = jnp.broadcast_to(jnp.arange(clips_frames[1]), clips_frames)
+    return frame_ids(index)
+
+
+def _prepare(name: str, x: jax.Array) -> jax.Array:
+    """A field as stages get it: frames folded, images padded."""
+    return pad_to_divisor(fold(x)) if x.ndim == 5 else fold(x)
 
 
 def fold(x: jax.Array) -> jax.Array:
@@ -323,3 +330,42 @@ def prepare_images(images: jax.Array) -> jax.Array:
     """RGB 0..255 [B, T, H, W, 3] to normalised float32 [N, H', W', 3], padded with zeros."""
     mean, std = (np.array(c, np.float32)[None, None, None] for c in (PIXEL_MEAN, PIXEL_STD))
     return pad_to_divisor((fold(images).astype(jnp.float32) - mean) / std)
+
+
+def example_inputs(size: tuple[int, int], motion_channels: int = 1) -> dict[str, np.ndarray]:
+    """One empty frame with every field that a model may read, to initialize parameters with.
+
+    Args:
+      size: (H, W) of its image.
+    """
+    images = np.zeros((1, 1, *size, 3), np.uint8)
+    return {
+        "images": images,
+        "pre_masks": images,
+        "log_mel": np.zeros((1, 1, MEL_FRAMES, MEL_BANDS), np.float32),
+        "motion": np.zeros((1, 1, *size, motion_channels), np.float32),
+        "valid": np.ones((1, 1), bool),
+    }
+
+
+def check_image_size(params: Mapping[str, Any], size: tuple[int, int]) -> None:
+    """Raises where the query mixer, whose width is a number of pixels, is made for other images.
+
+    Args:
+      params: nested, of an AVS.
+      size: (H, W) of the images.
+
+    Raises:
+      InputError: naming both sizes.
+    """
+    have = params["predictor"]["visual_query_block"]["query_mixer"]["layers_0"]["kernel"].shape[0]
+    padded = [n + -n % SIZE_DIVISOR for n in size]
+    want = math.prod(n // MASK_STRIDE for n in padded)
+    if have == want:
+        return
+    side = round(have**0.5)
+    square = f" (images of {side * MASK_STRIDE} x {side * MASK_STRIDE} px)"
+    raise InputError(
+        f"the checkpoint's query mixer is made for {have} pixels at stride {MASK_STRIDE}"
+        f"{square if side * side == have else ''}, images of {size[0]} x {size[1]} px have {want}"
+    )

@@ -1,16 +1,18 @@
-"""What a checkpoint is on disk: how it is found, read and written.
+"""One checkpoint on disk: found once, then asked for its configuration, shapes and values.
 
   WORKDIR/checkpoints/STEP/   state (step, params, batch_stats, opt_state[, ema]), loader, config,
-                              validation (the best score so far), metrics: run_checkpoints.py
-  DIR/                        state (params, batch_stats), config: what a converter leaves, and
-                              `kept`, tensors of its source that the model does not have
+                              validation (the best score so far), metrics (run_checkpoints.py)
+  DIR/                        state (params, batch_stats), config: converted weights, and `kept`,
+                              tensors of the source file that the model does not have
 
-Both are Orbax composites with the same item names, so whoever wants parameters reads either.
+Both are Orbax composites with the same item names, so every reader of parameters accepts either.
 """
 
 import contextlib
 import functools
+import json
 import logging
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,107 +23,245 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from avs_jax.runtime.ema import ema_variables
-from avs_jax.runtime.stored_config import plain_config, read_config
+from avs_jax.runtime.stored_config import plain_config, update_stored
 from avs_jax.spec import InputError, nearest
 
 FOLDER = "checkpoints"
-FULL_DISK = "No space left on device"
 KEPT = "kept"  # item of converted weights
-METRIC = "mIoU"  # what "best" means
 WEIGHTS = ("raw", "ema")  # the parameters, and their average
+FIRST_MEASURE = "mIoU"  # chooses the best checkpoint of runs that do not say which measure does
+MAX_LINES = 20  # of tensors listed where a checkpoint does not fit
+FULL_DISK = "No space left on device"
 
 
-def _write_one_copy() -> None:
-    """Of an array that several devices hold.
+class DamagedCheckpoint(InputError):
+    """A checkpoint whose files are not what was written: one line that names it and the damage."""
 
-    By default each of them writes a slice, cut by a program of its own: hundreds of compilations
-    for the first save.
+
+class Checkpoint:
+    """One checkpoint of a run, or converted weights. Build it with `Checkpoint.find`.
+
+    Attributes:
+      directory: holds the items `state` and `config`.
     """
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that a handler is replaced
-    handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    logger.setLevel(level)
 
+    def __init__(self, directory: pathlib.Path):
+        """A checkpoint in exactly this directory, which is not read yet."""
+        self.directory = directory
 
-_write_one_copy()
+    @classmethod
+    def find(cls, path: str | pathlib.Path) -> "Checkpoint":
+        """Resolves a path.
 
+        Args:
+          path: a run's working directory (its best checkpoint by the run's measure, or its newest
+            if none was evaluated), one step's directory, or converted weights.
 
-def find_checkpoint(directory: str | pathlib.Path) -> pathlib.Path:
-    """The directory that holds the items of the checkpoint that `load_variables` would read."""
-    directory = pathlib.Path(directory).expanduser().resolve()
-    if _is_checkpoint(directory):
-        return directory
-    folder = directory / FOLDER
-    if folder.is_dir():
-        options = ocp.CheckpointManagerOptions(best_fn=score, read_only=True)
-        with ocp.CheckpointManager(folder, options=options) as manager:
-            best = manager.best_step()
-            step = manager.latest_step() if best is None else best
-        if step is not None:
-            return folder / str(step)
-    there = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else "no such folder"
-    raise FileNotFoundError(
-        f"{directory}: no checkpoint; looked for {folder}/STEP (a working directory) and for "
-        f"{directory}/state (one step, or converted weights); found: {there}"
-    )
-
-
-def _is_checkpoint(directory: pathlib.Path) -> bool:
-    return (directory / "state" / "_METADATA").is_file() and (directory / "config").is_dir()
-
-
-def stored_weights(directory: str | pathlib.Path, weights: str = "auto") -> tuple[str, ...]:
-    """Which of WEIGHTS a checkpoint has and `weights` ("auto": all) asks for.
-
-    Raises:
-      FileNotFoundError: as `load_variables`.
-      ValueError: `weights` is none of WEIGHTS and "auto", or the checkpoint does not have them.
-    """
-    directory = find_checkpoint(directory)
-    if weights not in ("auto", *WEIGHTS):
-        raise InputError(f"config.evaluate.weights = {weights!r}: choose auto, raw or ema")
-    there = WEIGHTS if jax.tree.leaves(stored_shapes(directory).get("ema", {})) else ("raw",)
-    if weights == "auto":
-        return there
-    if weights not in there:
-        raise InputError(
-            f"config.evaluate.weights = {weights!r}: {directory} has no average of the parameters "
-            "(config.train.ema_decay was 0)"
+        Raises:
+          FileNotFoundError: names the places that were searched and what they hold.
+          DamagedCheckpoint: the validation results of a step cannot be read.
+        """
+        path = pathlib.Path(path).expanduser().resolve()
+        if (path / "state").is_dir() and (path / "config").is_dir():
+            return cls(path)
+        checkpoints = [cls(directory) for directory in step_directories(path / FOLDER)]
+        if checkpoints:
+            measure = checkpoints[-1].measure
+            scores = [checkpoint.score(measure) for checkpoint in checkpoints]
+            return max(zip(scores, range(len(scores)), checkpoints, strict=True))[-1]
+        found = sorted(p.name for p in path.iterdir()) if path.is_dir() else "no such folder"
+        raise FileNotFoundError(
+            f"{path}: no checkpoint; looked for {path / FOLDER}/STEP (a working directory) and for "
+            f"{path}/state (one step, or converted weights); found: {found}"
         )
-    return (weights,)
+
+    @functools.cached_property
+    def step(self) -> int | None:
+        """Training steps done, None for converted weights."""
+        if not (self.directory / "loader").is_dir():
+            return None
+        return self.read_json("loader")["position"]
+
+    @property
+    def name(self) -> str:
+        """The step, or "converted"."""
+        return "converted" if self.step is None else str(self.step)
+
+    @property
+    def run_directory(self) -> pathlib.Path:
+        """The working directory of a run's checkpoint, the directory itself otherwise."""
+        if self.directory.parent.name == FOLDER and self.step is not None:
+            return self.directory.parent.parent
+        return self.directory
+
+    @functools.cached_property
+    def config(self) -> ConfigDict:
+        """The stored configuration, in today's keys (stored_config.py)."""
+        return update_stored(ConfigDict(self.read_json("config")))
+
+    @property
+    def measure(self) -> str:
+        """Name of the measure by which the best checkpoint of the run is chosen."""
+        if not (self.directory / "validation").is_dir():
+            return FIRST_MEASURE
+        return self.read_json("validation").get("measure", FIRST_MEASURE)
+
+    def score(self, measure: str) -> float:
+        """The validation result by one measure, -inf without one."""
+        if not (self.directory / "metrics").is_dir():
+            return -math.inf
+        score = self.read_json("metrics").get(measure, -math.inf)
+        return -math.inf if math.isnan(score) else score
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, Any]:
+        """The stored state as a tree whose leaves have shape and dtype."""
+        with self._damage_is_an_error("state"):
+            return dict(_state_handler().metadata(self.directory / "state").tree)
+
+    @property
+    def available_weights(self) -> tuple[str, ...]:
+        """WEIGHTS that are stored."""
+        return WEIGHTS if jax.tree.leaves(self.shapes.get("ema", {})) else WEIGHTS[:1]
+
+    def choose_weights(self, weights: str = "auto") -> tuple[str, ...]:
+        """The available weights that config.evaluate.weights asks for; "auto" asks for all.
+
+        Raises:
+          InputError: unknown or unavailable weights.
+        """
+        if weights not in ("auto", *WEIGHTS):
+            raise InputError(f"config.evaluate.weights = {weights!r}: choose auto, raw or ema")
+        if weights == "auto":
+            return self.available_weights
+        if weights not in self.available_weights:
+            raise InputError(
+                f"config.evaluate.weights = {weights!r}: {self.directory} has no average of the "
+                "parameters (config.train.ema_decay was 0)"
+            )
+        return (weights,)
+
+    def variables(self, weights: str = "auto") -> tuple[dict, dict]:
+        """Reads (params, batch_stats), nested dicts of numpy arrays.
+
+        Args:
+          weights: "raw": the parameters; "ema": their average; "auto": the average if available.
+
+        Raises:
+          InputError: unknown or unavailable weights.
+          DamagedCheckpoint: names the tensor.
+        """
+        chosen = self.choose_weights(weights)[-1]
+        names = ("params", "batch_stats", "ema") if chosen == "ema" else ("params", "batch_stats")
+        target = {name: self.shapes[name] for name in names if name in self.shapes}
+        target = {name: tree for name, tree in target.items() if jax.tree.leaves(tree)}
+        state = self.restore(
+            jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), target)
+        )
+        params, batch_stats = state.get("params", {}), state.get("batch_stats", {})
+        if chosen == "ema":
+            params, batch_stats = ema_variables(params, state["ema"])
+        return params, batch_stats
+
+    def kept(self) -> dict[str, np.ndarray]:
+        """The tensors that `save_variables` kept aside by name, {} if there are none."""
+        if not (self.directory / KEPT).is_dir():
+            return {}
+        with self._damage_is_an_error(KEPT):
+            handler, folder = _state_handler(), self.directory / KEPT
+            as_numpy = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree
+            )
+            return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+    def restore(self, target: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads top-level entries of the state.
+
+        Args:
+          target: entry -> tree; its leaves are ShapeDtypeStructs with shardings, or numpy arrays
+            to read numpy arrays.
+
+        Returns:
+          `target` with the stored values.
+
+        Raises:
+          InputError: the checkpoint holds other tensors.
+          DamagedCheckpoint: names the tensor.
+        """
+        stored = {name: tree for name, tree in self.shapes.items() if name in target}
+        problems = shape_mismatches(_shapes(stored), _shapes(target))
+        if problems:
+            raise misfit(self.directory, "the configuration", problems)
+        with self._damage_is_an_error("state"):
+            restored = _state_handler().restore(
+                self.directory / "state",
+                args=ocp.args.PyTreeRestore(
+                    item=dict(target),
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(dict(target)),
+                    partial_restore=True,
+                ),
+            )
+        # Orbax returns the description of an array that is missing on disk, without an error.
+        missing = [
+            _name(path)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
+            if not isinstance(leaf, (jax.Array, np.ndarray))
+        ]
+        if missing:
+            raise DamagedCheckpoint(f"{self.directory} is damaged: no data of {missing[0]}")
+        return restored
+
+    def check_fits(
+        self, params: Mapping, batch_stats: Mapping, model_name: str = "config.model"
+    ) -> None:
+        """Compares the shapes of all parameters and statistics with those of a model.
+
+        Args:
+          params, batch_stats: the model's, nested; leaves with shapes.
+          model_name: the model in the error message.
+
+        Raises:
+          InputError: lists the tensors that are missing, superfluous or of another shape.
+        """
+        problems = []
+        for name, wanted in (("params", params), ("batch_stats", batch_stats)):
+            stored = _shapes(self.shapes.get(name, {}))
+            problems += shape_mismatches(stored, _shapes(wanted))
+        if problems:
+            raise misfit(self.directory, model_name, problems)
+
+    def read_json(self, item: str) -> dict[str, Any]:
+        """Reads an item that is a JSON object, such as `config`.
+
+        Raises:
+          DamagedCheckpoint: it is missing or something else.
+        """
+        with self._damage_is_an_error(item):
+            file = self.directory / item / ("metrics" if item == "metrics" else "metadata")
+            value = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(value, dict):
+                raise ValueError(f"expected a JSON object, found a {type(value).__name__}")
+            return value
+
+    @contextlib.contextmanager
+    def _damage_is_an_error(self, item: str) -> Iterator[None]:
+        try:
+            yield
+        except PermissionError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DamagedCheckpoint(
+                f"{self.directory} is damaged: {item} cannot be read: {reason}"
+            ) from error
 
 
-def load_variables(
-    directory: str | pathlib.Path, weights: str = "auto"
-) -> tuple[dict, dict, ConfigDict]:
-    """Reads the parameters of a checkpoint, whatever devices wrote it.
-
-    Args:
-      directory: a run's working directory (its best checkpoint by validation mIoU, or its newest
-        where none was evaluated), one step's directory, or parameters written by `save_variables`.
-      weights: "raw": the parameters; "ema": their average; "auto": the average where there is one.
-
-    Returns:
-      (params, batch_stats, config): nested dicts of numpy arrays, and the configuration saved.
-
-    Raises:
-      FileNotFoundError: naming what was looked for and what is there.
-      ValueError: `weights` is something else, or the checkpoint does not have them.
-    """
-    directory = find_checkpoint(directory)
-    chosen = stored_weights(directory, weights)[-1]
-    stored = stored_shapes(directory)
-    names = ("params", "batch_stats", "ema") if chosen == "ema" else ("params", "batch_stats")
-    wanted = {name: stored.get(name, {}) for name in names}
-    wanted = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), wanted)
-    wanted = {name: tree for name, tree in wanted.items() if jax.tree.leaves(tree)}
-    state = read_state(directory, wanted)
-    params, batch_stats = state.get("params", {}), state.get("batch_stats", {})
-    if chosen == "ema":
-        params, batch_stats = ema_variables(params, state["ema"])
-    return params, batch_stats, read_config(directory)
+def step_directories(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The complete checkpoints in WORKDIR/checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    steps = (p for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+    return sorted(steps, key=lambda p: int(p.name))
 
 
 def save_variables(
@@ -130,13 +270,13 @@ def save_variables(
     config: ConfigDict,
     kept: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes parameters alone, for `load_variables`.
+    """Writes parameters alone.
 
     Args:
       directory: must not exist.
       variables: {"params": ..., "batch_stats": ...}, nested dicts of arrays; batch_stats optional.
       config: the configuration they belong to.
-      kept: name -> array, tensors of a foreign file that no parameter takes, for `load_kept`.
+      kept: name -> array, tensors of a foreign file that no parameter takes.
 
     Raises:
       OSError: the disk is full.
@@ -151,93 +291,38 @@ def save_variables(
         items[KEPT] = ocp.args.PyTreeSave(dict(kept))
     with (
         full_disk_is_os_error(directory, "nothing was written; make room and run it again"),
-        ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer,
+        ocp.Checkpointer(ocp.CompositeCheckpointHandler(handler_registry=item_handlers())) as saver,
     ):
-        checkpointer.save(directory, args=ocp.args.Composite(**items))
+        saver.save(directory, args=ocp.args.Composite(**items))
 
 
-def load_kept(directory: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """What `save_variables` kept aside: name -> array, {} where it kept nothing.
+def item_handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """Orbax's handlers of the items of a checkpoint."""
+    registry = ocp.DefaultCheckpointHandlerRegistry()
+    for item in ("state", KEPT):
+        registry.add(item, ocp.args.PyTreeSave, _state_handler())
+    for item in ("loader", "config", "validation"):
+        registry.add(item, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+    return registry
 
-    Raises:
-      FileNotFoundError: there is no checkpoint.
+
+def _state_handler() -> ocp.PyTreeCheckpointHandler:
+    """Orbax's handler of arrays, which writes one copy of an array that several devices hold.
+
+    By default each device writes a slice, cut by a program of its own: hundreds of compilations for
+    the first save.
     """
-    directory = find_checkpoint(directory)
-    if not (directory / KEPT).is_dir():
-        return {}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        stored = checkpointer.metadata(directory / KEPT).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-        args = ocp.args.PyTreeRestore(restore_args=as_numpy)
-        return checkpointer.restore(directory / KEPT, args=args)
-
-
-def score(metrics: Mapping[str, float]) -> float:
-    """The number by which one checkpoint is better than another."""
-    return metrics[METRIC]
-
-
-def stored_shapes(directory: pathlib.Path) -> dict[str, Any]:
-    """What the state of one checkpoint holds: a tree of leaves with shape and dtype.
-
-    Args:
-      directory: of one checkpoint, as `find_checkpoint` gives it.
-    """
-    return _read_shapes(directory, (directory / "state" / "_METADATA").stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4)  # a checkpoint is asked several times, and answers in seconds
-def _read_shapes(directory: pathlib.Path, written: int) -> dict[str, Any]:
-    del written  # another checkpoint where it differs
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.metadata(directory / "state").item_metadata.tree
-
-
-def read_state(directory: pathlib.Path, target: dict) -> dict:
-    """Reads the top-level items of `target` from one checkpoint.
-
-    Args:
-      directory: of one checkpoint, as `find_checkpoint` gives it.
-      target: leaves are ShapeDtypeStructs with shardings, or numpy arrays where numpy is wanted.
-
-    Returns:
-      `target` with the stored values.
-
-    Raises:
-      ValueError: the checkpoint holds other tensors, which are all named.
-    """
-    stored = {name: tree for name, tree in stored_shapes(directory).items() if name in target}
-    problems = differences(_paths(stored), _paths(target))
-    if problems:
-        raise InputError(f"{directory} holds other tensors:\n  " + "\n  ".join(problems))
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(
-            directory / "state",
-            args=ocp.args.PyTreeRestore(
-                item=target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                partial_restore=True,
-            ),
+    types = ocp.type_handlers
+    return ocp.PyTreeCheckpointHandler(
+        type_handler_registry=types.create_type_handler_registry(
+            (np.number, types.ScalarHandler()),
+            (np.ndarray, types.NumpyHandler()),
+            (jax.Array, types.ArrayHandler(use_replica_parallel=False)),
         )
-    absent = [  # a key that is missing on disk comes back as its description, without an error
-        path
-        for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
-        if not isinstance(leaf, (jax.Array, np.ndarray))
-    ]
-    if absent:
-        raise ValueError(f"{directory}: not restored: {absent}")
-    return restored
+    )
 
 
-def _paths(tree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
-
-
-def differences(
+def shape_mismatches(
     stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
     """A line per tensor that is missing, superfluous or of another shape.
@@ -249,25 +334,54 @@ def differences(
     problems = [f"{p} {s}: not in the checkpoint" for p, s in wanted.items() if p not in stored]
     for path, shape in stored.items():
         if path not in wanted:
-            near = nearest(path, list(wanted), 1)
-            problems.append(f"{path} {shape}: the model has none (nearest: {near})")
+            near = ", ".join(nearest(path, list(wanted), 1)) or "nothing"
+            problems.append(f"{path} {shape}: not in the model (nearest: {near})")
         elif shape != wanted[path]:
-            problems.append(f"{path}: {shape} in the checkpoint, the model wants {wanted[path]}")
+            problems.append(f"{path}: {shape} in the checkpoint, {wanted[path]} in the model")
     return problems
+
+
+def misfit(
+    directory: str | pathlib.Path, model_name: str, problems: list[str], advice: str = ""
+) -> InputError:
+    """The error for a checkpoint whose tensors are not the model's.
+
+    Args:
+      directory: of the checkpoint.
+      model_name: where the model comes from, such as "config.model".
+      problems: from `shape_mismatches`.
+      advice: what the user can do, in parentheses.
+    """
+    shown = problems[:MAX_LINES]
+    if len(problems) > MAX_LINES:
+        shown.append(f"and {len(problems) - MAX_LINES} more")
+    lines = "".join(f"\n  {line}" for line in shown)
+    return InputError(
+        f"{directory} does not fit {model_name}, {len(problems)} tensor(s){advice}:{lines}"
+    )
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 @contextlib.contextmanager
 def full_disk_is_os_error(
     directory: pathlib.Path,
-    advice: str = "the last complete one is kept, and the same command goes on from it once there "
-    "is room",
+    advice: str = "the last complete one is kept; make room and give the same command to resume "
+    "from it",
 ) -> Iterator[None]:
-    """Orbax reports a full disk as a ValueError of many lines, from its background thread.
+    """Turns Orbax's report of a full disk, a ValueError of many lines, into an OSError of one.
 
-    Each of its threads logs the same error with its traceback as well: those records are dropped,
-    for the error itself arrives here at the next save, wait or close.
+    Each of Orbax's background threads also logs the error with its traceback. Those records are
+    dropped, because the error itself arrives here at the next save, wait or close.
     """
-    logging.getLogger("absl").addFilter(_is_not_a_full_disk)  # once, however often it is added
+    logging.getLogger("absl").addFilter(_is_not_a_full_disk)  # adding it again has no effect
     try:
         yield
     except Exception as error:
@@ -279,3 +393,39 @@ def full_disk_is_os_error(
 def _is_not_a_full_disk(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     return FULL_DISK not in record.getMessage() and FULL_DISK not in str(error)
+
+
+# ---- the functions that `Checkpoint` replaces, for callers that have not moved yet ----
+
+
+def find_checkpoint(directory: str | pathlib.Path) -> pathlib.Path:
+    """`Checkpoint.find(directory).directory`."""
+    return Checkpoint.find(directory).directory
+
+
+def stored_weights(directory: str | pathlib.Path, weights: str = "auto") -> tuple[str, ...]:
+    """`Checkpoint.find(directory).choose_weights(weights)`."""
+    return Checkpoint.find(directory).choose_weights(weights)
+
+
+def load_variables(
+    directory: str | pathlib.Path, weights: str = "auto"
+) -> tuple[dict, dict, ConfigDict]:
+    """(*Checkpoint.find(directory).variables(weights), its config)."""
+    checkpoint = Checkpoint.find(directory)
+    return *checkpoint.variables(weights), checkpoint.config
+
+
+def load_kept(directory: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """`Checkpoint.find(directory).kept()`."""
+    return Checkpoint.find(directory).kept()
+
+
+def stored_shapes(directory: pathlib.Path) -> dict[str, Any]:
+    """`Checkpoint(directory).shapes`."""
+    return Checkpoint(directory).shapes
+
+
+def read_state(directory: pathlib.Path, target: dict) -> dict:
+    """`Checkpoint(directory).restore(target)`."""
+    return Checkpoint(directory).restore(target)

@@ -3,22 +3,50 @@
 Flags belong to one call, not to the process, so that a `main` can be called any number of times.
 """
 
+import importlib.util
 import pathlib
 import re
 import sys
+import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import InputError, nearest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent  # holds configs/
+# Keys of config.data that say where records lie and how they are read, not what a model expects.
+FREE_DATA_KEYS = (
+    r"data\.(dataset|data_dir|num_frames|num_workers|prefetch)",
+    r"data\.motion\.(model|pairs)",
+)
 
 
 class UsageError(InputError):
     """A command line that asks for something that does not exist; one line, for the user."""
+
+
+class CommandLine(NamedTuple):
+    """A parsed command line.
+
+    Attributes:
+      config: of --config with the overrides, locked; None where none is given.
+      values: the program's own flags.
+      overrides: the arguments --config.any.key=value.
+    """
+
+    config: ConfigDict | None
+    values: flags.FlagValues
+    overrides: Sequence[str]
+
+    @property
+    def overridden(self) -> set[str]:
+        """Keys of the overrides, "." between levels."""
+        return {_key(arg) for arg in self.overrides}
 
 
 def parse(
@@ -27,7 +55,7 @@ def parse(
     description: str,
     required: Sequence[str] = (),
     needs_config: bool = True,
-) -> tuple[ConfigDict | None, flags.FlagValues]:
+) -> CommandLine:
     """Parses a command line.
 
     Args:
@@ -35,10 +63,8 @@ def parse(
       define: registers the program's own flags in the FlagValues it is given.
       description: printed by --help.
       required: own flags that must have a value.
-      needs_config: whether --config must be there too.
-
-    Returns:
-      the configuration, overrides applied and locked, or None where none is given; the flags.
+      needs_config: whether --config must be given; where not, a checkpoint's configuration serves
+        (`checkpoint_config`).
 
     Raises:
       UsageError: unknown flag, key, file or variant, or a value of another type; names the nearest
@@ -48,8 +74,7 @@ def parse(
     argv = list(argv)
     quiet_libraries()
     _check_config_file(argv)
-    if str(ROOT) not in sys.path:  # configuration files import configs.base
-        sys.path.append(str(ROOT))
+    find_configs()
     own = [arg for arg in argv if not arg.startswith(("--config.", "-config."))]
     overrides = [arg for arg in argv if arg not in own]
     values, config = _parse_own(own, define, description)
@@ -57,19 +82,80 @@ def parse(
     missing = [name for name in needed if getattr(values, name) is None]
     if missing:
         raise UsageError(f"--{missing[0]} is missing; --help lists the flags")
-    if config is None:
-        if overrides:
-            raise UsageError(f"{overrides[0]}: there is no --config to override")
-        return None, values
-    keys = _leaves("", config)
+    if config is not None:
+        config = override(config, overrides)
+    return CommandLine(config, values, overrides)
+
+
+def checkpoint_config(line: CommandLine, checkpoint: Checkpoint) -> tuple[ConfigDict, list[str]]:
+    """The configuration under which a checkpoint is used.
+
+    The task, the model and what of the data the model depends on come from the checkpoint; the rest
+    from --config where it is given, else from the checkpoint too. What is written on the command
+    line overrides both.
+
+    Returns:
+      the configuration, and a sentence per override that differs from the checkpoint, and per value
+      of the --config file that is not used.
+
+    Raises:
+      InputError: the checkpoint holds no whole model; an unknown key or a value of another type.
+    """
+    stored = checkpoint.config
+    if "model" not in stored or "data" not in stored:
+        name = stored.get("name", "something without a name")
+        raise InputError(f"{checkpoint.directory} holds {name}, not a whole model")
+    base, notes = _with_tuples(stored), []
+    if line.config is not None:
+        base = _with_tuples(line.config)
+        given = _leaves_of(line.config)
+        for key, value in _leaves_of(_with_tuples(stored)).items():
+            if not _belongs_to_checkpoint(key):
+                continue
+            if key in given and given[key] != value and key not in line.overridden:
+                notes.append(f"config.{key} = {value!r} as in the checkpoint, not {given[key]!r}")
+            _assign(base, key, value)
+        base.model = ConfigDict(_with_tuples(stored).model)
+    config = override(base, line.overrides)
+    now, then = _leaves_of(config), _leaves_of(_with_tuples(stored))
+    for key in sorted(line.overridden & now.keys() & then.keys()):
+        if now[key] != then[key] and _belongs_to_checkpoint(key):
+            notes.append(f"config.{key} = {now[key]!r} by the command line, trained {then[key]!r}")
+    return config, notes
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """The configuration with --config.any.key=value applied, locked.
+
+    Raises:
+      UsageError: an unknown key, or a value of another type; names the nearest keys.
+    """
+    keys = _all_keys("", config)
     for arg in overrides:
-        key = arg.lstrip("-").removeprefix("config.").split("=")[0]
-        if key not in keys:
-            known = ", ".join(nearest(key, keys)) or ", ".join(config)
-            raise UsageError(f"--config.{key}: no such key; nearest: {known}")
-    # ml_collections reads them in this order only; here any order will do.
-    values, config = _parse_own([*own, *overrides], define, description)
-    return config, values
+        if _key(arg) not in keys:
+            known = ", ".join(nearest(_key(arg), keys)) or ", ".join(config)
+            raise UsageError(f"--config.{_key(arg)}: no such key; nearest: {known}")
+    values = flags.FlagValues()
+    argv = ["", *overrides]
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        return holder.value
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UsageError(_one_line(error)) from error
+
+
+def find_configs() -> None:
+    """Makes `configs` the package beside avs_jax, wherever the program runs.
+
+    A package of that name in the working directory is not taken for it.
+    """
+    folder = ROOT / "configs"
+    if "configs" not in sys.modules and folder.is_dir():
+        package = types.ModuleType("configs")
+        package.__path__ = [str(folder)]
+        package.__spec__ = importlib.util.spec_from_loader("configs", None, is_package=True)
+        sys.modules["configs"] = package
 
 
 def quiet_libraries() -> None:
@@ -85,6 +171,8 @@ def _check_config_file(argv: Sequence[str]) -> None:
             there = sorted(str(p) for p in path.parent.glob("*.py"))
             known = ", ".join(nearest(str(path), there)) or "no .py in that folder"
             raise UsageError(f"--config={value}: {path} is not a file; nearest: {known}")
+        if path.suffix != ".py":
+            raise UsageError(f"--config={value}: {path} is not a Python file of configs/")
 
 
 def _parse_own(argv, define, description) -> tuple[flags.FlagValues, ConfigDict | None]:
@@ -104,24 +192,73 @@ def _parse_own(argv, define, description) -> tuple[flags.FlagValues, ConfigDict 
             rest = values(argv)
         config = holder.value
         if config is not None:
-            config.keys()  # a file that could not be loaded says so only when it is used
+            config.keys()  # a file that could not be loaded raises only when it is used
+    except SyntaxError as error:
+        raise UsageError(f"--config: {error.filename}, line {error.lineno}: {error.msg}") from error
     except (flags.Error, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
-        raise UsageError(reason) from error
+        raise UsageError(_one_line(error)) from error
     if values.help:
         print(description, values.get_help(), sep="\n")
         raise SystemExit(0)
     if len(rest) > 1:
-        raise UsageError(f"{rest[1]!r}: not a flag; write --name=value")
+        place = argv.index(rest[1]) if rest[1] in argv else 0
+        after = f" after {argv[place - 1]}" if place > 1 else ""
+        raise UsageError(f"{rest[1]!r}{after}: not a flag; write --name=value")
     return values, config
 
 
-def _leaves(prefix: str, config) -> list[str]:
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+
+
+def _key(arg: str) -> str:
+    return arg.lstrip("-").removeprefix("config.").split("=")[0]
+
+
+def _all_keys(prefix: str, config: Mapping) -> list[str]:
     """Keys of a nested configuration, sections included."""
     found = []
     for name, value in config.items():
         found.append(prefix + name)
         if isinstance(value, ConfigDict):
-            found += _leaves(f"{prefix}{name}.", value)
+            found += _all_keys(f"{prefix}{name}.", value)
     return found
+
+
+def _leaves_of(config: ConfigDict) -> dict[str, Any]:
+    """Key -> value, without the sections."""
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            found |= {f"{name}.{key}": leaf for key, leaf in _leaves_of(value).items()}
+        else:
+            found[name] = value
+    return found
+
+
+def _with_tuples(config: ConfigDict) -> ConfigDict:
+    """An unlocked copy without references, whose lists, which come from JSON, are tuples."""
+
+    def convert(value):
+        if isinstance(value, Mapping):
+            return {name: convert(inner) for name, inner in value.items()}
+        return tuple(convert(x) for x in value) if isinstance(value, (list, tuple)) else value
+
+    return ConfigDict(convert(config.copy_and_resolve_references().to_dict()))
+
+
+def _belongs_to_checkpoint(key: str) -> bool:
+    if any(re.fullmatch(rule, key) for rule in FREE_DATA_KEYS):
+        return False
+    return key.startswith(("model.", "data.")) or key in ("task", "host", "name")
+
+
+def _assign(config: ConfigDict, key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        if section not in config:
+            config[section] = ConfigDict()
+        config = config[section]
+    with config.ignore_type():
+        config[name] = value

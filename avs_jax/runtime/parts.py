@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from avs_jax.runtime.checkpoint import differences, load_variables
+from avs_jax.runtime.checkpoint import load_variables, shape_mismatches
 from avs_jax.runtime.optim import flatten, unflatten
 from avs_jax.spec import InputError
 
@@ -55,7 +55,7 @@ def fill_variables(
         keep = {path for path in initial if any(re.fullmatch(rule, path) for rule in fresh)}
         drop = {path for path in loaded if any(re.fullmatch(rule, path) for rule in dropped)}
         aside += sorted(keep | drop)
-        problems += differences(
+        problems += shape_mismatches(
             {path: x.shape for path, x in loaded.items() if path not in keep | drop},
             {path: x.shape for path, x in initial.items() if path not in keep},
         )

@@ -1,8 +1,8 @@
-"""The checkpoints of a run: saved in the background, restored on any mesh, the best ones kept.
+"""The checkpoints of a run: saved in the background, restored on any mesh, the best one kept.
 
-Saves count only once they are complete: one that was cut off is not seen by the next start. The
-newest N are kept, and the best by validation mIoU: of the average of the parameters where there is
-one (ema.py), else of the parameters. What a checkpoint holds: checkpoint.py.
+A save counts only once it is complete: the next start ignores an interrupted one. The newest N are
+kept, and the best by the task's measure on the validation split: of the average of the parameters
+if there is one (ema.py), of the parameters otherwise. checkpoint.py describes the files.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from avs_jax.runtime.checkpoint import (
+    FIRST_MEASURE,
     FOLDER,
+    Checkpoint,
     full_disk_is_os_error,
-    read_state,
-    score,
-    stored_shapes,
+    item_handlers,
 )
 from avs_jax.runtime.step import TrainState
-from avs_jax.runtime.stored_config import check_same_config, plain_config, read_config
+from avs_jax.runtime.stored_config import check_same_config, plain_config
 from avs_jax.spec import InputError
 
 STATE_FIELDS = ("step", "params", "batch_stats", "opt_state", "ema")
@@ -30,12 +30,12 @@ STATE_FIELDS = ("step", "params", "batch_stats", "opt_state", "ema")
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What a run's evaluations came to so far.
+    """The outcome of a run's evaluations so far.
 
     Attributes:
       best: the best score, None before the first evaluation.
       best_step: the step that had it.
-      since_best: evaluations since, none of which was better.
+      since_best: evaluations since then, none of which was better.
     """
 
     best: float | None = None
@@ -43,7 +43,7 @@ class Validation:
     since_best: int = 0
 
     def after(self, step: int, score: float) -> "Validation":
-        """With one evaluation more."""
+        """With one more evaluation."""
         if self.best is None or score > self.best:
             return Validation(score, step)
         return dataclasses.replace(self, since_best=self.since_best + 1)
@@ -54,65 +54,71 @@ class Checkpoints:
 
     Attributes:
       directory: WORKDIR/checkpoints.
-      validation: the history of evaluations; saved and restored with the state, so a run that goes
-        on runs out of patience where one that never stopped does.
+      validation: the history of evaluations. It is saved and restored with the state, so a resumed
+        run loses patience at the step where an uninterrupted one does.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, config: ConfigDict):
-        """Opens the checkpoints of a working directory; leftovers of interrupted saves are ignored.
+    def __init__(
+        self, workdir: str | pathlib.Path, config: ConfigDict, measure: str = FIRST_MEASURE
+    ):
+        """Opens the checkpoints of a working directory and removes interrupted saves.
 
         Args:
-          workdir: the run's directory; made if need be.
+          workdir: the run's directory; created if missing.
           config: the run's configuration, saved with every checkpoint.
+          measure: the validation result that chooses the best checkpoint; larger is better.
         """
         self.directory = pathlib.Path(workdir).expanduser().resolve() / FOLDER
         self.validation = Validation()
-        self._config = config
-        policies = [
-            checkpoint_managers.LatestN(config.train.keep_latest),
-            checkpoint_managers.BestN(
-                get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
-            ),
-        ]
-        self._manager = ocp.CheckpointManager(
+        self._config, self._measure = config, measure
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        def score(metrics: Mapping[str, float]) -> float:
+            return metrics[self._measure]
+
+        best = checkpoint_managers.BestN(
+            get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
+        )
+        newest = checkpoint_managers.LatestN(self._config.train.keep_latest)
+        return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, best]),
                 best_fn=score,
                 cleanup_tmp_directories=True,
             ),
+            handler_registry=item_handlers(),
         )
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint, None where there is none."""
+        """Step of the newest complete checkpoint, None if there is none."""
         return self._manager.latest_step()
 
     def restore(self, target: TrainState) -> tuple[TrainState, int] | None:
-        """The newest complete checkpoint, on the mesh of `target`.
+        """Reads the newest complete checkpoint onto the mesh of `target`.
 
         Args:
-          target: ShapeDtypeStructs with shardings; any mesh, not only the one that saved.
+          target: ShapeDtypeStructs with shardings, on any mesh.
 
         Returns:
-          (state, position of the loader), or None where nothing has been saved.
+          (state, position of the loader), or None if nothing has been saved.
 
         Raises:
-          ValueError: the checkpoint was made by another configuration, or holds other tensors.
+          InputError: the checkpoint was made by another configuration, or holds other tensors.
         """
         step = self.latest_step
         if step is None:
             return None
-        directory = self.directory / str(step)
-        check_same_config(read_config(directory), self._config, directory)
-        restored = {"ema": {}} | read_state(directory, _with_ema_or_without(target, directory))
-        loader = self._manager.restore(
-            step, args=ocp.args.Composite(loader=ocp.args.JsonRestore())
-        )["loader"]
-        if (directory / "validation").is_dir():  # an older checkpoint has none
-            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-                self.validation = Validation(**checkpointer.restore(directory / "validation"))
-        return TrainState(**restored), loader["position"]
+        checkpoint = Checkpoint(self.directory / str(step))
+        check_same_config(checkpoint.config, self._config, checkpoint.directory)
+        restored = {"ema": {}} | checkpoint.restore(_with_ema_or_without(target, checkpoint))
+        if (checkpoint.directory / "validation").is_dir():  # old checkpoints have none
+            validation = checkpoint.read_json("validation")
+            validation.pop("measure", None)
+            self.validation = Validation(**validation)
+        return TrainState(**restored), checkpoint.step
 
     def save(self, state: TrainState, position: int, metrics: Mapping[str, float] | None = None):
         """Saves in the background; the state may be donated to the next step at once.
@@ -120,19 +126,21 @@ class Checkpoints:
         Args:
           state: the state after `position` steps.
           position: batches that the loader has given.
-          metrics: validation results, with `mIoU`, if there are any. A checkpoint of the same step
-            that was saved without any is replaced.
+          metrics: validation results with the run's measure, if any. They replace a checkpoint of
+            the same step that was saved without results.
 
         Raises:
           RuntimeError: Orbax declined the step, as it does for one that exists already.
         """
         step = int(position)
         if metrics is not None:
-            self.validation = self.validation.after(step, float(score(metrics)))
+            metrics = {name: float(value) for name, value in metrics.items()}
+            self.validation = self.validation.after(step, metrics[self._measure])
             if step == self.latest_step:
                 self.wait()
                 if not self.is_evaluated(step):
                     self._manager.delete(step)
+        validation = dataclasses.asdict(self.validation) | {"measure": self._measure}
         with full_disk_is_os_error(self.directory):
             saved = self._manager.save(
                 step,
@@ -140,13 +148,13 @@ class Checkpoints:
                     state=ocp.args.PyTreeSave(_as_dict(state)),
                     loader=ocp.args.JsonSave({"position": step}),
                     config=ocp.args.JsonSave(plain_config(self._config)),
-                    validation=ocp.args.JsonSave(dataclasses.asdict(self.validation)),
+                    validation=ocp.args.JsonSave(validation),
                 ),
-                metrics=None if metrics is None else {k: float(v) for k, v in metrics.items()},
+                metrics=metrics,
             )
         if not saved:
             raise RuntimeError(
-                f"{self.directory}: step {step} was not saved; there are "
+                f"{self.directory}: step {step} was not saved; existing steps: "
                 f"{list(self._manager.all_steps())}"
             )
 
@@ -169,14 +177,14 @@ def _as_dict(state: TrainState) -> dict:
     return {name: getattr(state, name) for name in STATE_FIELDS}
 
 
-def _with_ema_or_without(target: TrainState, directory: pathlib.Path) -> dict:
-    """What to read of a checkpoint, which has no average if it is older than averages."""
+def _with_ema_or_without(target: TrainState, checkpoint: Checkpoint) -> dict:
+    """What to read of a checkpoint; very old ones have no entry for averages."""
     wanted = _as_dict(target)
     if not jax.tree.leaves(wanted["ema"]):
         del wanted["ema"]
-    elif not jax.tree.leaves(stored_shapes(directory).get("ema", {})):
+    elif "ema" not in checkpoint.available_weights:
         raise InputError(
-            f"{directory} has no average of the parameters to go on with: set "
+            f"{checkpoint.directory} has no average of the parameters to resume from: set "
             "config.train.ema_decay=0, or use another --workdir with config.train.init_from"
         )
     return wanted

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from avs_jax.spec import HOST_FIELDS, Array, InputError
+from avs_jax.spec import Array, InputError
 
 AXES = ("data", "fsdp")
 # (path regex, how a leaf is laid out): the first row that matches the whole path counts. "shard"
@@ -132,15 +132,14 @@ def batch_shapes(
     return {
         name: jax.ShapeDtypeStruct((batch_size, *value.shape[1:]), value.dtype, sharding=rows)
         for name, value in example.items()
-        if name not in HOST_FIELDS
     }
 
 
 def put_batch(batch: Mapping[str, Array], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays -> arrays over the mesh, rows over all devices, without the host's own fields.
+    """Host arrays -> arrays over the mesh, rows over all devices.
 
     Args:
-      batch: this process's rows, a P-th of the batch where P processes run.
+      batch: this process's rows, a P-th of the batch where P processes run; arrays only.
       mesh: from `make_mesh`.
 
     Raises:
@@ -150,8 +149,6 @@ def put_batch(batch: Mapping[str, Array], mesh: Mesh) -> dict[str, jax.Array]:
     local = len(mesh.local_devices)
     arrays = {}
     for name, value in batch.items():
-        if name in HOST_FIELDS:
-            continue
         value = np.asarray(value)
         if value.shape[0] % local:
             raise ValueError(

@@ -1,58 +1,87 @@
-"""The configuration that a checkpoint carries, and whether a run may go on under another one."""
+"""The configuration stored with a checkpoint: brought up to date, compared with today's, digested.
 
+A stored configuration has the keys of the day it was written. `update_stored` renames, drops and
+adds keys so that it means today what it meant then.
+"""
+
+import hashlib
 import json
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from avs_jax.spec import InputError
 
-# Keys that a resumed run may change: they leave every update of the parameters as it was, the mesh
-# up to the order of float32 sums.
+# Keys that a resumed run may change. No parameter update depends on them, except that the mesh
+# changes the order of float32 sums.
 HARMLESS_KEYS = (
     r"data\.(num_workers|prefetch|data_dir)",
     r"data\.motion\.(model|pairs)",  # of own videos
     r"train\.(log_every|eval_every|checkpoint_every|keep_latest|num_pictures|compilation_cache)",
     r"train\.(patience|final_splits)",
+    r"(init\..*|train\.init_(from|fresh|dropped))",  # read before step 1 only
     r"profile_steps",
     r"train\.mesh\..*",
     r"model\.remat",
     r"evaluate\..*",
 )
-# Keys that configurations once had: a checkpoint that holds them can still be resumed.
+# Regexes of keys that no longer exist.
 REMOVED_KEYS = (r"model\.backbone\.remat",)  # now model.remat
+# Old key -> new key. The value stays the same.
+RENAMED_KEYS: dict[str, str] = {}
+# Key that was added later -> the value that reproduces what happened before it existed.
+ADDED_KEYS: dict[str, Any] = {}
 
 
 def plain_config(config: ConfigDict) -> dict:
-    """The configuration as JSON would give it back: references resolved, tuples as lists."""
+    """The configuration as JSON would return it: references resolved, tuples as lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def read_config(directory: pathlib.Path) -> ConfigDict:
-    """The configuration stored in one checkpoint."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return ConfigDict(checkpointer.restore(directory / "config"))
+def update_stored(config: ConfigDict) -> ConfigDict:
+    """A stored configuration in today's keys: RENAMED_KEYS, REMOVED_KEYS, then ADDED_KEYS.
+
+    A key is added where its section exists; top-level keys are added to whole configurations only.
+    The configuration of a component's weights ({"part": "backbone", "backbone": {...}}) holds
+    sections of config.model, and changes as those do.
+    """
+    is_component = "part" in config
+    flat = flat_config(config)
+    if is_component:
+        flat = {k if k == "part" else f"model.{k}": value for k, value in flat.items()}
+    flat = {RENAMED_KEYS.get(key, key): value for key, value in flat.items()}
+    flat = {key: value for key, value in flat.items() if not _matches(key, REMOVED_KEYS)}
+    for key, value in ADDED_KEYS.items():
+        section = key.rpartition(".")[0] or "model"
+        is_known = any(other.startswith(f"{section}.") for other in flat)
+        if is_known and not (is_component and "." not in key):
+            flat.setdefault(key, value)
+    if is_component:
+        flat = {key.removeprefix("model."): value for key, value in flat.items()}
+    return ConfigDict(_nested(flat))
 
 
 def check_same_config(stored: ConfigDict, config: ConfigDict, directory: pathlib.Path) -> None:
-    """Raises where a run would go on under another configuration.
+    """Raises if a run would resume under another configuration.
 
-    A key that the stored configuration lacks is younger than the checkpoint: its present value
+    A key that the stored configuration lacks is newer than the checkpoint: its present value
     holds, and stderr says so in one line.
 
+    Args:
+      stored: the checkpoint's, as it was written or from `update_stored`.
+      config: today's.
+      directory: of the checkpoint, for the messages.
+
     Raises:
-      ValueError: listing each key that differs with both values, HARMLESS_KEYS aside; a key that
-        is stored and exists no more differs, unless REMOVED_KEYS has it.
+      InputError: lists each key that differs with both values, HARMLESS_KEYS aside.
     """
-    old, new = _flat_config(stored), _flat_config(config)
-    old = {k: v for k, v in old.items() if k in new or not _matches(k, REMOVED_KEYS)}
-    younger = sorted(set(new) - set(old))
+    old, new = flat_config(update_stored(stored)), flat_config(config)
+    newer = sorted(set(new) - set(old))
     lines = [
         f"{key}: {old[key]!r} in the checkpoint, {new.get(key, 'absent')!r} now"
         for key in sorted(old)
@@ -63,21 +92,47 @@ def check_same_config(stored: ConfigDict, config: ConfigDict, directory: pathlib
             f"{directory} was made by another configuration; use another --workdir, or the same "
             "values:\n  " + "\n  ".join(lines)
         )
-    if younger and jax.process_index() == 0:
-        values = ", ".join(f"{key} = {new[key]!r}" for key in younger)
-        print(
-            f"{directory} is older than these keys, which hold as given: {values}", file=sys.stderr
-        )
+    if newer and jax.process_index() == 0:
+        values = ", ".join(f"{key} = {new[key]!r}" for key in newer)
+        print(f"{directory} is older than these keys, used as given: {values}", file=sys.stderr)
 
 
-def _matches(key: str, rules: Sequence[str]) -> bool:
-    return any(re.fullmatch(rule, key) for rule in rules)
+def digest(config: ConfigDict, keys: Iterable[str]) -> str:
+    """sha256 over some keys of a configuration, in hex.
+
+    It depends neither on the order of keys nor on whether a sequence is a tuple or a list.
+
+    Args:
+      config: the whole configuration.
+      keys: regexes of dotted keys or of their sections: r"model" and r"data\\.motion" take all
+        keys of a section.
+    """
+    rules = [rf"(?:{rule})(\..*)?" for rule in keys]
+    chosen = {key: value for key, value in flat_config(config).items() if _matches(key, rules)}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 
-def _flat_config(config: ConfigDict) -> dict[str, Any]:
-    def walk(prefix, value):
-        if not isinstance(value, dict):
+def flat_config(config: ConfigDict) -> dict[str, Any]:
+    """Dotted key -> plain value. An empty section is a value."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict) or not value:
             return {prefix: value}
         return {k: v for name in value for k, v in walk(f"{prefix}.{name}", value[name]).items()}
 
     return {key.removeprefix("."): value for key, value in walk("", plain_config(config)).items()}
+
+
+def _nested(flat: Mapping[str, Any]) -> dict:
+    tree: dict = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        section = tree
+        for step in sections:
+            section = section.setdefault(step, {})
+        section[name] = value
+    return tree
+
+
+def _matches(key: str, rules: Sequence[str]) -> bool:
+    return any(re.fullmatch(rule, key) for rule in rules)

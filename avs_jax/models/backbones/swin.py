@@ -36,6 +36,7 @@ from avs_jax.models.backbones.stages import (
     draw_drop_path,
 )
 from avs_jax.models.layers import LayerNorm, Linear, torch_uniform
+from avs_jax.models.rules import STAGES, Config, Rule, at_least, within
 from avs_jax.spec import InputError, check_shape
 
 PATCH = 4  # pixels per side of a token of the first stage
@@ -44,6 +45,24 @@ MASKED = -100.0  # added to the score of two tokens that only the cyclic shift m
 KEPT = ("qkv", "attended", "residual", "hidden")
 
 Array = jax.Array
+
+
+def _stage_widths(config: Config) -> list[int]:
+    return [config["backbone"]["embed_dim"] * 2**stage for stage in range(STAGES)]
+
+
+def _has_heads_per_stage(heads: Sequence[int], config: Config) -> bool:
+    widths = _stage_widths(config)
+    return len(heads) == STAGES and all(
+        n >= 1 and width % n == 0 for n, width in zip(heads, widths, strict=True)
+    )
+
+
+def _describe_heads(config: Config) -> str:
+    return (
+        f"{STAGES} numbers that divide {_stage_widths(config)}, the stages' channels "
+        f"(model.backbone.embed_dim = {config['backbone']['embed_dim']})"
+    )
 
 
 class Swin(nn.Module):
@@ -68,6 +87,17 @@ class Swin(nn.Module):
     drop_path_rate: float = 0.3
     remat: bool = False
     dtype: str = "float32"
+
+    RULES = (
+        *at_least(1, "backbone.embed_dim", "backbone.window_size"),
+        within(
+            "backbone.depths",
+            lambda x: len(x) == STAGES and min(x) >= 1,
+            f"{STAGES} numbers, each at least 1",
+        ),
+        Rule("backbone.num_heads", _has_heads_per_stage, _describe_heads),
+        within("backbone.drop_path_rate", lambda x: 0 <= x < 1, "a rate, 0 <= rate < 1"),
+    )
 
     @nn.compact
     def __call__(

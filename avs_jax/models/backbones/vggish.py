@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from avs_jax.models.rules import at_least
 from avs_jax.spec import MEL_BANDS, MEL_FRAMES, check_shape
 
 # The groups; of each convolution its number in the original and its width over the first one's.
@@ -25,6 +26,8 @@ class VGGish(nn.Module):
 
     width: int = 64
     dtype: str = "float32"
+
+    RULES = tuple(at_least(1, "audio_backbone.width"))
 
     @nn.compact
     def __call__(self, log_mel: jax.Array) -> jax.Array:

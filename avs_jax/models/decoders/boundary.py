@@ -15,19 +15,28 @@ shapes features in training, and masks do not read it. `refine` is a departure o
 its last map starts at zero, it leaves the masks of a checkpoint that has no BRM as they are.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from avs_jax.models.layers import BatchNorm, Conv, Linear, NormedConv
+from avs_jax.models.rules import Rule
+from avs_jax.models.stage import Stage, StageInputs, StageResult
 
 AUXILIARY_CHANNELS = 128
 REFINE_CHANNELS = 64
 EDGE_PREVALENCE = 0.05  # which `refine` expects of every pixel before it has learned anything
 zeros = nn.initializers.zeros
+RAMP_RULE = Rule(
+    "refiner.ramp",
+    lambda ramp, _: len(ramp) == 2 and 0 <= ramp[0] <= ramp[1] <= 1,
+    lambda _: "(start, end) with 0 <= start <= end <= 1",
+)
 
 
 def ramp_value(progress: jax.Array | float, ramp: Sequence[float]) -> jax.Array:
@@ -62,6 +71,8 @@ class AuxiliaryBoundary(nn.Module):
 
     ramp: Sequence[float] = (0.0, 0.0)
 
+    RULES = (RAMP_RULE,)
+
     @nn.compact
     def __call__(
         self,
@@ -71,7 +82,7 @@ class AuxiliaryBoundary(nn.Module):
         progress: jax.Array | float = 1.0,
         train: bool = False,
         valid: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, jax.Array]:
         """Reads edges.
 
         Args:
@@ -82,13 +93,13 @@ class AuxiliaryBoundary(nn.Module):
           valid: bool [N], frames that count in those statistics; None = all.
 
         Returns:
-          mask_features, the same; and {"edge_logits": float32 [N, h, w], "ramp": float32 []}.
+          mask_features, the same; and the edges' logits, float32 [N, h, w].
         """
         ramp = ramp_value(progress, self.ramp)
         x = Conv(AUXILIARY_CHANNELS, 3, name="conv")(scale_gradient(mask_features, ramp))
         x = nn.relu(BatchNorm(name="norm")(x, train=train, valid=valid))
         edge = Linear(1, name="edge")(x)
-        return mask_features, {"edge_logits": edge[..., 0], "ramp": ramp}
+        return mask_features, edge[..., 0]
 
 
 class BoundaryRefinement(nn.Module):
@@ -100,6 +111,8 @@ class BoundaryRefinement(nn.Module):
 
     ramp: Sequence[float] = (0.3, 0.6)
 
+    RULES = (RAMP_RULE,)
+
     @nn.compact
     def __call__(
         self,
@@ -109,7 +122,7 @@ class BoundaryRefinement(nn.Module):
         progress: jax.Array | float = 1.0,
         train: bool = False,
         valid: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, jax.Array]:
         """Refines; arguments and returns as of AuxiliaryBoundary, but the mask features are new.
 
         `train` and `valid` change nothing here: its norms are per frame.
@@ -131,4 +144,25 @@ class BoundaryRefinement(nn.Module):
         edge = Linear(1, bias_init=nn.initializers.constant(prior), name="edge")(x)
         both = jnp.concatenate([x, nn.sigmoid(edge) * x], axis=-1)
         delta = Linear(mask_features.shape[-1], True, zeros, zeros, name="delta")(both)
-        return mask_features + delta, {"edge_logits": edge[..., 0], "ramp": ramp}
+        return mask_features + delta, edge[..., 0]
+
+
+def _apply(module: nn.Module, inputs: StageInputs) -> StageResult:
+    mask_features, edges = module(
+        inputs.mask_features,
+        inputs.features["res2"],
+        progress=inputs.progress,
+        train=inputs.train,
+        valid=inputs.valid,
+    )
+    return StageResult(mask_features, {"edge_logits": edges})
+
+
+def _schedules(section: Mapping[str, Any]) -> dict[str, Callable]:
+    return {"boundary_ramp": functools.partial(ramp_value, ramp=section["ramp"])}
+
+
+AUXILIARY, REFINE = (
+    Stage(module, parameter="brm", acts_on="features", apply=_apply, schedules=_schedules)
+    for module in (AuxiliaryBoundary, BoundaryRefinement)
+)

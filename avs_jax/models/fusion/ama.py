@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear
+from avs_jax.models.rules import at_least, divides, one_of
+from avs_jax.models.stage import Stage, StageInputs, StageResult
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import FRAMES_PER_CLIP, InputError
 
@@ -95,6 +97,13 @@ class AMA(nn.Module):
     projection_dropout: float = 0.0
     map_dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+
+    RULES = (
+        *at_least(1, "fusion.embed_dim", "fusion.grid"),
+        divides("fusion.num_heads", "fusion.embed_dim"),
+        one_of("fusion.temperature_mode", TEMPERATURE_MODES),
+        one_of("fusion.normalize", NORMALIZATIONS),
+    )
 
     @nn.compact
     def __call__(
@@ -190,3 +199,27 @@ class AMA(nn.Module):
                 f"fusion.embed_dim = {self.embed_dim} does not divide into "
                 f"fusion.num_heads = {self.num_heads}"
             )
+
+
+def _apply(module: AMA, inputs: StageInputs) -> StageResult:
+    weight, seen = module(
+        inputs.audio.mean((1, 2)),
+        inputs.fields["motion"],
+        train=inputs.train,
+        valid=inputs.valid,
+        ids=inputs.ids,
+    )
+    upsampled = resize_bilinear(weight[..., None], inputs.mask_features.shape[1:3])[..., 0]
+    return StageResult(upsampled, {"motion_weight": weight}, seen)
+
+
+STAGE = Stage(
+    AMA,
+    parameter="ama",
+    acts_on="queries",
+    apply=_apply,
+    reads=("motion",),
+    outputs=("motion_weight",),
+    rng_streams=("ama_dropout",),
+    logged_params={"tau": "ama/temperature"},
+)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avs_jax.data.transforms import BILINEAR, resize
-from avs_jax.models.backbones.raft import RAFT, STRIDE, VARIANTS, pad_to_stride
+from avs_jax.models.flow.raft import RAFT, STRIDE, VARIANTS, pad_to_stride
 from avs_jax.runtime.checkpoint import load_variables
 from avs_jax.runtime.optim import flatten
 from avs_jax.spec import InputError, check_shape

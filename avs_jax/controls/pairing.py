@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from avs_jax.controls.altered import Altered
+
 
 def swap_audio(categories: Mapping[str, str]) -> dict[str, str]:
     """Pairs each clip with a clip of another category; depends on ids and categories only.
@@ -57,20 +59,17 @@ def silent_audio(labels: Mapping[str, int], visible: Mapping[str, Sequence[int]]
     return pairs
 
 
-class Resounded(Sequence):
+def with_audio_of(
+    records: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[int, int]]
+) -> Altered:
     """Records whose sound is another record's.
 
-    Item i has everything of records[pairs[i][0]], but waveform and rate of records[pairs[i][1]].
+    Args:
+      pairs: (place of the record, place of the record whose waveform and rate it gets).
     """
 
-    def __init__(self, records: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[int, int]]):
-        self._records, self._pairs = records, list(pairs)
+    def replace(_: Mapping[str, Any], item: int) -> dict[str, Any]:
+        heard = records[pairs[item][1]]
+        return {name: heard[name] for name in ("waveform", "sample_rate")}
 
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        picture, sound = self._pairs[item]
-        heard = self._records[sound]
-        sound_fields = {name: heard[name] for name in ("waveform", "sample_rate")}
-        return {**self._records[picture], **sound_fields}
+    return Altered(records, [frames for frames, _ in pairs], replace)

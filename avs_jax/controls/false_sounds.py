@@ -30,8 +30,9 @@ from typing import Any
 
 import numpy as np
 
+from avs_jax.controls.altered import Altered
 from avs_jax.data.audio import EXAMPLE_SAMPLES, HOP, resample, to_mono
-from avs_jax.data.clip import decode_labels, decode_text
+from avs_jax.data.decode import decode_labels, decode_text
 from avs_jax.spec import IGNORE_LABEL, MEL_FRAMES, NEGATIVE_AUDIO, SAMPLE_RATE, InputError, nearest
 
 DITHER_DBFS = -80.0
@@ -215,16 +216,16 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def save_manifest(manifest: Mapping[str, Any], path: str | pathlib.Path) -> None:
-    """Writes JSON that `load_manifest` reads."""
-    pathlib.Path(path).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """The JSON file that `load_manifest` reads."""
+    return json.dumps(manifest, indent=1, sort_keys=True) + "\n"
 
 
 def load_manifest(path: str | pathlib.Path, ids: Iterable[str]) -> dict[str, Any]:
     """Reads a manifest and checks that it is whole and is about these clips.
 
     Args:
-      path: of a file that `save_manifest` wrote.
+      path: of a file with `manifest_text`.
       ids: of all clips of the split.
 
     Raises:
@@ -355,33 +356,27 @@ def false_sound(
     raise ValueError(f"condition {condition!r}, expected one of {every}")
 
 
-class FalseSounds(Sequence):
-    """The records of a split with the sounds of one condition, without the clips that have none."""
+def with_false_sounds(
+    records: Sequence[Mapping[str, Any]],
+    ids: Sequence[str],
+    manifest: Mapping[str, Any],
+    condition: str,
+) -> Altered:
+    """The records of a split under one condition, without the clips that have no such sound.
 
-    def __init__(
-        self,
-        records: Sequence[Mapping[str, Any]],
-        ids: Sequence[str],
-        manifest: Mapping[str, Any],
-        condition: str,
-    ):
-        """ids: clip id of every record; manifest: of exactly these clips."""
-        self._records, self._condition = records, condition
-        self._clips = manifest["clips"]
-        self._place = {clip: i for i, clip in enumerate(ids)}
-        needed = condition if condition in ("offscreen", "shift") else None
-        self.kept = [
-            clip for clip in ids if needed is None or self._clips[clip][needed] is not None
-        ]
+    Args:
+      ids: clip id of every record.
+      manifest: of exactly these clips.
+      condition: one of NEGATIVE_AUDIO.
+    """
+    clips, place = manifest["clips"], {clip: i for i, clip in enumerate(ids)}
+    needed = condition if condition in ("offscreen", "shift") else None
+    kept = [clip for clip in ids if needed is None or clips[clip][needed] is not None]
 
-    def __len__(self) -> int:
-        return len(self.kept)
+    def replace(record: Mapping[str, Any], item: int) -> dict[str, Any]:
+        entry = clips[kept[item]]
+        partner = records[place[entry["offscreen"]]] if condition == "offscreen" else None
+        sound = false_sound(condition, record, entry, partner)
+        return {"waveform": sound, "sample_rate": SAMPLE_RATE}
 
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        clip = self.kept[item]
-        entry, record = self._clips[clip], self._records[self._place[clip]]
-        partner = None
-        if self._condition == "offscreen":
-            partner = self._records[self._place[entry["offscreen"]]]
-        sound = false_sound(self._condition, record, entry, partner)
-        return {**record, "waveform": sound, "sample_rate": SAMPLE_RATE}
+    return Altered(records, [place[clip] for clip in kept], replace)

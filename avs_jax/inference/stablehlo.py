@@ -2,14 +2,13 @@
 
 The file is an .npz:
 
-  program     uint8, what `jax.export` serialises: the forward pass and the postprocess
+  program     uint8, what `jax.export` serializes: the forward pass and what prediction derives
   weights/*   float32, the parameters and running statistics, by path
   about       JSON text: inputs and outputs with dtypes and axes, the configuration, versions
 
-The program takes (weights, arrays) and returns arrays, those of `predict --arrays`. Weights stay
-beside the program instead of being constants of it, which keeps the program small and lets every
-platform share them. The numbers of clips and frames are free where they are symbols; the image size
-is the query mixer's.
+The program takes (weights, arrays) and returns arrays, those of `predict --arrays`. Weights are
+arguments instead of constants of the program, which keeps the program small and lets every platform
+share them. The numbers of rows and frames are symbols; other sizes are the configuration's.
 """
 
 import json
@@ -22,55 +21,46 @@ import numpy as np
 from jax import export
 
 from avs_jax.convert.writer import write_state_dict
-from avs_jax.data.motion import num_channels
+from avs_jax.inference.predictor import Predictor
+from avs_jax.runtime.evaluation import apply_model
 from avs_jax.runtime.optim import flatten, unflatten
-from avs_jax.runtime.predictor import Predictor, make_forward, score_frames
 from avs_jax.runtime.stored_config import plain_config
-from avs_jax.spec import MEL_BANDS, MEL_FRAMES
+from avs_jax.task import Task, array_fields
 
 PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
 WEIGHTS = "weights/"
 COLLECTIONS = ("params", "batch_stats")
+FREE_AXES = ("B", "T")
 
 
-def input_shapes(config, num_clips: Any, num_frames: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the program of a configuration reads.
+def input_shapes(task: Task, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the program reads: the task's input fields, without last axes of size 1.
 
     Args:
-      config: the whole configuration; reads model, data.image_size and data.motion.
-      num_clips, num_frames: B and T, numbers or symbols.
+      task: under the configuration.
+      **sizes: of FREE_AXES, numbers or symbols.
     """
-    side, clips = config.data.image_size, (num_clips, num_frames)
-    picture = jax.ShapeDtypeStruct((*clips, side, side, 3), np.uint8)
-    inputs = {
-        "images": picture,
-        "log_mel": jax.ShapeDtypeStruct((*clips, MEL_FRAMES, MEL_BANDS), np.float32),
-        "valid": jax.ShapeDtypeStruct(clips, np.bool_),
-    }
-    if config.model.pre_masks:
-        inputs["pre_masks"] = picture
-    if config.model.fusion.name != "none":
-        channels = num_channels(config.data.motion)
-        shape = (*clips, side, side) if channels == 1 else (*clips, side, side, channels)
-        inputs["motion"] = jax.ShapeDtypeStruct(shape, np.float32)
-    return inputs
+    known = {**task.rows.sizes, **sizes}
+    shapes = {}
+    for name, field in array_fields(task.rows.fields).items():
+        shape = [int(a) if a.isdigit() else known[a] for a in field.axes.split()]
+        if shape[-1] == 1:
+            shape.pop()
+        shapes[name] = jax.ShapeDtypeStruct(tuple(shape), field.dtype)
+    return shapes
 
 
-def make_program(predictor: Predictor):
+def make_program(task: Task):
     """(weights, arrays) -> results, as the file's text describes them; pure and traceable."""
-    config, forward = predictor.config, make_forward(predictor.model)
-    image_size = (config.data.image_size,) * 2
-    score_size = (config.evaluate.score_size,) * 2
-    has_channel_axis = num_channels(config.data.motion) > 1
+    fields = task.rows.fields
 
     def program(weights: Mapping[str, jax.Array], arrays: Mapping[str, jax.Array]):
-        batch = dict(arrays)
-        if "motion" in batch and not has_channel_axis:
-            batch["motion"] = batch["motion"][..., None]
+        inputs = {
+            name: x if x.ndim == len(fields[name].axes.split()) else x[..., None]
+            for name, x in arrays.items()
+        }
         variables = (_collection(weights, name) for name in COLLECTIONS)
-        outputs = forward(*variables, batch)
-        scores = score_frames(outputs, batch["valid"], image_size, score_size)
-        return outputs | {"sem_seg": scores}
+        return task.derive(apply_model(task, *variables, inputs), inputs)
 
     return program
 
@@ -79,12 +69,12 @@ def export_program(
     predictor: Predictor, platforms: Sequence[str] = ("cpu", "cuda")
 ) -> export.Exported:
     """Lowers the program of a predictor for all platforms at once, B and T as symbols."""
-    num_clips, num_frames = export.symbolic_shape("B, T")
+    sizes = zip(FREE_AXES, export.symbolic_shape(", ".join(FREE_AXES)), strict=True)
     weights = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat_weights(predictor).items()
     }
-    inputs = input_shapes(predictor.config, num_clips, num_frames)
-    program = jax.jit(make_program(predictor))
+    program = jax.jit(make_program(predictor.task))
+    inputs = input_shapes(predictor.task, **dict(sizes))
     return export.export(program, platforms=tuple(platforms))(weights, inputs)
 
 
@@ -104,7 +94,7 @@ def write_program(
 
     Args:
       path: of the .npz.
-      predictor: model, weights and configuration.
+      predictor: task, weights and configuration.
       platforms: of PLATFORMS.
 
     Returns:
@@ -114,14 +104,18 @@ def write_program(
       InputError: the checkpoint does not fit the configuration.
       OSError: the file cannot be written.
     """
-    example = input_shapes(predictor.config, 1, 1)
-    if "motion" in example and len(example["motion"].shape) == 4:
-        motion = example["motion"]
-        example["motion"] = jax.ShapeDtypeStruct((*motion.shape, 1), motion.dtype)
-    predictor.check(example)
+    task = predictor.task
+    one = input_shapes(task, B=1, T=1)
+    full = {
+        name: jax.ShapeDtypeStruct(
+            (*x.shape, 1)[: len(task.rows.fields[name].axes.split())], x.dtype
+        )
+        for name, x in one.items()
+    }
+    predictor.check(full)
     exported = export_program(predictor, platforms)
     program = np.frombuffer(exported.serialize(), np.uint8)
-    inputs = input_shapes(predictor.config, "B", "T")
+    inputs = input_shapes(task, **{axis: axis for axis in FREE_AXES})
     about = {
         "inputs": {name: [x.dtype.name, *x.shape] for name, x in inputs.items()},
         "outputs": {

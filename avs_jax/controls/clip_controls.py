@@ -1,0 +1,122 @@
+"""The conditions of an evaluation: the same pictures and ground truth with another sound or motion.
+
+swapped_audio     each clip with the sound of a clip of another category
+audio_in_picture  each clip with the sound of a category that its picture shows, silent; only
+                  where the records name the objects in them (generated clips do)
+config.evaluate.audio: any of silence, noise, offscreen and shift (false_sounds.py); where the
+                  model reads motion also false motion, config.evaluate.motion
+                  (false_motion.py)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from avs_jax.controls import false_sounds
+from avs_jax.controls.false_motion import motion_controls, with_false_motion
+from avs_jax.controls.pairing import silent_audio, swap_audio, with_audio_of
+from avs_jax.data.clip import ClipRows
+from avs_jax.data.decode import decode_text
+from avs_jax.data.pipeline import metadata
+from avs_jax.spec import InputError
+from avs_jax.task import Controls, Record
+
+VISIBLE_FIELD = "visible_labels"  # of a record: categories in the picture, where known
+_LEFT_OUT = {
+    "offscreen": "the others have no clip of another semantic group, or the records do not say "
+    "what sounds in them",
+    "shift": "the others are shorter than two seconds",
+}
+
+
+def clip_controls(config: Any, rows: ClipRows, records: Sequence[Record], split: str) -> Controls:
+    """The conditions beside the true sound that config.evaluate asks for.
+
+    Raises:
+      InputError: config.evaluate.audio or .motion names what does not exist; the file
+        config.evaluate.manifest is no intact manifest of these clips, or nothing uses it.
+    """
+    evaluate, found, notes = config.evaluate, {}, []
+    if evaluate.manifest and not evaluate.audio:
+        raise InputError(
+            f"config.evaluate.manifest is {evaluate.manifest!r}, but config.evaluate.audio names "
+            "nothing to use it for"
+        )
+    ids = [decode_text(record["clip_id"]) for record in records]
+    if evaluate.swapped_audio:
+        found |= _swapped_sounds(records, ids, notes)
+    if not evaluate.audio:
+        return Controls(found, notes)
+    false_sounds.conditions(evaluate.audio)
+    motion_controls(evaluate.motion)
+    manifest = _make_manifest(config, records, ids, split)
+    found |= _negative_sounds(config, records, ids, manifest, notes)
+    found |= _false_motion(config, rows, records, ids, manifest, notes)
+    facts = {
+        "manifest_sha256": manifest["sha256"],
+        "moving_threshold": evaluate.moving_threshold,
+    }
+    text = false_sounds.manifest_text(manifest)
+    return Controls(found, notes, facts, {"manifest.json": text})
+
+
+def _make_manifest(config, records, ids, split: str) -> dict[str, Any]:
+    """Who gets which false sound: of config.evaluate.manifest, or as the records say."""
+    if config.evaluate.manifest:
+        return false_sounds.load_manifest(config.evaluate.manifest, ids)
+    names = metadata(records).get("classes", ())
+    facts = false_sounds.collect_facts(records, config.data.num_classes, names)
+    return false_sounds.build_manifest(facts, config.data.dataset, split)
+
+
+def _swapped_sounds(records, ids, notes: list[str]) -> dict[str, Sequence[Record]]:
+    place = {clip: i for i, clip in enumerate(ids)}
+    categories = {clip: decode_text(records[i]["category"]) for i, clip in enumerate(ids)}
+    found = {}
+    try:
+        swapped = swap_audio(categories)
+        pairs = [(i, place[swapped[clip]]) for i, clip in enumerate(ids)]
+        found["swapped_audio"] = with_audio_of(records, pairs)
+    except ValueError as error:
+        notes.append(f"swapped_audio left out: {error}")
+    if not len(records[0].get(VISIBLE_FIELD, ())):
+        notes.append(f"audio_in_picture left out: the records leave {VISIBLE_FIELD} empty")
+        return found
+    # Reads every record once more, which only generated (small) datasets ask for.
+    labels = {clip: int(records[i]["category_label"]) for i, clip in enumerate(ids)}
+    visible = {clip: np.asarray(records[i][VISIBLE_FIELD]).tolist() for i, clip in enumerate(ids)}
+    heard = silent_audio(labels, visible)
+    if heard:
+        pairs = [(place[clip], place[heard[clip]]) for clip in ids if clip in heard]
+        found["audio_in_picture"] = with_audio_of(records, pairs)
+    if len(heard) < len(ids):
+        notes.append(
+            f"audio_in_picture: {len(heard)} of {len(ids)} clips show a silent object of a "
+            "category that sounds elsewhere in the split"
+        )
+    return found
+
+
+def _negative_sounds(config, records, ids, manifest, notes: list[str]):
+    found = {}
+    for condition in false_sounds.conditions(config.evaluate.audio):
+        heard = false_sounds.with_false_sounds(records, ids, manifest, condition)
+        if len(heard):
+            found[condition] = heard
+        if len(heard) < len(ids):
+            notes.append(f"{condition}: {len(heard)} of {len(ids)} clips; {_LEFT_OUT[condition]}")
+    return found
+
+
+def _false_motion(config, rows, records, ids, manifest, notes: list[str]):
+    controls = motion_controls(config.evaluate.motion)
+    if config.data.motion.source == "none" and controls:
+        notes.append(f"{', '.join(controls)} left out: the model reads no motion")
+        return {}
+    if len(ids) < 2 and "shuffled_flow" in controls:
+        notes.append("shuffled_flow left out: there is one clip only")
+        controls.remove("shuffled_flow")
+    return {
+        name: with_false_motion(records, ids, manifest, name, rows.motion_maps) for name in controls
+    }

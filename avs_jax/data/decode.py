@@ -1,0 +1,51 @@
+"""Values of a record as arrays and text: encoded frames, label images, bytes."""
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from avs_jax.label_images import label_pixels
+from avs_jax.spec import IGNORE_LABEL, InputError
+
+
+def decode_rgb(image: bytes | np.ndarray) -> np.ndarray:
+    """An encoded image, or one already decoded, as uint8 RGB [H, W, 3]."""
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        return image
+    with Image.open(io.BytesIO(bytes(image))) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+def decode_labels(image: bytes | np.ndarray, num_classes: int) -> np.ndarray:
+    """A label image as uint8 [H, W] of classes.
+
+    With two classes, whatever is not 0 is 1; with more, values are classes. Pixels are read as
+    label_images.py says; color images (two classes only) count by their brightest channel.
+
+    Raises:
+      InputError: values that are no classes, or an alpha channel that may be the mask.
+    """
+    if isinstance(image, np.ndarray) and image.ndim >= 2:
+        labels = image
+    else:
+        with Image.open(io.BytesIO(bytes(image))) as opened:
+            labels = label_pixels(opened)
+    if num_classes == 2:
+        labels = labels.max(axis=-1) if labels.ndim == 3 else labels
+        return (labels > 0).astype(np.uint8)
+    labels = labels[..., 0] if labels.ndim == 3 and labels.shape[-1] == 1 else labels
+    if labels.ndim != 2:
+        raise InputError(
+            f"a label image of shape {labels.shape}, expected one class index per pixel"
+        )
+    unknown = [int(v) for v in np.unique(labels) if num_classes <= v != IGNORE_LABEL]
+    if unknown:
+        raise InputError(f"classes {unknown} in a label image, expected 0 to {num_classes - 1}")
+    return labels.astype(np.uint8)
+
+
+def decode_text(value: Any) -> str:
+    """Text of a record, which TFDS gives as bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)

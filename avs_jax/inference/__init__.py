@@ -1,0 +1,1 @@
+"""A trained model in use: on arrays, on own videos, as one file, and optical flow."""

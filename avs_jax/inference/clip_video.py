@@ -1,0 +1,244 @@
+"""Prediction of task `segment` on own videos, and on arrays that leave something out.
+
+A video is cut into windows of config.data.num_frames seconds. Each goes the way of an evaluation
+clip, except that scores are resized to the video's own size. Written are
+
+  masks/0000.png ...  one per second, of the video's size: 255 where the object sounds; the class
+                      index where there are more than two classes
+  overlay.mp4         one frame per second, with the video's sound
+  results.json        per second: area (share of the frame in the mask) and score (mean probability
+                      of the mask's pixels, 0 where it is empty)
+
+Color masks that are not given come from scikit-image's felzenszwalb, and the output says so. The
+motion of a video is estimated as config.data.motion.model says: the difference of frames, or RAFT
+with --flow-weights=DIR between the frames that config.data.motion.pairs names.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+from skimage.segmentation import felzenszwalb
+
+from avs_jax.data.motion import check_config, needs_vectors
+from avs_jax.data.pre_masks import paint_by_area, to_rgb
+from avs_jax.data.video import Video, probe, read_pairs, read_windows, write_overlay
+from avs_jax.files import atomic_folder
+from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
+from avs_jax.inference.predictor import Predictor
+from avs_jax.results.postprocess import object_probability
+from avs_jax.results.visualize import overlay
+from avs_jax.spec import InputError
+
+SEGMENT_SIDE = 256  # px, longer side at which frames are segmented
+FELZENSZWALB = "felzenszwalb"
+
+
+def predict_video(
+    predictor: Predictor,
+    path: str | os.PathLike,
+    output: str | os.PathLike,
+    scores: Callable[..., jax.Array],
+    pre_masks: str | os.PathLike | None = None,
+    flow_weights: str | os.PathLike | None = None,
+) -> list[str]:
+    """Writes masks, overlay.mp4 and results.json of a video.
+
+    Args:
+      path: mp4, mov, webm: frames and sound.
+      output: folder, replaced as a whole once everything is written.
+      scores: of the host, see tasks/segment.py.
+      pre_masks: folder with one color mask PNG per second, in the order of their names.
+      flow_weights: of RAFT, for the motion that the model reads.
+
+    Returns:
+      what to tell the user, in lines.
+
+    Raises:
+      VideoError, InputError, OSError: no usable video, masks or weights; one line.
+    """
+    video, config = probe(path), predictor.config
+    given = _pre_mask_files(pre_masks, video.num_seconds) if pre_masks else None
+    estimator = make_estimator(config, flow_weights, "motion" in predictor.task.model.reads())
+    labels = jax.jit(functools.partial(_labels, scores=scores), static_argnames="size")
+    seconds: list[dict[str, Any]] = []
+    with atomic_folder(output) as folder:
+        (folder / "masks").mkdir()
+        frames = _predict_windows(predictor, labels, video, given, estimator, folder, seconds)
+        write_overlay(folder / "overlay.mp4", frames, 1.0, path)
+        source = None
+        if config.model.pre_masks:
+            source = str(pre_masks) if pre_masks else FELZENSZWALB
+        motion = None
+        if "motion" in predictor.task.model.reads():
+            motion = estimator.model if estimator else "difference"
+        results = {
+            "video": str(path),
+            "size": {"width": video.width, "height": video.height},
+            "duration_seconds": round(video.duration, 3),
+            "window_seconds": config.data.num_frames,
+            "pre_masks": source,
+            "motion": motion,
+            "seconds": seconds,
+        }
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    lines = [f"{output}: {len(seconds)} masks, overlay.mp4, results.json"]
+    if source == FELZENSZWALB:
+        lines.insert(0, f"color masks: none given, made with {FELZENSZWALB} (--pre-masks=DIR)")
+    return lines
+
+
+def _labels(outputs, inputs, size, *, scores):
+    """Class of each pixel [B, T, *size], and its probability, float32.
+
+    With two classes the probability is the object's, and a pixel is 1 where it exceeds 0.5.
+    """
+    found = scores(outputs, inputs, size)
+    if found.shape[-1] == 2:
+        probability = object_probability(found)
+        return probability > 0.5, probability
+    return found.argmax(-1), jax.nn.softmax(found, axis=-1).max(-1)
+
+
+def _predict_windows(
+    predictor: Predictor,
+    labels: Callable,
+    video: Video,
+    given: list[pathlib.Path] | None,
+    estimator: FlowEstimator | None,
+    folder: pathlib.Path,
+    seconds: list[dict[str, Any]],
+) -> Iterator[np.ndarray]:
+    """Predicts window by window: writes masks, fills `seconds`, yields overlays."""
+    config, rows = predictor.config, predictor.task.rows
+    pairs = read_pairs(video.path) if config.data.motion.pairs == "video" else None
+    for frames, waveform, start in read_windows(video.path, config.data.num_frames):
+        record = {
+            "clip_id": f"{video.path.name} from second {start}",
+            "frames": list(frames),
+            "masks": (),
+            "mask_index": (),
+            "pre_masks": _window_pre_masks(config, frames, given, start),
+            "waveform": waveform,
+            "sample_rate": video.sample_rate,
+        }
+        if estimator is not None:
+            record["flow"] = window_flow(estimator, frames, pairs, config.data.image_size)
+        row = rows.prepare(record, None)
+        batch = {k: np.asarray(v)[None] for k, v in row.items() if k not in ("clip_id", "category")}
+        inputs = predictor.task.inputs(batch)
+        found = labels(predictor.outputs(inputs), inputs, size=(video.height, video.width))
+        classes, probability = np.asarray(found[0]).astype(np.uint8), np.asarray(found[1])
+        for t, frame in enumerate(frames):
+            mask = classes[0, t] > 0
+            score = float(probability[0, t][mask].mean()) if mask.any() else 0.0
+            name = f"masks/{start + t:04d}.png"
+            image = classes[0, t] * 255 if config.data.num_classes == 2 else classes[0, t]
+            Image.fromarray(image).save(folder / name)
+            area = float(mask.mean())
+            seconds.append({"second": start + t, "mask": name, "area": area, "score": score})
+            yield overlay(frame, mask)
+        print(f"second {start + len(frames)} of {video.num_seconds}", file=sys.stderr)
+
+
+def _window_pre_masks(config: ConfigDict, frames, given, start: int) -> list:
+    if not config.model.pre_masks:
+        return []
+    if given:
+        return [given[start + t].read_bytes() for t in range(len(frames))]
+    return [segment_colors(frame) for frame in frames]
+
+
+def segment_colors(image: np.ndarray) -> np.ndarray:
+    """A class-agnostic color mask of a frame, painted by the rule of data/pre_masks.py.
+
+    Args:
+      image: uint8 [H, W, 3].
+
+    Returns:
+      uint8 [h, w, 3], of the same aspect, its longer side SEGMENT_SIDE px at most.
+    """
+    height, width = image.shape[:2]
+    scale = min(1.0, SEGMENT_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    smallest = max(1, small.shape[0] * small.shape[1] // 200)
+    parts = felzenszwalb(small, scale=200, sigma=0.8, min_size=smallest, channel_axis=-1)
+    return to_rgb(paint_by_area([parts == part for part in range(parts.max() + 1)]))
+
+
+def _pre_mask_files(folder: str | os.PathLike, count: int) -> list[pathlib.Path]:
+    files = sorted(pathlib.Path(folder).glob("*.png"), key=lambda p: (len(p.name), p.name))
+    if len(files) < count:
+        raise InputError(f"{folder}: {len(files)} PNG files for a video of {count} seconds")
+    return files
+
+
+def make_estimator(
+    config: ConfigDict, weights: str | os.PathLike | None, reads_motion: bool
+) -> FlowEstimator | None:
+    """The estimator of motion that the configuration asks for; None for frame difference or none.
+
+    Raises:
+      InputError: weights that nothing reads, or none where they are needed.
+    """
+    motion = config.data.motion
+    check_config(motion)
+    is_read = reads_motion and motion.source != "none"
+    has_flow = is_read and motion.source == "auto" and motion.model != "difference"
+    if has_flow and weights is None:
+        raise InputError(f"config.data.motion.model = {motion.model!r} needs --flow-weights=DIR")
+    if not has_flow and weights is not None:
+        raise InputError(
+            "--flow-weights is not read: the model has no motion, or it is the difference of "
+            "frames; --config.data.motion.model=raft_large (or raft_small) says otherwise"
+        )
+    if is_read and not has_flow and needs_vectors(motion):
+        raise InputError(
+            f"config.data.motion.map = {motion.map!r} with compensate_camera = "
+            f"{motion.compensate_camera} needs flow: --config.data.motion.model=raft_large "
+            "--flow-weights=DIR"
+        )
+    return FlowEstimator(motion.model, weights) if has_flow else None
+
+
+def complete_arrays(
+    arrays: Mapping[str, np.ndarray], channels: int, reads: Collection[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Fills in what is missing of the arrays of a user, and leaves out what the model ignores.
+
+    Args:
+      arrays: checked input fields, [B, T, ...].
+      channels: of a motion map.
+      reads: fields that the model reads.
+
+    Returns:
+      the inputs, and what was assumed or left unused, in sentences.
+    """
+    inputs, notes = dict(arrays), []
+    images = inputs["images"]
+    inputs.setdefault("valid", np.ones(images.shape[:2], bool))
+    if "pre_masks" in reads and "pre_masks" not in inputs:
+        notes.append(f"no pre_masks given: made with {FELZENSZWALB}")
+        size = images.shape[3], images.shape[2]
+        made = [
+            np.asarray(Image.fromarray(segment_colors(x)).resize(size, Image.Resampling.NEAREST))
+            for x in images.reshape(-1, *images.shape[2:])
+        ]
+        inputs["pre_masks"] = np.stack(made).reshape(images.shape)
+    if "motion" in reads and "motion" not in inputs:
+        notes.append("no motion given, which the model reads: zeros assumed, as if nothing moved")
+        inputs["motion"] = np.zeros((*images.shape[:4], channels), np.float32)
+    for name in ("pre_masks", "motion"):
+        if name in inputs and name not in reads:
+            notes.append(f"{name} given, which this model does not read")
+            del inputs[name]
+    return inputs, notes

@@ -1,0 +1,69 @@
+"""The parts that a configuration chooses by name: tables of rows, and how a part is made.
+
+A new part is a file, a row here, a configuration and a test.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from avs_jax.models.backbones.pvt_v2 import PVTv2
+from avs_jax.models.backbones.resnet import ResNet
+from avs_jax.models.backbones.swin import Swin
+from avs_jax.models.backbones.vggish import VGGish
+from avs_jax.models.decoders import boundary
+from avs_jax.models.fusion import ama
+from avs_jax.spec import InputError, nearest
+
+# Section of config.model -> name -> module or stage; None: the part is absent.
+BACKBONES = {"swin": Swin, "pvt_v2": PVTv2, "resnet50": ResNet}
+AUDIO_BACKBONES = {"vggish": VGGish}
+FUSIONS = {"none": None, "ama": ama.STAGE}
+REFINERS = {"none": None, "auxiliary": boundary.AUXILIARY, "refine": boundary.REFINE}
+TABLES = {
+    "backbone": BACKBONES,
+    "audio_backbone": AUDIO_BACKBONES,
+    "fusion": FUSIONS,
+    "refiner": REFINERS,
+}
+
+
+def find_part(section: str, config: Mapping[str, Any]) -> Any:
+    """The row that a section's `name` chooses.
+
+    Raises:
+      InputError: naming the key, its value and the choices.
+    """
+    table, name = TABLES[section], config.get("name")
+    if name not in table:
+        raise InputError(f"model.{section}.name = {name!r}: choose one of {sorted(table)}")
+    return table[name]
+
+
+def make_part(section: str, module: type, config: Mapping[str, Any], **fields: Any) -> nn.Module:
+    """A module whose fields are the keys of its section of the configuration, `name` apart.
+
+    Raises:
+      InputError: naming a key that the module does not have, and the nearest it has.
+    """
+    known = {field.name for field in dataclasses.fields(module)} - {"parent", "name"} - set(fields)
+    given = {key: value for key, value in config.items() if key != "name"}
+    for key in given:
+        if key not in known:
+            raise InputError(
+                f"model.{section}.{key}: {module.__name__} has no such field; "
+                f"nearest: {nearest(key, sorted(known)) or sorted(known)}"
+            )
+    return module(**given, **fields)
+
+
+def part_rules(config: Mapping[str, Any]) -> list:
+    """The rules of all parts that config.model chooses."""
+    rules = []
+    for section in TABLES.keys() & config.keys():
+        part = find_part(section, config[section])
+        module = getattr(part, "module", part)
+        rules += getattr(module, "RULES", ())
+    return rules

@@ -1,0 +1,91 @@
+"""What the values of a module's configuration must fulfill, checked before anything is traced.
+
+A module lists its `RULES`, and of parts that a module has of its own accord, the rules of their
+sections. What is wrong here would otherwise surface as a shape error deep inside a trace.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from avs_jax.spec import InputError
+
+Config = Mapping[str, Any]
+STAGES = 4  # of a hierarchical backbone
+
+
+class Rule(NamedTuple):
+    """A requirement of one value.
+
+    Attributes:
+      key: of config.model, "." between levels.
+      holds: (value, config.model) -> bool.
+      wanted: (config.model) -> what the value may be, in words.
+    """
+
+    key: str
+    holds: Callable[[Any, Config], bool]
+    wanted: Callable[[Config], str]
+
+
+def at_least(least: int, *keys: str) -> list[Rule]:
+    """Whole numbers from `least` on."""
+
+    def holds(value, _):
+        return isinstance(value, int) and value >= least
+
+    return [Rule(key, holds, lambda _: f"a whole number, at least {least}") for key in keys]
+
+
+def within(key: str, holds: Callable[[float], bool], wanted: str) -> Rule:
+    """A number in an interval."""
+    return Rule(key, lambda value, _: holds(value), lambda _: wanted)
+
+
+def one_of(key: str, choices: Sequence[str]) -> Rule:
+    """A word of a list."""
+    return Rule(key, lambda value, _: value in choices, lambda _: f"one of {list(choices)}")
+
+
+def divides(key: str, width_key: str) -> Rule:
+    """A number of heads that shares the channels of `width_key` evenly."""
+
+    def holds(heads, config):
+        return heads >= 1 and look_up(config, width_key) % heads == 0
+
+    def wanted(config):
+        width = look_up(config, width_key)
+        divisors = [n for n in range(1, width + 1) if width % n == 0]
+        return f"a divisor of model.{width_key} = {width}: one of {divisors}"
+
+    return Rule(key, holds, wanted)
+
+
+def check_rules(rules: Sequence[Rule], config: Config) -> None:
+    """Checks every value; a key that is absent has its module's own value.
+
+    Args:
+      config: config.model as nested dicts.
+
+    Raises:
+      InputError: naming the first key at fault, its value and what it may be.
+    """
+    for rule in rules:
+        value = look_up(config, rule.key)
+        if value is None:
+            continue
+        try:
+            fits = rule.holds(value, config)
+        except TypeError:  # such as a word in place of a number
+            fits = False
+        if not fits:
+            raise InputError(f"model.{rule.key} = {value!r}: expected {rule.wanted(config)}")
+
+
+def look_up(config: Config, key: str) -> Any:
+    """The value of a "."-separated key; None where it is absent."""
+    value: Any = config
+    for name in key.split("."):
+        if name not in value:
+            return None
+        value = value[name]
+    return value

@@ -1,0 +1,194 @@
+"""Scores of segmentation: from a model's outputs to classes of pixels, counts of frames, figures."""
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from avs_jax.label_images import CLASS_PALETTE
+from avs_jax.results import visualize
+from avs_jax.results.counts import FrameCounter, FrameCounts
+from avs_jax.results.negatives import count_motion, summarise
+from avs_jax.results.postprocess import object_probability, sem_seg
+from avs_jax.results.predictions import PredictionFiles, write_batch
+from avs_jax.task import stack_rows
+
+MASK_STRIDE = 4  # pixels of the padded image per cell of pred_masks
+
+
+def query_scores(
+    outputs: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], score_size: tuple[int, int]
+) -> jax.Array:
+    """Class scores of all frames from queries.
+
+    Args:
+      outputs: pred_logits [B, T, Q, K+1] and pred_masks [B, T, h, w, Q].
+      inputs: images [B, T, H, W, 3] and valid [B, T]; the scores of other frames are zero.
+      score_size: (h, w) of the result.
+
+    Returns:
+      float32 [B, T, h, w, K].
+    """
+    logits, masks, valid = outputs["pred_logits"], outputs["pred_masks"], inputs["valid"]
+    scores = sem_seg(
+        logits.reshape(-1, *logits.shape[2:]),
+        masks.reshape(-1, *masks.shape[2:]),
+        tuple(MASK_STRIDE * n for n in masks.shape[2:4]),
+        inputs["images"].shape[2:4],
+        score_size,
+        valid.reshape(-1),
+    )
+    return scores.reshape(*valid.shape, *scores.shape[1:])
+
+
+def score(
+    outputs: Mapping[str, jax.Array],
+    inputs: Mapping[str, jax.Array],
+    *,
+    scores: Callable[..., jax.Array],
+    size: int,
+) -> dict[str, jax.Array]:
+    """What an evaluation keeps of the outputs.
+
+    Args:
+      scores: of a host, such as `query_scores`.
+      size: S, at which predictions meet the ground truth.
+
+    Returns:
+      "pred" [B, T, S, S]: float32 probability of the object, or int32 class where there are more
+      than two; and "motion_weight", where the model has one.
+    """
+    found = scores(outputs, inputs, (size, size))
+    pred = object_probability(found) if found.shape[-1] == 2 else found.argmax(axis=-1)
+    kept = {name: outputs[name] for name in ("motion_weight",) if name in outputs}
+    return {"pred": pred} | kept
+
+
+def derive(
+    outputs: Mapping[str, jax.Array],
+    inputs: Mapping[str, jax.Array],
+    *,
+    scores: Callable[..., jax.Array],
+    size: int,
+) -> dict[str, jax.Array]:
+    """The outputs with sem_seg, the class scores float32 [B, T, S, S, K]."""
+    return {**outputs, "sem_seg": scores(outputs, inputs, (size, size))}
+
+
+class ClipMeter:
+    """Counts of every frame of the clips that are added."""
+
+    def __init__(self, num_classes: int, facts: Mapping[str, Any]):
+        self._counter = FrameCounter(num_classes, facts)
+
+    def add(self, scores: Mapping[str, np.ndarray], batch: Mapping[str, Any]) -> None:
+        """Adds a batch: "pred" of `score`, and the fields of data/clip.py."""
+        more = None
+        if "moving" in batch:
+            more = count_motion(scores["pred"], batch["labels"], batch["moving"])
+        self._counter.add(scores["pred"], batch, more)
+
+    def table(self) -> FrameCounts:
+        """The counts of all frames."""
+        return self._counter.result()
+
+
+def summarize(
+    tables: Mapping[str, FrameCounts], facts: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The numbers of negative audio, where the facts name a manifest."""
+    if "manifest_sha256" not in facts:
+        return None
+    mentioned = {name: facts[name] for name in ("manifest_sha256", "moving_threshold")}
+    first = next(iter(tables.values()))
+    mentioned["task"] = "semantic" if first.is_semantic else "binary"
+    return summarise(tables) | {"facts": mentioned}
+
+
+def read_predictions(
+    directory: str | os.PathLike,
+    records: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    *,
+    rows: Any,
+    config: Any,
+) -> tuple[FrameCounts, list[str]]:
+    """The counts of files of predictions (results/predictions.py), and notes.
+
+    Args:
+      rows: prepares the records' ground truth.
+      config: the whole configuration.
+
+    Raises:
+      InputError: lists every file that is missing, superfluous or unreadable.
+    """
+    files = PredictionFiles(directory, config)
+    counter = FrameCounter(config.data.num_classes, facts)
+    for record in tqdm(records, desc="predictions", unit="clip", leave=False):
+        truth = rows.prepare_labels(record)
+        counter.add(files.read_clip(truth)[None], stack_rows([truth], rows.fields))
+    files.finish()
+    return counter.result(), files.notes()
+
+
+def write_predictions(
+    directory: str | os.PathLike,
+    scores: Mapping[str, np.ndarray],
+    batch: Mapping[str, Any],
+    *,
+    config: Any,
+) -> None:
+    """Writes a batch's predictions as `read_predictions` reads them."""
+    write_batch(pathlib.Path(directory).expanduser(), config, scores["pred"], batch)
+
+
+def draw_clip(
+    scores: Mapping[str, np.ndarray],
+    batch: Mapping[str, Any],
+    row: int,
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+) -> dict[str, np.ndarray]:
+    """The figure of one clip by its id; {} where it has no ground truth.
+
+    Args:
+      scores: of `score`.
+      batch: fields of data/clip.py.
+      row: of the batch.
+      title: what was evaluated.
+      records: where the clip's stored flow is looked up.
+    """
+    keep = np.asarray(batch["valid"][row])
+    if not np.any(keep & batch["supervised"][row]):
+        return {}
+    clip_id, pred = batch["clip_id"][row], scores["pred"]
+    optional = {
+        "log_mel": batch["log_mel"],
+        "motion": batch.get("motion"),
+        "motion_weight": scores.get("motion_weight"),
+    }
+    figure = visualize.clip_picture(
+        np.asarray(batch["images"][row])[keep],
+        pred[row][keep],
+        np.asarray(batch["labels"][row])[keep],
+        flow=_stored_flow(records, clip_id),
+        titles=[f"frame {i}" for i in np.asarray(batch["frame_index"][row])[keep]],
+        heading=f"{clip_id}  ({batch['category'][row]})  {title}",
+        palette=CLASS_PALETTE if np.issubdtype(pred.dtype, np.integer) else None,
+        **{k: None if v is None else np.asarray(v[row])[keep] for k, v in optional.items()},
+    )
+    return {clip_id: figure}
+
+
+def _stored_flow(records: Sequence[Mapping[str, Any]], clip_id: str) -> np.ndarray | None:
+    """(u, v) [T, H, W, 2] px of a clip, None where vectors are not stored; for the first clips."""
+    for record in records:
+        name = record["clip_id"]
+        if (name.decode() if isinstance(name, bytes) else str(name)) == clip_id:
+            flow = np.asarray(record["flow"])
+            return flow if flow.shape[-1] == 2 else None
+    return None

@@ -1,0 +1,140 @@
+"""One pass of a model over records: batches in, a table with a row per scored thing out.
+
+Training validates with it and avs_jax.evaluate tests with it. Rows of a batch are scored one per
+device at a time, so that no number depends on the batch size: floating-point sums do depend on the
+shape of what is computed at once, by some 1e-7 of a logit, which can flip a pixel at a threshold.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from avs_jax.runtime.sharding import AXES, batch_sharding, put_batch
+from avs_jax.task import Batch, Record, Table, Task
+
+Scores = Mapping[str, np.ndarray]
+
+
+class Evaluation(NamedTuple):
+    """Result of one pass: the table of all processes' rows, and figures by name of the record."""
+
+    table: Table
+    figures: dict[str, np.ndarray]
+
+
+def make_eval_step(task: Task, mesh: Mesh):
+    """The jitted way from inputs to what is scored: forward pass and task.score in one program.
+
+    Args:
+      task: its model and score.
+      mesh: devices that share the batch; each scores its own rows.
+
+    Returns:
+      (params, batch_stats, inputs) -> task.score's arrays [B, ...].
+    """
+    rows = PartitionSpec(AXES)
+    score = jax.shard_map(task.score, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
+
+    def step(params, batch_stats, inputs):
+        outputs = apply_model(task, params, batch_stats, inputs)
+        return score(outputs, inputs)
+
+    return jax.jit(step, out_shardings=batch_sharding(mesh))
+
+
+def apply_model(task: Task, params, batch_stats, inputs: Mapping[str, jax.Array]) -> dict:
+    """The outputs of a task's model that scoring and prediction read; XLA removes the others."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    outputs = task.model.apply(variables, dict(inputs), train=False)
+    return {name: outputs[name] for name in task.outputs if name in outputs}
+
+
+def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
+    """Rows that are read at once: config.evaluate.batch_size, rounded up to fill every device."""
+    return -(-config.evaluate.batch_size // mesh.size) * mesh.size
+
+
+def evaluate(
+    task: Task,
+    eval_step: Callable,
+    variables: tuple[Any, Any],
+    loader: Iterable[Batch],
+    mesh: Mesh,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    title: str = "evaluate",
+    num_figures: int = 0,
+    each_batch: Callable[[Scores, Batch], None] | None = None,
+    records: Sequence[Record] = (),
+) -> Evaluation:
+    """One pass over records.
+
+    Args:
+      task: whose meter collects the scores.
+      eval_step: from `make_eval_step`.
+      variables: (params, batch_stats).
+      loader: finite; yields this process's rows of evaluation batches.
+      mesh: the one of eval_step.
+      facts: identify the run in the table.
+      title: of the progress line and the figures.
+      num_figures: draw the first records that this process reads.
+      each_batch: called with this process's scores of each batch, and the batch.
+      records: of the pass, for the figures.
+
+    Returns:
+      The same table on every process, rows in the records' order.
+    """
+    meter, share = task.meter(facts or {}), 1
+    figures: dict[str, np.ndarray] = {}
+    total = len(loader) if hasattr(loader, "__len__") else None
+    quiet = jax.process_index() != 0
+    for batch in tqdm(loader, desc=title, total=total, unit="batch", disable=quiet, leave=False):
+        scores = _score(task, eval_step, variables, batch, mesh)
+        meter.add(scores, batch)
+        if each_batch is not None:
+            each_batch(scores, batch)
+        share = len(next(iter(scores.values())))
+        for row in range(share):
+            if len(figures) >= num_figures:
+                break
+            figures |= task.draw(scores, batch, row, title, records)
+    return Evaluation(_gather(task, meter.table(), share), figures)
+
+
+def _score(task: Task, eval_step, variables, batch: Batch, mesh: Mesh) -> dict[str, np.ndarray]:
+    """The scores of a batch's rows of this process, one row per device at a time."""
+    inputs = task.inputs(batch)
+    rows, step = len(next(iter(inputs.values()))), len(mesh.local_devices)
+    pending = []  # all are dispatched before the first is waited for
+    for i in range(0, rows, step):
+        part = {name: value[i : i + step] for name, value in inputs.items()}
+        pending.append(eval_step(*variables, put_batch(part, mesh)))
+    parts = [{name: _local_rows(x) for name, x in outputs.items()} for outputs in pending]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _local_rows(x: jax.Array) -> np.ndarray:
+    """This process's rows of an array whose first axis is spread over the mesh."""
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def _gather(task: Task, table: Table, share: int) -> Table:
+    """Joins the tables of all processes, on all of them."""
+    if jax.process_count() == 1:
+        return table
+    buffer = io.BytesIO()
+    table.save(buffer)
+    data = np.frombuffer(buffer.getvalue(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([data.size])).ravel()
+    padded = np.pad(data, (0, sizes.max() - data.size))
+    parts = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    files = [io.BytesIO(part[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
+    return task.join([type(table).load(file) for file in files], share)

@@ -1,0 +1,269 @@
+"""What the programs know of a task: one page of callables that know nothing of each other.
+
+  record -> Rows -> row, rows -> batch -> model -> loss                              training
+                                          model -> score -> Meter -> Table -> numbers  evaluation
+                                          model -> derive -> arrays, answer            prediction
+
+A page, avs_jax/tasks/NAME.py, fills in a `Task`. Training, evaluation and prediction read it and
+never ask which task it is.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from avs_jax.spec import Array, Field, InputError, check_shape, nearest
+
+Record = Mapping[str, Any]
+Row = dict[str, Any]
+Batch = Mapping[str, Any]
+Numbers = dict[str, float | None]
+
+
+class Rows(Protocol):
+    """How a record becomes a row of a batch: numpy only, picklable, used in loader processes.
+
+    Attributes:
+      fields: name -> Field of everything that a batch of this configuration holds.
+      sizes: the letters of the fields' axes that the configuration fixes.
+    """
+
+    fields: Mapping[str, Field]
+    sizes: Mapping[str, int]
+
+    def empty(self, train: bool) -> Row:
+        """A row of nothing; it fills the last batch of an evaluation."""
+
+    def prepare(self, record: Record, rng: np.random.Generator | None) -> Row:
+        """A record as a row; rng draws augmentation, None prepares it as it is evaluated."""
+
+
+class Table(Protocol):
+    """What an evaluation stores: one row per scored thing, from which all numbers follow."""
+
+    def save(self, path: Any) -> None:
+        """Writes the table to a path or an open file."""
+
+    @classmethod
+    def load(cls, path: str | BinaryIO) -> "Table":
+        """Reads what `save` wrote."""
+
+
+class Meter(Protocol):
+    """Collects the scores of batches into a table."""
+
+    def add(self, scores: Mapping[str, np.ndarray], batch: Batch) -> None:
+        """Adds the rows of one batch; rows without anything valid are left out."""
+
+    def table(self) -> Table:
+        """All rows, in the order in which they were added."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Controls:
+    """What an evaluation scores beside the records as they are: same truth, other input.
+
+    Attributes:
+      records: condition -> records.
+      notes: a sentence per condition that is left out or covers some of the records only.
+      facts: for the report, and part of its identity.
+      files: name -> text of files to lay beside the report.
+    """
+
+    records: Mapping[str, Sequence[Record]] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def no_controls(records: Sequence[Record], split: str) -> Controls:
+    """For tasks without any."""
+    del records, split
+    return Controls()
+
+
+def no_predictions(*_: Any) -> Any:
+    """For tasks that neither read nor write files of predictions."""
+    raise InputError("this task reads and writes no files of predictions")
+
+
+def nothing_missing(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """For tasks whose models need every array."""
+    return dict(arrays), []
+
+
+def nothing_derived(outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """For tasks whose outputs are what a user wants."""
+    del inputs
+    return dict(outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task under one configuration.
+
+    Attributes:
+      name: of the page.
+      rows: makes rows of records.
+      model: Linen module, apply(variables, inputs, train=, progress=, rngs=, mutable=) -> outputs,
+        a dict.
+      rng_streams: random streams of a training step, "loss" among them. A stream's key follows from
+        its place: new ones come last.
+      loss: (outputs, batch, key, norms) -> (total, terms), terms weighted. Terms named "loss_*" sum
+        to the total; the others are figures for the log.
+      norms: batch -> what the terms are divided by, from its targets alone. None: the rows of a
+        batch are coupled, and train.accumulate must be 1.
+      schedules: name -> (share of the training that is done) -> number to log.
+      logged_params: name in the log -> path of a learned scalar.
+      outputs: the model's outputs that scoring and prediction read; their first axis is the
+        batch's.
+      score: (outputs, inputs) -> arrays [B, ...], row by row, on the device, in one program with
+        the forward pass.
+      meter: facts -> Meter.
+      protocols: Table -> {protocol: {measure: number}}.
+      validation: the same with the protocols that training logs; the first one leads.
+      measure: of the first protocol; the larger, the better the checkpoint.
+      summarize: {condition: Table}, facts -> numbers across conditions, or None.
+      controls: (records, split) -> Controls.
+      draw: (scores, batch, row, title, records) -> {name: figure uint8 [H, W, 3]} of one row; {}
+        where there is nothing to see.
+      join: (the processes' tables, rows that each has of a batch) -> one table.
+      check_inputs: (params, inputs): raises where the parameters are made for other inputs.
+      array_inputs: (arrays) -> (inputs, notes): fills in what is missing of predict's arrays.
+      derive: (outputs, inputs) -> arrays that prediction returns; traceable.
+      read_predictions: (directory, records, facts) -> (Table, notes).
+      write_predictions: (directory, scores, batch) -> None.
+      answer: what predict writes for a video; see avs_jax/predict.py.
+      answer_flags: predict's flags that `answer` reads.
+    """
+
+    name: str
+    rows: Rows
+    model: Any
+    loss: Callable[..., tuple[Array, dict[str, Array]]]
+    outputs: tuple[str, ...]
+    score: Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, Array]]
+    meter: Callable[[Mapping[str, Any]], Meter]
+    protocols: Callable[[Any], dict[str, Numbers]]
+    measure: str
+    join: Callable[[Sequence[Any], int], Any]
+    rng_streams: tuple[str, ...] = ("loss",)
+    norms: Callable[[Batch], dict[str, Array]] | None = None
+    schedules: Mapping[str, Callable[[Array], Array]] = dataclasses.field(default_factory=dict)
+    logged_params: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    validation: Callable[[Any], dict[str, Numbers]] | None = None
+    summarize: Callable[..., dict[str, Any] | None] = lambda tables, facts: None
+    controls: Callable[[Sequence[Record], str], Controls] = no_controls
+    draw: Callable[..., dict[str, np.ndarray]] = lambda *_: {}
+    check_inputs: Callable[..., None] = lambda params, inputs: None
+    array_inputs: Callable[..., tuple[dict, list[str]]] = nothing_missing
+    derive: Callable[..., dict[str, Array]] = nothing_derived
+    read_predictions: Callable[..., tuple[Any, list[str]]] = no_predictions
+    write_predictions: Callable[..., None] = no_predictions
+    answer: Callable[..., None] | None = None
+    answer_flags: tuple[str, ...] = ()
+
+    def inputs(self, batch: Batch) -> dict[str, Array]:
+        """The fields that the model may read: no target ever reaches it."""
+        return select(batch, self.rows.fields, "input")
+
+
+def select(batch: Batch, fields: Mapping[str, Field], *roles: str) -> dict[str, Any]:
+    """The fields of a batch that have one of the roles."""
+    return {
+        name: value
+        for name, value in batch.items()
+        if name in fields and fields[name].role in roles
+    }
+
+
+def empty_row(fields: Mapping[str, Field], sizes: Mapping[str, int], train: bool) -> Row:
+    """A row whose arrays hold their fields' fill values, and whose host fields are empty.
+
+    Args:
+      sizes: of every letter in the fields' axes but the batch's.
+    """
+    row: Row = {}
+    for name, field in fields.items():
+        if field.phase not in ("both", "train" if train else "evaluate"):
+            continue
+        if field.role == "host":
+            row[name] = ""
+            continue
+        shape = [int(axis) if axis.isdigit() else sizes[axis] for axis in field.axes.split()[1:]]
+        row[name] = np.full(shape, field.fill, field.dtype)
+    return row
+
+
+def stack_rows(rows: Sequence[Row], fields: Mapping[str, Field]) -> dict[str, Any]:
+    """Rows as one batch; host fields become lists."""
+    return {
+        name: [row[name] for row in rows]
+        if fields[name].role == "host"
+        else np.stack([row[name] for row in rows])
+        for name in rows[0]
+    }
+
+
+def check_arrays(
+    arrays: Mapping[str, np.ndarray], rows: Rows
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Checks what a user gives instead of records against the input fields.
+
+    A last axis of size 1 may be absent. Numbers must be finite.
+
+    Returns:
+      the arrays, such axes added, and the sizes of the letters.
+
+    Raises:
+      InputError: naming the array and what it should be.
+    """
+    fields = array_fields(rows.fields)
+    for name in arrays:
+        if name not in fields:
+            known = ", ".join(nearest(name, list(fields)) or fields)
+            raise InputError(f"{name}: no array of that name is read; nearest: {known}")
+    checked, sizes = {}, {k: v for k, v in rows.sizes.items() if k == "C"}
+    for name, field in fields.items():
+        if name not in arrays:
+            if field.given == "required":
+                raise InputError(f"{name} is missing: {field.dtype} [{field.axes}]")
+            continue
+        array = np.asarray(arrays[name])
+        if array.dtype != field.dtype:
+            raise InputError(f"{name}: {array.dtype}, expected {field.dtype}")
+        axes = field.axes.split()
+        if array.ndim == len(axes) - 1 and sizes.get(axes[-1]) == 1:
+            array = array[..., None]
+        try:
+            sizes = check_shape(name, array, field.axes, **sizes)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if array.size == 0:
+            raise InputError(f"{name}: shape {array.shape} is empty")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
+            raise InputError(f"{name}: {count} of {array.size} numbers are NaN or infinite")
+        checked[name] = array
+    return checked, sizes
+
+
+def array_fields(fields: Mapping[str, Field]) -> dict[str, Field]:
+    """The input fields that prediction takes as arrays."""
+    return {
+        name: field
+        for name, field in fields.items()
+        if field.role == "input" and field.given != "never"
+    }
+
+
+def describe_fields(fields: Mapping[str, Field]) -> str:
+    """A line per field that prediction takes as an array, for --help."""
+    lines: Iterable[str] = (
+        f"  {name:<12} {field.dtype:<8} [{field.axes}]{' optional' * (field.given == 'optional')}"
+        f"  {field.text}"
+        for name, field in array_fields(fields).items()
+    )
+    return "\n".join(lines)

@@ -1,0 +1,22 @@
+"""The tasks, by name; a page is imported only when its task is asked for."""
+
+import importlib
+
+from ml_collections import ConfigDict
+
+from avs_jax.spec import InputError, nearest
+from avs_jax.task import Task
+
+TASKS = ("segment",)
+
+
+def make_task(config: ConfigDict) -> Task:
+    """The task that config.task names, under the whole configuration.
+
+    Raises:
+      InputError: there is no such task, or the configuration names something that does not exist.
+    """
+    if config.task not in TASKS:
+        near = ", ".join(nearest(config.task, TASKS) or TASKS)
+        raise InputError(f"config.task = {config.task!r}: no such task; nearest: {near}")
+    return importlib.import_module(f"avs_jax.tasks.{config.task}").make_task(config)

@@ -1,0 +1,126 @@
+"""Task `segment`: the pixels of the objects that make the sound, frame by frame.
+
+A host is a row: the model, its loss, and how its outputs become scores of classes. Rows of clips,
+meter, protocols, controls and prediction are the same for all hosts.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from avs_jax.controls.clip_controls import clip_controls
+from avs_jax.data.clip import ClipRows
+from avs_jax.inference import clip_video
+from avs_jax.losses import criterion
+from avs_jax.models import avs, build_model
+from avs_jax.results import metrics, segmentation
+from avs_jax.results.table import interleave
+from avs_jax.spec import InputError
+from avs_jax.task import Task
+
+
+class Host(NamedTuple):
+    """A model family of this task.
+
+    Attributes:
+      module: Linen module; its fields are the keys of config.model.
+      loss: (outputs, batch, key, norms, *, loss_config) -> (total, terms).
+      norms: (batch, config) -> what the terms are divided by.
+      scores: (outputs, inputs, score_size) -> float32 [B, T, h, w, K].
+      outputs: of the model, beside those of its stages, that prediction returns.
+      rng_streams: of training, "loss" among them; those of the stages follow.
+      logged_params: name in the log -> path of a learned scalar.
+      frames_meet: the model mixes frames, so training needs all of them.
+      check_inputs: (params, inputs), see Task.
+    """
+
+    module: type[nn.Module]
+    loss: Callable
+    norms: Callable
+    scores: Callable
+    outputs: tuple[str, ...]
+    rng_streams: tuple[str, ...]
+    logged_params: Mapping[str, str] = {}
+    frames_meet: bool = False
+    check_inputs: Callable = lambda params, inputs: None
+
+
+def _query_norms(batch, config: ConfigDict) -> dict[str, jax.Array]:
+    return criterion.norms(batch, config.model.num_queries, config.loss.no_object_weight)
+
+
+def _check_mixer(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    avs.check_image_size(params, tuple(inputs["images"].shape[2:4]))
+
+
+HOSTS = {
+    "vct": Host(
+        module=avs.AVS,
+        loss=criterion.compute_losses,
+        norms=_query_norms,
+        scores=segmentation.query_scores,
+        outputs=("pred_logits", "pred_masks"),
+        rng_streams=(*avs.RNG_STREAMS, "loss"),
+        logged_params={"lambda": "predictor/visual_query_block/lambda"},
+        check_inputs=_check_mixer,
+    ),
+}
+
+
+def make_task(config: ConfigDict) -> Task:
+    """The task under one configuration.
+
+    Raises:
+      InputError: an unknown host or part, or a value that cannot be.
+    """
+    if config.host not in HOSTS:
+        raise InputError(f"config.host = {config.host!r}: choose one of {sorted(HOSTS)}")
+    host = HOSTS[config.host]
+    if host.frames_meet and config.data.train_frames != "all":
+        raise InputError(
+            f"config.data.train_frames = {config.data.train_frames!r}: frames meet in host "
+            f"{config.host!r}, so training needs all of them; expected 'all'"
+        )
+    model, rows = build_model(config.model, host.module), ClipRows(config)
+    schedules, logged, outputs, streams = {}, dict(host.logged_params), host.outputs, host.rng_streams
+    for section, stage in model.stages().items():
+        schedules |= stage.schedules(config.model[section])
+        logged |= stage.logged_params
+        outputs += stage.outputs
+        streams += stage.rng_streams
+    size = config.evaluate.score_size
+    return Task(
+        name="segment",
+        rows=rows,
+        model=model,
+        loss=functools.partial(host.loss, loss_config=config.loss),
+        norms=functools.partial(host.norms, config=config),
+        rng_streams=streams,
+        schedules=schedules,
+        logged_params=logged,
+        outputs=outputs,
+        score=functools.partial(segmentation.score, scores=host.scores, size=size),
+        derive=functools.partial(segmentation.derive, scores=host.scores, size=size),
+        meter=functools.partial(segmentation.ClipMeter, config.data.num_classes),
+        protocols=metrics.all_protocols,
+        validation=metrics.validation_protocols,
+        measure="mIoU",
+        join=functools.partial(interleave, by="clip_id"),
+        summarize=segmentation.summarize,
+        controls=functools.partial(clip_controls, config, rows),
+        draw=segmentation.draw_clip,
+        check_inputs=host.check_inputs,
+        array_inputs=functools.partial(
+            clip_video.complete_arrays, channels=rows.sizes["C"], reads=model.reads()
+        ),
+        read_predictions=functools.partial(
+            segmentation.read_predictions, rows=rows, config=config
+        ),
+        write_predictions=functools.partial(segmentation.write_predictions, config=config),
+        answer=functools.partial(clip_video.predict_video, scores=host.scores),
+        answer_flags=("pre_masks", "flow_weights"),
+    )
