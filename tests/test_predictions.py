@@ -1,29 +1,19 @@
 """Predictions as files: how they are read, which are refused, and writing and reading back."""
 
-import json
-import types
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax import evaluate as evaluation
-from avs_jax.data.clip import prepare_clip, prepare_labels
+from avs_jax.data.clip import ClipRows
 from avs_jax.data.pipeline import EvalBatches
 from avs_jax.label_images import CLASS_PALETTE, indexed_image
 from avs_jax.ops.sampling import resize_bilinear
-from avs_jax.results import predictions
-from avs_jax.results.counts import FrameCounter, FrameCounts
+from avs_jax.results import metrics, predictions, segmentation
+from avs_jax.results.counts import FrameCounter
 from avs_jax.spec import InputError
 from configs.base import base_config
 
 SCORE, NUM_CLIPS = 16, 4
-
-
-class Source(list):
-    """Records with the metadata that a builder leaves."""
-
-    dataset_info = types.SimpleNamespace(metadata={"ground_truth": "drawn"})
 
 
 def a_config(num_classes=2):
@@ -40,7 +30,7 @@ def a_config(num_classes=2):
 def records(num_classes=2, side=16):
     """Clips of three frames, the last of two; the first clip has no mask on its second frame."""
     rng = np.random.default_rng(0)
-    result = Source()
+    result = []
     for i in range(NUM_CLIPS):
         num_frames = 2 if i == NUM_CLIPS - 1 else 3
         index = [t for t in range(num_frames) if (i, t) != (0, 1)]
@@ -60,15 +50,11 @@ def records(num_classes=2, side=16):
     return result
 
 
-@pytest.fixture
-def clips(monkeypatch):
-    """Makes evaluate_predictions read these records."""
-
-    def use(source):
-        monkeypatch.setattr(evaluation, "open_records", lambda config, split: source)
-        return source
-
-    return use
+def score_files(config, source, directory):
+    """The table of a folder of predictions, and notes."""
+    return segmentation.read_predictions(
+        directory, source, {"split": "test"}, rows=ClipRows(config), config=config
+    )
 
 
 def random_predictions(config, seed=1):
@@ -81,42 +67,39 @@ def random_predictions(config, seed=1):
 
 def write_all(config, source, pred, directory):
     for i in range(len(source)):
-        batch = EvalBatches(source, config, 1)[i]
+        batch = EvalBatches(source, ClipRows(config), 1)[i]
         predictions.write_batch(directory, config, pred[i : i + 1], batch)
 
 
 def truth_of(config, source):
-    return [prepare_labels(record, config) for record in source]
+    return [ClipRows(config).prepare_labels(record) for record in source]
 
 
 # ---- writing and reading back ----
 
 
 @pytest.mark.parametrize("num_classes", [2, 71])
-def test_written_predictions_score_as_those_in_memory(clips, tmp_path, num_classes):
+def test_written_predictions_score_as_those_in_memory(tmp_path, num_classes):
     config = a_config(num_classes)
-    source = clips(records(num_classes))
+    source = records(num_classes)
     pred = random_predictions(config)
-    write_all(config, source, pred, tmp_path / "masks")
-    report = evaluation.evaluate_predictions(config, tmp_path / "masks", tmp_path / "out")
-    folder = tmp_path / "out" / "evaluation" / "test"
-    read = FrameCounts.load(folder / "counts.npz")
-
-    counter = FrameCounter(num_classes, read.facts)
-    counter.add(pred, EvalBatches(source, config, NUM_CLIPS)[0])
-    counter.result().save(tmp_path / "counts.npz")
-    assert (folder / "counts.npz").read_bytes() == (tmp_path / "counts.npz").read_bytes()
-    assert report.facts["ground_truth"] == "drawn" and report.facts["frames"] == 10
-    assert json.loads((folder / "report.json").read_text())["scores"] == report.scores
-    assert report.notes == []
+    write_all(config, source, pred, tmp_path)
+    table, notes = score_files(config, source, tmp_path)
+    counter = FrameCounter(num_classes, {"split": "test"})
+    counter.add(pred, EvalBatches(source, ClipRows(config), NUM_CLIPS)[0])
+    want = counter.result()
+    assert list(table.columns) == list(want.columns) and table.facts == want.facts
+    for name, column in want.columns.items():
+        np.testing.assert_array_equal(table[name], column)
+    assert len(table.scored()) == 10 and notes == []
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
-def test_prepare_labels_is_the_ground_truth_of_prepare_clip(num_classes):
+def test_prepare_labels_is_the_ground_truth_of_a_whole_row(num_classes):
     config = a_config(num_classes)
     config.data.prototype_target = "none"
     for record in records(num_classes, side=40):
-        want, got = prepare_clip(record, config), prepare_labels(record, config)
+        want, got = ClipRows(config).prepare(record), ClipRows(config).prepare_labels(record)
         assert set(got) == {
             "labels", "valid", "supervised", "frame_index", "clip_id", "category"
         }  # fmt: skip
@@ -241,18 +224,18 @@ def test_what_gray_files_hold_is_decided_by_folder(tmp_path):
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_the_ground_truth_itself_scores_1(clips, tmp_path, depth):
+def test_the_ground_truth_itself_scores_1(tmp_path, depth):
     """As masks of either depth, at a size that is no multiple of the score size."""
     config = a_config()
-    source = clips(records(side=37))
+    source = records(side=37)
     largest = np.array(2**depth - 1, f"uint{depth}")
     for record in source:
         for t, mask in zip(record["mask_index"], record["masks"], strict=True):
             stem = predictions.file_stem(config, record["clip_id"], record["category"], t)
             (tmp_path / stem).parent.mkdir(parents=True, exist_ok=True)
             png(mask.astype(largest.dtype) * largest)(str(tmp_path / stem))
-    report = evaluation.evaluate_predictions(config, tmp_path, tmp_path / "out")
-    for protocol, scores in report.scores["predictions"].items():
+    table, _ = score_files(config, source, tmp_path)
+    for protocol, scores in metrics.all_protocols(table).items():
         assert scores == dict.fromkeys(scores, pytest.approx(1, abs=1e-6)), protocol
 
 
@@ -296,9 +279,9 @@ def test_other_sizes_are_resized(tmp_path):
 # ---- what is refused ----
 
 
-def test_every_problem_is_listed(clips, tmp_path):
+def test_every_problem_is_listed(tmp_path):
     config = a_config()
-    source = clips(records())
+    source = records()
     write_all(config, source, random_predictions(config), tmp_path)
     (tmp_path / "dog/clip.0/clip.0_1.npy").unlink()
     (tmp_path / "dog/clip.0/clip.0_2.npy").unlink()  # that frame has no ground truth
@@ -310,7 +293,7 @@ def test_every_problem_is_listed(clips, tmp_path):
     png(np.zeros((16, 16), np.uint8))(str(tmp_path / "cat/clip.3/clip.3_1"))
     (tmp_path / "cat/clip.3/clip.3_2.npy").write_bytes(b"damaged")
     with pytest.raises(InputError) as error:
-        evaluation.evaluate_predictions(config, tmp_path)
+        score_files(config, source, tmp_path)
     lines = str(error.value).splitlines()
     assert "9 problem" in lines[0]
     for line, words in zip(
@@ -329,7 +312,6 @@ def test_every_problem_is_listed(clips, tmp_path):
         strict=True,
     ):
         assert all(word in line for word in words), (line, words)
-    assert not (tmp_path / "evaluation").exists()
 
 
 RGBA_IN_ALPHA = np.zeros((SCORE, SCORE, 4), np.uint8)
@@ -353,24 +335,3 @@ RGBA_IN_ALPHA[2:9, 3:7, 3] = 255
 def test_files_that_could_be_read_in_two_ways_are_refused(tmp_path, array, num_classes, words):
     with pytest.raises(InputError, match=words):
         read_one(tmp_path, png(array), num_classes)
-
-
-def test_command_line(clips, tmp_path, capsys):
-    config = a_config()
-    source = clips(records())
-    write_all(config, source, random_predictions(config), tmp_path / "p")
-    arguments = ["evaluate", "--config=configs/s4_vct.py", "--config.data.num_frames=3"]
-    sizes = [f"--config.evaluate.score_size={SCORE}", "--config.data.pre_masks=False"]
-    assert evaluation.main([*arguments, *sizes, f"--predictions={tmp_path}/p", "--split=val"]) == 0
-    assert "boundary_iou" in (tmp_path / "p" / "evaluation" / "val" / "report.md").read_text()
-    for flags, words in (
-        ([], "either --checkpoint or --predictions"),
-        (["--predictions=a", "--checkpoint=b"], "either --checkpoint or --predictions"),
-        (["--predictions=a", "--write_predictions=b"], "--write_predictions"),
-        ([f"--predictions={tmp_path}/nothing"], "no such folder"),
-    ):
-        assert evaluation.main([*arguments, *flags]) == 1
-        assert words in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        evaluation.main(["evaluate", "--help"])
-    assert "<category>/<clip>/<clip>_<number>" in capsys.readouterr().out
