@@ -12,7 +12,7 @@ import pytest
 
 from avs_jax import evaluate as evaluation
 from avs_jax.data import conditions, negative_audio
-from avs_jax.results import negatives
+from avs_jax.results.counts import FrameCounts
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.spec import NEGATIVE_AUDIO, InputError
 from tests.test_evaluate import NUM_CLIPS, SCORE, Listener, Source, a_config, records
@@ -62,7 +62,7 @@ def test_every_condition_is_scored_and_written(job, tmp_path, capsys):
         assert found[condition]["mIoU"]["value"] == pytest.approx(float(deaf), abs=1e-6)
         # It marks a square of half the side, or nothing.
         assert found[condition]["FPR"]["value"] == pytest.approx(deaf * 64 / SCORE**2)
-        assert found[condition]["small"]["value"] == pytest.approx(1 - deaf)
+        assert found[condition]["frac_near_empty"]["value"] == pytest.approx(1 - deaf)
     # N is the mean over types, two of the three published ones at 1.
     published = numbers["summary"]["published"]
     assert published["G-mIoU"]["value"] == pytest.approx(2 * (1 / 3) / (1 + 1 / 3), abs=1e-6)
@@ -76,9 +76,11 @@ def test_every_condition_is_scored_and_written(job, tmp_path, capsys):
     assert manifest["sha256"] == negative_audio.manifest_digest(manifest)
     for text in (capsys.readouterr().out, (folder / "report.md").read_text()):
         assert "False sounds" in text and manifest["sha256"] in text
-        assert "noise pink" in text and "G-mIoU over silence, noise and offscreen" in text
+        assert "noise pink" in text and "silence, noise, offscreen" in text
 
-    counts = negatives.read_folder(folder)
+    counts = {"true_audio": FrameCounts.load(folder / "counts.npz")}
+    for path in folder.glob("counts_*.npz"):
+        counts[path.stem.removeprefix("counts_")] = FrameCounts.load(path)
     again = evaluation.make_report(counts["true_audio"].facts, counts)
     assert again.negatives["conditions"] == numbers["conditions"]
     assert again.negatives["summary"] == numbers["summary"]

@@ -1,4 +1,4 @@
-"""Scores of segmentation: from a model's outputs to classes of pixels, counts of frames, figures."""
+"""Scores of segmentation: from a model's outputs to classes, counts of frames, and figures."""
 
 import os
 import pathlib
@@ -10,9 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from avs_jax.label_images import CLASS_PALETTE
-from avs_jax.results import visualize
+from avs_jax.results import negatives, visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts
-from avs_jax.results.negatives import count_motion, summarise
 from avs_jax.results.postprocess import object_probability, sem_seg
 from avs_jax.results.predictions import PredictionFiles, write_batch
 from avs_jax.task import stack_rows
@@ -89,7 +88,7 @@ class ClipMeter:
         """Adds a batch: "pred" of `score`, and the fields of data/clip.py."""
         more = None
         if "moving" in batch:
-            more = count_motion(scores["pred"], batch["labels"], batch["moving"])
+            more = negatives.count_motion(scores["pred"], batch["labels"], batch["moving"])
         self._counter.add(scores["pred"], batch, more)
 
     def table(self) -> FrameCounts:
@@ -97,16 +96,14 @@ class ClipMeter:
         return self._counter.result()
 
 
-def summarize(
-    tables: Mapping[str, FrameCounts], facts: Mapping[str, Any]
-) -> dict[str, Any] | None:
+def summarize(tables: Mapping[str, FrameCounts], facts: Mapping[str, Any]) -> dict[str, Any] | None:
     """The numbers of negative audio, where the facts name a manifest."""
     if "manifest_sha256" not in facts:
         return None
     mentioned = {name: facts[name] for name in ("manifest_sha256", "moving_threshold")}
     first = next(iter(tables.values()))
     mentioned["task"] = "semantic" if first.is_semantic else "binary"
-    return summarise(tables) | {"facts": mentioned}
+    return negatives.summarize(tables) | {"facts": mentioned}
 
 
 def read_predictions(
