@@ -136,6 +136,7 @@ def test_scores_by_hand(by_hand):
     assert value("silence_zeros", "FPR_static") == pytest.approx(5 / 200)
     assert value("noise_white", "FPR_moving") == pytest.approx(10 / 200)
     assert value("silence_zeros", "frac_near_empty") == 0.5
+    assert value("noise_white", "frac_near_empty") == 0.75
     # Outside the masks: 200 - 80 moving pixels, 200 static ones.
     assert value("true_audio", "fpr_outside_moving") == 0
     assert value("true_audio", "fpr_outside_static") == pytest.approx(15 / 200)
@@ -347,3 +348,17 @@ def test_the_report_renders_every_table(by_hand):
             assert all(cell in text for cell in row)
         for line in legend:
             assert f"- {line}" in markdown and f"- {line}" in text
+
+
+def test_numbers_that_are_not_defined_are_dashes():
+    """Columns come in the order in which protocols name their measures."""
+    scores = {"true_audio": {"a": {"z": 0.5, "y": None}, "b": {"x": None}}}
+    scores["swapped_audio"] = {"a": {"z": 0.25, "y": 0.1}, "b": {"x": 0.2}, "c": {"x": 0.3}}
+    assert report.table(report.Report({}, scores)) == [
+        ["audio", "protocol", "z %", "y %", "x %", "change"],
+        ["true audio", "a", "50.00", "–", "", ""],
+        ["true audio", "b", "", "", "–", ""],
+        ["swapped audio", "a", "25.00", "10.00", "", "-25.00"],
+        ["swapped audio", "b", "", "", "20.00", ""],
+        ["swapped audio", "c", "", "", "30.00", ""],
+    ]

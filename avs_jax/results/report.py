@@ -10,7 +10,7 @@ from avs_jax.files import write_atomically
 from avs_jax.results import negative_report
 from avs_jax.spec import NEGATIVE_AUDIO, REFERENCE
 
-Scores = Mapping[str, Mapping[str, float]]  # protocol -> measure -> 0..1
+Scores = Mapping[str, Mapping[str, float | None]]  # protocol -> measure -> 0..1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Report:
 def table(report: Report) -> list[list[str]]:
     """Header and rows, as text: a row per condition and protocol, a column per measure.
 
-    Percentages; a cell is empty where a protocol does not have the measure. With several
-    conditions, the first column names them, and the last one is the difference of the protocol's
+    Percentages; a cell is empty where a protocol does not have the measure, and a dash where the
+    number is not defined. With several conditions, the first column names them, and the last one is the difference of the protocol's
     first measure to the true audio's, in points. Negative audio and motion controls have tables of
     their own.
     """
@@ -48,11 +48,12 @@ def table(report: Report) -> list[list[str]]:
     reference = report.scores.get(REFERENCE, {})
     for condition, scores in shown.items():
         for protocol, values in scores.items():
-            cells = [f"{100 * values[m]:.2f}" if m in values else "" for m in columns]
+            cells = [_percent(values[m]) if m in values else "" for m in columns]
             if several:
                 main, change = next(iter(values)), ""
-                if condition != REFERENCE and protocol in reference:
-                    change = f"{100 * (values[main] - reference[protocol][main]):+.2f}"
+                before = reference.get(protocol, {}).get(main)
+                if condition != REFERENCE and None not in (before, values[main]):
+                    change = f"{100 * (values[main] - before):+.2f}"
                 cells = [condition.replace("_", " "), protocol, *cells, change]
             rows.append(cells if several else [protocol, *cells])
     return rows
@@ -113,6 +114,10 @@ def _markdown_table(rows: Sequence[Sequence[str]], num_names: int = 1) -> list[s
     rule = "|---" * num_names + "|---:" * (len(rows[0]) - num_names) + "|"
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], rule, *lines[1:]]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
 
 
 def _shown(report: Report) -> dict[str, Scores]:
