@@ -35,8 +35,8 @@ def masks():
 MASKS = masks()
 
 
-def contour_by_neighbours(mask):
-    """Each pixel against its three neighbours, those outside the image left out."""
+def contour_by_neighbors(mask):
+    """Each pixel against its three neighbors, those outside the image left out."""
     result = np.zeros_like(mask)
     height, width = mask.shape
     for y, x in np.ndindex(mask.shape):
@@ -48,7 +48,7 @@ def contour_by_neighbours(mask):
 
 @pytest.mark.parametrize("name", MASKS)
 def test_contour(name):
-    np.testing.assert_array_equal(boundary.contour(MASKS[name]), contour_by_neighbours(MASKS[name]))
+    np.testing.assert_array_equal(boundary.contour(MASKS[name]), contour_by_neighbors(MASKS[name]))
 
 
 @pytest.mark.parametrize("radius", [1, 3, 4])
@@ -82,7 +82,7 @@ def test_counts_of_all_pairs():
     for pred in MASKS.values():
         for gt in MASKS.values():
             got = boundary.count_boundary(pred, gt, known)
-            lines = [contour_by_neighbours(m) for m in (gt, pred)]
+            lines = [contour_by_neighbors(m) for m in (gt, pred)]
             near = [ndimage.binary_dilation(line, disk(radius)) for line in lines]
             bands = [band_by_distance(mask, width) for mask in (gt, pred)]
             want = {

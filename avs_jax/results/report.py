@@ -36,9 +36,9 @@ def table(report: Report) -> list[list[str]]:
     """Header and rows, as text: a row per condition and protocol, a column per measure.
 
     Percentages; a cell is empty where a protocol does not have the measure, and a dash where the
-    number is not defined. With several conditions, the first column names them, and the last one is the difference of the protocol's
-    first measure to the true audio's, in points. Negative audio and motion controls have tables of
-    their own.
+    number is not defined. With several conditions, the first column names them, and the last one is
+    the difference of the protocol's first measure to the true audio's, in points. Negative audio
+    and motion controls have tables of their own.
     """
     shown = _shown(report)
     protocols = [values for scores in shown.values() for values in scores.values()]
