@@ -1,11 +1,14 @@
-"""Evaluation: a checkpoint and a split -> counts of every frame -> every protocol's numbers.
+"""Evaluation: a checkpoint and a split -> a row per scored thing -> every protocol's numbers.
 
-`evaluate_config` is the job of --mode=eval: one pass (runtime/scoring.py) over the split with its
-true sound, then one per condition with false sound, against the same masks. A model that listens
-scores low there; one that finds salient objects does not notice. data/conditions.py lists them.
+One pass (runtime/evaluation.py) over the split as it is, then one per control of the task: the same
+truth with another input. A model that uses the input scores lower there.
 
-  python -m avs_jax.evaluate --config=configs/s4_ama.py --checkpoint=DIR [--split=test]
+  python -m avs_jax.evaluate --checkpoint=DIR [--config=configs/s4_ama.py] [--split=test]
       [--audio=silence,noise,offscreen,shift] [--manifest=FILE]
+
+Task, model and preprocessing are the checkpoint's. --config chooses where records lie and what is
+evaluated; without it the checkpoint's own configuration does. A key of the model changes only where
+it is written on the command line (--config.model.dtype=bfloat16), and the report says so.
 
 The numbers of anybody's predictions, without model or checkpoint; --config chooses dataset and
 classes only:
@@ -13,176 +16,178 @@ classes only:
   python -m avs_jax.evaluate --config=configs/s4_ama.py --predictions=DIR [--split=test]
 
 {predictions}
---write_predictions=DIR writes a checkpoint's predictions under true sound in this layout: float32
-probabilities as npy (S4's test split: 0.7 GB), classes as png.
+--write_predictions=DIR writes a checkpoint's predictions in this layout: float32 probabilities as
+npy (S4's test split: 0.7 GB), classes as png.
 """
 
 import functools
 import hashlib
-import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from avs_jax.data import conditions, negative_audio
-from avs_jax.data.clip import Record, decode_text, empty_clip, prepare_labels
-from avs_jax.data.pipeline import EvalBatches, Loader, metadata, open_records, stack_clips
-from avs_jax.models import build_model
-from avs_jax.results import negatives, predictions, visualize
-from avs_jax.results.counts import FrameCounter, FrameCounts
-from avs_jax.results.metrics import all_protocols
-from avs_jax.results.predictions import PredictionFiles, write_batch
+from avs_jax.data.pipeline import EvalBatches, Loader, metadata, open_records
+from avs_jax.files import atomic_folder
+from avs_jax.results import predictions, visualize
 from avs_jax.results.report import Report, to_text, write
-from avs_jax.runtime.checkpoint import FOLDER, find_checkpoint, load_variables, stored_weights
-from avs_jax.runtime.command_line import UsageError, parse
-from avs_jax.runtime.optim import flatten
-from avs_jax.runtime.scoring import Evaluation, eval_batch_size, evaluate, make_score_step
+from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.runtime.command_line import CommandLine, UsageError, checkpoint_config, parse
+from avs_jax.runtime.evaluation import Evaluation, eval_batch_size, evaluate, make_eval_step
+from avs_jax.runtime.lock import locked
 from avs_jax.runtime.sharding import make_mesh, tree_shardings
 from avs_jax.runtime.step import init_variables
-from avs_jax.runtime.stored_config import plain_config
-from avs_jax.spec import INPUT_FIELDS, REFERENCE, InputError
+from avs_jax.runtime.stored_config import digest
+from avs_jax.spec import REFERENCE, InputError
+from avs_jax.task import Record, Task, stack_rows
+from avs_jax.tasks import make_task
 
-NUM_PROBLEMS = 8  # tensors named where a checkpoint does not fit
-LOADING = (("evaluate", "batch_size"), ("data", "num_workers"), ("data", "prefetch"))
+# Keys that change a number of a report. Where records lie, how they are loaded, and what only
+# training reads are not among them.
+NUMBER_KEYS = (
+    r"task",
+    r"host",
+    r"model\.(?!remat$).*",
+    r"data\.(?!(data_dir|num_workers|prefetch|train_frames|num_supervised|supervised_choice"
+    r"|max_targets|square_first|prototype_target|num_prototypes)$|augment\.|motion\.(model|pairs)$)"
+    r".*",
+    r"evaluate\.(?!(batch_size|num_pictures|split|weights|manifest)$).*",
+)
 
 
 # ---- the job of --mode=eval ----
 
 
-def evaluate_weights(
+def evaluate_checkpoint(
     config: ConfigDict,
-    checkpoint: str | pathlib.Path,
+    checkpoint: Checkpoint,
+    split: str,
     output: str | pathlib.Path | None = None,
     write_predictions: str | pathlib.Path | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Report]:
-    """`evaluate_config` of the parameters and of their average, as config.evaluate.weights asks.
+    """`evaluate_split` of the parameters and of their average, as config.evaluate.weights asks.
 
-    Where it is both, their predictions go to folders of `write_predictions` of their own, raw/ and
-    ema/.
+    Predictions of both go to folders of `write_predictions` of their own, raw/ and ema/.
 
     Returns:
       {"raw" or "ema": its report}.
     """
-    reports, chosen = {}, stored_weights(checkpoint, config.evaluate.weights)
+    reports, chosen = {}, checkpoint.choose_weights(config.evaluate.weights)
     for weights in chosen:
-        config = config.copy_and_resolve_references()
-        config.evaluate.weights = weights
-        predictions_dir = write_predictions
+        folder = write_predictions
         if write_predictions is not None and len(chosen) > 1:
-            predictions_dir = pathlib.Path(write_predictions) / weights
-        reports[weights] = evaluate_config(config, checkpoint, output, predictions_dir)
+            folder = pathlib.Path(write_predictions) / weights
+        reports[weights] = evaluate_split(config, checkpoint, split, weights, output, folder, notes)
     return reports
 
 
-def evaluate_config(
+def evaluate_split(
     config: ConfigDict,
-    checkpoint: str | pathlib.Path,
+    checkpoint: Checkpoint,
+    split: str,
+    weights: str,
     output: str | pathlib.Path | None = None,
     write_predictions: str | pathlib.Path | None = None,
+    notes: Sequence[str] = (),
 ) -> Report:
-    """Evaluates a checkpoint on config.evaluate.split, with true and with false sound.
+    """Evaluates a checkpoint on a split, as it is and under the task's controls.
 
-    Writes OUTPUT/evaluation/STEP/ (STEP_SPLIT/ where the split is not "test", and _ema behind it
-    where the average of the parameters was evaluated): report.json, report.md, counts.npz of the
-    true sound, counts_CONDITION.npz of the controls, and pictures/CLIP_CONDITION.png of the first
-    config.evaluate.num_pictures clips, all of them in pictures.html too; with negative audio
-    manifest.json, the pairing that config.evaluate.manifest reads.
+    Writes the folder `report_folder`, whole: report.json, report.md, table.npz of the split as it
+    is, table_CONDITION.npz of the controls, figures of the first config.evaluate.num_pictures
+    records under pictures/ and in pictures.html, and files of the controls.
 
     Args:
-      config: the whole configuration; its model must be the checkpoint's.
-      checkpoint: a working directory (its best checkpoint), one step's directory, or converted
-        weights.
-      output: directory to write under; the working directory of the checkpoint, or the directory of
-        converted weights, when not given.
-      write_predictions: directory for the predictions under true sound (results/predictions.py).
+      config: the whole configuration.
+      checkpoint: whose parameters are evaluated.
+      split: of the dataset.
+      weights: "raw" or "ema".
+      output: directory to write under, see `report_folder`.
+      write_predictions: directory for the predictions of the split as it is.
+      notes: sentences for the report.
 
     Returns:
       The report, which process 0 has also printed and written.
 
     Raises:
-      FileNotFoundError: no checkpoint, or no dataset.
-      ValueError: the checkpoint's tensors are not those of config.model; lists them. A type of
-        negative audio that does not exist; a manifest of other clips.
+      FileNotFoundError: no dataset.
+      InputError: the checkpoint's tensors are not the model's; the controls ask for what does not
+        exist.
     """
-    split = config.evaluate.split
-    records = open_records(config, split)
-    facts = data_facts(config, records)
-    manifest = conditions.pairing_manifest(config, records)
-    if manifest is not None:
-        facts["manifest_sha256"] = manifest["sha256"]
-        facts["moving_threshold"] = config.evaluate.moving_threshold
-    scorer = Scorer(config, checkpoint, facts)
-    results = {REFERENCE: scorer(records, REFERENCE, write_predictions)}
-    counts = results[REFERENCE].counts
-    _check_clips(counts, records)
-    categories = dict(zip(map(str, counts.clip_id), map(str, counts.category), strict=True))
-    others, notes = conditions.find_conditions(config, records, categories, manifest)
-    results |= {name: scorer(heard, name) for name, heard in others.items()}
-    report = make_report(scorer.facts, {name: r.counts for name, r in results.items()}, notes)
-    folder = find_report(config, checkpoint, output).parent
+    task, records = make_task(config), open_records(config, split)
+    controls = task.controls(records, split)
+    facts = {
+        "checkpoint": str(checkpoint.directory),
+        "step": checkpoint.name,
+        "weights": weights,
+        **data_facts(config, records, split),
+        "digest": number_digest(config),
+        **controls.facts,
+    }
+    run = _Evaluator(task, config, checkpoint, weights, facts)
+    results = {REFERENCE: run(records, REFERENCE, write_predictions)}
+    results |= {name: run(altered, name) for name, altered in controls.records.items()}
+    tables = {name: result.table for name, result in results.items()}
+    report = make_report(task, facts, tables, len(records), [*notes, *controls.notes])
     if jax.process_index() == 0:
-        _write(report, results, folder)
-        if manifest is not None:
-            negative_audio.save_manifest(manifest, folder / "manifest.json")
+        folder = report_folder(config, checkpoint, split, weights, output)
+        _write(report, results, folder, controls.files)
     return report
 
 
-def find_report(
+def report_folder(
     config: ConfigDict,
-    checkpoint: str | pathlib.Path,
+    checkpoint: Checkpoint,
+    split: str,
+    weights: str,
     output: str | pathlib.Path | None = None,
 ) -> pathlib.Path:
-    """The report.json that `evaluate_config` writes, there or not; arguments as there."""
-    directory = find_checkpoint(checkpoint)
-    name, split = _step_name(directory), config.evaluate.split
-    weights = stored_weights(directory, config.evaluate.weights)[-1]
-    name += ("" if split == "test" else f"_{split}") + ("" if weights == "raw" else f"_{weights}")
-    root = _run_directory(directory) if output is None else pathlib.Path(output).expanduser()
-    return root / "evaluation" / name / "report.json"
+    """The folder of the report that `evaluate_split` writes: its name is what was scored.
 
+    Args:
+      output: directory to write under; where it is None, the working directory of a run's
+        checkpoint, or the directory of converted weights.
 
-def _step_name(directory: pathlib.Path) -> str:
-    return directory.name if directory.name.isdigit() else "converted"
-
-
-def _run_directory(directory: pathlib.Path) -> pathlib.Path:
-    return directory.parent.parent if directory.parent.name == FOLDER else directory
-
-
-class Scorer:
-    """A checkpoint's model, ready to go over records: call it once per condition.
-
-    Attributes:
-      facts: identify checkpoint and configuration, and what was handed in.
+    Returns:
+      OUTPUT/evaluation/STEP_DATASET_SPLIT_WEIGHTS_DIGEST.
     """
+    root = checkpoint.run_directory if output is None else pathlib.Path(output).expanduser()
+    dataset = config.data.dataset.replace("/", "-")
+    name = f"{checkpoint.name}_{dataset}_{split}_{weights}_{number_digest(config)}"
+    return root / "evaluation" / name
+
+
+def number_digest(config: ConfigDict) -> str:
+    """Eight digits that differ where two configurations can give different numbers."""
+    code = digest(config, NUMBER_KEYS)
+    if config.evaluate.get("manifest"):
+        content = pathlib.Path(config.evaluate.manifest).expanduser().read_bytes()
+        code = hashlib.sha256(code.encode() + content).hexdigest()
+    return code[:8]
+
+
+class _Evaluator:
+    """A checkpoint's model, ready to go over records: call it once per condition."""
 
     def __init__(
-        self, config: ConfigDict, checkpoint: str | pathlib.Path, facts: Mapping[str, Any]
+        self,
+        task: Task,
+        config: ConfigDict,
+        checkpoint: Checkpoint,
+        weights: str,
+        facts: Mapping[str, Any],
     ):
-        """Loads and checks; arguments as for `evaluate_config`, facts of the data."""
-        step = find_checkpoint(checkpoint)
-        weights = stored_weights(step, config.evaluate.weights)[-1]
-        *variables, trained_config = load_variables(step, weights)
-        model, self._config, self._mesh = build_model(config.model), config, make_mesh(config)
-        example = stack_clips([empty_clip(config, is_training=False)])
-        check_variables(model, example, *variables, step)
-        variables = tuple(variables)
+        self._task, self._config, self._facts = task, config, facts
+        self._mesh = make_mesh(config)
+        example = task.inputs(stack_rows([task.rows.empty(train=False)], task.rows.fields))
+        checkpoint.check_fits(*jax.eval_shape(lambda: init_variables(task.model, example, 0)))
+        variables = checkpoint.variables(weights)
         self._variables = jax.device_put(variables, tree_shardings(variables, self._mesh))
-        self._step = make_score_step(model, config, self._mesh)
-        self.facts = {
-            "checkpoint": str(step),
-            "step": _step_name(step),
-            "weights": weights,
-            "trained_with_sha256": _digest(plain_config(trained_config)),
-            **facts,
-        }
+        self._step = make_eval_step(task, self._mesh)
 
     def __call__(
         self,
@@ -190,39 +195,27 @@ class Scorer:
         condition: str,
         write_predictions: str | pathlib.Path | None = None,
     ) -> Evaluation:
-        """One pass.
-
-        Args:
-          records: of the split, or of a condition.
-          condition: names what was done to the records.
-          write_predictions: directory for the predictions, or None.
-        """
+        """One pass over records, to which `condition` was done."""
         each_batch = None
         if write_predictions is not None:
-            directory = pathlib.Path(write_predictions).expanduser()
-            each_batch = functools.partial(write_batch, directory, self._config)
-        config, size = self._config, eval_batch_size(self._config, self._mesh)
-        batches = EvalBatches(records, config, size, jax.process_index(), jax.process_count())
+            each_batch = functools.partial(self._task.write_predictions, write_predictions)
+        config, task = self._config, self._task
+        size = eval_batch_size(config, self._mesh)
+        share = jax.process_index(), jax.process_count()
+        batches = EvalBatches(records, task.rows, size, *share)
         with Loader(batches, prefetch=config.data.prefetch) as loader:
             return evaluate(
+                task,
                 self._step,
                 self._variables,
                 loader,
-                config,
                 self._mesh,
-                facts={**self.facts, "audio": condition},
+                facts={**self._facts, "audio": condition},
                 title=condition.replace("_", " "),
-                num_pictures=config.evaluate.num_pictures,
+                num_figures=config.evaluate.num_pictures,
                 each_batch=each_batch,
-                find_flow=functools.partial(_stored_flow, records),
+                records=records,
             )
-
-
-def _stored_flow(records: Sequence[Record], clip_id: str) -> np.ndarray | None:
-    """(u, v) [T, H, W, 2] px of a clip, None where vectors are not stored; for the first clips."""
-    record = next(record for record in records if decode_text(record["clip_id"]) == clip_id)
-    flow = np.asarray(record["flow"])
-    return flow if flow.shape[-1] == 2 else None
 
 
 # ---- anybody's predictions ----
@@ -231,15 +224,16 @@ def _stored_flow(records: Sequence[Record], clip_id: str) -> np.ndarray | None:
 def evaluate_predictions(
     config: ConfigDict,
     directory: str | pathlib.Path,
+    split: str,
     output: str | pathlib.Path | None = None,
 ) -> Report:
-    """Scores files of predictions against config.evaluate.split, by every protocol.
+    """Scores files of predictions against a split, by every protocol.
 
-    Writes OUTPUT/evaluation/SPLIT/: report.json, report.md and counts.npz.
+    Writes OUTPUT/evaluation/DATASET_SPLIT_DIGEST/: report.json, report.md and table.npz.
 
     Args:
-      config: reads data.dataset, data.data_dir, data.num_frames, data.num_classes and evaluate.
-      directory: laid out as results/predictions.py says.
+      config: reads what the task's rows and protocols read.
+      directory: laid out as the task says.
       output: directory to write under; that of the predictions, when not given.
 
     Returns:
@@ -249,21 +243,14 @@ def evaluate_predictions(
       FileNotFoundError: no predictions, or no dataset.
       InputError: lists every file that is missing, superfluous or unreadable.
     """
-    records = open_records(config, config.evaluate.split)
-    files = PredictionFiles(directory, config)
-    facts = {"predictions": str(directory), **data_facts(config, records)}
-    del facts["config_sha256"]  # of a model that has no part in this
-    counter = FrameCounter(config.data.num_classes, facts)
-    for record in tqdm(records, desc="predictions", unit="clip", leave=False):
-        truth = prepare_labels(record, config)
-        counter.add(files.read_clip(truth)[None], stack_clips([truth]))
-    files.finish()
-    counts = counter.result()
-    _check_clips(counts, records)
-    report = make_report(facts, {"predictions": counts}, files.notes())
+    task, records = make_task(config), open_records(config, split)
+    facts = {"predictions": str(directory), **data_facts(config, records, split)}
+    table, notes = task.read_predictions(directory, records, facts)
+    report = make_report(task, facts, {"predictions": table}, len(records), notes)
     root = pathlib.Path(directory if output is None else output).expanduser()
-    results = {"predictions": Evaluation(counts, {})}
-    _write(report, results, root / "evaluation" / config.evaluate.split)
+    code = digest(config, (r"data\.(dataset|num_frames|num_classes)", r"evaluate\.score_size"))
+    name = f"{config.data.dataset.replace('/', '-')}_{split}_{code[:8]}"
+    _write(report, {"predictions": Evaluation(table, {})}, root / "evaluation" / name, {})
     return report
 
 
@@ -271,128 +258,106 @@ def evaluate_predictions(
 
 
 def make_report(
-    facts: Mapping[str, Any], counts: Mapping[str, FrameCounts], notes: Sequence[str] = ()
+    task: Task,
+    facts: Mapping[str, Any],
+    tables: Mapping[str, Any],
+    num_records: int,
+    notes: Sequence[str] = (),
 ) -> Report:
     """Every protocol's numbers of every condition, the first of which is the reference.
 
-    Where the facts name a manifest, those of the negative audio too.
-    """
-    first = next(iter(counts.values()))
-    sizes = {"clips": len(first.clips()), "frames": int(first.valid.sum())}
-    scores = {name: all_protocols(c) for name, c in counts.items()}
-    numbers = None
-    if "manifest_sha256" in facts:
-        mentioned = {name: facts[name] for name in ("manifest_sha256", "moving_threshold")}
-        mentioned["task"] = "semantic" if first.is_semantic else "binary"
-        numbers = negatives.summarise(counts) | {"facts": mentioned}
-    return Report({**facts, **sizes}, scores, list(notes), numbers)
-
-
-def check_variables(model, batch, params, batch_stats, directory) -> None:
-    """Raises where loaded variables are not what the model declares.
-
-    Args:
-      model: Linen module.
-      batch: one batch that it reads.
-      params, batch_stats: nested, loaded.
-      directory: where they came from, for the message.
-
     Raises:
-      InputError: counting the tensors that are missing, superfluous or of another shape; names the
-        first of them.
+      InputError: records without ground truth.
     """
-    inputs = {name: batch[name] for name in INPUT_FIELDS if name in batch}
-    wanted = jax.eval_shape(lambda x: init_variables(model, x, 0), inputs)
-    problems = []
-    for want, have in zip(wanted, (params, batch_stats), strict=True):
-        want = {path: tuple(x.shape) for path, x in flatten(want).items()}
-        have = {path: tuple(x.shape) for path, x in flatten(have).items()}
-        for path in sorted(want.keys() | have.keys()):
-            if want.get(path) != have.get(path):
-                loaded, declared = have.get(path, "absent"), want.get(path, "absent")
-                problems.append(f"{path}: {loaded} in the checkpoint, {declared} in config.model")
-    if problems:
-        shown = [*problems[:NUM_PROBLEMS], "..."] if len(problems) > NUM_PROBLEMS else problems
-        raise InputError(
-            f"{directory} does not fit config.model, {len(problems)} tensor(s):\n  "
-            + "\n  ".join(shown)
-        )
+    sizes = task.sizes(next(iter(tables.values())), num_records)
+    scores = {name: task.protocols(table) for name, table in tables.items()}
+    return Report({**facts, **sizes}, scores, list(notes), task.summarize(tables, facts))
 
 
-# ---- facts and files ----
-
-
-def data_facts(config: ConfigDict, records: Sequence[Record]) -> dict[str, Any]:
+def data_facts(config: ConfigDict, records: Sequence[Record], split: str) -> dict[str, Any]:
     """What is scored: configuration, dataset, split, and what its builder noted (the source of the
-    ground truth, how many clips it left out)."""
+    ground truth, how many records it left out)."""
     noted = metadata(records)
-    plain = plain_config(config)
-    scored = {"name": plain["name"], "model": plain["model"], "data": plain["data"]}
-    scored["evaluate"] = plain["evaluate"]
-    for section, name in LOADING:  # no score depends on them
-        scored[section] = {k: v for k, v in scored[section].items() if k != name}
     return {
         "config": config.name,
-        "config_sha256": _digest(scored),
         "dataset": config.data.dataset,
-        "split": config.evaluate.split,
+        "split": split,
         "ground_truth": noted.get("ground_truth", "not named by the dataset"),
         "clips_skipped_when_built": noted.get("num_skipped", 0),
-        "score_size": config.evaluate.score_size,
     }
 
 
-def _check_clips(counts: FrameCounts, records: Sequence[Record]) -> None:
-    num_missing = len(records) - len(counts.clips())
-    if num_missing:
-        raise InputError(
-            f"{num_missing} of {len(records)} clips have no ground truth: nothing to score them by"
-        )
-
-
-def _digest(config: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _write(report: Report, results: Mapping[str, Evaluation], folder: pathlib.Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, (name, result) in enumerate(results.items()):
-        result.counts.save(folder / (f"counts_{name}.npz" if i else "counts.npz"))
-    pictures = {f"{k}_{name}": v for name, r in results.items() for k, v in r.pictures.items()}
-    if pictures:
-        (folder / "pictures").mkdir(exist_ok=True)
-        for name, picture in pictures.items():
-            visualize.save_png(folder / "pictures" / f"{name}.png", picture)
-        heading = f"{report.facts['dataset']}, {report.facts['split']}"
-        visualize.save_page(folder / "pictures.html", heading, pictures)
-    write(report, folder)
+def _write(
+    report: Report,
+    results: Mapping[str, Evaluation],
+    folder: pathlib.Path,
+    files: Mapping[str, str],
+) -> None:
+    figures = {f"{k}_{name}": v for name, r in results.items() for k, v in r.figures.items()}
+    with locked(folder.parent, "evaluation"), atomic_folder(folder) as fresh:
+        for i, (name, result) in enumerate(results.items()):
+            result.table.save(fresh / (f"counts_{name}.npz" if i else "counts.npz"))
+        for name, text in files.items():
+            (fresh / name).write_text(text)
+        if figures:
+            (fresh / "pictures").mkdir()
+            for name, figure in figures.items():
+                visualize.save_png(fresh / "pictures" / f"{name}.png", figure)
+            heading = f"{report.facts['dataset']}, {report.facts['split']}"
+            visualize.save_page(fresh / "pictures.html", heading, figures)
+        write(report, fresh)
     print(to_text(report), end="")
-    print(f"written: {folder}/report.json, report.md, counts*.npz, {len(pictures)} pictures")
+    print(f"written: {folder}/report.json, report.md, counts*.npz, {len(figures)} pictures")
+
+
+# ---- command line ----
 
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
     try:
         description = __doc__.replace("{predictions}", predictions.__doc__.partition("\n\n")[2])
-        config, values = parse(argv, _define_flags, description)
-        given = [name for name in ("checkpoint", "predictions") if getattr(values, name)]
-        if len(given) != 1:
-            raise UsageError("either --checkpoint or --predictions; --help lists the flags")
-        if values.predictions and values.write_predictions:
-            raise UsageError("--write_predictions writes those of a --checkpoint")
-        for name in ("split", "audio", "manifest"):
-            if values[name].value is not None:
-                config.evaluate[name] = values[name].value
-        if values.predictions and config.evaluate.audio:
-            raise UsageError("negative audio needs a --checkpoint that can hear it")
-        if values.predictions:
-            evaluate_predictions(config, values.predictions, values.output)
-        else:
-            evaluate_weights(config, values.checkpoint, values.output, values.write_predictions)
+        run(parse(argv, _define_flags, description, needs_config=False))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
+
+
+def run(line: CommandLine) -> None:
+    """`main` after parsing, with exceptions."""
+    values = line.values
+    given = [name for name in ("checkpoint", "predictions") if getattr(values, name)]
+    if len(given) != 1:
+        raise UsageError("either --checkpoint or --predictions; --help lists the flags")
+    if values.predictions:
+        if values.write_predictions:
+            raise UsageError("--write_predictions writes those of a --checkpoint")
+        if line.config is None:
+            raise UsageError("--config is missing: it says which dataset the predictions are of")
+        checkpoint, config, notes = None, line.config, []
+    else:
+        checkpoint = Checkpoint.find(values.checkpoint)
+        config, notes = checkpoint_config(line, checkpoint)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+    for name in ("audio", "manifest"):
+        if values[name].value is not None:
+            if name not in config.evaluate:
+                raise UsageError(f"--{name}: task {config.task!r} has no such controls")
+            config.evaluate[name] = values[name].value
+    split = values.split or config.evaluate.split
+    if checkpoint is not None:
+        evaluate_checkpoint(
+            config, checkpoint, split, values.output, values.write_predictions, notes
+        )
+        return
+    if config.evaluate.get("audio"):
+        raise UsageError("negative audio needs a --checkpoint that can hear it")
+    evaluate_predictions(config, values.predictions, split, values.output)
 
 
 def _define_flags(values: flags.FlagValues) -> None:

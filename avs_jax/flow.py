@@ -52,9 +52,9 @@ from avs_jax.data.flow_files import (
 from avs_jax.data.motion import frame_difference
 from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import read_pairs
-from avs_jax.models.backbones.raft import VARIANTS
+from avs_jax.inference.flow_estimator import FlowEstimator
+from avs_jax.models.flow.raft import VARIANTS
 from avs_jax.runtime.command_line import quiet_libraries
-from avs_jax.runtime.flow_estimator import FlowEstimator
 from avs_jax.spec import InputError
 
 SETTINGS = "flow.json"

@@ -1,7 +1,7 @@
 """The program: trains a configuration, evaluates what it left, or says beforehand what it takes.
 
   python -m avs_jax.main --config=configs/s4_ama.py --workdir=DIR [--config.train.batch_size=4 ...]
-  python -m avs_jax.main --config=configs/s4_ama.py --workdir=DIR --mode=eval
+  python -m avs_jax.main --workdir=DIR --mode=eval [--config=...]
   python -m avs_jax.main --config=configs/s4_ama.py --mode=plan [--memory=24GiB] [--devices=8]
       [--gpu=rtx_4090]
 
@@ -16,9 +16,10 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from avs_jax.evaluate import evaluate_weights
+from avs_jax.evaluate import evaluate_checkpoint
 from avs_jax.plan import plan
-from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.runtime.command_line import UsageError, checkpoint_config, parse
 from avs_jax.runtime.gpus import GPUS
 from avs_jax.runtime.processes import joined
 from avs_jax.spec import InputError
@@ -36,7 +37,10 @@ def main(argv: Sequence[str]) -> None:
         checkpoint cannot be used, the disk is full, or the loss is not finite.
     """
     try:
-        config, values = parse(argv, _define_flags, __doc__)
+        line = parse(argv, _define_flags, __doc__, needs_config=False)
+        config, values = line.config, line.values
+        if config is None and values.mode != "eval":
+            raise UsageError("--config is missing; --help lists the flags")
         if values.mode == "plan":
             if values.gpu is not None:  # what is compiled without its device cannot be stored
                 jax.config.update("jax_enable_compilation_cache", False)
@@ -54,8 +58,13 @@ def main(argv: Sequence[str]) -> None:
         with joined(*job, expected=EXPECTED):
             if values.mode == "train":
                 train(config, values.workdir)
-            else:
-                evaluate_weights(config, values.workdir)
+                return
+            checkpoint = Checkpoint.find(values.workdir)
+            config, notes = checkpoint_config(line, checkpoint)
+            evaluate_checkpoint(config, checkpoint, config.evaluate.split, notes=notes)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except EXPECTED as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -20,9 +20,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from avs_jax.runtime import gpus, optim, sharding
-from avs_jax.runtime.blueprint import make_blueprint
 from avs_jax.runtime.memory import GIB, StepBytes, count_flops, parse_bytes
+from avs_jax.runtime.setup import make_train_setup
 from avs_jax.runtime.step import TrainState
+from avs_jax.tasks import make_task
 
 # What is compiled here never runs; these leave the CPU compiler's planning of memory as it is.
 QUICK_COMPILATION = {
@@ -61,9 +62,9 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> TracedStep:
     """
     size = config.train.batch_size
     sharding.check_batch_size("config.train.batch_size", size, mesh, config.train.accumulate)
-    blueprint = make_blueprint(config, mesh)
-    state, batch = blueprint.state, blueprint.batch_shapes()
-    return TracedStep(state, batch, blueprint.make_train_step().trace(state, batch))
+    setup = make_train_setup(make_task(config), config, mesh)
+    state, batch = setup.state, setup.batch_shapes()
+    return TracedStep(state, batch, setup.make_train_step().trace(state, batch))
 
 
 def plan(
@@ -89,15 +90,16 @@ def plan(
         limit = _device_limit() if gpu is None else gpus.GPUS[gpu].available
     mesh = sharding.make_mesh(config, devices)
     step = trace_step(config, mesh)
-    clips, frames = step.batch["valid"].shape
+    rows = config.train.batch_size
+    shapes = ", ".join(f"{name} {x.shape[1:]}" for name, x in sorted(step.batch.items()))
     print(
-        f"{config.name}: a step of {clips} clip(s), {frames} frame(s) each at "
-        f"{config.data.image_size} px, {config.model.dtype}\n"
+        f"{config.name}: a step of {rows} row(s), {config.model.get('dtype', 'float32')}, each "
+        f"of {shapes}\n"
         f"{mesh.size} device(s) of kind {devices[0].device_kind}, mesh {dict(mesh.shape)}"
     )
     print(describe_parameters(step.state.params, config))
     flops = count_flops(step.traced.jaxpr.jaxpr)
-    print(f"matrix products and convolutions: {flops / 1e12:.3f} TFLOP per step, {clips} clip(s)")
+    print(f"matrix products and convolutions: {flops / 1e12:.3f} TFLOP per step, {rows} row(s)")
     options = gpus.COMPILATION if gpu else QUICK_COMPILATION
     if not gpu and jax.default_backend() != "cpu":
         options = {}
@@ -109,7 +111,7 @@ def plan(
     verdict = "this fits" if used.total <= limit else "this does not fit"
     print(f"{verdict} into {said}; looking for the largest batch that does", flush=True)
     unit = mesh.size * config.train.accumulate
-    known = {clips: used}
+    known = {rows: used}
 
     def measure(batch_size: int) -> int:
         if batch_size not in known:
@@ -122,7 +124,7 @@ def plan(
 
     size = largest_batch(measure, unit, limit)
     if size:
-        print(f"largest batch within {said}: {size} clips, {size // mesh.size} per device")
+        print(f"largest batch within {said}: {size} rows, {size // mesh.size} per device")
     else:
         print(f"not even {unit} clip(s), one per device and micro-batch, fit into {said}")
 

@@ -125,6 +125,8 @@ class Task:
       protocols: Table -> {protocol: {measure: number}}.
       validation: the same with the protocols that training logs; the first one leads.
       measure: of the first protocol; the larger, the better the checkpoint.
+      sizes: (Table, number of records) -> facts for the report; raises InputError where records
+        have nothing to score them by.
       summarize: {condition: Table}, facts -> numbers across conditions, or None.
       controls: (records, split) -> Controls.
       draw: (scores, batch, row, title, records) -> {name: figure uint8 [H, W, 3]} of one row; {}
@@ -154,6 +156,7 @@ class Task:
     schedules: Mapping[str, Callable[[Array], Array]] = dataclasses.field(default_factory=dict)
     logged_params: Mapping[str, str] = dataclasses.field(default_factory=dict)
     validation: Callable[[Any], dict[str, Numbers]] | None = None
+    sizes: Callable[[Any, int], dict[str, int]] = lambda table, count: {"records": count}
     summarize: Callable[..., dict[str, Any] | None] = lambda tables, facts: None
     controls: Callable[[Sequence[Record], str], Controls] = no_controls
     draw: Callable[..., dict[str, np.ndarray]] = lambda *_: {}

@@ -1,41 +1,41 @@
-"""Training: `run_steps`, and then the best checkpoint's reports.
+"""Training: one function, read from top to bottom.
 
 What a run leaves in its directory: checkpoints/ (runtime/run_checkpoints.py), metrics.jsonl and
 tensorboard/ (runtime/log.py), evaluation/ (evaluate.py), compilation_cache/. The same call on the
-same directory goes on where the last complete checkpoint stands, with the same numbers as if it had
-never stopped.
+same directory resumes from the last complete checkpoint, with the same numbers as if it had never
+stopped.
 """
 
 import contextlib
-import dataclasses
-import functools
 import pathlib
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import jax
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from avs_jax.data import pipeline
-from avs_jax.evaluate import evaluate_config, find_report
-from avs_jax.results.metrics import validation_protocols
+from avs_jax.data.pipeline import EvalBatches, Loader, TrainBatches, open_records
+from avs_jax.evaluate import evaluate_split, report_folder
 from avs_jax.runtime import optim, sharding
-from avs_jax.runtime.blueprint import Blueprint, make_blueprint
-from avs_jax.runtime.checkpoint import stored_weights
-from avs_jax.runtime.compilation_cache import keep_compiled_in
+from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.runtime.compilation_cache import keep_compiled_in as enable_compilation_cache
 from avs_jax.runtime.ema import ema_variables
+from avs_jax.runtime.evaluation import eval_batch_size, evaluate, make_eval_step
+from avs_jax.runtime.interruption import FiniteCheck, NotFiniteError, sigterm_as_request
+from avs_jax.runtime.lock import locked
 from avs_jax.runtime.log import Log
-from avs_jax.runtime.memory import StepBytes
-from avs_jax.runtime.parts import fill_parts, fill_variables
-from avs_jax.runtime.profile import StepProfiler, StepSpeed, WaitClock
+from avs_jax.runtime.memory import compile_ahead
+from avs_jax.runtime.parts import fill_parts as load_parts
+from avs_jax.runtime.parts import fill_variables as init_from_checkpoint
+from avs_jax.runtime.profile import DataWaitTimer, StepProfiler, StepSpeed
 from avs_jax.runtime.run_checkpoints import Checkpoints
-from avs_jax.runtime.scoring import Evaluation, eval_batch_size, evaluate, make_score_step
+from avs_jax.runtime.run_config import check_run_config
+from avs_jax.runtime.setup import TrainSetup, make_train_setup
 from avs_jax.runtime.step import TrainState
+from avs_jax.task import Record, select
+from avs_jax.tasks import make_task
+
+__all__ = ["NotFiniteError", "train"]
 
 VALIDATION_SPLIT = "val"
 NO_DATA = """{error}
@@ -47,31 +47,12 @@ To see everything work without it, use the `:demo` variant of the configuration
 (--config=configs/s4_ama.py:demo): it trains on generated clips, and scripts/demo.sh makes them."""
 
 
-class NotFiniteError(FloatingPointError):
-    """The loss or its gradient is NaN or infinite."""
+def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
+    """Trains `config.train.steps` steps, or the rest of them, and evaluates the best checkpoint.
 
-
-def train(config: ConfigDict, workdir: str | pathlib.Path) -> None:
-    """Trains as `run_steps` does, then evaluates the best checkpoint on config.train.final_splits.
-
-    The reports are those of --mode=eval, in WORKDIR/evaluation; one that is there stays.
-
-    Args and Raises: of `run_steps`.
-    """
-    if not run_steps(config, workdir):
-        return
-    for split in config.train.final_splits:
-        for weights in stored_weights(workdir, config.evaluate.weights):
-            final = config.copy_and_resolve_references()
-            final.evaluate.update(split=split, weights=weights)
-            if not find_report(final, workdir).exists():
-                evaluate_config(final, workdir)
-
-
-def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
-    """Trains `config.train.steps` steps, or the rest of them, with validations in between.
-
-    Ends early where `config.train.patience` validations in a row gave no better score.
+    Validates in between. Ends early where `config.train.patience` validations in a row gave no
+    better score. At the end the best checkpoint is evaluated on config.train.final_splits; reports
+    of the same configuration that exist are kept.
 
     Args:
       config: see configs/base.py.
@@ -81,86 +62,180 @@ def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
       Whether training is over; False where it was asked to stop before.
 
     Raises:
-      FileNotFoundError: the dataset is not there; tells how to get it.
-      ValueError: the configuration does not fit the devices or the checkpoint in `workdir`.
+      FileNotFoundError: the dataset is missing; says how to get it.
+      InputError: the configuration does not fit the devices or the checkpoint in `workdir`, or
+        another process trains there.
       NotFiniteError: names the step, the loss terms and the last good checkpoint.
     """
-    workdir = pathlib.Path(workdir).expanduser().resolve()
-    num_clips = _count_clips(config)
-    mesh = sharding.make_mesh(config)
-    sharding.check_batch_size(
-        "config.train.batch_size", config.train.batch_size, mesh, config.train.accumulate
-    )
-    if config.train.compilation_cache:
-        keep_compiled_in(workdir / "compilation_cache")
-    blueprint = make_blueprint(config, mesh)
-
-    checkpoints = Checkpoints(workdir, config)
-    restored = checkpoints.restore(blueprint.state)
-    state, start_step = (_first_state(blueprint), 0) if restored is None else restored
-
-    total_steps, is_first = config.train.steps, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
+        # ---- devices ----
+        check_run_config(config)
+        workdir, is_first = pathlib.Path(workdir).expanduser().resolve(), jax.process_index() == 0
+        share, total_steps = (jax.process_index(), jax.process_count()), config.train.steps
+        mesh = sharding.make_mesh(config)
+        batch_size, accumulate = config.train.batch_size, config.train.accumulate
+        sharding.check_batch_size("config.train.batch_size", batch_size, mesh, accumulate)
+
+        # ---- task and data ----
+        task = make_task(config)
+        records = _open_splits(config)
+        stack.enter_context(locked(workdir, "training"))
+        if config.train.compilation_cache:
+            enable_compilation_cache(workdir / "compilation_cache")
+
+        # ---- setup: shapes of the state; model, loss and optimizer meet in the step ----
+        if is_first:
+            print(f"{config.name}: building the model", file=sys.stderr, flush=True)
+        setup = make_train_setup(task, config, mesh)
+        train_step = setup.make_train_step()
+
+        # ---- restore ----
+        checkpoints = Checkpoints(workdir, config, task.measure)
         stack.callback(checkpoints.close)
-        log = Log(workdir, total_steps, config.train.batch_size, start_step, enabled=is_first)
+        restored = checkpoints.restore(setup.state)
+        state, start_step = (_first_state(setup), 0) if restored is None else restored
+        log = Log(workdir, total_steps, batch_size, start_step, enabled=is_first)
         stack.callback(log.close)
-        log.say(_describe(blueprint, num_clips))
+        log.say(_describe(setup, records))
         if restored is not None:
-            log.say(f"{workdir}: going on from step {start_step}")
-        if start_step >= total_steps:
-            log.say("all steps are done")
-            return True
-
-        train_loader, val_loader = _open_loaders(config, mesh, start_step, stack)
-        batches = iter(train_loader)
-        validation = functools.partial(
-            evaluate,
-            make_score_step(blueprint.model, config, mesh),
-            loader=val_loader,
-            config=config,
-            mesh=mesh,
-            num_pictures=config.train.num_pictures,
-        )
-        stop_requested = stack.enter_context(_sigterm_as_request())
-        profiler = StepProfiler(
-            workdir, config.profile_steps, start_step, total_steps, enabled=is_first
-        )
-        stack.callback(profiler.close)
-        run = _Run(config, mesh, checkpoints, log, validation, profiler, stop_requested)
-
-        if (
-            start_step
-            and run.must_evaluate(start_step)
-            and not checkpoints.is_evaluated(start_step)
-        ):
-            # A stop left this evaluation out.
-            checkpoints.save(state, start_step, run.validate(state, start_step))
-        if run.is_out_of_patience():
-            return True
-
-        log.say("compiling the training step")  # ahead: what it takes is known before it runs
-        train_step, used = compile_ahead(
-            blueprint.make_train_step(), blueprint.state, blueprint.batch_shapes()
-        )
-        log.say(str(used))
-        log.scalars(start_step, used.as_scalars())
-
-        is_over = run.take_steps(train_step, state, start_step, batches)
+            log.say(f"{workdir}: resuming from step {start_step}")
+        is_over = start_step >= total_steps
         if is_over:
-            checkpoints.wait()
-            log.say(f"done: {workdir}")
-    return is_over
+            log.say("all steps are done")
+
+        # ---- validation ----
+        eval_step, size = make_eval_step(task, mesh), eval_batch_size(config, mesh)
+        batches = EvalBatches(records[VALIDATION_SPLIT], task.rows, size, *share)
+        val_loader = stack.enter_context(Loader(batches, prefetch=config.data.prefetch))
+
+        def validate(state: TrainState, step: int) -> dict[str, float]:
+            """Scores the parameters and, where there is one, their average; logs both.
+
+            Returns:
+              What the checkpoint keeps: measures of the first protocol, of the average if there is
+              one, and then "raw_" measures, of the parameters.
+            """
+            kinds = {"raw": (state.params, state.batch_stats)}
+            if state.ema:
+                kinds["ema"] = ema_variables(state.params, state.ema)
+            kept: dict[str, float] = {}
+            for weights, variables in kinds.items():
+                name = VALIDATION_SPLIT + ("" if weights == "raw" else f"_{weights}")
+                what = f"validation at step {step}"
+                what += "" if len(kinds) == 1 else f", {weights} parameters"
+                result = evaluate(
+                    task,
+                    eval_step,
+                    variables,
+                    val_loader,
+                    mesh,
+                    title=what,
+                    num_figures=config.train.num_pictures,
+                    records=records[VALIDATION_SPLIT],
+                )
+                protocols = (task.validation or task.protocols)(result.table)
+                main, scores = next(iter(protocols.items()))
+                log.scalars(step, _joined(name, protocols))
+                log.pictures(step, {f"{name}/{k}": v for k, v in result.figures.items()})
+                numbers = ", ".join(f"{measure} {value:.4f}" for measure, value in scores.items())
+                log.say(f"{what}, {main}: {numbers}")
+                kept = {f"raw_{measure}": value for measure, value in kept.items()} | scores
+            return kept
+
+        def must_validate(step: int) -> bool:
+            return step == total_steps or step % config.train.eval_every == 0
+
+        def is_out_of_patience() -> bool:
+            seen, patience = checkpoints.validation, config.train.patience
+            if not patience or seen.since_best < patience:
+                return False
+            log.say(
+                f"stopped: {seen.since_best} evaluations since step {seen.best_step}, whose score "
+                f"of {seen.best:.4f} is the best"
+            )
+            return True
+
+        if start_step and not is_over:
+            if must_validate(start_step) and not checkpoints.is_evaluated(start_step):
+                # A stop skipped this evaluation.
+                checkpoints.save(state, start_step, validate(state, start_step))
+            is_over = is_out_of_patience()
+
+        # ---- loop ----
+        if not is_over:
+            log.say("compiling the training step")  # before it runs, to know what it takes
+            train_step, used = compile_ahead(train_step, setup.state, setup.batch_shapes())
+            log.say(str(used))
+            log.scalars(start_step, used.as_scalars())
+            batches = TrainBatches(
+                records["train"], task.rows, batch_size, config.seed, *share, start_step
+            )
+            workers, prefetch = config.data.num_workers, config.data.prefetch
+            train_loader = stack.enter_context(Loader(batches, workers, prefetch))
+            stop_requested = stack.enter_context(sigterm_as_request())
+            profiler = StepProfiler(
+                workdir, config.profile_steps, start_step, total_steps, enabled=is_first
+            )
+            stack.callback(profiler.close)
+            waits, finite = DataWaitTimer(iter(train_loader)), FiniteCheck(checkpoints)
+            speed, metrics = StepSpeed(waits, batch_size), None
+        for step in range(start_step + 1, 1 if is_over else total_steps + 1):
+            batch = waits.next(metrics)
+            profiler.before(step)
+            batch = sharding.put_batch(select(batch, task.rows.fields, "input", "target"), mesh)
+            with jax.transfer_guard("disallow"):  # nothing else enters or leaves the step
+                state, metrics = train_step(state, batch)
+            is_last = step == total_steps
+            stop = stop_requested(step) and not is_last
+            must_log = is_last or step % config.train.log_every == 0
+            validates = must_validate(step) and not stop  # a resumed run makes up for it
+            saves = validates or stop or step % config.train.checkpoint_every == 0
+            traced = profiler.after(step, metrics)
+            if traced is not None:
+                log.say(f"traced for TensorBoard's profiler, up to step {step}: {traced}")
+            finite.check(step, metrics, at_once=must_log or saves)
+
+            if must_log:
+                values = {k: v for k, v in jax.device_get(metrics).items() if k != "finite"}
+                measured, seconds = speed.at(step)
+                log.scalars(step, values | measured)
+                log.progress(step, values | measured, seconds)
+            if must_log or not speed.is_measuring:
+                jax.block_until_ready(metrics)
+                speed.restart(step)
+            scores = None
+            if validates:
+                with speed.paused():
+                    scores = validate(state, step)
+            if saves:
+                checkpoints.save(state, step, scores)
+            if stop:
+                checkpoints.wait()
+                log.say(f"asked to stop: saved step {step}; the same command resumes from it")
+                return False
+            if validates and is_out_of_patience():
+                break
+
+        # ---- reports ----
+        checkpoints.wait()
+        log.say(f"done: {workdir}")
+        best = Checkpoint.find(workdir)
+        for split in config.train.final_splits:
+            for weights in best.choose_weights(config.evaluate.weights):
+                if not (report_folder(config, best, split, weights) / "report.json").exists():
+                    evaluate_split(config, best, split, weights)
+    return True
 
 
-def _count_clips(config: ConfigDict) -> dict[str, int]:
-    """Clips of every split that the run reads.
+def _open_splits(config: ConfigDict) -> dict[str, Sequence[Record]]:
+    """The records of every split that the run reads.
 
     Raises:
-      FileNotFoundError: the dataset is not there; tells how to get it.
+      FileNotFoundError: the dataset is missing; says how to get it.
     """
     splits = ("train", VALIDATION_SPLIT, *config.train.final_splits)
     try:
-        return {split: pipeline.num_clips(config, split) for split in splits}
+        return {split: open_records(config, split) for split in splits}
     except FileNotFoundError as error:
         text = NO_DATA.format(
             error=error, dataset=config.data.dataset, data_dir=config.data.data_dir
@@ -168,269 +243,45 @@ def _count_clips(config: ConfigDict) -> dict[str, int]:
         raise FileNotFoundError(text) from None
 
 
-def _first_state(blueprint: Blueprint) -> TrainState:
+def _first_state(setup: TrainSetup) -> TrainState:
     """The state of a new run: random values, and what config.train.init_from and .init replace."""
-    config, say_it = blueprint.config, jax.process_index() == 0
-    params, batch_stats = blueprint.init_variables()
+    config, is_first = setup.config, jax.process_index() == 0
+    params, batch_stats = setup.init_variables()
     if config.train.init_from:
-        params, batch_stats, aside = fill_variables(
+        params, batch_stats, unused = init_from_checkpoint(
             params,
             batch_stats,
             config.train.init_from,
             config.train.init_fresh,
             config.train.init_dropped,
         )
-        if say_it:
-            listed = "".join(f"\n  {path}" for path in aside) or " nothing"
+        if is_first:
+            listed = "".join(f"\n  {path}" for path in unused) or " nothing"
             print(f"{config.train.init_from}: fresh or not taken:{listed}", file=sys.stderr)
-    params, batch_stats, parts = fill_parts(params, batch_stats, config)
-    if say_it and parts:
-        print("pretrained parts:", *parts, sep="\n  ", file=sys.stderr)
-    return blueprint.init_state(params, batch_stats)
+    params, batch_stats, loaded = load_parts(params, batch_stats, config)
+    if is_first and loaded:
+        print("pretrained components:", *loaded, sep="\n  ", file=sys.stderr)
+    return setup.init_state(params, batch_stats)
 
 
-def _describe(blueprint: Blueprint, num_clips: Mapping[str, int]) -> str:
+def _describe(setup: TrainSetup, records: Mapping[str, Sequence[Record]]) -> str:
     """What is going to be trained, on what."""
-    config, mesh = blueprint.config, blueprint.mesh
+    config, mesh = setup.config, setup.mesh
     return (
-        f"{config.name}: {num_clips['train']} training clips, {num_clips[VALIDATION_SPLIT]} "
-        f"for validation, {config.train.steps} steps of {config.train.batch_size} clips\n"
+        f"{config.name}: {len(records['train'])} training clips, "
+        f"{len(records[VALIDATION_SPLIT])} for validation, {config.train.steps} steps of "
+        f"{config.train.batch_size} clips\n"
         f"{mesh.size} device(s) of kind {jax.devices()[0].device_kind}, mesh "
         f"{dict(mesh.shape)}, {jax.process_count()} process(es)\n"
         f"learning rate {optim.base_learning_rate(config):.3g}, groups:\n"
-        f"{optim.describe_groups(blueprint.state.params, config)}"
+        f"{optim.describe_groups(setup.state.params, config)}"
     )
 
 
-def _open_loaders(config: ConfigDict, mesh: Mesh, start_step: int, stack: contextlib.ExitStack):
-    """The loaders of training, from `start_step` on, and of validation; `stack` closes them."""
-    share = jax.process_index(), jax.process_count()
-    train_loader = pipeline.make_train_loader(config, config.train.batch_size, *share, start_step)
-    stack.enter_context(train_loader)
-    val_loader = pipeline.make_eval_loader(
-        config, VALIDATION_SPLIT, eval_batch_size(config, mesh), *share
-    )
-    stack.enter_context(val_loader)
-    return train_loader, val_loader
-
-
-class _Due(NamedTuple):
-    """What comes after one step. An evaluation that a stop leaves out is made up for later."""
-
-    log: bool
-    evaluate: bool
-    save: bool
-    stop: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """The steps of a run, and what comes after each: log line, validation, checkpoint, the end.
-
-    Attributes:
-      validation: `evaluate` of the validation split, but for its variables and title.
-      stop_requested: step -> whether the run was asked to stop.
-    """
-
-    config: ConfigDict
-    mesh: Mesh
-    checkpoints: Checkpoints
-    log: Log
-    validation: Callable[..., Evaluation]
-    profiler: StepProfiler
-    stop_requested: Callable[[int], bool]
-
-    def must_evaluate(self, step: int) -> bool:
-        """Whether this step's parameters are scored on the validation split."""
-        return step == self.config.train.steps or step % self.config.train.eval_every == 0
-
-    def validate(self, state: TrainState, step: int) -> dict[str, float]:
-        """Scores on the validation split: what the checkpoint keeps of them."""
-        return _validate(self.validation, state, step, self.log)
-
-    def is_out_of_patience(self) -> bool:
-        """Whether enough evaluations in a row gave no better score; says so."""
-        seen, patience = self.checkpoints.validation, self.config.train.patience
-        if not patience or seen.since_best < patience:
-            return False
-        self.log.say(
-            f"stopped: {seen.since_best} evaluations since step {seen.best_step}, whose score of "
-            f"{seen.best:.4f} is the best"
-        )
-        return True
-
-    def take_steps(
-        self, train_step: Callable, state: TrainState, start_step: int, batches: Iterator
-    ) -> bool:
-        """Trains from `start_step` to the last step, or to where the run is asked or has to stop.
-
-        Args:
-          train_step: compiled.
-          state: after `start_step` steps; donated.
-          start_step: steps done before.
-          batches: of the steps that follow, host arrays.
-
-        Returns:
-          Whether training is over; False where it was asked to stop before.
-
-        Raises:
-          NotFiniteError: names the step, the loss terms and the last good checkpoint.
-        """
-        waits = WaitClock(batches)
-        speed = StepSpeed(waits, self.config.train.batch_size)
-        finite = _FiniteCheck(self.checkpoints)
-        metrics = None
-        for step in range(start_step + 1, self.config.train.steps + 1):
-            batch = waits.next(metrics)
-            self.profiler.before(step)
-            batch = sharding.put_batch(batch, self.mesh)
-            with jax.transfer_guard("disallow"):  # nothing else enters or leaves the step
-                state, metrics = train_step(state, batch)
-            due = self._due_after(step)
-            traced = self.profiler.after(step, metrics)
-            if traced is not None:
-                self.log.say(f"traced for TensorBoard's profiler, up to step {step}: {traced}")
-            finite.check(step, metrics, at_once=due.log or due.save)
-
-            if due.log:
-                self._log_step(step, metrics, speed)
-            if due.log or not speed.is_measuring:
-                jax.block_until_ready(metrics)
-                speed.restart(step)
-            scores = None
-            if due.evaluate:
-                with speed.paused():
-                    scores = self.validate(state, step)
-            if due.save:
-                self.checkpoints.save(state, step, scores)
-
-            if due.stop:
-                self.checkpoints.wait()
-                self.log.say(
-                    f"asked to stop: saved step {step}; the same command goes on from there"
-                )
-                return False
-            if due.evaluate and self.is_out_of_patience():
-                break
-        return True
-
-    def _due_after(self, step: int) -> _Due:
-        train = self.config.train
-        is_last = step == train.steps
-        stop = self.stop_requested(step) and not is_last
-        must_evaluate = self.must_evaluate(step) and not stop
-        return _Due(
-            log=is_last or step % train.log_every == 0,
-            evaluate=must_evaluate,
-            save=must_evaluate or stop or step % train.checkpoint_every == 0,
-            stop=stop,
-        )
-
-    def _log_step(self, step: int, metrics: Mapping[str, jax.Array], speed: StepSpeed) -> None:
-        values = {k: v for k, v in jax.device_get(metrics).items() if k != "finite"}
-        measured, seconds = speed.at(step)
-        values |= measured
-        self.log.scalars(step, values)
-        self.log.progress(step, values, seconds)
-
-
-class _FiniteCheck:
-    """Ends a run whose loss or gradient is NaN or infinite.
-
-    One step late, so that the next one is under way while the host waits; at once where something
-    is kept of the step.
-    """
-
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
-        self._unchecked: tuple[int, Mapping[str, jax.Array]] | None = None
-
-    def check(self, step: int, metrics: Mapping[str, jax.Array], at_once: bool) -> None:
-        """Looks at the step before this one, and at this one if `at_once`.
-
-        Raises:
-          NotFiniteError: names the step, the loss terms and the last good checkpoint.
-        """
-        if self._unchecked is not None:
-            self._raise_unless_finite(*self._unchecked)
-        self._unchecked = (step, metrics)
-        if at_once:
-            self._raise_unless_finite(step, metrics)
-            self._unchecked = None
-
-    def _raise_unless_finite(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        if jax.device_get(metrics["finite"]):
-            return
-        self._checkpoints.wait()
-        good = self._checkpoints.latest_step
-        where = "there is none yet" if good is None else self._checkpoints.directory / str(good)
-        terms = {k: float(v) for k, v in jax.device_get(metrics).items() if k != "finite"}
-        raise NotFiniteError(
-            f"step {step}: the loss or its gradient is not finite; last good checkpoint: {where}; "
-            f"terms: {terms}"
-        )
-
-
-def compile_ahead(train_step, state, batch) -> tuple[jax.stages.Compiled, StepBytes]:
-    """The compiled step, and what it takes.
-
-    Args:
-      train_step: jitted.
-      state, batch: ShapeDtypeStructs with shardings.
-    """
-    compiled = train_step.lower(state, batch).compile()
-    return compiled, StepBytes.of(compiled)
-
-
-def _validate(
-    validation: Callable[..., Evaluation], state: TrainState, step: int, log: Log
-) -> dict[str, float]:
-    """Scores the parameters and, where there is one, their average; logs both.
-
-    Args:
-      validation: `evaluate` of the validation split, but for its variables and title.
-
-    Returns:
-      What the checkpoint keeps of it: measure -> number by the first protocol, of the average if
-      there is one, and then "raw_" measures, of the parameters.
-    """
-    kinds = {"raw": (state.params, state.batch_stats)}
-    if state.ema:
-        kinds["ema"] = ema_variables(state.params, state.ema)
-    kept: dict[str, float] = {}
-    for weights, variables in kinds.items():
-        name = VALIDATION_SPLIT if weights == "raw" else f"{VALIDATION_SPLIT}_{weights}"
-        what = f"validation at step {step}" + ("" if len(kinds) == 1 else f", {weights} parameters")
-        result = validation(variables=variables, title=what)
-        protocols = validation_protocols(result.counts)
-        main, scores = next(iter(protocols.items()))
-        log.scalars(
-            step,
-            {
-                f"{name}/{protocol}/{measure}": value
-                for protocol, measures in protocols.items()
-                for measure, value in measures.items()
-            },
-        )
-        log.pictures(step, {f"{name}/{k}": v for k, v in result.pictures.items()})
-        numbers = ", ".join(f"{measure} {value:.4f}" for measure, value in scores.items())
-        log.say(f"{what}, {main}: {numbers}")
-        kept = {f"raw_{measure}": value for measure, value in kept.items()} | scores
-    return kept
-
-
-@contextlib.contextmanager
-def _sigterm_as_request():
-    """Yields a function of the step: has the process, or another one of the job, got SIGTERM?"""
-    if jax.process_count() > 1:  # JAX's own service makes all processes stop at the same step
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: requested.is_set()
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: requested.set())
-    try:
-        yield lambda step: requested.is_set()
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def _joined(name: str, protocols: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Numbers by "name/protocol/measure"."""
+    return {
+        f"{name}/{protocol}/{measure}": value
+        for protocol, measures in protocols.items()
+        for measure, value in measures.items()
+    }

@@ -10,12 +10,10 @@ VCT there: 51.20). The AMA authors' notes record no own number for AVSS with AMA
 
 from ml_collections import ConfigDict
 
-from configs.avss_vct import get_config as get_vct_config
+from configs import avss_vct
+from configs.s4_ama import add_ama
+from configs.segment import shrink
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = get_vct_config(variant)
-    config.name = config.name.replace("vct", "ama")
-    config.data.motion.source = "auto"
-    config.model.fusion.name = "ama"
-    return config
+    return shrink(add_ama(avss_vct.recipe()), variant, avss_vct.DEMO)

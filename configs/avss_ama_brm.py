@@ -12,9 +12,12 @@ Edges are those of the union of all classes but background.
 
 from ml_collections import ConfigDict
 
-from configs.avss_ama import get_config as get_ama_config
+from configs import avss_vct
+from configs.s4_ama import add_ama
 from configs.s4_ama_brm import add_refinement
+from configs.segment import shrink
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    return add_refinement(get_ama_config(variant), weight=0.2)
+    config = add_refinement(add_ama(avss_vct.recipe()), weight=0.2)
+    return shrink(config, variant, avss_vct.DEMO)

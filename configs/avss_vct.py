@@ -14,13 +14,23 @@ released checkpoint gives 49.98 and 54.33, the AMA authors' best own run 49.60 a
 
 from ml_collections import ConfigDict
 
-from configs.base import base_config, shrink_for_demo
+from configs.segment import segment_config, shrink
+
+DEMO = {
+    "data.max_targets": 5,  # four objects and the background
+    "model.dtype": "float32",  # no slower on CPUs
+    "data.num_supervised": 4,  # more clips per step, fewer empty rows (v1s: one frame)
+    "data.supervised_choice": "random",
+    "train.batch_size": 4,
+    "train.steps": 4000,
+    "train.eval_every": 1000,
+    "evaluate.batch_size": 4,
+}
 
 
-def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "demo"):
-        raise ValueError(f"configs/avss_vct.py:{variant}: no such variant; choose nothing or demo")
-    config = base_config()
+def recipe() -> ConfigDict:
+    """The published recipe."""
+    config = segment_config()
     config.name = "avss_vct"
     config.data.dataset = "avsbench_semantic"
     config.data.num_frames = 10
@@ -35,14 +45,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optim.learning_rate = 1e-4  # the original's, at batch 8
     config.train.batch_size = 8
     config.train.eval_every = 2500
-    if variant == "demo":
-        shrink_for_demo(config)
-        config.data.max_targets = 5  # four objects and the background
-        config.model.dtype = "float32"  # no slower on CPUs
-        config.data.num_supervised = 4  # more clips per step, fewer empty rows (v1s: one frame)
-        config.data.supervised_choice = "random"
-        config.train.batch_size = 4
-        config.train.steps = 4000
-        config.train.eval_every = 1000
-        config.evaluate.batch_size = 4
     return config
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    return shrink(recipe(), variant, DEMO)

@@ -18,12 +18,9 @@ Variants, by what the notes of the AMA authors record:
 
 from ml_collections import ConfigDict
 
-from configs.ms3_vct import get_config as get_vct_config
+from configs import ms3_vct
+from configs.s4_ama import add_ama
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = get_vct_config(variant)
-    config.name = config.name.replace("vct", "ama")
-    config.data.motion.source = "auto"
-    config.model.fusion.name = "ama"
-    return config
+    return ms3_vct.vary(add_ama(ms3_vct.recipe()), variant)

@@ -15,9 +15,10 @@ notes record 63.72 and 79.37 for an earlier run: configs/ms3_ama.py from S4 + AM
 
 from ml_collections import ConfigDict
 
-from configs.ms3_ama import get_config as get_ama_config
+from configs import ms3_vct
+from configs.s4_ama import add_ama
 from configs.s4_ama_brm import add_refinement
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    return add_refinement(get_ama_config(variant), weight=0.1)
+    return ms3_vct.vary(add_refinement(add_ama(ms3_vct.recipe()), weight=0.1), variant)

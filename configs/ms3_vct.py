@@ -16,18 +16,20 @@ scripts/make_clips.py --setting=ms3 --output=demo/clips_ms3, then scripts/build_
 
 from ml_collections import ConfigDict
 
-from configs.base import base_config, shrink_for_demo
+from configs.base import check_variant
+from configs.segment import segment_config, shrink
 
-VARIANTS = ("", "v2", "regularized", "regularized_demo", "demo")
+VARIANTS = ("v2", "regularized", "regularized_demo", "demo", "tiny")
+DEMO = {
+    "train.batch_size": 2,  # of five frames each
+    "train.steps": 1500,
+    "train.eval_every": 500,
+}
 
 
-def get_config(variant: str = "") -> ConfigDict:
-    if variant not in VARIANTS:
-        raise ValueError(
-            f"configs/ms3_vct.py:{variant}: no such variant; choose nothing, "
-            f"{', '.join(VARIANTS[1:-1])} or {VARIANTS[-1]}"
-        )
-    config = base_config()
+def recipe() -> ConfigDict:
+    """The recorded 40,000 steps."""
+    config = segment_config()
     config.name = "ms3_vct"
     config.data.dataset = "avsbench_ms3"
     config.data.num_supervised = 5
@@ -41,19 +43,25 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.train.steps = 40_000
     config.train.eval_every = 500
-    if variant == "v2" or variant.startswith("regularized"):
-        config.name += f"_{variant.removesuffix('_demo')}"
+    return config
+
+
+def vary(config: ConfigDict, variant: str) -> ConfigDict:
+    """One of VARIANTS of an MS3 recipe."""
+    check_variant(variant, *VARIANTS)
+    kind = variant.removesuffix("_demo")
+    if kind in ("v2", "regularized"):
+        config.name += f"_{kind}"
         config.optim.learning_rate = 7e-5
         config.train.steps = 12_000
         config.train.batch_size = 4
-    if variant.startswith("regularized"):
+    if kind == "regularized":
         regularize(config)
-    if variant.endswith("demo"):
-        shrink_for_demo(config)
-        config.train.batch_size = 2  # of five frames each
-        config.train.steps = 1500
-        config.train.eval_every = 500
-    return config
+    return shrink(config, "demo" if variant.endswith("demo") else variant, DEMO, VARIANTS)
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    return vary(recipe(), variant)
 
 
 def regularize(config: ConfigDict) -> None:
@@ -62,9 +70,10 @@ def regularize(config: ConfigDict) -> None:
     Theirs: the dropouts; for AMA half the learning rate and a weight decay of 0.1; early stopping
     and an average of the parameters. Ours: how long the average is and how patient the stopping.
     """
-    config.model.fusion.attention_dropout = 0.1
-    config.model.fusion.projection_dropout = 0.2
-    config.model.fusion.map_dropout = 0.2
+    if config.model.fusion.name == "ama":
+        config.model.fusion.attention_dropout = 0.1
+        config.model.fusion.projection_dropout = 0.2
+        config.model.fusion.map_dropout = 0.2
     config.optim.groups = (
         (r"ama/(audio_proj_1|flow_encoder_[14])/(scale|bias)", 0.5, 0.0),  # its norms
         (r"ama/.*", 0.5, 2.0),  # of a weight decay of 0.05

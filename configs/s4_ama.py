@@ -8,12 +8,17 @@ frame difference 84.26 and 92.40).
 
 from ml_collections import ConfigDict
 
-from configs.s4_vct import get_config as get_vct_config
+from configs import parts, s4_vct
+from configs.segment import shrink
+
+
+def add_ama(config: ConfigDict) -> ConfigDict:
+    """A VCT recipe with motion."""
+    config.name = config.name.replace("vct", "ama")
+    config.data.motion.source = "auto"
+    config.model.fusion = parts.ama()
+    return config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = get_vct_config(variant)
-    config.name = config.name.replace("vct", "ama")
-    config.data.motion.source = "auto"
-    config.model.fusion.name = "ama"
-    return config
+    return shrink(add_ama(s4_vct.recipe()), variant)

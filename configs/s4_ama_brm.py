@@ -16,13 +16,15 @@ On top of a run without BRM: --config.train.init_from=S4_AMA_RUN
 
 from ml_collections import ConfigDict
 
-from configs.s4_ama import get_config as get_ama_config
+from configs import parts, s4_vct
+from configs.s4_ama import add_ama
+from configs.segment import shrink
 
 
 def add_refinement(config: ConfigDict, weight: float) -> ConfigDict:
-    """Boundary refinement whose loss weighs `weight` at most, in place of none."""
+    """An AMA recipe with boundary refinement whose loss weighs `weight` at most."""
     config.name = config.name.replace("ama", "ama_brm")
-    config.model.refiner.name = "refine"
+    config.model.refiner = parts.refiner("refine")
     config.model.refiner.ramp = (0.3, 0.6)
     config.loss.boundary.kind = "balanced"
     config.loss.boundary.weight = weight
@@ -31,4 +33,4 @@ def add_refinement(config: ConfigDict, weight: float) -> ConfigDict:
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    return add_refinement(get_ama_config(variant), weight=0.2)
+    return shrink(add_refinement(add_ama(s4_vct.recipe()), weight=0.2), variant)

@@ -8,11 +8,13 @@ from AVSBench-semantic).
 
 from ml_collections import ConfigDict
 
-from configs.base import base_config, shrink_for_demo
+from configs.segment import segment_config, shrink
+
+
+def recipe() -> ConfigDict:
+    """The published recipe."""
+    return segment_config()
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = base_config()
-    if variant not in ("", "demo"):
-        raise ValueError(f"configs/s4_vct.py:{variant}: no such variant; choose nothing or demo")
-    return shrink_for_demo(config) if variant == "demo" else config
+    return shrink(recipe(), variant)

@@ -11,23 +11,12 @@ Aims at: no number; VCT's published checkpoints are Swin-B's, and this was not t
 
 from ml_collections import ConfigDict
 
-from configs.s4_vct import get_config as get_vct_config
+from configs import parts, s4_vct
+from configs.segment import shrink
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = get_vct_config(variant)
-    config.name = config.name.replace("vct", "vct_pvt_v2")
-    backbone = config.model.backbone = ConfigDict()
-    backbone.name = "pvt_v2"
-    backbone.embed_dims = (64, 128, 320, 512)
-    backbone.depths = (3, 6, 40, 3)
-    backbone.num_heads = (1, 2, 5, 8)
-    backbone.mlp_ratios = (4, 4, 4, 4)
-    backbone.sr_ratios = (8, 4, 2, 1)
-    backbone.drop_path_rate = 0.1  # AVSBench's
-    if variant == "demo":
-        backbone.embed_dims = (32, 64, 128, 256)
-        backbone.depths = (1, 1, 1, 1)
-        backbone.num_heads = (1, 2, 4, 8)
-        backbone.drop_path_rate = 0.0
-    return config
+    config = s4_vct.recipe()
+    config.name = "s4_vct_pvt_v2"
+    config.model.backbone = parts.pvt_v2()
+    return shrink(config, variant)

@@ -13,20 +13,14 @@ Without pretrained statistics the frozen norms are the identity, so this recipe 
 
 from ml_collections import ConfigDict
 
-from configs.s4_vct import get_config as get_vct_config
+from configs import parts, s4_vct
+from configs.segment import shrink
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = get_vct_config(variant)
-    config.name = config.name.replace("vct", "vct_resnet50")
-    backbone = config.model.backbone = ConfigDict()
-    backbone.name = "resnet50"
-    backbone.depths = (3, 4, 6, 3)
-    backbone.width = 64
-    if variant == "demo":
-        backbone.depths = (1, 1, 1, 1)
-        backbone.width = 16
-        return config
+    config = s4_vct.recipe()
+    config.name = "s4_vct_resnet50"
+    config.model.backbone = parts.resnet50()
     # Norms are frozen whole, as detectron2's FrozenBatchNorm2d.
     config.optim.frozen += (r"(pre_sam_)?backbone/(.*/)?(bn\d|downsample_1)/(scale|bias)",)
-    return config
+    return shrink(config, variant)

@@ -153,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_string("output", None, "also write FILE.md and FILE.json", flag_values=values)
 
     try:
-        _, values = parse(argv, define, __doc__)
+        values = parse(argv, define, __doc__).values
         blocks = _blocks(values.blocks)
         own = ("--blocks", "--repeats", "--output")
         arguments = [a for a in argv[1:] if not a.startswith(own)]

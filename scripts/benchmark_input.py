@@ -22,12 +22,13 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from avs_jax.data import pipeline
+from avs_jax.data.pipeline import Loader, TrainBatches, open_records
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
 from avs_jax.runtime.command_line import UsageError, parse
-from avs_jax.runtime.profile import WaitClock
+from avs_jax.runtime.profile import DataWaitTimer
 from avs_jax.spec import InputError
+from avs_jax.tasks import make_task
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -43,10 +44,15 @@ def with_workers(config: ConfigDict, num_workers: int) -> ConfigDict:
     return config
 
 
+def train_batches(config: ConfigDict) -> TrainBatches:
+    """The batches of a training run in one process."""
+    records, rows = open_records(config, "train"), make_task(config).rows
+    return TrainBatches(records, rows, config.train.batch_size, config.seed)
+
+
 def measure_processor(config: ConfigDict, seconds: float) -> float:
     """Seconds of a processor that one clip takes, from its record to its batch."""
-    records, size = pipeline.open_records(config, "train"), config.train.batch_size
-    batches, count = pipeline.TrainBatches(records, config, size), 0
+    size, batches, count = config.train.batch_size, train_batches(config), 0
     batches[0]
     begun = time.process_time()
     while time.process_time() - begun < seconds:
@@ -66,7 +72,7 @@ def measure_loader(config: ConfigDict, seconds: float) -> tuple[float, float]:
       (seconds until the first batch, clips per second after those that lay ready).
     """
     size, begun = config.train.batch_size, time.monotonic()
-    with pipeline.make_train_loader(config, size) as loader:
+    with Loader(train_batches(config), config.data.num_workers, config.data.prefetch) as loader:
         batches = iter(loader)
         next(batches)
         first = time.monotonic() - begun
@@ -98,8 +104,8 @@ def measure_training(
     Returns:
       (seconds per step, share of the time that the devices waited, state after it).
     """
-    with pipeline.make_train_loader(config, config.train.batch_size) as loader:
-        batches, metrics = WaitClock(iter(loader)), None
+    with Loader(train_batches(config), config.data.num_workers, config.data.prefetch) as loader:
+        batches, metrics = DataWaitTimer(iter(loader)), None
         ready = config.data.prefetch * max(1, config.data.num_workers)
         for i in range(ready + steps):
             if i == ready:
@@ -118,7 +124,7 @@ def measure_training(
 def benchmark(config: ConfigDict, workers: Sequence[int], seconds: float, steps: int) -> None:
     """Measures and prints."""
     size = config.train.batch_size
-    print(f"{config.name}, {pipeline.num_clips(config, 'train')} clips, batches of {size}")
+    print(f"{config.name}, {len(open_records(config, 'train'))} clips, batches of {size}")
     cost = measure_processor(config, seconds / 2)
     print(f"one clip: {1000 * cost:.1f} ms of a processor, {1 / cost:.1f} clips per second")
     print("loader processes   first batch, s   clips per second   of one process", flush=True)
@@ -151,7 +157,7 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_integer("steps", 30, "to time; 0: none", lower_bound=0, flag_values=values)
 
     try:
-        config, values = parse(argv, define, __doc__)
+        config, values, _ = parse(argv, define, __doc__)
         if not all(text.isdigit() for text in values.workers):
             raise UsageError(f"--workers={','.join(values.workers)}: expected numbers")
         benchmark(config, [int(n) for n in values.workers], values.seconds, values.steps)

@@ -13,13 +13,14 @@ from measure_step import random_batch, random_values
 from ml_collections import ConfigDict
 
 from avs_jax.losses.criterion import compute_losses
-from avs_jax.models import build_model
-from avs_jax.models.backbones.raft import RAFT
 from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.decoders.pixel_decoder import DeformableTransformer
 from avs_jax.models.decoders.vct_decoder import VCTDecoder
+from avs_jax.models.flow.raft import RAFT
 from avs_jax.runtime import optim
-from avs_jax.runtime.step import init_state, init_variables, make_predict_step, make_train_step
+from avs_jax.runtime.evaluation import apply_model
+from avs_jax.runtime.step import init_state, init_variables, make_train_step
+from avs_jax.tasks import make_task
 
 
 def normal(*shape: int) -> jax.Array:
@@ -115,7 +116,7 @@ def criterion(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
     def train(predictions, batch):
         def loss(predictions):
             outputs = predictions[0] | {"aux_outputs": predictions[1:]}
-            return compute_losses(outputs, batch, jax.random.key(0), config.loss)
+            return compute_losses(outputs, batch, jax.random.key(0), loss_config=config.loss)
 
         return jax.value_and_grad(loss, has_aux=True)(predictions)
 
@@ -126,22 +127,24 @@ def clip(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
     """One clip, all its frames, through the whole model."""
     config.train.batch_size, config.data.train_frames = 1, "all"
     config.data.num_supervised = config.data.num_frames
-    host = random_batch(config)
-    model = build_model(config.model)
-    params, batch_stats = jax.eval_shape(partial(init_variables, model, seed=0), host)
-    variables = jax.device_put((random_values(params), random_values(batch_stats)))
-    batch = {k: jnp.asarray(v) for k, v in host.items()}
-    return compiled_case(make_predict_step(model), (*variables, batch), host["valid"].size)
+    task, host = make_task(config), random_batch(config)
+    inputs = task.inputs(host)
+    shapes = jax.eval_shape(partial(init_variables, task.model, seed=0), inputs)
+    variables = jax.device_put(tuple(random_values(tree) for tree in shapes))
+    inputs = {name: jnp.asarray(value) for name, value in inputs.items()}
+    forward = partial(apply_model, task)
+    return compiled_case(forward, (*variables, inputs), host["valid"].size)
 
 
 def step(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
     """The training step; its state goes in and out, as in training."""
     config.train.batch_size = values.clips
-    model, host = build_model(config.model), random_batch(config)
-    params, batch_stats = jax.eval_shape(partial(init_variables, model, seed=0), host)
+    task, host = make_task(config), random_batch(config)
+    params, batch_stats = jax.eval_shape(
+        partial(init_variables, task.model, seed=0), task.inputs(host)
+    )
     optimizer, schedule = optim.make_optimizer(params, config)
-    criterion = partial(compute_losses, loss_config=config.loss)
-    train_step = make_train_step(model, criterion, optimizer, schedule, config)
+    train_step = make_train_step(task, optimizer, schedule, config)
     new_state = partial(init_state, optimizer=optimizer, config=config)
     state = jax.jit(new_state)(random_values(params), random_values(batch_stats))
     batch = jax.device_put(host)

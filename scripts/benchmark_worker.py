@@ -51,7 +51,7 @@ def serve(argv: Sequence[str], builders: Mapping[str, Builder], description: str
         flags.DEFINE_bool("original_frames", False, "see benchmark.py", flag_values=values)
 
     try:
-        config, values = parse(argv, define, description, required=["case"])
+        config, values, _ = parse(argv, define, description, required=["case"])
         block, mode = values.case.split(" ")
         if block not in builders:
             raise InputError(f"--case={values.case}: choose a block of {sorted(builders)}")

@@ -56,8 +56,9 @@ from avs_jax.convert.tables import (
 )
 from avs_jax.data.motion import num_channels
 from avs_jax.models import build_model
-from avs_jax.models.avs import AUDIO_BACKBONES, BACKBONES, make_part, part_class
-from avs_jax.models.backbones.raft import MIN_SIDE, RAFT
+from avs_jax.models.avs import example_inputs
+from avs_jax.models.flow.raft import MIN_SIDE, RAFT
+from avs_jax.models.parts import find_part, make_part
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.runtime.step import init_variables
@@ -110,7 +111,6 @@ PARTS = {
     "resnet50": Part("backbone", lambda *_: resnet_rules("", "")),
     "vggish": Part("audio_backbone", lambda *_: vggish_rules("", "")),
 }
-PART_TABLES = {"backbone": BACKBONES, "audio_backbone": AUDIO_BACKBONES}
 
 
 class Conversion(NamedTuple):
@@ -306,23 +306,14 @@ def image_size(state_dict: Mapping[str, np.ndarray], config: ConfigDict) -> tupl
 def make_init(config: ConfigDict, size: tuple[int, int]) -> Callable[[], tuple[dict, dict]]:
     """() -> initial (params, batch_stats) of the configuration's model for images of that size."""
     model = build_model(config.model)
-
-    def init():
-        images = np.zeros((1, 1, *size, 3), np.uint8)
-        batch = {"images": images, "log_mel": np.zeros((1, 1, MEL_FRAMES, MEL_BANDS), np.float32)}
-        batch["valid"] = np.ones((1, 1), bool)
-        batch["pre_masks"] = images
-        batch["motion"] = np.zeros((1, 1, *size, num_channels(config.data.motion)), np.float32)
-        return init_variables(model, batch, config.seed)
-
-    return init
+    inputs = example_inputs(size, num_channels(config.data.motion))
+    return lambda: init_variables(model, inputs, config.seed)
 
 
 def make_part_init(config: ConfigDict, section: str) -> Callable[[], tuple[dict, dict]]:
     """() -> initial (params, batch_stats) of the part that config.model[section] describes."""
     described = config.model[section].to_dict()
-    module = part_class(section, PART_TABLES[section], described)
-    part = make_part(section, module, described)
+    part = make_part(section, find_part(section, described), described)
     shape = {
         "backbone": (1, SIZE_DIVISOR, SIZE_DIVISOR, 3),
         "audio_backbone": (1, MEL_FRAMES, MEL_BANDS),
@@ -348,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str]) -> None:
     """`main`, with exceptions."""
     required = ("source", "input", "output")
-    config, values = parse(argv, define_flags, __doc__, required, needs_config=False)
+    config, values, _ = parse(argv, define_flags, __doc__, required, needs_config=False)
     if (values.source == RAFT_SOURCE) == (config is not None):
         what = "needs no --config" if config is not None else "needs --config"
         raise UsageError(f"--source={values.source} {what}; --help lists the flags")

@@ -13,7 +13,7 @@
 --format=stablehlo  forward pass, postprocess and weights in one .npz that runs with JAX alone;
     any number of clips and frames. See avs_jax/runtime/stablehlo.py.
 
-The configuration is the one stored with the checkpoint, unless --config says otherwise.
+The configuration is the one stored with the checkpoint; --config.any.key=value overrides it.
 """
 
 import pathlib
@@ -31,12 +31,13 @@ from avs_jax.convert.names import module_versions, vct_names
 from avs_jax.convert.rules import ConversionError, apply_rules, invert_rules
 from avs_jax.convert.tables import vct_rules
 from avs_jax.convert.writer import WRITERS, write_state_dict
+from avs_jax.inference.predictor import Predictor
+from avs_jax.inference.stablehlo import PLATFORMS, write_program
 from avs_jax.models.backbones.swin import relative_position_index
-from avs_jax.runtime.checkpoint import WEIGHTS, load_kept, load_variables, save_variables
-from avs_jax.runtime.command_line import UsageError, parse
-from avs_jax.runtime.predictor import Predictor
-from avs_jax.runtime.stablehlo import PLATFORMS, write_program
+from avs_jax.runtime.checkpoint import WEIGHTS, Checkpoint, save_variables
+from avs_jax.runtime.command_line import UsageError, checkpoint_config, parse
 from avs_jax.spec import InputError
+from avs_jax.tasks import make_task
 
 ORBAX, STABLEHLO = "orbax", "stablehlo"
 BATCH_STATS = "batch_stats/"  # prefix of such paths in the rules' targets
@@ -62,8 +63,8 @@ def vct_state_dict(
     """The state dict of VCT from the variables of a model.
 
     Args:
-      params, batch_stats: nested, as `load_variables` gives them.
-      kept: as `load_kept` gives it.
+      params, batch_stats: nested, as `Checkpoint.variables` gives them.
+      kept: as `Checkpoint.kept` gives it.
       config: the whole configuration; reads `model` and loss.no_object_weight.
 
     Raises:
@@ -113,24 +114,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str]) -> None:
     """`main`, with exceptions."""
     required = ("checkpoint", "format", "output")
-    config, values = parse(argv, define_flags, __doc__, required, needs_config=False)
+    line = parse(argv, define_flags, __doc__, required, needs_config=False)
+    values = line.values
     check_flags(values)
     output = pathlib.Path(values.output).expanduser()
     if output.exists():
         raise UsageError(f"--output={output} exists; choose a new name, nothing was written")
+    checkpoint = Checkpoint.find(values.checkpoint)
+    config, notes = checkpoint_config(line, checkpoint)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if values.format == STABLEHLO:
-        _export_program(output, config, values)
+        _export_program(output, config, checkpoint, values)
         return
-    params, batch_stats, stored = load_variables(values.checkpoint, values.weights)
-    config = _model_config(config or stored, values.checkpoint)
+    params, batch_stats = checkpoint.variables(values.weights)
     if values.format == ORBAX:
         save_variables(output, {"params": params, "batch_stats": batch_stats}, config)
         size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
         print(f"{output}: parameters and configuration, {size / 1e6:,.1f} MB")
         return
-    kept = load_kept(values.checkpoint)
+    kept = checkpoint.kept()
     if values.kept_from:
-        kept |= load_kept(values.kept_from)
+        kept |= Checkpoint.find(values.kept_from).kept()
     try:
         result = vct_state_dict(params, batch_stats, kept, config)
     except ConversionError as error:
@@ -150,27 +155,20 @@ def run(argv: Sequence[str]) -> None:
         print(f"  left out: {', '.join(result.missing)}")
 
 
-def _export_program(output: pathlib.Path, config: ConfigDict | None, values) -> None:
+def _export_program(
+    output: pathlib.Path, config: ConfigDict, checkpoint: Checkpoint, values: flags.FlagValues
+) -> None:
     if output.suffix != ".npz":
         raise UsageError(f"--output={output}: --format={STABLEHLO} writes an .npz")
-    if config is None:
-        config = load_variables(values.checkpoint, values.weights)[2]
-    config = _model_config(config, values.checkpoint)
     with config.unlocked():
         config.evaluate.weights = values.weights
-    about = write_program(output, Predictor(config, values.checkpoint), values.platforms)
+    predictor = Predictor(make_task(config), config, checkpoint)
+    about = write_program(output, predictor, values.platforms)
     print(f"{output}: {output.stat().st_size / 1e6:,.1f} MB, {', '.join(about['platforms'])}")
     print(f"  program: {about['program_bytes'] / 1e6:,.1f} MB")
     for kind in ("inputs", "outputs"):
         for name, (dtype, *shape) in about[kind].items():
             print(f"  {kind[:-1]} {name}: {dtype} [{', '.join(map(str, shape))}]")
-
-
-def _model_config(config: ConfigDict, checkpoint: str) -> ConfigDict:
-    if "model" not in config:
-        name = config.get("name", "something without a name")
-        raise InputError(f"{checkpoint} holds {name}, not a model of avs_jax.models.AVS")
-    return config
 
 
 def check_flags(values: flags.FlagValues) -> None:

@@ -20,21 +20,22 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from avs_jax.data import pipeline
+from avs_jax.data.clip import ClipRows
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
 from avs_jax.runtime.command_line import parse
 from avs_jax.runtime.memory import GIB, StepBytes
 from avs_jax.runtime.step import TrainState
 from avs_jax.spec import InputError
+from avs_jax.task import stack_rows
 
 
 def random_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
     """A training batch (spec.py) of noise; frames 0 .. num_supervised - 1 have every target."""
     rng = np.random.default_rng(seed)
     size = config.train.batch_size
-    clips = [pipeline.empty_clip(config, is_training=True) for _ in range(size)]
-    batch = pipeline.stack_clips(clips)
+    rows = ClipRows(config)
+    batch = stack_rows([rows.empty(train=True) for _ in range(size)], rows.fields)
     num_frames = batch["valid"].shape[1]
     batch["frame_index"] = np.tile(np.arange(num_frames, dtype=np.int32), (size, 1))
     batch["valid"] = np.ones((size, num_frames), bool)
@@ -112,8 +113,8 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_integer("steps", 3, "steps to run", lower_bound=1, flag_values=values)
 
     try:
-        config, values = parse(argv, define, __doc__)
-        measure(config, values.steps)
+        line = parse(argv, define, __doc__)
+        measure(line.config, line.values.steps)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

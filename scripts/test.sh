@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# The test command: makes .venv with everything the tests need, then runs the linter and the whole suite.
-# PYTHON chooses the interpreter (default python3.11); arguments go to pytest.
+# The test command: makes .venv with everything the tests need, then runs the linter and the suite.
+# --slow adds the tests that take minutes. PYTHON chooses the interpreter (default python3.11); other
+# arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest -q -n 2 --dist=worksteal "$@"
+selection=(-m "not slow")
+arguments=()
+for argument in "$@"; do
+  if [ "$argument" = --slow ]; then selection=(); else arguments+=("$argument"); fi
+done
+exec .venv/bin/python -m pytest -q -n 2 --dist=worksteal ${selection[@]+"${selection[@]}"} \
+  ${arguments[@]+"${arguments[@]}"}

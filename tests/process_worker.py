@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from avs_jax.results.counts import FrameCounter
-from avs_jax.runtime import scoring, sharding
+from avs_jax.runtime import evaluation, sharding
 from avs_jax.runtime.processes import joined
 from avs_jax.spec import InputError
-from configs.base import base_config
+from avs_jax.tasks import make_task
+from configs.segment import segment_config
 
 NUM_CLIPS, BATCH = 5, 4  # of three rows that only fill the batch, process 1 has two
 
@@ -44,14 +45,16 @@ def count_clips(rows: range):
 def main(coordinator: str, count: int, process: int, folder: pathlib.Path) -> None:
     """Sums over the mesh, gathers counts; then process 1 is killed and process 0 goes on."""
     with joined(coordinator, count, process, expected=(InputError,)):
-        mesh = sharding.make_mesh(base_config())
+        mesh = sharding.make_mesh(segment_config())
         rows = BATCH // count
         values = np.arange(BATCH, dtype=np.float32)[process * rows : (process + 1) * rows]
         batch = sharding.put_batch({"x": values}, mesh)
         add = jax.jit(lambda x: jnp.square(x).sum(), out_shardings=sharding.replicated(mesh))
         np.save(folder / f"sum{process}.npy", jax.device_get(add(batch["x"])))
         share = range(process * rows, (process + 1) * rows)
-        scoring._gather(count_clips(share), rows).save(folder / f"counts{process}.npz")
+        evaluation._gather(make_task(segment_config()), count_clips(share), rows).save(
+            folder / f"counts{process}.npz"
+        )
         if process == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         while True:

@@ -3,34 +3,19 @@
 import jax
 import numpy as np
 
-from avs_jax.data import pipeline
-from configs.s4_ama import get_config
+from avs_jax.data.clip import ClipRows
+from avs_jax.data.pipeline import TrainBatches
+from configs import parts, s4_ama, s4_vct
 from scripts.convert_weights import make_init
 
 SIDE = 64
 
 
 def small_config(fusion: str = "ama", refiner: str = "none"):
-    """s4_ama:demo with one layer of everything, at 64 px, with batches of 8 clips."""
-    config = get_config("demo")
-    config.data.image_size = SIDE
-    config.data.augment.min_sizes = (64, 72)
-    config.data.num_workers = 0
-    config.model.num_queries = 6
-    config.model.hidden_dim = 32
-    config.model.backbone.update(embed_dim=8, num_heads=(1, 1, 2, 2), window_size=2)
-    config.model.audio_backbone.width = 2
-    config.model.audio_hidden_dim = 16
-    config.model.pixel_decoder.update(num_layers=1, ffn_dim=16, num_heads=2, num_points=2)
-    config.model.decoder.update(num_layers=3, ffn_dim=16, num_heads=2)
-    config.model.fusion.update(embed_dim=32, num_heads=2, name=fusion)
-    config.model.refiner.name = refiner
-    if fusion == "none":
-        config.data.motion.source = "none"
-    config.loss.num_points = 16
-    config.train.update(steps=4, log_every=1, eval_every=4, checkpoint_every=2, num_pictures=1)
-    config.train.compilation_cache = False
-    config.evaluate.score_size = 32
+    """The `:tiny` variant of S4 with AMA, or of S4 without a fusion; batches of 8 clips."""
+    config = {"ama": s4_ama, "none": s4_vct}[fusion].get_config("tiny")
+    if refiner != "none":
+        config.model.refiner = parts.refiner(refiner)
     return config
 
 
@@ -69,7 +54,7 @@ def _record(rng, clip_id, index):
 
 def train_batch(config, step: int = 0) -> dict:
     """The batch of one step."""
-    batches = pipeline.TrainBatches(records(8), config, config.train.batch_size)
+    batches = TrainBatches(records(8), ClipRows(config), config.train.batch_size, config.seed)
     return batches[step]
 
 

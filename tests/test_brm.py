@@ -19,8 +19,9 @@ from avs_jax.models.decoders.boundary import (
 )
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.parts import fill_variables
-from configs.base import base_config
+from configs import parts
 from configs.s4_ama_brm import get_config
+from configs.segment import segment_config
 from tests.golden.compare import shapes_of
 from tests.test_criterion import random_problem
 from tests.vct_golden import tiny_batch, tiny_config, tiny_model, tiny_outputs
@@ -69,8 +70,8 @@ def test_edges_reach_the_features_as_far_as_the_ramp_goes(module):
     @jax.jit
     def gradients(given, progress):
         def edges(given):
-            seen = brm.apply(variables, *given, progress=progress)[1]
-            return jnp.square(seen["edge_logits"]).sum()
+            logits = brm.apply(variables, *given, progress=progress)[1]
+            return jnp.square(logits).sum()
 
         return jax.grad(edges)(given)
 
@@ -83,10 +84,10 @@ def test_edges_reach_the_features_as_far_as_the_ramp_goes(module):
 def test_refinement_starts_as_nothing_with_rare_edges():
     brm, given = BoundaryRefinement(), features()
     variables = jax.jit(brm.init)(jax.random.key(0), *given)
-    refined, seen = jax.jit(brm.apply)(variables, *given)
+    refined, logits = jax.jit(brm.apply)(variables, *given)
     np.testing.assert_array_equal(refined, given[0])
     assert not any(np.any(x) for x in variables["params"]["delta"].values())
-    assert 0.02 < float(jax.nn.sigmoid(seen["edge_logits"]).mean()) < 0.12
+    assert 0.02 < float(jax.nn.sigmoid(logits).mean()) < 0.12
     assert "batch_stats" not in variables
 
 
@@ -117,9 +118,9 @@ def test_refinement_is_its_formula():
     x = normed_conv(normed_conv(x, "conv0"), "conv1")
     edge = linear(x, "edge")
     want = mask_features + linear(np.concatenate([x, x / (1 + np.exp(-edge))], -1), "delta")
-    refined, seen = jax.jit(brm.apply)(variables, mask_features, res2)
+    refined, logits = jax.jit(brm.apply)(variables, mask_features, res2)
     np.testing.assert_allclose(refined, want, atol=2e-4)
-    np.testing.assert_allclose(seen["edge_logits"], edge[..., 0], atol=2e-4)
+    np.testing.assert_allclose(logits, edge[..., 0], atol=2e-4)
 
 
 def test_the_auxiliary_head_changes_no_features_and_keeps_statistics():
@@ -139,14 +140,14 @@ def test_the_auxiliary_head_changes_no_features_and_keeps_statistics():
     def train(given):
         return brm.apply(variables, *given, train=True, valid=valid, mutable=["batch_stats"])
 
-    (out, seen), updates = train(given)
+    (out, logits), updates = train(given)
     np.testing.assert_array_equal(out, given[0])
     moved = updates["batch_stats"]["norm"]["mean"] - variables["batch_stats"]["norm"]["mean"]
     assert np.all(moved != 0)
     padded = given[0].copy()
     padded[2] = 100.0  # a frame that does not exist
     (_, other), other_updates = train((padded, given[1]))
-    np.testing.assert_array_equal(other["edge_logits"][:2], seen["edge_logits"][:2])
+    np.testing.assert_array_equal(other[:2], logits[:2])
     jax.tree.map(np.testing.assert_array_equal, other_updates, updates)
 
 
@@ -154,7 +155,7 @@ def test_the_auxiliary_head_changes_no_features_and_keeps_statistics():
 
 
 def loss_config(**changes):
-    config = base_config().loss
+    config = segment_config().loss
     config.num_points = 48
     config.boundary.update(changes)
     return FrozenConfigDict(config)
@@ -173,10 +174,10 @@ def square_problem(num_frames=2):
 
 
 def compute(logits, targets, mask_terms=1.0, **changes):
-    outputs = {"edge_logits": jnp.asarray(logits, jnp.float32), "boundary_ramp": jnp.float32(1)}
+    outputs = {"edge_logits": jnp.asarray(logits, jnp.float32)}
     config = loss_config(**changes)
     # Waits: callers write into the arrays that it reads.
-    return jax.block_until_ready(_loss(outputs, targets, jnp.float32(mask_terms), config))
+    return jax.block_until_ready(_loss(outputs, targets, jnp.float32(mask_terms), config, {}))
 
 
 _loss = jax.jit(boundary_loss, static_argnames="loss_config")
@@ -255,9 +256,9 @@ def test_the_share_of_the_masks_loss_caps_the_weight():
         np.testing.assert_allclose(loss, want, rtol=1e-5)
 
     def term(x, mask_terms):
-        outputs = {"edge_logits": x, "boundary_ramp": jnp.float32(1)}
+        outputs = {"edge_logits": x}
         config = loss_config(kind="balanced", max_share=0.1)
-        return boundary_loss(outputs, targets, mask_terms, config)[0]
+        return boundary_loss(outputs, targets, mask_terms, config, {})[0]
 
     by_edge, by_mask = jax.grad(term, (0, 1))(jnp.asarray(x, jnp.float32), jnp.float32(0.5))
     assert np.any(by_edge) and by_mask == 0  # the weight is a constant
@@ -290,20 +291,18 @@ def test_an_unknown_kind_names_the_choices():
 def test_the_criterion_adds_the_boundary_term_and_nothing_else():
     outputs, batch = random_problem(2, 2)
     compute = jax.jit(compute_losses, static_argnames="loss_config")
-    plain, plain_terms = compute(outputs, batch, jax.random.key(7), loss_config())
+    plain, plain_terms = compute(outputs, batch, jax.random.key(7), loss_config=loss_config())
     edges = jnp.asarray(np.random.default_rng(0).standard_normal((2, 2, 8, 8)), jnp.float32)
-    outputs |= {"edge_logits": edges, "boundary_ramp": jnp.float32(0.25)}
-    total, terms = compute(outputs, batch, jax.random.key(7), loss_config())
+    outputs |= {"edge_logits": edges}
+    total, terms = compute(outputs, batch, jax.random.key(7), loss_config=loss_config())
     added = set(terms) - set(plain_terms)
-    assert added == {
-        *("loss_boundary", "boundary_bce", "boundary_dice", "boundary_weight", "boundary_ramp")
-    }
+    assert added == {"loss_boundary", "boundary_bce", "boundary_dice", "boundary_weight"}
     for name, value in plain_terms.items():
         np.testing.assert_allclose(terms[name], value, rtol=1e-6, err_msg=name)
     losses = [value for name, value in terms.items() if name.startswith("loss_")]
     np.testing.assert_allclose(total, sum(losses), rtol=1e-6)
     np.testing.assert_allclose(total - plain, terms["loss_boundary"], rtol=1e-4)
-    assert terms["boundary_ramp"] == 0.25 and terms["loss_boundary"] > 0
+    assert terms["loss_boundary"] > 0
 
 
 # ---- the whole model ----
@@ -312,7 +311,7 @@ def test_the_criterion_adds_the_boundary_term_and_nothing_else():
 def test_a_loaded_checkpoint_gives_the_same_bits_with_refinement_switched_on(tmp_path):
     """VCT's golden weights, AMA at lambda 0 and fresh BRM: the masks of VCT without either."""
     config, batch = tiny_config("ms3"), tiny_batch("ms3")
-    config.fusion.update(name="ama", lambda_init=0.0)
+    config.fusion, config.decoder.lambda_init = parts.ama(), 0.0
     config.refiner = get_config().model.refiner
     batch["motion"] = np.random.default_rng(0).random((*batch["images"].shape[:4], 1), np.float32)
     model = build_model(config)

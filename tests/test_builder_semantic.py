@@ -11,13 +11,18 @@ import pytest
 from PIL import Image
 
 from avs_jax.data import synthetic_files, synthetic_parts
-from avs_jax.data.clip import decode_labels, prepare_clip
+from avs_jax.data.clip import ClipRows
+from avs_jax.data.decode import decode_labels
 from configs.avss_vct import get_config
 from tests import avsbench_folders as folders
 from tfds_builders import common, parts
 from tfds_builders.avsbench_semantic import avsbench_semantic_dataset_builder as semantic
 
 CLASSES = synthetic_parts.SEMANTIC_CLASSES
+
+
+def prepare_clip(record, config, rng=None):
+    return ClipRows(config).prepare(record, rng)
 
 
 def run(manual_dir, data_dir, *flags, dataset="avsbench_semantic"):

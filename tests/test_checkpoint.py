@@ -17,13 +17,13 @@ from jax.sharding import PartitionSpec
 
 from avs_jax.runtime import checkpoint, run_checkpoints, sharding, stored_config
 from avs_jax.runtime.step import TrainState
-from configs.base import base_config
+from configs.segment import segment_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def make_config(fsdp=1):
-    config = base_config()
+    config = segment_config()
     config.train.mesh.fsdp = fsdp
     return config
 
@@ -227,9 +227,9 @@ KILLED = """
     import numpy as np, jax.numpy as jnp, optax
     from avs_jax.runtime import run_checkpoints
     from avs_jax.runtime.step import TrainState
-    from configs.base import base_config
+    from configs.segment import segment_config
 
-    checkpoints = run_checkpoints.Checkpoints(sys.argv[1], base_config())
+    checkpoints = run_checkpoints.Checkpoints(sys.argv[1], segment_config())
     for step in (1, 2):
         params = {"x": {"kernel": jnp.asarray(np.random.default_rng(step).normal(size=4_000_000))}}
         state = TrainState(jnp.asarray(step), params, {}, optax.sgd(0.1).init(params))
@@ -250,7 +250,7 @@ def test_a_save_cut_off_by_kill_9_is_ignored_and_can_be_made_again(tmp_path):
     state = TrainState(
         jnp.asarray(0), {"x": {"kernel": jnp.zeros(4_000_000)}}, {}, optax.sgd(0.1).init({})
     )
-    checkpoints = run_checkpoints.Checkpoints(tmp_path, base_config())
+    checkpoints = run_checkpoints.Checkpoints(tmp_path, segment_config())
     restored, position = checkpoints.restore(as_target(state))
     assert position == 1
     want = np.random.default_rng(1).normal(size=4_000_000).astype(np.float32)

@@ -1,9 +1,13 @@
 """Command lines: overrides, unknown keys and files, and errors of one line."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from absl import flags
 
-from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.command_line import ROOT, UsageError, parse
 
 
 def define(values):
@@ -19,14 +23,12 @@ CONFIG = ("--config=configs/s4_vct.py:demo", "--output=x")
 
 @pytest.fixture(autouse=True)
 def in_the_root(monkeypatch):
-    from avs_jax.runtime.command_line import ROOT
-
     monkeypatch.chdir(ROOT)
 
 
 def test_overrides_follow_types_and_references():
     args = ("--config.model.backbone.depths=(2,4)", "--config.data.num_classes=5")
-    config, values = run(*CONFIG, *args, "--config.optim.learning_rate=1e-3")
+    config, values, _ = run(*CONFIG, *args, "--config.optim.learning_rate=1e-3")
     assert config.model.backbone.depths == (2, 4)
     assert config.model.num_classes == 5 and config.optim.learning_rate == 1e-3
     assert values.output == "x" and config.is_locked
@@ -34,7 +36,7 @@ def test_overrides_follow_types_and_references():
 
 
 def test_overrides_may_come_first():
-    config, _ = run("--config.train.steps=7", "-config.optim.clip_norm=3.0", *CONFIG)
+    config, *_ = run("--config.train.steps=7", "-config.optim.clip_norm=3.0", *CONFIG)
     assert config.train.steps == 7 and config.optim.clip_norm == 3.0
 
 
@@ -46,8 +48,11 @@ def test_overrides_may_come_first():
         ((*CONFIG, "-config.train.stepps=3"), "train.stepps: no such key; nearest: train.steps"),
         ((*CONFIG, "--config.train.steps=many"), "train.steps=many.*invalid literal"),
         ((*CONFIG, "--outptu=y"), "Unknown command line flag 'outptu'"),
-        ((*CONFIG, "stray"), "'stray': not a flag"),
-        (("--config=configs/s4_vct.py:small", "--output=x"), "no such variant; choose"),
+        ((*CONFIG, "stray"), "'stray' after --output=x: not a flag"),
+        (
+            ("--config=configs/s4_vct.py:small", "--output=x"),
+            "variant 'small': choose nothing",
+        ),
         (("--config=configs/s4_vtc.py", "--output=x"), "not a file; nearest: configs/s4_vct.py"),
         (("--output=x",), "--config is missing"),
         (CONFIG[:1], "--output is missing"),
@@ -57,6 +62,36 @@ def test_mistakes_get_one_line(args, reason):
     with pytest.raises(UsageError, match=reason) as caught:
         run(*args)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_keys_of_a_part_exist_where_it_is_chosen(capsys):
+    """Also under the name that a key once had, and where the command line chooses the part."""
+    config, *_ = run(*CONFIG, "--config.model.fusion.lambda_init=0.0")
+    assert config.model.decoder.lambda_init == 0
+    config, *_ = run(*CONFIG, "--config.model.fusion.grid=8")
+    assert config.model.fusion.to_dict() == {"name": "none"}
+    assert "model.fusion.grid=8 is not read" in capsys.readouterr().err
+    config, *_ = run(*CONFIG, "--config.model.fusion.grid=8", "--config.model.fusion.name=ama")
+    assert config.model.fusion.to_dict() == {"name": "ama", "grid": 8}
+
+
+def test_configs_are_ours_wherever_the_program_runs(tmp_path):
+    """A package of that name in the working directory is not taken for it."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "segment.py").write_text("raise SystemExit('another package')")
+    script = (
+        "import sys; from avs_jax.runtime.command_line import ROOT, parse\n"
+        "line = parse(['x', f'--config={ROOT}/configs/s4_ama.py:tiny'], lambda values: None, '')\n"
+        "print(line.config.name)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert ended.stdout.strip() == "s4_ama_tiny", ended.stderr
 
 
 def test_help(capsys):

@@ -12,10 +12,10 @@ from avs_jax.convert.rules import ConversionError, apply_rules
 from avs_jax.convert.tables import vct_rules
 from avs_jax.models import build_model
 from avs_jax.results.postprocess import sem_seg
-from avs_jax.runtime.checkpoint import load_variables, save_variables
+from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from configs import avss_vct, ms3_vct, s4_ama_brm, s4_vct
-from configs.base import base_config
 from configs.s4_ama import get_config
+from configs.segment import segment_config
 from scripts import convert_weights
 from tests.golden.compare import assert_golden, shapes_of
 from tests.vct_state import entries, flat, state_dict
@@ -88,7 +88,7 @@ def small(small_state):
     ("s4", 23, 2), ("ms3", 0, 2), ("ss", 71, 71),
 ])  # fmt: skip
 def test_official_checkpoints_match_without_remainder(dataset, num_prototypes, num_classes):
-    config = base_config()
+    config = segment_config()
     config.data.num_prototypes, config.data.num_classes = num_prototypes, num_classes
     shapes = shapes_of(jax.eval_shape(convert_weights.make_init(config, (384, 384)))[0])
     source = {n: np.broadcast_to(np.int8(0), shape) for n, shape in entries(dataset).items()}
@@ -235,7 +235,7 @@ def test_another_configuration_through_both_command_lines(tmp_path, small, capsy
     assert "ama/temperature" in printed and "batch_stats/" not in printed
     assert "relative_position_index (" in printed and "note:" not in printed
 
-    params, batch_stats, _ = load_variables(tmp_path / "ours")
+    params, batch_stats = Checkpoint.find(tmp_path / "ours").variables()
     kernel = params["backbone"]["layers_2"]["last"]["mlp"]["fc1"]["kernel"]
     np.testing.assert_array_equal(kernel, state["backbone.layers.2.blocks.2.mlp.fc1.weight"].T)
     rng = np.random.default_rng(0)
@@ -330,7 +330,7 @@ def test_the_checkpoint_keeps_the_configuration(tmp_path, small):
     config, state = small
     np.savez(tmp_path / "vct.npz", **state)
     assert convert(tmp_path / "vct.npz", tmp_path / "ours", "configs/s4_ama.py:demo", OTHER) == 0
-    stored = load_variables(tmp_path / "ours")[2]
+    stored = Checkpoint.find(tmp_path / "ours").config
     assert json.loads(json.dumps(stored.model.to_dict())) == json.loads(
         json.dumps(config.model.to_dict())
     )

@@ -14,7 +14,7 @@ from flax import traverse_util
 from avs_jax.convert.reader import read_state_dict
 from avs_jax.convert.rules import apply_rules, invert_rules
 from avs_jax.convert.tables import raft_rules, vct_rules
-from avs_jax.runtime.checkpoint import load_variables
+from avs_jax.runtime.checkpoint import Checkpoint
 from configs.s4_ama import get_config as s4_ama
 from configs.s4_vct import get_config as s4_vct
 from configs.s4_vct_pvt_v2 import get_config as s4_vct_pvt_v2
@@ -120,7 +120,7 @@ def command(source: str, path, output, *more) -> int:
 
 
 def flat_variables(directory) -> dict[str, np.ndarray]:
-    params, stats, _ = load_variables(directory)
+    params, stats = Checkpoint.find(directory).variables()
     flat = traverse_util.flatten_dict(params, sep="/")
     stats = traverse_util.flatten_dict(stats, sep="/")
     return flat | {f"batch_stats/{path}": leaf for path, leaf in stats.items()}
@@ -250,7 +250,7 @@ def test_there_and_back_is_the_identity(tmp_path, capsys, number, layout):
         assert (tree["norm3/scale"] == 1).all() and (tree["norm3/bias"] == 0).all()
     else:
         assert "fresh" not in printed
-    stored = load_variables(tmp_path / "ours")[2]
+    stored = Checkpoint.find(tmp_path / "ours").config
     assert stored.part == section and stored[section].name == source
 
 

@@ -22,7 +22,7 @@ from avs_jax.losses.criterion import (
     uncertain_points,
 )
 from avs_jax.losses.matcher import match, matching_cost
-from configs.base import base_config
+from configs.segment import segment_config
 from tests.golden.draws import golden_assignment, golden_draws
 
 GT_SIZE = (64, 80)
@@ -34,7 +34,7 @@ CASES = [(task, run) for task in ("s4", "ms3", "ss") for run in ("mixed", "allem
 @pytest.fixture
 def loss_config():
     """The published weights with the few points of the stored runs."""
-    config = base_config().loss
+    config = segment_config().loss
     config.num_points = 48
     return FrozenConfigDict(config)
 
@@ -219,7 +219,7 @@ def random_problem(num_clips, num_frames, seed=0, num_targets=2):
 @functools.partial(jax.jit, static_argnames="loss_config")
 @functools.partial(jax.value_and_grad, has_aux=True)
 def drawn_loss_and_gradients(outputs, batch, loss_config):
-    return compute_losses(outputs, batch, jax.random.key(7), loss_config)
+    return compute_losses(outputs, batch, jax.random.key(7), loss_config=loss_config)
 
 
 def test_frames_that_are_not_supervised_change_nothing(loss_config):

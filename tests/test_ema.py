@@ -8,7 +8,7 @@ import pytest
 from avs_jax.runtime import checkpoint, sharding
 from avs_jax.runtime.ema import ema_variables, init_ema, update_ema
 from avs_jax.runtime.run_checkpoints import Checkpoints
-from configs.base import base_config
+from configs.segment import segment_config
 from scripts import export_weights
 from tests.test_checkpoint import as_target, assert_same, make_state
 
@@ -51,7 +51,7 @@ def averaged_state(config, seed=0, with_stats=True):
 
 @pytest.mark.parametrize("with_stats", [True, False])
 def test_it_is_laid_out_as_the_parameters_and_comes_back(tmp_path, with_stats):
-    config = base_config()
+    config = segment_config()
     config.train.mesh.fsdp = 2
     config.train.ema_decay = 0.5
     state = averaged_state(config, with_stats=with_stats)
@@ -81,7 +81,7 @@ def test_it_is_laid_out_as_the_parameters_and_comes_back(tmp_path, with_stats):
 
 def test_a_checkpoint_without_one(tmp_path):
     """Today's default writes none, and older checkpoints have not even the item."""
-    config = base_config()
+    config = segment_config()
     checkpoints = Checkpoints(tmp_path, config)
     checkpoints.save(make_state(), 3)
     checkpoints.wait()

@@ -5,6 +5,7 @@ perfectly, swapped sound marks no square or the other one, and every number expe
 from the drawing.
 """
 
+import dataclasses
 import json
 import types
 
@@ -14,19 +15,20 @@ import numpy as np
 import pytest
 
 from avs_jax import evaluate as evaluation
-from avs_jax.data import sounds
+from avs_jax.controls import pairing
+from avs_jax.data.clip import ClipRows
 from avs_jax.data.pipeline import EvalBatches
-from avs_jax.models import build_model
 from avs_jax.results import metrics
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.report import Report, to_json, to_markdown, to_text
 from avs_jax.results.table import interleave
-from avs_jax.runtime import scoring
-from avs_jax.runtime.checkpoint import save_variables
+from avs_jax.runtime import evaluation as passes
+from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from avs_jax.runtime.sharding import make_mesh
 from avs_jax.runtime.step import init_variables
-from avs_jax.spec import INPUT_FIELDS, REFERENCE, InputError
-from configs.base import base_config
+from avs_jax.spec import REFERENCE, InputError
+from avs_jax.tasks import make_task
+from configs.segment import segment_config
 from tests import small
 
 SIDE, SCORE, NUM_CLIPS, NUM_FRAMES = 32, 16, 10, 3
@@ -55,13 +57,23 @@ class Listener:
 
 
 def a_config():
-    config = base_config()
+    config = segment_config()
     config.data.image_size = SIDE
     config.data.num_frames = NUM_FRAMES
     config.data.pre_masks = False
     config.evaluate.score_size = SCORE
     config.evaluate.batch_size = 3
     return config
+
+
+def a_task(config, model=None):
+    """The task with a model of three numbers."""
+    return dataclasses.replace(make_task(config), model=model or Listener())
+
+
+def evaluate_test_split(config, weights, output, predictions=None):
+    checkpoint = Checkpoint.find(weights)
+    return evaluation.evaluate_split(config, checkpoint, "test", "raw", output, predictions)
 
 
 def loudness(category):
@@ -101,7 +113,7 @@ def records(named=False):
 @pytest.fixture(scope="module")
 def variables():
     """The levels of the three categories are a constant apart, since they grow tenfold."""
-    clips = EvalBatches(records(), a_config(), NUM_CLIPS)[0]
+    clips = EvalBatches(records(), ClipRows(a_config()), NUM_CLIPS)[0]
     heard = [float(clips["log_mel"][i][:2].mean()) for i in range(3)]
     params = {"low": np.float32(heard[0]), "step": np.float32((heard[2] - heard[0]) / 2)}
     return params, {}
@@ -109,11 +121,12 @@ def variables():
 
 def run(config, variables, clips=None, devices=1, **kwargs):
     mesh = make_mesh(config, jax.devices()[:devices])
-    step = scoring.make_score_step(Listener(), config, mesh)
-    size = scoring.eval_batch_size(config, mesh)
-    loader = EvalBatches(clips or records(), config, size)
+    task = a_task(config)
+    step = passes.make_eval_step(task, mesh)
+    size = passes.eval_batch_size(config, mesh)
+    loader = EvalBatches(clips or records(), task.rows, size)
     batches = [loader[i] for i in range(len(loader))]
-    result = scoring.evaluate(step, variables, batches, config, mesh, **kwargs)
+    result = passes.evaluate(task, step, variables, batches, mesh, **kwargs)
     assert step._cache_size() == 1  # compiled once, also for a last batch that is not full
     return result
 
@@ -125,25 +138,25 @@ def as_bytes(counts, tmp_path):
 
 def test_counts_are_those_of_the_drawing(variables):
     result = run(a_config(), variables)
-    counts = result.counts
+    counts = result.table
     assert list(counts.clip_id[::NUM_FRAMES]) == [f"clip{i:02d}" for i in range(NUM_CLIPS)]
     assert counts.valid.sum() == NUM_CLIPS * NUM_FRAMES - 1
     scored = counts.scored()
     np.testing.assert_array_equal(scored.counts["gt"], 64)
     np.testing.assert_array_equal(scored.counts["inter"], 64)
     np.testing.assert_array_equal(scored.counts["union"], 64)
-    assert result.pictures == {}
+    assert result.figures == {}
 
 
 @pytest.mark.parametrize("batch_size, devices", [(1, 1), (4, 1), (10, 1), (3, 8)])
 def test_counts_depend_on_neither_batch_nor_devices(variables, tmp_path, batch_size, devices):
     config = a_config()
-    want = run(config, variables).counts
+    want = run(config, variables).table
     config.evaluate.batch_size = batch_size
-    assert scoring.eval_batch_size(config, make_mesh(config, jax.devices()[:devices])) == (
+    assert passes.eval_batch_size(config, make_mesh(config, jax.devices()[:devices])) == (
         8 if devices == 8 else batch_size
     )
-    got = run(config, variables, devices=devices).counts
+    got = run(config, variables, devices=devices).table
     assert as_bytes(got, tmp_path) == as_bytes(want, tmp_path)
 
 
@@ -156,7 +169,7 @@ def test_counts_do_not_depend_on_the_number_of_processes(tmp_path, processes, ba
 
     def count(batch_size, process_index, process_count):
         counter = FrameCounter(2, {"ground_truth": "drawn"})
-        batches = EvalBatches(records(), config, batch_size, process_index, process_count)
+        batches = EvalBatches(records(), ClipRows(config), batch_size, process_index, process_count)
         for i in range(len(batches)):
             ids = batches[i]["clip_id"]
             counter.add(np.stack([pred[name or "clip98"] for name in ids]), batches[i])
@@ -172,10 +185,10 @@ def test_counts_do_not_depend_on_the_number_of_processes(tmp_path, processes, ba
 def test_counts_of_a_real_model_depend_on_neither_batch_nor_devices(tmp_path):
     """To the last bit of the probabilities, which hang on the shapes that are computed at once."""
     config = small.small_config()
-    model, rng = build_model(config.model), np.random.default_rng(0)
-    batch = EvalBatches(small.records(8), config, 8)[0]
-    inputs = {name: batch[name] for name in INPUT_FIELDS}
-    shapes = jax.eval_shape(lambda x: init_variables(model, x, 0), inputs)
+    rng = np.random.default_rng(0)
+    task = make_task(config)
+    inputs = task.inputs(EvalBatches(small.records(8), task.rows, 8)[0])
+    shapes = jax.eval_shape(lambda x: init_variables(task.model, x, 0), inputs)
     params, batch_stats = jax.tree.map(
         lambda x: (
             (1 + 0.1 * rng.random(x.shape)).astype(np.float32)
@@ -190,17 +203,17 @@ def test_counts_of_a_real_model_depend_on_neither_batch_nor_devices(tmp_path):
     for batch_size, devices in ((1, 1), (8, 1), (8, 8)):
         config.evaluate.batch_size = batch_size
         mesh = make_mesh(config, jax.devices()[:devices])
-        batches = EvalBatches(small.records(8), config, batch_size)
+        batches = EvalBatches(small.records(8), task.rows, batch_size)
         pred: list[np.ndarray] = []
-        result = scoring.evaluate(
-            scoring.make_score_step(model, config, mesh),
+        result = passes.evaluate(
+            task,
+            passes.make_eval_step(task, mesh),
             (params, batch_stats),
             [batches[i] for i in range(len(batches))],
-            config,
             mesh,
-            each_batch=lambda p, _, pred=pred: pred.append(p),
+            each_batch=lambda scores, _, pred=pred: pred.append(scores["pred"]),
         )
-        results.append((np.concatenate(pred).tobytes(), as_bytes(result.counts, tmp_path)))
+        results.append((np.concatenate(pred).tobytes(), as_bytes(result.table, tmp_path)))
     assert np.ptp(np.concatenate(pred)) > 1e-3
     assert results[0] == results[1] == results[2]
 
@@ -220,9 +233,10 @@ def test_semantic_task_scores_the_argmax(variables):
     clips = records()
     for clip in clips:
         clip["masks"] = [2 * mask for mask in clip["masks"]]
-    batch = EvalBatches(clips, config, NUM_CLIPS)[0]
-    step = scoring.make_score_step(ThreeClasses(), config, mesh)
-    counts, pictures = scoring.evaluate(step, variables, [batch], config, mesh, num_pictures=1)
+    task = a_task(config, ThreeClasses())
+    batch = EvalBatches(clips, task.rows, NUM_CLIPS)[0]
+    step = passes.make_eval_step(task, mesh)
+    counts, pictures = passes.evaluate(task, step, variables, [batch], mesh, num_figures=1)
     green = np.argwhere((pictures["clip00"] == (0, 128, 0)).all(axis=-1))  # contours of class 2
     assert len(green) > 4 * 40 and np.ptp(green[:, 0]) > 160  # in prediction and truth
     # Class 1 is never seen and counts as 0 in the mean over the three.
@@ -230,10 +244,10 @@ def test_semantic_task_scores_the_argmax(variables):
 
 
 def test_pictures_of_the_first_clips(variables):
-    pictures = run(a_config(), variables, num_pictures=2).pictures
+    pictures = run(a_config(), variables, num_figures=2).figures
     assert list(pictures) == ["clip00", "clip01"]
     assert all(p.dtype == np.uint8 and p.shape[2] == 3 for p in pictures.values())
-    other = run(a_config(), variables, num_pictures=1, title="swapped audio").pictures["clip00"]
+    other = run(a_config(), variables, num_figures=1, title="swapped audio").figures["clip00"]
     assert other.shape == pictures["clip00"].shape
     assert (other[:40] != pictures["clip00"][:40]).any()  # the heading says what was heard
     np.testing.assert_array_equal(other[40:], pictures["clip00"][40:])
@@ -245,27 +259,27 @@ def test_pictures_of_the_first_clips(variables):
 def test_swap_audio_is_a_permutation_that_changes_every_category():
     rng = np.random.default_rng(0)
     categories = {f"c{i}": str(rng.integers(6)) for i in range(50)}
-    pairs = sounds.swap_audio(categories)
+    pairs = pairing.swap_audio(categories)
     assert sorted(pairs.values()) == sorted(categories)
     assert all(categories[a] != categories[b] for a, b in pairs.items())
     shuffled = dict(reversed(list(categories.items())))
-    assert sounds.swap_audio(shuffled) == pairs
+    assert pairing.swap_audio(shuffled) == pairs
 
 
 def test_swap_audio_when_one_category_has_most_clips():
     categories = {"a": "dog", "b": "dog", "c": "dog", "d": "cat", "e": "cow"}
-    pairs = sounds.swap_audio(categories)
+    pairs = pairing.swap_audio(categories)
     assert all(categories[a] != categories[b] for a, b in pairs.items())
     assert {pairs[x] for x in "abc"} == {"d", "e"}
     with pytest.raises(ValueError, match="two categories"):
-        sounds.swap_audio({"a": "dog", "b": "dog"})
+        pairing.swap_audio({"a": "dog", "b": "dog"})
 
 
 def test_silent_audio_takes_a_sound_that_the_picture_shows():
     dog, cat, cow, pig = range(1, 5)
     labels = {"a": dog, "b": cat, "c": cow}
     visible = {"a": [dog, cow, pig], "b": [pig, cat], "c": [cow, dog]}
-    assert sounds.silent_audio(labels, visible) == {"a": "c", "c": "a"}
+    assert pairing.silent_audio(labels, visible) == {"a": "c", "c": "a"}
 
 
 # ---- the whole job ----
@@ -281,7 +295,7 @@ class Source(list):
 def job(monkeypatch, tmp_path, variables):
     """(config, directory of a checkpoint, records that evaluate_config will read)."""
     config, clips = a_config(), Source(records(named=True))
-    monkeypatch.setattr(evaluation, "build_model", lambda model_config: Listener())
+    monkeypatch.setattr(evaluation, "make_task", a_task)
     monkeypatch.setattr(evaluation, "open_records", lambda config, split: clips)
     save_variables(tmp_path / "weights", {"params": variables[0]}, config)
     return config, tmp_path / "weights", clips
@@ -293,15 +307,16 @@ def test_pictures_show_flow_where_vectors_are_stored(job):
         {**record, "flow": np.ones((len(record["frames"]), 8, 8, 2), np.float16)}
         for record in records
     ]
-    scorer = evaluation.Scorer(config, weights, {})
-    without, shown = (scorer(r, REFERENCE).pictures for r in (records, moving))
+    checkpoint = Checkpoint.find(weights)
+    run = evaluation._Evaluator(a_task(config), config, checkpoint, "raw", {})
+    without, shown = (run(r, REFERENCE).figures for r in (records, moving))
     assert shown and shown.keys() == without.keys()
     assert all(len(shown[name]) > len(without[name]) for name in shown)
 
 
 def test_evaluate_config_scores_true_and_false_sound(job, tmp_path, capsys):
     config, weights, _ = job
-    report = evaluation.evaluate_config(config, weights, tmp_path / "out")
+    report = evaluate_test_split(config, weights, tmp_path / "out")
     true, swapped, shown = (
         report.scores[name] for name in ("true_audio", "swapped_audio", "audio_in_picture")
     )
@@ -318,7 +333,8 @@ def test_evaluate_config_scores_true_and_false_sound(job, tmp_path, capsys):
     assert report.facts["clips"] == NUM_CLIPS
     assert report.facts["frames"] == NUM_CLIPS * NUM_FRAMES - 1
 
-    folder = tmp_path / "out" / "evaluation" / "converted"
+    (folder,) = (tmp_path / "out" / "evaluation").iterdir()
+    assert folder.name.startswith("converted_avsbench_s4_test_raw_")
     assert json.loads((folder / "report.json").read_text())["scores"] == report.scores
     assert "| swapped audio | stream | 0.00 |" in (folder / "report.md").read_text()
     counts = FrameCounts.load(folder / "counts.npz")
@@ -333,11 +349,11 @@ def test_evaluate_config_scores_true_and_false_sound(job, tmp_path, capsys):
 def test_written_predictions_score_the_same(job, tmp_path):
     config, weights, _ = job
     config.evaluate.swapped_audio = False
-    evaluation.evaluate_config(config, weights, tmp_path / "a", tmp_path / "masks")
-    evaluation.evaluate_predictions(config, tmp_path / "masks", tmp_path / "b")
+    evaluate_test_split(config, weights, tmp_path / "a", tmp_path / "masks")
+    evaluation.evaluate_predictions(config, tmp_path / "masks", "test", tmp_path / "b")
     files = [
-        dict(np.load(tmp_path / folder / "counts.npz"))
-        for folder in ("a/evaluation/converted", "b/evaluation/test")
+        dict(np.load(next((tmp_path / folder / "evaluation").glob("*/counts.npz"))))
+        for folder in ("a", "b")
     ]
     facts = [file.pop("facts_json") for file in files]
     assert facts[0] != facts[1] and files[0].keys() == files[1].keys()
@@ -349,7 +365,7 @@ def test_a_clip_without_ground_truth_is_an_error(job, tmp_path):
     config, weights, clips = job
     clips[1] |= {"masks": [], "mask_index": np.zeros(0, np.int32)}
     with pytest.raises(InputError, match="1 of 10 clips have no ground truth"):
-        evaluation.evaluate_config(config, weights, tmp_path / "out")
+        evaluate_test_split(config, weights, tmp_path / "out")
 
 
 def test_what_is_left_out_is_said(job, tmp_path):
@@ -357,7 +373,7 @@ def test_what_is_left_out_is_said(job, tmp_path):
     for clip in clips:
         clip["visible_labels"] = np.zeros(0, np.int32)
         clip["category"] = "bell"
-    report = evaluation.evaluate_config(config, weights, tmp_path / "out")
+    report = evaluate_test_split(config, weights, tmp_path / "out")
     assert list(report.scores) == ["true_audio"]
     assert "two categories" in report.notes[0] and "visible_labels" in report.notes[1]
 
@@ -367,8 +383,8 @@ def test_other_tensors_than_the_models_are_listed(job, tmp_path):
     params = {"low": np.zeros(2, np.float32), "extra": np.zeros(3, np.float32)}
     save_variables(tmp_path / "other", {"params": params}, config)
     with pytest.raises(ValueError, match="3 tensor") as error:
-        evaluation.evaluate_config(config, tmp_path / "other", tmp_path / "out")
-    for line in ("extra: (3,)", "low: (2,)", "step: absent"):
+        evaluate_test_split(config, tmp_path / "other", tmp_path / "out")
+    for line in ("extra (3,)", "low: (2,)", "step ()"):
         assert line in str(error.value)
 
 
@@ -379,7 +395,7 @@ def test_command_line(job, tmp_path, capsys):
     sizes += [f"--config.evaluate.score_size={SCORE}", "--config.data.pre_masks=False"]
     output = [f"--output={tmp_path}/out", "--split=val"]
     assert evaluation.main([*arguments, *sizes, *output]) == 0
-    assert (tmp_path / "out" / "evaluation" / "converted_val" / "report.md").is_file()
+    assert list((tmp_path / "out" / "evaluation").glob("converted_avsbench_s4_val_raw_*/report.md"))
     missing = ["evaluate", "--config=configs/s4_vct.py", f"--checkpoint={tmp_path}/nothing"]
     assert evaluation.main(missing) == 1
     assert "no checkpoint" in capsys.readouterr().err

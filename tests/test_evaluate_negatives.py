@@ -11,11 +11,22 @@ import numpy as np
 import pytest
 
 from avs_jax import evaluate as evaluation
-from avs_jax.data import conditions, negative_audio
+from avs_jax.controls import false_sounds
+from avs_jax.data.clip import ClipRows
+from avs_jax.data.pipeline import EvalBatches
 from avs_jax.results.counts import FrameCounts
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.spec import NEGATIVE_AUDIO, InputError
-from tests.test_evaluate import NUM_CLIPS, SCORE, Listener, Source, a_config, records
+from tests.test_evaluate import (
+    NUM_CLIPS,
+    SCORE,
+    Listener,
+    Source,
+    a_config,
+    a_task,
+    evaluate_test_split,
+    records,
+)
 
 CONDITIONS = [name for names in NEGATIVE_AUDIO.values() for name in names]
 
@@ -41,10 +52,10 @@ def job(monkeypatch, tmp_path):
         clip["waveform"] = (300 * 10 ** (i % 3 / 2) * noise).astype(np.int16)
     config.evaluate.update(audio="silence,noise,offscreen,shift", swapped_audio=False)
     config.evaluate.num_pictures = 0
-    heard = [evaluation.EvalBatches(clips, config, NUM_CLIPS)[0]["log_mel"][i][:2] for i in (0, 2)]
+    heard = [EvalBatches(clips, ClipRows(config), NUM_CLIPS)[0]["log_mel"][i][:2] for i in (0, 2)]
     low, high = (float(x.mean()) for x in heard)
     params = {"low": np.float32(low), "step": np.float32((high - low) / 2)}
-    monkeypatch.setattr(evaluation, "build_model", lambda model_config: Loudness())
+    monkeypatch.setattr(evaluation, "make_task", lambda config: a_task(config, Loudness()))
     monkeypatch.setattr(evaluation, "open_records", lambda config, split: clips)
     save_variables(tmp_path / "weights", {"params": params}, config)
     return config, tmp_path / "weights", clips
@@ -52,7 +63,7 @@ def job(monkeypatch, tmp_path):
 
 def test_every_condition_is_scored_and_written(job, tmp_path, capsys):
     config, weights, _ = job
-    report = evaluation.evaluate_config(config, weights, tmp_path / "out")
+    report = evaluate_test_split(config, weights, tmp_path / "out")
     numbers = report.negatives
     found = numbers["conditions"]
     assert list(found) == ["true_audio", *CONDITIONS]
@@ -68,20 +79,20 @@ def test_every_condition_is_scored_and_written(job, tmp_path, capsys):
     assert published["G-mIoU"]["value"] == pytest.approx(2 * (1 / 3) / (1 + 1 / 3), abs=1e-6)
     assert any("the model reads no motion" in note for note in report.notes)
 
-    folder = tmp_path / "out" / "evaluation" / "converted"
+    (folder,) = (tmp_path / "out" / "evaluation").iterdir()
     written = json.loads((folder / "report.json").read_text())
     assert written["negatives"] == json.loads(json.dumps(numbers))
     manifest = json.loads((folder / "manifest.json").read_text())
     assert written["facts"]["manifest_sha256"] == manifest["sha256"]
-    assert manifest["sha256"] == negative_audio.manifest_digest(manifest)
+    assert manifest["sha256"] == false_sounds.manifest_digest(manifest)
     for text in (capsys.readouterr().out, (folder / "report.md").read_text()):
         assert "False sounds" in text and manifest["sha256"] in text
         assert "noise pink" in text and "silence, noise, offscreen" in text
 
-    counts = {"true_audio": FrameCounts.load(folder / "counts.npz")}
-    for path in folder.glob("counts_*.npz"):
-        counts[path.stem.removeprefix("counts_")] = FrameCounts.load(path)
-    again = evaluation.make_report(counts["true_audio"].facts, counts)
+    tables = {name: FrameCounts.load(folder / f"counts_{name}.npz") for name in CONDITIONS}
+    tables = {"true_audio": FrameCounts.load(folder / "counts.npz")} | tables
+    facts = tables["true_audio"].facts
+    again = evaluation.make_report(evaluation.make_task(config), facts, tables, NUM_CLIPS)
     assert again.negatives["conditions"] == numbers["conditions"]
     assert again.negatives["summary"] == numbers["summary"]
 
@@ -89,9 +100,9 @@ def test_every_condition_is_scored_and_written(job, tmp_path, capsys):
 def test_numbers_do_not_depend_on_the_batch_size(job, tmp_path):
     config, weights, _ = job
     config.evaluate.audio = "noise"
-    want = evaluation.evaluate_config(config, weights, tmp_path / "a")
+    want = evaluate_test_split(config, weights, tmp_path / "a")
     config.evaluate.batch_size = 10
-    report = evaluation.evaluate_config(config, weights, tmp_path / "b")
+    report = evaluate_test_split(config, weights, tmp_path / "b")
     assert report.negatives == want.negatives and report.scores == want.scores
 
 
@@ -103,7 +114,7 @@ def test_motion_controls_run_where_the_model_reads_motion(job, tmp_path):
         shifted = [np.roll(frame, 3 * t, axis=1) for t, frame in enumerate(clip["frames"])]
         clip["frames"], clip["masks"] = shifted, clip["masks"][:1]
         clip["mask_index"] = np.array([0])
-    report = evaluation.evaluate_config(config, weights, tmp_path / "out")
+    report = evaluate_test_split(config, weights, tmp_path / "out")
     found = report.negatives["conditions"]
     assert list(found) == ["true_audio", "silence_zeros", "silence_dither", "zero_flow",
                            "shuffled_flow"]  # fmt: skip
@@ -112,7 +123,7 @@ def test_motion_controls_run_where_the_model_reads_motion(job, tmp_path):
     # What moves is the edges of the squares, in every condition alike.
     assert 0 < report.negatives["moving_share"] < 0.5
     config.evaluate.motion = ""
-    report = evaluation.evaluate_config(config, weights, tmp_path / "out")
+    report = evaluate_test_split(config, weights, tmp_path / "out")
     assert "zero_flow" not in report.negatives["conditions"]
 
 
@@ -121,7 +132,7 @@ def test_what_cannot_be_made_is_said(job, tmp_path):
     config.evaluate.audio = "offscreen"
     for clip in clips:
         clip["category"] = ""
-    report = evaluation.evaluate_config(config, weights, tmp_path / "out")
+    report = evaluate_test_split(config, weights, tmp_path / "out")
     assert list(report.negatives["conditions"]) == ["true_audio"]
     (note,) = (n for n in report.notes if n.startswith("offscreen"))
     assert "0 of 10 clips" in note and "do not say what sounds" in note
@@ -130,17 +141,18 @@ def test_what_cannot_be_made_is_said(job, tmp_path):
 def test_a_manifest_is_used_again_or_refused(job, tmp_path, capsys):
     config, weights, clips = job
     config.evaluate.audio = "shift"
-    manifest = conditions.pairing_manifest(config, clips)
+    text = evaluation.make_task(config).controls(clips, "test").files["manifest.json"]
+    manifest = json.loads(text)
     config.evaluate.manifest = str(tmp_path / "manifest.json")
-    negative_audio.save_manifest(manifest, config.evaluate.manifest)
-    report = evaluation.evaluate_config(config, weights, tmp_path / "out")
+    (tmp_path / "manifest.json").write_text(text)
+    report = evaluate_test_split(config, weights, tmp_path / "out")
     assert report.facts["manifest_sha256"] == manifest["sha256"]
     clips.pop()
     with pytest.raises(InputError, match="1 are not in it .'clip09'"):
-        evaluation.evaluate_config(config, weights, tmp_path / "out")
+        evaluate_test_split(config, weights, tmp_path / "out")
     config.evaluate.audio = ""
     with pytest.raises(InputError, match="names nothing to use it for"):
-        evaluation.evaluate_config(config, weights, tmp_path / "out")
+        evaluate_test_split(config, weights, tmp_path / "out")
 
 
 def test_flags_reach_the_configuration(job, tmp_path, capsys):
@@ -151,7 +163,7 @@ def test_flags_reach_the_configuration(job, tmp_path, capsys):
     arguments += [f"--output={tmp_path}/out", "--config.evaluate.swapped_audio=False"]
     arguments += ["--config.evaluate.num_pictures=0"]
     assert evaluation.main([*arguments, "--audio=shift"]) == 0
-    manifest = tmp_path / "out" / "evaluation" / "converted" / "manifest.json"
+    (manifest,) = (tmp_path / "out" / "evaluation").glob("*/manifest.json")
     assert evaluation.main([*arguments, "--audio=shift", f"--manifest={manifest}"]) == 0
     changed = manifest.read_text().replace('"noise_seed": 1', '"noise_seed": 2')
     (tmp_path / "changed.json").write_text(changed)

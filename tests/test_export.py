@@ -17,17 +17,18 @@ from avs_jax.convert.names import module_versions, vct_names
 from avs_jax.convert.reader import read_state_dict
 from avs_jax.convert.tables import KEPT_ASIDE
 from avs_jax.convert.writer import WRITERS, atomic_file, write_state_dict
+from avs_jax.inference import stablehlo
 from avs_jax.models.backbones.swin import relative_position_index
-from avs_jax.runtime import stablehlo
-from avs_jax.runtime.checkpoint import load_kept, load_variables, save_variables
+from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from avs_jax.runtime.compilation_cache import use_compilation_cache
 from configs import s4_vct_pvt_v2, s4_vct_resnet50
-from configs.base import base_config
 from configs.s4_ama import get_config
+from configs.segment import segment_config
 from scripts import convert_weights, export_weights
 from tests.small import random_variables
 from tests.test_convert import OTHER, overrides
 from tests.test_predict import SMALL as PREDICT
+from tests.test_predict import make_predictor
 from tests.vct_state import entries, state_dict
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -121,7 +122,7 @@ def export(checkpoint, file_format, output, *more) -> int:
     ("s4", 23, 2), ("ms3", 0, 2), ("ss", 71, 71),
 ])  # fmt: skip
 def test_names_are_the_official_ones_in_their_order(dataset, num_prototypes, num_classes):
-    config = base_config()
+    config = segment_config()
     config.data.num_prototypes, config.data.num_classes = num_prototypes, num_classes
     assert vct_names(config.model) == list(entries(dataset))
 
@@ -218,10 +219,10 @@ def test_convert_then_export_is_the_identity(tmp_path, converted, state, file_fo
 
 
 def test_a_run_takes_what_it_lacks_from_converted_weights(tmp_path, config, converted, capsys):
-    params, batch_stats, _ = load_variables(converted)
+    params, batch_stats = Checkpoint.find(converted).variables()
     trained = jax.tree.map(lambda x: x + 1, params)
     save_variables(tmp_path / "run", {"params": trained, "batch_stats": batch_stats}, config)
-    assert load_kept(tmp_path / "run") == {}
+    assert Checkpoint.find(tmp_path / "run").kept() == {}
     assert export(tmp_path / "run", "npz", tmp_path / "back.npz") == 1
     err = capsys.readouterr().err
     assert "lacks 6 tensor(s)" in err and "audio_backbone.embeddings.0.weight" in err
@@ -245,14 +246,14 @@ def test_a_run_takes_what_it_lacks_from_converted_weights(tmp_path, config, conv
 
 
 def test_a_parameter_without_a_name_is_an_error(config, converted):
-    params, batch_stats, _ = load_variables(converted)
+    params, batch_stats = Checkpoint.find(converted).variables()
     params["stranger"] = {"kernel": np.zeros((2, 3), np.float32)}
     with pytest.raises(ValueError, match=r"stranger/kernel \(2, 3\): nothing in the source fills"):
         export_weights.vct_state_dict(params, batch_stats, {}, config)
 
 
 def test_mistakes_on_the_command_line(tmp_path, converted, capsys):
-    save_variables(tmp_path / "raft", {"params": {"a": np.zeros(1)}}, type(base_config())())
+    save_variables(tmp_path / "raft", {"params": {"a": np.zeros(1)}}, type(segment_config())())
     (tmp_path / "there").mkdir()
     for args, message in (
         ((converted, "torch", tmp_path / "there"), "exists"),
@@ -283,7 +284,7 @@ def trained(tmp_path_factory):
     config.update_from_flattened_dict(SMALL)
     folder = tmp_path_factory.mktemp("trained") / "ours"
     save_variables(folder, random_variables(config, (64, 64)), config, {"kept": np.ones(3)})
-    return predict.Predictor(config, folder), folder
+    return make_predictor(config, folder), folder
 
 
 def example_arrays(clips=2, frames=2):
@@ -302,15 +303,15 @@ def example_arrays(clips=2, frames=2):
 def test_orbax_holds_the_parameters_alone(tmp_path, trained):
     predictor, checkpoint = trained
     assert export(checkpoint, "orbax", tmp_path / "small") == 0
-    assert load_kept(tmp_path / "small") == {} and load_kept(checkpoint)
-    for mine, theirs in zip(load_variables(tmp_path / "small")[:2], load_variables(checkpoint)[:2],
-                            strict=True):  # fmt: skip
+    alone, whole = Checkpoint.find(tmp_path / "small"), Checkpoint.find(checkpoint)
+    assert alone.kept() == {} and whole.kept()
+    for mine, theirs in zip(alone.variables(), whole.variables(), strict=True):
         jax.tree.map(np.testing.assert_array_equal, mine, theirs)
-    small = predict.Predictor(predictor.config, tmp_path / "small")
-    small.check(
-        stablehlo.input_shapes(predictor.config, 1, 1) | {"motion": np.zeros((1, 1, 64, 64, 1))}
+    assert alone.config.to_dict() == whole.config.to_dict()
+    shapes = stablehlo.input_shapes(predictor.task, B=1, T=1)
+    make_predictor(predictor.config, tmp_path / "small").check(
+        shapes | {"motion": np.zeros((1, 1, 64, 64, 1))}
     )
-    assert small.notes() == []
 
 
 # What stands in the README, line by line.

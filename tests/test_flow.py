@@ -15,7 +15,7 @@ from avs_jax.data.clip import decode_rgb, prepare_clip
 from avs_jax.data.pipeline import open_records
 from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import VideoError, read_pairs, read_windows
-from avs_jax.runtime.flow_estimator import FlowEstimator, window_flow
+from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
 from scripts import build_dataset, convert_weights
 from tests.test_pipeline import make_config
 from tests.test_raft import state_dict

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from avs_jax.losses.matcher import match, matching_cost
-from configs.base import base_config
+from configs.segment import segment_config
 
 
 @pytest.mark.parametrize(("num_queries", "num_targets"), [(100, 2), (100, 24), (7, 7), (3, 1)])
@@ -46,5 +46,7 @@ def test_a_perfect_query_is_found():
     logits = np.zeros((1, 9, 3), np.float32)
     logits[0, 5, 1] = logits[0, 2, 0] = 8
     points = np.random.default_rng(0).uniform(size=(1, 48, 2)).astype(np.float32)
-    cost = matching_cost(logits, pred_masks, masks, np.array([[1, 0]]), points, base_config().loss)
+    cost = matching_cost(
+        logits, pred_masks, masks, np.array([[1, 0]]), points, segment_config().loss
+    )
     assert match(cost, jnp.ones((1, 2), bool)).tolist() == [[5, 2]]

@@ -5,8 +5,12 @@ import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from avs_jax.data import motion, transforms
-from avs_jax.data.clip import prepare_clip
+from avs_jax.data.clip import ClipRows
 from tests.test_pipeline import SIDE, make_config, make_record
+
+
+def prepare_clip(record, config, rng=None):
+    return ClipRows(config).prepare(record, rng)
 
 
 def texture(height, width, seed=0):

@@ -16,7 +16,7 @@ from skimage.registration import optical_flow_ilk
 
 from avs_jax import flow
 from avs_jax.data import transforms
-from avs_jax.data.clip import prepare_clip
+from avs_jax.data.clip import ClipRows
 from avs_jax.data.flow_files import list_clips
 from avs_jax.data.video import read_windows
 from avs_jax.data.video_writer import write_video
@@ -35,6 +35,10 @@ MIDDLE = np.array([[1, 0, WIDTH / 2], [0, 1, HEIGHT / 2], [0, 0, 1]])
 TURN = np.array([[1.006, -0.008, -0.9], [0.008, 1.006, 0.5], [0, 0, 1]])
 MOVING = MIDDLE @ TURN @ np.linalg.inv(MIDDLE)
 CAMERAS = {"still": STILL, "moving": MOVING}
+
+
+def prepare_clip(record, config, rng=None):
+    return ClipRows(config).prepare(record, rng)
 
 
 def grid(height=HEIGHT, width=WIDTH):

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from avs_jax.data import negative_audio as negative
-from avs_jax.data import negative_motion
+from avs_jax.controls import false_motion
+from avs_jax.controls import false_sounds as negative
 from avs_jax.data.audio import log_mel
-from avs_jax.data.clip import motion_maps, moving_pixels, prepare_clip
+from avs_jax.data.clip import ClipRows, moving_pixels
 from avs_jax.data.pipeline import EvalBatches
 from avs_jax.spec import NEGATIVE_AUDIO, SAMPLE_RATE, InputError
 from tests.small import records as small_records
@@ -43,7 +43,7 @@ def a_manifest(records):
 
 def sounds(records, manifest, condition):
     ids = [r["clip_id"].decode() for r in records]
-    return negative.FalseSounds(records, ids, manifest, condition)
+    return negative.with_false_sounds(records, ids, manifest, condition)
 
 
 # ---- waveforms ----
@@ -192,7 +192,7 @@ def test_what_cannot_be_made_is_left_out():
     assert all(entry["offscreen"] is None for entry in manifest["clips"].values())
     assert manifest["clips"]["clip00"]["shift"] is None
     assert len(sounds(records, manifest, "offscreen")) == 0
-    assert sounds(records, manifest, "shift").kept == ["clip01", "clip02"]
+    assert [r["clip_id"] for r in sounds(records, manifest, "shift")] == ["clip01", "clip02"]
 
 
 def test_manifest_is_the_same_for_any_order_and_frozen():
@@ -245,9 +245,9 @@ def test_types_on_the_command_line():
         negative.conditions("offsceen")
     with pytest.raises(InputError, match="twice"):
         negative.conditions("noise,noise")
-    assert negative_motion.motion_controls("shuffled,zero") == ["zero_flow", "shuffled_flow"]
+    assert false_motion.motion_controls("shuffled,zero") == ["zero_flow", "shuffled_flow"]
     with pytest.raises(InputError, match="zero, shuffled"):
-        negative_motion.motion_controls("still")
+        false_motion.motion_controls("still")
 
 
 # ---- motion ----
@@ -266,10 +266,13 @@ def test_zero_and_shuffled_motion_change_nothing_else():
     manifest = a_manifest(clips)
     partners = [ids.index(manifest["clips"][clip]["motion"]) for clip in ids]
     assert sorted(partners) == [0, 1, 2] and all(p != i for i, p in enumerate(partners))
-    own = EvalBatches(clips, config, 4)[0]
+    rows = ClipRows(config)
+    own = EvalBatches(clips, rows, 4)[0]
     false = {
-        name: EvalBatches(negative_motion.FalseMotion(clips, ids, manifest, name), config, 4)[0]
-        for name in negative_motion.MOTION_CONTROLS.values()
+        name: EvalBatches(
+            false_motion.with_false_motion(clips, ids, manifest, name, rows.motion_maps), rows, 4
+        )[0]
+        for name in false_motion.MOTION_CONTROLS.values()
     }
     for batch in false.values():
         assert set(batch) == set(own)
@@ -284,8 +287,9 @@ def test_a_shorter_clip_gives_its_motion_in_turn():
     config, (clip, other, _) = motion_split()
     for field in ("frames", "pre_masks"):
         other[field] = other[field][:2]
-    given = prepare_clip({**clip, "motion_of": other}, config)["motion"]
-    want = motion_maps(other, config)
+    rows = ClipRows(config)
+    want = rows.motion_maps(other)
+    given = rows.prepare({**clip, "motion": want})["motion"]
     assert len(want) == 2
     np.testing.assert_array_equal(given, want[[0, 1, 0, 1, 0]])
 
@@ -294,19 +298,20 @@ def test_moving_pixels_are_told_without_a_model_that_reads_motion():
     reads, clips = motion_split()
     still = small_config("none")
     still.evaluate.update(audio="silence", moving_threshold=0.5)
-    batch, want = (EvalBatches(clips, config, 4)[0] for config in (still, reads))
+    batch, want = (EvalBatches(clips, ClipRows(config), 4)[0] for config in (still, reads))
     assert "motion" not in batch
     np.testing.assert_array_equal(batch["moving"], want["moving"])
     assert batch["moving"][:3].any() and not batch["moving"][:3].all()
     assert not batch["moving"][3].any()  # the row that only fills the batch
     reads.evaluate.audio = ""
-    assert "moving" not in EvalBatches(clips, reads, 4)[0]
+    assert "moving" not in EvalBatches(clips, ClipRows(reads), 4)[0]
 
 
 def test_motion_maps_are_those_of_the_evaluation():
     config, clips = motion_split()
-    want = prepare_clip(clips[0], config)["motion"]
-    np.testing.assert_array_equal(motion_maps(clips[0], config), want)
+    rows = ClipRows(config)
+    want = rows.prepare(clips[0])["motion"]
+    np.testing.assert_array_equal(rows.motion_maps(clips[0]), want)
 
 
 def test_moving_pixels_at_the_score_size():

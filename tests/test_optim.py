@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from avs_jax.runtime import optim
-from configs.base import base_config
+from configs.segment import segment_config
 
 
 def toy_config(**keys):
-    config = base_config()
+    config = segment_config()
     config.optim.groups = (
         (r"back/.*bias", 0.1, 0.0),
         (r"back/.*", 0.1, 1.0),
@@ -55,7 +55,7 @@ def test_warmup_rises_linearly_and_meets_the_decay():
 
 @pytest.mark.parametrize("batch,rate", [(2, 1e-4), (8, 2e-4)])
 def test_learning_rate_follows_the_square_root_of_the_batch(batch, rate):
-    config = base_config()
+    config = segment_config()
     config.train.batch_size = batch
     assert optim.base_learning_rate(config) == pytest.approx(rate)
     config.optim.learning_rate = 3e-3

@@ -12,12 +12,11 @@ from ml_collections import ConfigDict
 from avs_jax import train as program
 from avs_jax.convert.rules import invert_rules
 from avs_jax.convert.tables import resnet_rules, vggish_rules
-from avs_jax.data import pipeline
 from avs_jax.main import main
 from avs_jax.runtime import checkpoint
 from avs_jax.runtime.memory import StepBytes
 from avs_jax.runtime.parts import fill_parts, fill_variables
-from configs.base import base_config
+from configs.segment import segment_config
 from scripts import convert_weights
 from scripts.convert_weights import make_init
 from tests import small
@@ -196,7 +195,7 @@ def test_the_training_program_starts_from_converted_files(tmp_path, model, monke
         raise FirstStep(jax.device_get(state))
 
     monkeypatch.setattr(program, "compile_ahead", lambda *_: (first_step, StepBytes(0, 0, 0, 0)))
-    monkeypatch.setattr(pipeline, "open_records", lambda *_: small.records(8))
+    monkeypatch.setattr(program, "open_records", lambda *_: small.records(8))
     flags = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
     flags.append(f"--config.train.init_from={tmp_path / 'whole'}")
     flags += [f"--config.init.{part}={tmp_path / part}" for part in states]
@@ -230,7 +229,7 @@ def torch_names(source, tree):
 
 def test_a_whole_model_takes_what_fits_and_names_what_does_not(tmp_path):
     state = make_state()
-    checkpoint.save_variables(tmp_path / "a", {"params": state.params}, base_config())
+    checkpoint.save_variables(tmp_path / "a", {"params": state.params}, segment_config())
     initial = make_state(seed=5)
     with pytest.raises(ValueError, match="ama/bn1/mean .4,.: not in the checkpoint"):
         fill_variables(initial.params, initial.batch_stats, tmp_path / "a", ())

@@ -11,7 +11,12 @@ from PIL import Image
 
 from avs_jax import predict
 from avs_jax.data.video_writer import write_video
-from avs_jax.runtime.checkpoint import save_variables
+from avs_jax.inference import clip_video
+from avs_jax.inference.predictor import Predictor
+from avs_jax.runtime.checkpoint import Checkpoint, save_variables
+from avs_jax.runtime.command_line import checkpoint_config, parse
+from avs_jax.task import check_arrays
+from avs_jax.tasks import make_task
 from configs.s4_ama import get_config
 from tests.small import random_variables
 
@@ -52,7 +57,17 @@ def checkpoint(tmp_path_factory, config):
 
 @pytest.fixture(scope="module")
 def predictor(config, checkpoint):
-    return predict.Predictor(config, checkpoint)
+    return make_predictor(config, checkpoint)
+
+
+def make_predictor(config, checkpoint):
+    return Predictor(make_task(config), config, Checkpoint.find(checkpoint))
+
+
+def predict_video(predictor, path, output, **options):
+    """Writes what the task answers; returns results.json."""
+    predictor.task.answer(predictor, path, output, **options)
+    return json.loads((output / "results.json").read_text())
 
 
 def frames_of(count, height, width):
@@ -108,7 +123,7 @@ def test_shorter_and_longer_than_a_window(tmp_path, predictor, seconds, windows,
     path = tmp_path / "clip.mp4"
     write_video(path, frames_of(4 * seconds, 64, 64), 4, tone(seconds, 16_000))
     compiled = predictor._forward._cache_size()
-    predict.predict_video(predictor, path, tmp_path / "out")
+    predict_video(predictor, path, tmp_path / "out")
     assert predictor._forward._cache_size() <= compiled + 1  # for all windows, the last one too
     check_results(tmp_path / "out", seconds, (64, 64))
     assert capsys.readouterr().err.count("second ") == windows
@@ -121,12 +136,12 @@ def test_portrait_with_pre_masks(tmp_path, predictor):
     for second in range(2):
         picture = RNG.integers(0, 255, (128, 72, 3), np.uint8)
         Image.fromarray(picture).save(tmp_path / f"colours/{second}_mask_color.png")
-    predict.predict_video(predictor, path, tmp_path / "out", tmp_path / "colours")
+    predict_video(predictor, path, tmp_path / "out", pre_masks=tmp_path / "colours")
     results = check_results(tmp_path / "out", 2, (72, 128))
     assert results["pre_masks"] == str(tmp_path / "colours")
     (tmp_path / "colours/1_mask_color.png").unlink()
     with pytest.raises(ValueError, match="1 PNG files for a video of 2 seconds"):
-        predict.predict_video(predictor, path, tmp_path / "out", tmp_path / "colours")
+        predict_video(predictor, path, tmp_path / "out", pre_masks=tmp_path / "colours")
 
 
 def test_variable_frame_rate(tmp_path, predictor):
@@ -147,7 +162,7 @@ def test_variable_frame_rate(tmp_path, predictor):
         frame.sample_rate, frame.pts = 16_000, 0
         container.mux(sound.encode(frame))
         container.mux(sound.encode())
-    results = predict.predict_video(predictor, path, tmp_path / "out")
+    results = predict_video(predictor, path, tmp_path / "out")
     check_results(tmp_path / "out", len(results["seconds"]), (64, 48))
     assert abs(len(results["seconds"]) - (times[-1] - times[0]) / 1000) < 1
 
@@ -156,17 +171,18 @@ def test_a_mask_follows_the_scores_of_its_window(tmp_path, predictor, config):
     """The video's way and the arrays' way meet: same labels where the sizes are the same."""
     path = tmp_path / "clip.mp4"
     write_video(path, frames_of(8, 64, 64), 4, tone(2, 16_000))
-    predict.predict_video(predictor, path, tmp_path / "out")
-    frames, waveform, _ = next(predict.read_windows(path, 5))
+    predict_video(predictor, path, tmp_path / "out")
+    frames, waveform, _ = next(clip_video.read_windows(path, 5))
     record = {"clip_id": "x", "frames": list(frames), "masks": (), "mask_index": (),
-              "pre_masks": [predict.segment_colours(f) for f in frames],
+              "pre_masks": [clip_video.segment_colors(f) for f in frames],
               "waveform": waveform, "sample_rate": 16_000}  # fmt: skip
-    clip = predict.prepare_clip(record, config)
+    clip = predictor.task.rows.prepare(record)
     names = ("images", "pre_masks", "log_mel", "valid")
     arrays = {name: clip[name][None] for name in names} | {"motion": clip["motion"][None, ..., 0]}
-    config.evaluate.score_size = 64
-    out, notes = predict.predict_arrays(predictor, arrays)
-    config.evaluate.score_size = SMALL["evaluate.score_size"]
+    larger = config.copy_and_resolve_references()
+    larger.evaluate.score_size = 64
+    same = make_predictor(larger, predictor.checkpoint.directory)
+    out, notes = predict.predict_arrays(same, arrays)
     assert not notes and not out["sem_seg"][0, 2:].any()
     for second in range(2):
         mask = np.asarray(Image.open(tmp_path / f"out/masks/{second:04d}.png")) > 0
@@ -227,13 +243,15 @@ def test_what_arrays_lack_is_assumed_and_said(tmp_path, checkpoint, capsys):
     ({"images": np.zeros((1, 2, 64, 64, 3), np.float32)}, "images: float32, expected uint8"),
     ({"log_mel": np.zeros((1, 3, 96, 64), np.float32)}, "log_mel: axis T"),
     ({"log_mel": np.zeros((1, 2, 96, 63), np.float32)}, "log_mel: axis 64"),
-    ({"motion": np.zeros((1, 2, 64, 64, 1), np.float32)}, "motion: shape"),
+    ({"motion": np.zeros((1, 2, 64, 64, 2), np.float32)}, "motion: axis C .* is 2, expected 1"),
+    ({"log_mel": np.full((1, 2, 96, 64), np.nan, np.float32)}, "log_mel: 12288 of 12288 .* NaN"),
+    ({"frame_index": np.zeros((1, 2), np.int32)}, "frame_index: no array of that name"),
     ({"logmel": np.zeros(1)}, "logmel: no array of that name.*log_mel"),
     ({"valid": np.ones((1, 2))}, "valid: float64, expected bool"),
 ])  # fmt: skip
-def test_wrong_arrays_are_named(changes, reason):
+def test_wrong_arrays_are_named(config, changes, reason):
     with pytest.raises(ValueError, match=reason):
-        predict.check_arrays(arrays_in(**changes))
+        check_arrays(arrays_in(**changes), make_task(config).rows)
 
 
 def test_images_of_another_size_than_the_mixer_wants(predictor):
@@ -244,7 +262,7 @@ def test_images_of_another_size_than_the_mixer_wants(predictor):
 
 
 @pytest.mark.parametrize("more, reason", [
-    (("--config.model.num_queries=6",), "the configuration's model wants"),
+    (("--config.model.num_queries=6",), "does not fit config.model"),
     (("--checkpoint=/nowhere",), "no checkpoint"),
     (("--pre-masks=x",), "belongs to --video"),
     (("--video=x.mp4",), "give --video or --arrays"),
@@ -256,12 +274,30 @@ def test_mistakes_get_one_line(tmp_path, checkpoint, capsys, more, reason):
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_keys_that_leave_no_trace_in_the_parameters_are_said(config, checkpoint):
-    other = config.copy_and_resolve_references()
-    other.model.fusion.temperature_mode = "div"
-    assert predict.Predictor(config, checkpoint).notes() == []
-    (note,) = predict.Predictor(other, checkpoint).notes()
-    assert note == "config.model.fusion.temperature_mode is div, the checkpoint's was mul"
+def test_model_keys_are_the_checkpoints_unless_the_command_line_overrides_them(checkpoint):
+    """Keys that leave no trace in the parameters would change results in silence."""
+
+    def resolve(*flags):
+        line = parse(["predict", *flags], predict._define_flags, "", needs_config=False)
+        return checkpoint_config(line, Checkpoint.find(checkpoint))
+
+    config, notes = resolve()
+    assert config.model.fusion.temperature_mode == "mul" and not notes
+    config, notes = resolve("--config=configs/s4_ama.py:tiny")
+    assert config.model.num_queries == 5 and config.data.image_size == 64
+    assert "config.model.num_queries = 5 as in the checkpoint, not 6" in notes
+    config, (note,) = resolve("--config.model.fusion.temperature_mode=div")
+    assert config.model.fusion.temperature_mode == "div"
+    assert note == (
+        "config.model.fusion.temperature_mode = 'div' by the command line, trained 'mul'"
+    )
+
+
+def test_the_fields_of_a_task_are_listed(checkpoint, capsys):
+    assert predict.main(["predict", f"--checkpoint={checkpoint}", "--arrays"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"images +uint8 +\[B T H W 3\]  RGB", out)
+    assert re.search(r"motion +float32 +\[B T H W C\] optional", out) and "frame_index" not in out
 
 
 def test_a_file_that_is_no_npz(tmp_path, checkpoint, capsys):
@@ -274,11 +310,11 @@ def test_colour_masks_made_from_a_picture():
     picture = np.zeros((60, 200, 3), np.uint8)
     picture[:, :100] = (200, 30, 30)
     picture[20:40, 30:60] = (20, 220, 20)
-    colours = predict.segment_colours(picture)
+    colours = clip_video.segment_colors(picture)
     assert colours.shape == (60, 200, 3)
-    # The smallest part has the first colour of the palette, the next the second, and so on.
+    # The smallest part has the first color of the palette, the next the second, and so on.
     painted = {
-        tuple(c): int((colours == c).all(-1).sum()) for c in predict.to_rgb(np.arange(1, 20))
+        tuple(c): int((colours == c).all(-1).sum()) for c in clip_video.to_rgb(np.arange(1, 20))
     }
     areas = [area for area in painted.values() if area]
     assert areas == sorted(areas) and sum(areas) == 60 * 200
@@ -286,7 +322,7 @@ def test_colour_masks_made_from_a_picture():
 
 
 @pytest.mark.parametrize("pairs", ["frames", "video"])
-def test_flow_on_the_fly(tmp_path, config, checkpoint, pairs):
+def test_flow_on_the_fly(tmp_path, config, checkpoint, pairs, monkeypatch):
     """An estimator's vectors, per second, are the model's motion map."""
 
     class Estimator:
@@ -298,18 +334,19 @@ def test_flow_on_the_fly(tmp_path, config, checkpoint, pairs):
             flow[:, :20] = 5
             return flow
 
-    class Spy(predict.Predictor):
-        def labels(self, batch, score_size):
-            batches.append(batch)
-            return super().labels(batch, score_size)
+    class Spy(Predictor):
+        def outputs(self, inputs):
+            batches.append(inputs)
+            return super().outputs(inputs)
 
     calls, batches = [], []
+    monkeypatch.setattr(clip_video, "make_estimator", lambda *_: Estimator())
     config = config.copy_and_resolve_references()
     config.data.motion.update(map="magnitude_absolute", scale=5.0, pairs=pairs)
     path = tmp_path / "clip.mp4"
     write_video(path, frames_of(12, 48, 80), 4, tone(3, 16_000))
-    spy = Spy(config, checkpoint)
-    results = predict.predict_video(spy, path, tmp_path / "out", estimator=Estimator())
+    spy = Spy(make_task(config), config, Checkpoint.find(checkpoint))
+    results = predict_video(spy, path, tmp_path / "out")
     assert results["motion"] == "raft_small"
     assert calls == [(3 if pairs == "video" else 2, 64, 64, 3)]
     motion = batches[0]["motion"][0, :3, ..., 0]

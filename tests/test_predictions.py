@@ -11,13 +11,13 @@ from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.results import metrics, predictions, segmentation
 from avs_jax.results.counts import FrameCounter
 from avs_jax.spec import InputError
-from configs.base import base_config
+from configs.segment import segment_config
 
 SCORE, NUM_CLIPS = 16, 4
 
 
 def a_config(num_classes=2):
-    config = base_config()
+    config = segment_config()
     config.data.dataset = "avsbench_s4" if num_classes == 2 else "avsbench_semantic/original"
     config.data.num_classes = num_classes
     config.data.image_size = 32

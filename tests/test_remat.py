@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from avs_jax.models import build_model
-from avs_jax.models.check import REMAT_POLICIES
+from avs_jax.models.avs import REMAT_POLICIES
 from avs_jax.models.decoders.pixel_decoder import PixelDecoder
 from avs_jax.models.decoders.vct_decoder import VCTDecoder
-from avs_jax.runtime.step import CPU_ORDER, CPU_WHOLE_LOOPS
+from avs_jax.runtime.step import CPU_SCHEDULE, CPU_WHOLE_LOOPS
 from avs_jax.runtime.stored_config import check_same_config
 from tests import small
 
@@ -110,5 +110,5 @@ def test_loops_of_one_turn_stay_whole_where_asked():
     def compiled(options):
         return jax.jit(double, compiler_options=options).lower(1.0).compile().as_text()
 
-    assert "while(" in compiled(CPU_ORDER | CPU_WHOLE_LOOPS)
-    assert "while(" not in compiled(CPU_ORDER)
+    assert "while(" in compiled(CPU_SCHEDULE | CPU_WHOLE_LOOPS)
+    assert "while(" not in compiled(CPU_SCHEDULE)

@@ -1,7 +1,5 @@
 """Meshes, layouts and batches on eight fake devices."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +7,14 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from avs_jax.data import pipeline
-from avs_jax.models import build_model
 from avs_jax.runtime import optim, sharding
-from avs_jax.runtime.step import init_state, init_variables
-from configs.base import base_config
+from avs_jax.runtime.setup import make_train_setup
+from avs_jax.tasks import make_task
+from configs.segment import segment_config
 
 
 def make_mesh(data, fsdp, devices=None):
-    config = base_config()
+    config = segment_config()
     config.train.mesh.data, config.train.mesh.fsdp = data, fsdp
     return sharding.make_mesh(config, devices)
 
@@ -56,16 +53,11 @@ def test_large_kernels_and_their_moments_are_sharded_and_the_rest_is_not():
 
 def test_the_whole_state_of_a_model_is_shared():
     """Moments and average lie where their parameter does; a device keeps a fourth of everything."""
-    config = base_config()
+    config = segment_config()
     config.train.ema_decay = 0.9
     config.train.mesh.fsdp = 4
-    example = pipeline.stack_clips([pipeline.empty_clip(config, is_training=True)])
-    init = functools.partial(init_variables, build_model(config.model), seed=0)
-    params, batch_stats = jax.eval_shape(init, example)
-    optimizer, _ = optim.make_optimizer(params, config)
-    new_state = functools.partial(init_state, optimizer=optimizer, config=config)
-    state = jax.eval_shape(new_state, params, batch_stats)
-    layout = sharding.tree_shardings(state, sharding.make_mesh(config))
+    setup = make_train_setup(make_task(config), config, sharding.make_mesh(config))
+    state, layout = setup.state, setup.shardings
     of_params = optim.flatten(layout.params)
     for part in (layout.opt_state[1].mu, layout.opt_state[1].nu, layout.ema["params"]):
         assert part == {path: of_params[path] for path in part}
@@ -84,8 +76,7 @@ def test_the_whole_state_of_a_model_is_shared():
 def test_a_batch_is_split_over_both_axes():
     mesh = make_mesh(2, 4)
     images = np.arange(16 * 3, dtype=np.uint8).reshape(16, 3)
-    batch = sharding.put_batch({"images": images, "clip_id": ["x"] * 16}, mesh)
-    assert list(batch) == ["images"]
+    batch = sharding.put_batch({"images": images}, mesh)
     np.testing.assert_array_equal(batch["images"], images)
     assert {shard.data.shape for shard in batch["images"].addressable_shards} == {(2, 3)}
 

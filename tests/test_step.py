@@ -5,6 +5,7 @@ are supervised and frames meet nowhere, so here they alone enter (the original r
 that the numbers agree also shows that nothing else was needed.
 """
 
+import dataclasses
 import functools
 import json
 
@@ -19,6 +20,8 @@ from avs_jax.models import build_model
 from avs_jax.models.decoders import vct_decoder
 from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.step import init_state, init_variables, make_train_step
+from avs_jax.spec import Field
+from avs_jax.tasks import make_task
 from configs.s4_vct import get_config
 from tests import small, vct_golden
 from tests.golden.draws import golden_draws
@@ -61,6 +64,16 @@ class WithNoise:
         return self.model.apply(variables, batch, gumbel_noise=batch["gumbel_noise"], **kwargs)
 
 
+def with_draws(config):
+    """The task, its random draws taken from the batch."""
+    task = make_task(config)
+    task.rows.fields = task.rows.fields | {
+        "gumbel_noise": Field("float32", "B Q S", "input", "added to the assignment's scores"),
+        "draws": Field("float32", "B", "target", "points of every layer"),
+    }
+    return dataclasses.replace(task, model=WithNoise(task.model), loss=draws_criterion(config))
+
+
 def golden_config():
     config = get_config()
     config.model = vct_golden.tiny_config("s4")
@@ -97,10 +110,11 @@ def golden_batch(archive, variant):
 
 
 def draws_criterion(config):
-    def compute(outputs, batch, key):
-        return criterion(
-            outputs, batch, lambda i: jax.tree.map(lambda x: x[:, i], batch["draws"]), config.loss
-        )
+    def compute(outputs, batch, key, norms):
+        def draw(layer):
+            return jax.tree.map(lambda x: x[:, layer], batch["draws"])
+
+        return criterion(outputs, batch, draw, config.loss, norms)
 
     return compute
 
@@ -117,9 +131,8 @@ class GoldenStep:
         self.names = vct_golden.tiny_names("s4")
         self.params = vct_golden.tiny_params("s4", model, batch)
         self.optimizer, schedule = optim.make_optimizer(self.params, self.config)
-        self.step = make_train_step(
-            WithNoise(model), draws_criterion(self.config), self.optimizer, schedule, self.config
-        )
+        task = with_draws(self.config)
+        self.step = make_train_step(task, self.optimizer, schedule, self.config)
 
     def initial(self, kinks=KINKS):
         """Parameters with the units of `kinks` on the sides it gives; the state with them."""
@@ -327,9 +340,7 @@ class SmallStep:
         batches = [
             jax.device_put(self.batch(i), sharding.batch_sharding(mesh)) for i in range(steps)
         ]
-        step = make_train_step(
-            WithNoise(self.model), draws_criterion(config), optimizer, schedule, config, shardings
-        )
+        step = make_train_step(with_draws(config), optimizer, schedule, config, shardings)
         history = []
         for batch in batches:
             before = state

@@ -1,5 +1,6 @@
-"""The training program on a small model and clips in memory: stop, go on, refuse, report."""
+"""The training program on a small model and clips in memory: stop, resume, refuse, report."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,10 +14,13 @@ from avs_jax import evaluate as evaluation
 from avs_jax import train as program
 from avs_jax.data import pipeline
 from avs_jax.plan import trace_step
-from avs_jax.runtime import checkpoint, sharding
+from avs_jax.runtime import sharding
+from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.runtime.evaluation import Evaluation
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.memory import StepBytes
 from avs_jax.runtime.run_checkpoints import STATE_FIELDS
+from avs_jax.tasks import make_task
 from tests import small
 
 
@@ -27,7 +31,7 @@ def clips_of(config, split):
 
 @pytest.fixture(autouse=True)
 def clips_in_memory(monkeypatch):
-    monkeypatch.setattr(pipeline, "open_records", clips_of)
+    monkeypatch.setattr(program, "open_records", clips_of)
     monkeypatch.setattr(evaluation, "open_records", clips_of)
 
 
@@ -61,7 +65,7 @@ def read(workdir):
 def never_stopped(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "open_records", clips_of)
+        patch.setattr(program, "open_records", clips_of)
         patch.setattr(evaluation, "open_records", clips_of)
         config = small_config()
         config.profile_steps = 2
@@ -91,12 +95,13 @@ def test_what_a_run_leaves(never_stopped):
 
 
 def test_the_average_of_the_parameters_is_what_a_finished_run_gives(never_stopped):
-    assert checkpoint.stored_weights(never_stopped) == ("raw", "ema")
-    raw, raw_stats, _ = checkpoint.load_variables(never_stopped, "raw")
-    average, stats, _ = checkpoint.load_variables(never_stopped)
+    found = Checkpoint.find(never_stopped)
+    assert found.available_weights == ("raw", "ema")
+    raw, raw_stats = found.variables("raw")
+    average, stats = found.variables()
     assert jax.tree.structure(average) == jax.tree.structure(raw)
     assert jax.tree.structure(stats) == jax.tree.structure(raw_stats)
-    before, before_stats, _ = checkpoint.load_variables(never_stopped / "checkpoints" / "2", "ema")
+    before, _ = Checkpoint.find(never_stopped / "checkpoints" / "2").variables("ema")
     assert np.abs(average["ama"]["q_proj"]["kernel"] - raw["ama"]["q_proj"]["kernel"]).max() > 0
     # d_4 = min(0.9, 5 / 14): the average moves towards the parameters and does not arrive.
     moved = np.abs(before["ama"]["temperature"] - average["ama"]["temperature"]).max()
@@ -117,8 +122,10 @@ def test_stopped_and_resumed_is_never_stopped_bit_for_bit(never_stopped, tmp_pat
     program.train(small_config(), tmp_path)
     for name in STATE_FIELDS:
         a, b = (
-            checkpoint.read_state(d / "checkpoints" / "4", target)
-            for d, target in ((d, _numpy_target(d, name)) for d in (never_stopped, tmp_path))
+            found.restore({name: jax.tree.map(_zeros, found.shapes[name])})
+            for found in (
+                Checkpoint.find(d / "checkpoints" / "4") for d in (never_stopped, tmp_path)
+            )
         )
         jax.tree.map(np.testing.assert_array_equal, a, b)
     steps = [line for line in read(tmp_path) if "total_loss" in line]
@@ -129,32 +136,38 @@ def test_stopped_and_resumed_is_never_stopped_bit_for_bit(never_stopped, tmp_pat
     assert steps == whole
 
 
-def _numpy_target(workdir, name):
-    stored = checkpoint.stored_shapes(workdir / "checkpoints" / "4")[name]
-    return {name: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), stored)}
+def _zeros(x):
+    return np.zeros(x.shape, x.dtype)
 
 
 def test_at_the_end_the_best_checkpoint_is_reported_on_both_splits(never_stopped, capsys):
     folder = never_stopped / "evaluation"
-    assert sorted(p.name for p in folder.iterdir()) == ["4", "4_ema", "4_val", "4_val_ema"]
-    facts = {
-        path.parent.name: json.loads(path.read_text())["facts"]
-        for path in folder.glob("*/report.json")
-    }
-    assert (facts["4_val_ema"]["split"], facts["4_val_ema"]["weights"]) == ("val", "ema")
-    assert (facts["4"]["split"], facts["4"]["weights"]) == ("test", "raw")
-    assert facts["4"]["clips"] == 2 and facts["4_val"]["clips"] == 3
-    scores = json.loads((folder / "4_val_ema" / "report.json").read_text())["scores"]
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    kinds = [(s, w) for s in ("test", "val") for w in ("ema", "raw")]
+    assert [n.rpartition("_")[0] for n in names] == [f"4_avsbench_s4_{s}_{w}" for s, w in kinds]
+    reports = {kind: folder / name / "report.json" for kind, name in zip(kinds, names, strict=True)}
+    found = {kind: json.loads(path.read_text()) for kind, path in reports.items()}
+    assert all((r["facts"]["split"], r["facts"]["weights"]) == k for k, r in found.items())
+    assert [r["facts"]["clips"] for r in found.values()] == [2, 2, 3, 3]
+    scores = found["val", "ema"]["scores"]
     lines = {key: value for line in read(never_stopped) for key, value in line.items()}
     assert scores["true_audio"]["stream"]["mIoU"] == pytest.approx(lines["val_ema/stream/mIoU"])
 
     # A finished run trains no more; a report that is missing is made up for.
-    shutil.rmtree(folder / "4_val")
-    kept = (folder / "4" / "report.json").stat()
+    shutil.rmtree(reports["val", "raw"].parent)
+    kept = reports["test", "raw"].stat()
     program.train(small_config(), never_stopped)
     assert "all steps are done" in capsys.readouterr().err
-    assert (folder / "4_val" / "report.json").exists()
-    assert (folder / "4" / "report.json").stat() == kept
+    assert reports["val", "raw"].exists()
+    assert reports["test", "raw"].stat() == kept
+
+    # A report of another configuration is another report.
+    config = small_config()
+    config.evaluate.score_size = 16
+    config.train.final_splits = ("test",)
+    program.train(config, never_stopped)
+    assert len([p for p in folder.iterdir() if p.is_dir()]) == 6
+    assert reports["test", "raw"].stat() == kept
 
 
 def test_early_stopping_comes_at_the_same_step_when_resumed(tmp_path, monkeypatch, capsys):
@@ -162,13 +175,20 @@ def test_early_stopping_comes_at_the_same_step_when_resumed(tmp_path, monkeypatc
     scores = {1: 0.5, 2: 0.4, 3: 0.45, 4: 0.9}
     asked = []
 
-    def validate(validation, state, step, log):
-        asked.append(step)
-        return {"mIoU": scores[step]}
+    def evaluate(task, step, variables, loader, mesh, *, title, **_):
+        asked.append(int(title.rpartition(" ")[2]))
+        return Evaluation(scores[asked[-1]], {})
 
-    monkeypatch.setattr(program, "_validate", validate)
+    def make(config):
+        return dataclasses.replace(
+            make_task(config), validation=lambda score: {"stream": {"mIoU": score}}
+        )
+
+    monkeypatch.setattr(program, "evaluate", evaluate)
+    monkeypatch.setattr(program, "make_task", make)
     config = small_config()
     config.train.update(eval_every=1, checkpoint_every=1, patience=2, final_splits=())
+    config.train.ema_decay = 0.0
     program.train(config, tmp_path / "whole")
     assert asked == [1, 2, 3]  # the score of step 4 would have been better
 
@@ -187,7 +207,7 @@ def test_early_stopping_comes_at_the_same_step_when_resumed(tmp_path, monkeypatc
         folder = tmp_path / name / "checkpoints"
         assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]  # 1 is the best
         histories.append((folder / "3" / "validation" / "metadata").read_text())
-        assert checkpoint.find_checkpoint(tmp_path / name).name == "1"
+        assert Checkpoint.find(tmp_path / name).name == "1"
     assert histories[0] == histories[1]
 
 
@@ -241,13 +261,9 @@ def test_a_second_start_compiles_nothing_again(never_stopped, tmp_path):
 
 
 def test_the_step_takes_nothing_from_the_host_by_itself(never_stopped, tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "put_batch", lambda batch, mesh: drop_host_fields(batch))
+    monkeypatch.setattr(sharding, "put_batch", lambda batch, mesh: batch)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         program.train(small_config(), take_up(never_stopped, tmp_path, 2))
-
-
-def drop_host_fields(batch):
-    return {name: value for name, value in batch.items() if isinstance(value, np.ndarray)}
 
 
 def test_another_configuration_in_the_same_directory(never_stopped):

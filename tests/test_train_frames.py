@@ -8,24 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.losses.criterion import compute_losses
-from avs_jax.models import build_model
 from avs_jax.runtime import optim
-from avs_jax.runtime.step import STREAMS
+from avs_jax.tasks import make_task
 from tests import small
 
 
 def test_supervised_frames_give_the_loss_and_gradients_of_all():
     config = small.tiny_config("ama", "auxiliary")
     config.model.backbone.drop_path_rate = 0.2
-    model = build_model(config.model)
+    task = make_task(config)
+    streams = task.rng_streams
     variables = small.random_variables(config, (small.SIDE, small.SIDE)).values()
-    keys = dict(zip(STREAMS, jax.random.split(jax.random.key(3), len(STREAMS)), strict=True))
+    keys = dict(zip(streams, jax.random.split(jax.random.key(3), len(streams)), strict=True))
 
     def loss(params, batch_stats, batch):
         variables = {"params": params, "batch_stats": batch_stats}
-        outputs, _ = model.apply(variables, batch, train=True, rngs=keys, mutable=["batch_stats"])
-        return compute_losses(outputs, batch, jax.random.key(5), config.loss)[0]
+        outputs, _ = task.model.apply(
+            variables, task.inputs(batch), train=True, rngs=keys, mutable=["batch_stats"]
+        )
+        return task.loss(outputs, batch, jax.random.key(5), None)[0]
 
     results = {}
     for frames in ("supervised", "all"):

@@ -200,7 +200,8 @@ class AVS(nn.Module):
 
     def reads(self) -> set[str]:
         """Fields of the batch without which the model cannot run."""
-        return {"images", "log_mel"} | {"pre_masks"} * self.pre_masks | self.stage_fields()
+        always = ("images", "log_mel", "pre_masks") if self.pre_masks else ("images", "log_mel")
+        return {*always, *self.stage_fields()}
 
     def _run_stage(self, section, stage, inputs) -> StageResult:
         fields = {"dtype": jnp.dtype(self.dtype)} if hasattr(stage.module, "dtype") else {}

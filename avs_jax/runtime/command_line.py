@@ -3,6 +3,7 @@
 Flags belong to one call, not to the process, so that a `main` can be called any number of times.
 """
 
+import ast
 import importlib.util
 import pathlib
 import re
@@ -16,6 +17,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.runtime.stored_config import RENAMED_KEYS
 from avs_jax.spec import InputError, nearest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent  # holds configs/
@@ -127,16 +129,30 @@ def checkpoint_config(line: CommandLine, checkpoint: Checkpoint) -> tuple[Config
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """The configuration with --config.any.key=value applied, locked.
 
+    Keys of a part exist where the part is chosen. A part that the command line itself chooses
+    (--config.model.fusion.name=ama) takes keys of its module; keys of a part that is "none" are
+    not read, and stderr says so.
+
     Raises:
       UsageError: an unknown key, or a value of another type; names the nearest keys.
     """
-    keys = _all_keys("", config)
+    overrides = [_with_new_name(arg) for arg in overrides]
+    chosen = {_key(arg): arg.partition("=")[2] for arg in overrides if _key(arg).endswith(".name")}
+    keys, kept = _all_keys("", config), []
     for arg in overrides:
-        if _key(arg) not in keys:
-            known = ", ".join(nearest(_key(arg), keys)) or ", ".join(config)
-            raise UsageError(f"--config.{_key(arg)}: no such key; nearest: {known}")
+        key, name = _key(arg), f"{_key(arg).rpartition('.')[0]}.name"
+        if key in keys:
+            kept.append(arg)
+        elif chosen.get(name, _look_up(config, name)) == "none":
+            print(f"note: {arg} is not read: config.{name} is 'none'", file=sys.stderr)
+        elif name in chosen:
+            with config.unlocked():
+                _assign(config, key, _literal(arg.partition("=")[2]))
+        else:
+            known = ", ".join(nearest(key, keys)) or ", ".join(config)
+            raise UsageError(f"--config.{key}: no such key; nearest: {known}")
     values = flags.FlagValues()
-    argv = ["", *overrides]
+    argv = ["", *kept]
     holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         values(argv)
@@ -214,6 +230,29 @@ def _one_line(error: Exception) -> str:
 
 def _key(arg: str) -> str:
     return arg.lstrip("-").removeprefix("config.").split("=")[0]
+
+
+def _with_new_name(arg: str) -> str:
+    """The override of a key that was renamed, under its present name."""
+    key = _key(arg)
+    return arg.replace(key, RENAMED_KEYS[key], 1) if key in RENAMED_KEYS else arg
+
+
+def _look_up(config: ConfigDict, key: str) -> Any:
+    """The value of a key, None where there is no such key."""
+    value: Any = config
+    for name in key.split("."):
+        if not isinstance(value, ConfigDict) or name not in value:
+            return None
+        value = value[name]
+    return value
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _all_keys(prefix: str, config: Mapping) -> list[str]:

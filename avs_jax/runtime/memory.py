@@ -63,6 +63,17 @@ class StepBytes:
         )
 
 
+def compile_ahead(step, state, batch) -> tuple[jax.stages.Compiled, StepBytes]:
+    """The compiled step, and what it takes.
+
+    Args:
+      step: jitted.
+      state, batch: ShapeDtypeStructs with shardings.
+    """
+    compiled = step.lower(state, batch).compile()
+    return compiled, StepBytes.of(compiled)
+
+
 def parse_bytes(text: str) -> int:
     """Bytes in "24GiB", "80 GB", "512MiB".
 

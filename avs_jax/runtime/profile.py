@@ -83,8 +83,8 @@ class StepProfiler:
             self._is_tracing = False
 
 
-class WaitClock:
-    """Takes batches from a loader and adds up how long the devices had nothing to do meanwhile."""
+class DataWaitTimer:
+    """Takes batches from a loader and adds up how long the devices had to wait for them."""
 
     def __init__(self, batches: Iterator[Any]):
         """Starts at zero.
@@ -119,7 +119,7 @@ class StepSpeed:
     The first step, before the first `restart`, does not count.
     """
 
-    def __init__(self, waits: WaitClock, batch_size: int):
+    def __init__(self, waits: DataWaitTimer, batch_size: int):
         """Measures nothing yet.
 
         Args:

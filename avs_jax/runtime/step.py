@@ -29,9 +29,9 @@ from avs_jax.task import Task
 # XLA:CPU schedules eagerly by default: it computes rematerialized values with the forward pass and
 # keeps them alive until the backward pass.
 CPU_SCHEDULE = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-# It also unrolls length-1 loops, whose operations it then schedules freely. Left whole, a loop frees
-# its memory before the next one starts: a third less memory in a step with recomputation, for a
-# twelfth more time.
+# It also unrolls length-1 loops, whose operations it then schedules freely. Left whole, a loop
+# frees its memory before the next one starts: a third less memory in a step with recomputation, for
+# a twelfth more time.
 CPU_WHOLE_LOOPS = {"xla_disable_hlo_passes": "simplify-while-loops"}
 
 

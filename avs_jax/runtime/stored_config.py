@@ -33,9 +33,9 @@ HARMLESS_KEYS = (
 # Regexes of keys that no longer exist.
 REMOVED_KEYS = (r"model\.backbone\.remat",)  # now model.remat
 # Old key -> new key. The value stays the same.
-RENAMED_KEYS: dict[str, str] = {}
+RENAMED_KEYS: dict[str, str] = {"model.fusion.lambda_init": "model.decoder.lambda_init"}
 # Key that was added later -> the value that reproduces what happened before it existed.
-ADDED_KEYS: dict[str, Any] = {}
+ADDED_KEYS: dict[str, Any] = {"task": "segment", "host": "vct"}
 
 
 def plain_config(config: ConfigDict) -> dict:
@@ -56,6 +56,7 @@ def update_stored(config: ConfigDict) -> ConfigDict:
         flat = {k if k == "part" else f"model.{k}": value for k, value in flat.items()}
     flat = {RENAMED_KEYS.get(key, key): value for key, value in flat.items()}
     flat = {key: value for key, value in flat.items() if not _matches(key, REMOVED_KEYS)}
+    flat = {key: value for key, value in flat.items() if not _is_of_no_component(key, flat)}
     for key, value in ADDED_KEYS.items():
         section = key.rpartition(".")[0] or "model"
         is_known = any(other.startswith(f"{section}.") for other in flat)
@@ -121,6 +122,12 @@ def flat_config(config: ConfigDict) -> dict[str, Any]:
         return {k: v for name in value for k, v in walk(f"{prefix}.{name}", value[name]).items()}
 
     return {key.removeprefix("."): value for key, value in walk("", plain_config(config)).items()}
+
+
+def _is_of_no_component(key: str, flat: Mapping[str, Any]) -> bool:
+    """Whether a key describes a component that is absent, whose keys once stood there anyway."""
+    section, _, name = key.rpartition(".")
+    return name != "name" and flat.get(f"{section}.name") == "none"
 
 
 def _nested(flat: Mapping[str, Any]) -> dict:

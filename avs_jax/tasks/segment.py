@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
@@ -17,7 +16,7 @@ from avs_jax.data.clip import ClipRows
 from avs_jax.inference import clip_video
 from avs_jax.losses import criterion
 from avs_jax.models import avs, build_model
-from avs_jax.results import metrics, segmentation
+from avs_jax.results import metrics, pixel_scores, segmentation
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
 from avs_jax.task import Task
@@ -38,7 +37,7 @@ class Host(NamedTuple):
       check_inputs: (params, inputs), see Task.
     """
 
-    module: type[nn.Module]
+    module: type
     loss: Callable
     norms: Callable
     scores: Callable
@@ -62,7 +61,7 @@ HOSTS = {
         module=avs.AVS,
         loss=criterion.compute_losses,
         norms=_query_norms,
-        scores=segmentation.query_scores,
+        scores=pixel_scores.query_scores,
         outputs=("pred_logits", "pred_masks"),
         rng_streams=(*avs.RNG_STREAMS, "loss"),
         logged_params={"lambda": "predictor/visual_query_block/lambda"},
@@ -86,7 +85,12 @@ def make_task(config: ConfigDict) -> Task:
             f"{config.host!r}, so training needs all of them; expected 'all'"
         )
     model, rows = build_model(config.model, host.module), ClipRows(config)
-    schedules, logged, outputs, streams = {}, dict(host.logged_params), host.outputs, host.rng_streams
+    schedules, logged, outputs, streams = (
+        {},
+        dict(host.logged_params),
+        host.outputs,
+        host.rng_streams,
+    )
     for section, stage in model.stages().items():
         schedules |= stage.schedules(config.model[section])
         logged |= stage.logged_params
@@ -103,13 +107,14 @@ def make_task(config: ConfigDict) -> Task:
         schedules=schedules,
         logged_params=logged,
         outputs=outputs,
-        score=functools.partial(segmentation.score, scores=host.scores, size=size),
-        derive=functools.partial(segmentation.derive, scores=host.scores, size=size),
+        score=functools.partial(pixel_scores.score, scores=host.scores, size=size),
+        derive=functools.partial(pixel_scores.derive, scores=host.scores, size=size),
         meter=functools.partial(segmentation.ClipMeter, config.data.num_classes),
         protocols=metrics.all_protocols,
         validation=metrics.validation_protocols,
         measure="mIoU",
         join=functools.partial(interleave, by="clip_id"),
+        sizes=segmentation.sizes,
         summarize=segmentation.summarize,
         controls=functools.partial(clip_controls, config, rows),
         draw=segmentation.draw_clip,
@@ -117,9 +122,7 @@ def make_task(config: ConfigDict) -> Task:
         array_inputs=functools.partial(
             clip_video.complete_arrays, channels=rows.sizes["C"], reads=model.reads()
         ),
-        read_predictions=functools.partial(
-            segmentation.read_predictions, rows=rows, config=config
-        ),
+        read_predictions=functools.partial(segmentation.read_predictions, rows=rows, config=config),
         write_predictions=functools.partial(segmentation.write_predictions, config=config),
         answer=functools.partial(clip_video.predict_video, scores=host.scores),
         answer_flags=("pre_masks", "flow_weights"),

@@ -158,11 +158,12 @@ def _apply(module: nn.Module, inputs: StageInputs) -> StageResult:
     return StageResult(mask_features, {"edge_logits": edges})
 
 
-def _schedules(section: Mapping[str, Any]) -> dict[str, Callable]:
-    return {"boundary_ramp": functools.partial(ramp_value, ramp=section["ramp"])}
+def _make_stage(module: type[nn.Module]) -> Stage:
+    def schedules(section: Mapping[str, Any]) -> dict[str, Callable]:
+        ramp = section.get("ramp", module.ramp)
+        return {"boundary_ramp": functools.partial(ramp_value, ramp=ramp)}
+
+    return Stage(module, parameter="brm", acts_on="features", apply=_apply, schedules=schedules)
 
 
-AUXILIARY, REFINE = (
-    Stage(module, parameter="brm", acts_on="features", apply=_apply, schedules=_schedules)
-    for module in (AuxiliaryBoundary, BoundaryRefinement)
-)
+AUXILIARY, REFINE = _make_stage(AuxiliaryBoundary), _make_stage(BoundaryRefinement)

@@ -1,0 +1,68 @@
+"""From the outputs of a segmentation model to scores of pixels, on the device."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+
+from avs_jax.results.postprocess import object_probability, sem_seg
+
+MASK_STRIDE = 4  # pixels of the padded image per cell of pred_masks
+
+
+def query_scores(
+    outputs: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], score_size: tuple[int, int]
+) -> jax.Array:
+    """Class scores of all frames from queries.
+
+    Args:
+      outputs: pred_logits [B, T, Q, K+1] and pred_masks [B, T, h, w, Q].
+      inputs: images [B, T, H, W, 3] and valid [B, T]; the scores of other frames are zero.
+      score_size: (h, w) of the result.
+
+    Returns:
+      float32 [B, T, h, w, K].
+    """
+    logits, masks, valid = outputs["pred_logits"], outputs["pred_masks"], inputs["valid"]
+    scores = sem_seg(
+        logits.reshape(-1, *logits.shape[2:]),
+        masks.reshape(-1, *masks.shape[2:]),
+        tuple(MASK_STRIDE * n for n in masks.shape[2:4]),
+        inputs["images"].shape[2:4],
+        score_size,
+        valid.reshape(-1),
+    )
+    return scores.reshape(*valid.shape, *scores.shape[1:])
+
+
+def score(
+    outputs: Mapping[str, jax.Array],
+    inputs: Mapping[str, jax.Array],
+    *,
+    scores: Callable[..., jax.Array],
+    size: int,
+) -> dict[str, jax.Array]:
+    """What an evaluation keeps of the outputs.
+
+    Args:
+      scores: of a host, such as `query_scores`.
+      size: S, at which predictions meet the ground truth.
+
+    Returns:
+      "pred" [B, T, S, S]: float32 probability of the object, or int32 class where there are more
+      than two; and "motion_weight", where the model has one.
+    """
+    found = scores(outputs, inputs, (size, size))
+    pred = object_probability(found) if found.shape[-1] == 2 else found.argmax(axis=-1)
+    kept = {name: outputs[name] for name in ("motion_weight",) if name in outputs}
+    return {"pred": pred} | kept
+
+
+def derive(
+    outputs: Mapping[str, jax.Array],
+    inputs: Mapping[str, jax.Array],
+    *,
+    scores: Callable[..., jax.Array],
+    size: int,
+) -> dict[str, jax.Array]:
+    """The outputs with sem_seg, the class scores float32 [B, T, S, S, K]."""
+    return {**outputs, "sem_seg": scores(outputs, inputs, (size, size))}

@@ -1,0 +1,69 @@
+"""What ends a run early: a request to stop, and numbers that are not finite."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+from jax.experimental import multihost_utils
+
+from avs_jax.runtime.run_checkpoints import Checkpoints
+
+
+class NotFiniteError(FloatingPointError):
+    """The loss or its gradient is NaN or infinite."""
+
+
+class FiniteCheck:
+    """Ends a run whose loss or gradient is NaN or infinite.
+
+    One step late, so that the next one is running while the host waits; at once where something of
+    the step is stored.
+    """
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+        self._unchecked: tuple[int, Mapping[str, jax.Array]] | None = None
+
+    def check(self, step: int, metrics: Mapping[str, jax.Array], at_once: bool) -> None:
+        """Looks at the step before this one, and at this one if `at_once`.
+
+        Raises:
+          NotFiniteError: names the step, the loss terms and the last good checkpoint.
+        """
+        if self._unchecked is not None:
+            self._raise_unless_finite(*self._unchecked)
+        self._unchecked = (step, metrics)
+        if at_once:
+            self._raise_unless_finite(step, metrics)
+            self._unchecked = None
+
+    def _raise_unless_finite(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        if jax.device_get(metrics["finite"]):
+            return
+        self._checkpoints.wait()
+        good = self._checkpoints.latest_step
+        where = "there is none yet" if good is None else self._checkpoints.directory / str(good)
+        terms = {k: float(v) for k, v in jax.device_get(metrics).items() if k != "finite"}
+        raise NotFiniteError(
+            f"step {step}: the loss or its gradient is not finite; last good checkpoint: {where}; "
+            f"terms: {terms}"
+        )
+
+
+@contextlib.contextmanager
+def sigterm_as_request() -> Iterator[Callable[[int], bool]]:
+    """Yields a function of the step: did this process, or another one of the job, get SIGTERM?"""
+    if jax.process_count() > 1:  # JAX's own service makes all processes stop at the same step
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: requested.is_set()
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: requested.set())
+    try:
+        yield lambda step: requested.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, previous)

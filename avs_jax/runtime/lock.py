@@ -1,0 +1,6 @@
+import contextlib
+
+
+@contextlib.contextmanager
+def locked(directory, job, name=".lock"):
+    yield

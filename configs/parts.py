@@ -1,0 +1,106 @@
+"""Sections of the parts that a configuration chooses: a part's keys exist where it is chosen.
+
+Keys are the fields of the part's module; a key that is left out has the module's own value.
+"""
+
+from ml_collections import ConfigDict
+
+
+def absent() -> ConfigDict:
+    """No such part."""
+    return ConfigDict({"name": "none"})
+
+
+# ---- image backbones ----
+
+
+def swin() -> ConfigDict:
+    """Swin-B with windows of 12, pretrained at 384 px on ImageNet-22k."""
+    return ConfigDict(
+        {
+            "name": "swin",
+            "embed_dim": 128,
+            "depths": (2, 2, 18, 2),
+            "num_heads": (4, 8, 16, 32),
+            "window_size": 12,
+            "drop_path_rate": 0.3,
+        }
+    )
+
+
+def pvt_v2() -> ConfigDict:
+    """PVT v2-b5; the drop path rate is AVSBench's."""
+    return ConfigDict(
+        {
+            "name": "pvt_v2",
+            "embed_dims": (64, 128, 320, 512),
+            "depths": (3, 6, 40, 3),
+            "num_heads": (1, 2, 5, 8),
+            "mlp_ratios": (4, 4, 4, 4),
+            "sr_ratios": (8, 4, 2, 1),
+            "drop_path_rate": 0.1,
+        }
+    )
+
+
+def resnet50() -> ConfigDict:
+    """ResNet-50."""
+    return ConfigDict({"name": "resnet50", "depths": (3, 4, 6, 3), "width": 64})
+
+
+def demo_backbone(section: ConfigDict) -> dict:
+    """Values that make an image backbone small enough to train on two cores."""
+    one_block = {"depths": (1, 1, 1, 1)}
+    heads = {"num_heads": (1, 2, 4, 8), "drop_path_rate": 0.0}
+    return {
+        "swin": {"embed_dim": 32, "window_size": 6} | one_block | heads,
+        "pvt_v2": {"embed_dims": (32, 64, 128, 256)} | one_block | heads,
+        "resnet50": {"width": 16} | one_block,
+    }[section.name]
+
+
+def tiny_backbone(section: ConfigDict) -> dict:
+    """Values that make an image backbone as small as it can be."""
+    return {
+        "swin": {"embed_dim": 8, "num_heads": (1, 1, 2, 2), "window_size": 2},
+        "pvt_v2": {"embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2)},
+        "resnet50": {"width": 4},
+    }[section.name]
+
+
+# ---- audio backbones ----
+
+
+def vggish() -> ConfigDict:
+    """VGGish up to its convolution map."""
+    return ConfigDict({"name": "vggish", "width": 64})  # channels of the first convolution
+
+
+# ---- fusions ----
+
+
+def ama() -> ConfigDict:
+    """Audio-motion alignment, the reference's values."""
+    fusion = ConfigDict({"name": "ama"})
+    fusion.num_heads = 4
+    fusion.embed_dim = 256
+    fusion.grid = 24  # cells per side of the attention map
+    fusion.temperature_mode = "mul"  # "mul": scores * tau; "div": scores / tau
+    fusion.normalize = "minmax"  # "minmax" | "softmax_hw"
+    fusion.grad_through_extrema = True  # False: min and max count as constants
+    fusion.attention_dropout = 0.0  # training: share of attention entries without evidence
+    fusion.projection_dropout = 0.0  # training: share of channels of the projected query
+    fusion.map_dropout = 0.0  # training: share of clips that go without the map
+    return fusion
+
+
+# ---- refiners ----
+
+
+def refiner(name: str) -> ConfigDict:
+    """Boundary refinement: "auxiliary": edges only shape features; "refine": they refine them too.
+
+    The gradient of the edges and corrections into the features grows from 0 to 1 between the two
+    shares of the training in `ramp`; (0, 0): all of it from the start.
+    """
+    return ConfigDict({"name": name, "ramp": (0.0, 0.0)})

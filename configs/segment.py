@@ -1,0 +1,239 @@
+"""Task `segment`: its keys, once, with their meaning. The values are VCT's published S4 recipe.
+
+Recipes start from `segment_config()` and change what differs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import parts
+from configs.base import base_config, check_variant
+
+
+def segment_config() -> ConfigDict:
+    """S4, VCT without motion, Swin-B at 384 px, the published recipe."""
+    config = base_config()
+    config.name = "s4_vct"
+    config.task = "segment"
+    config.host = "vct"  # model family: a row of HOSTS in avs_jax/tasks/segment.py
+
+    # ---- data: how a clip becomes a row ----
+    data = config.data
+    data.dataset = "avsbench_s4"
+    data.image_size = 384  # px per side of training crops and evaluation images
+    data.num_frames = 5  # T of a whole clip
+    # "supervised": only frames with ground truth enter the step; "all"
+    data.train_frames = "supervised"
+    data.num_supervised = 1  # frames with ground truth of a training clip at most (S4: 1)
+    # which of them where a clip has more: "first" | "random", drawn anew each epoch
+    data.supervised_choice = "first"
+    data.num_classes = 2  # K, background included
+    data.max_targets = 2  # M, masks per frame at most
+    # "category": one-hot of the clip's, on frame 0; "classes": those in the ground truth,
+    # background included, on every frame that has it; "none"
+    data.prototype_target = "category"
+    data.num_prototypes = 23  # K', the categories that have a prototype
+    data.short_audio = "repeat"  # missing log-mels: "repeat" the last (S4, MS3) | "zeros" (AVSS)
+    data.square_first = False  # training: resize frames to a square before augmentation (AVSS)
+    data.pre_masks = True  # read the class-agnostic color masks
+    data.motion = ConfigDict()
+    # "none" | "auto" (stored flow, else frame difference) | "difference"
+    data.motion.source = "none"
+    # "next": frame 0 takes the flow to frame 1; "zeros": the original's
+    data.motion.first_frame = "next"
+    # "magnitude_max": divided by the frame's maximum; "magnitude_absolute": in units of `scale`;
+    # "uv": both components in units of `scale`, two channels. The last two need stored flow (u, v).
+    data.motion.map = "magnitude_max"
+    data.motion.scale = 20.0  # px per frame of the augmented image
+    data.motion.compensate_camera = False  # take a robust affine motion off; needs flow (u, v)
+    # of own videos (predict --video): "difference" | "raft_large" | "raft_small"
+    data.motion.model = "difference"
+    data.motion.pairs = "frames"  # "frames": 1 s apart; "video": neighbours in the video
+    data.augment = ConfigDict()  # joint over image, pre-mask, ground truth and motion
+    data.augment.min_sizes = (  # short side after the resize, drawn per clip
+        192, 230, 268, 307, 345, 384, 422, 460, 499, 537, 576, 614, 652, 691, 729, 768,
+    )  # fmt: skip
+    data.augment.max_size = 896  # long side at most
+    data.augment.crop = True  # random crop to image_size, else pad or resize only
+    data.augment.color = True  # photometric jitter, drawn per frame and separately for the pre-mask
+    data.augment.flip = 0.5  # probability of a horizontal flip
+
+    config.model = _vct_model(data)
+    config.loss = _query_loss()
+
+    # ---- optimizer ----
+    optim = config.optim
+    # (path regex, learning-rate factor, weight-decay factor); the first that matches counts
+    optim.groups = (
+        (r".*relative_position_bias_table", 0.1, 0.0),
+        (r"(pre_sam_)?backbone/(.*/)?norm\d?/(scale|bias)", 0.1, 0.0),
+        (r"(pre_sam_|audio_)?backbone/.*", 0.1, 1.0),
+        (r".*/(scale|embedding)", 1.0, 0.0),
+        (r".*/(decoder_)?norm\d?/bias", 1.0, 0.0),
+        (r"pixel_decoder/input_proj_\d_1/bias", 1.0, 0.0),  # its GroupNorm
+        (r"ama/(audio_proj_1|flow_encoder_[14])/bias", 1.0, 0.0),  # its LayerNorm and BatchNorms
+        (r".*", 1.0, 1.0),
+    )
+    optim.frozen = (r"audio_backbone/.*",)  # path regexes that take no gradient
+
+    # ---- pretrained components ----
+    init = config.init
+    init.backbone = ""  # folder of --source=swin, pvt_v2 or resnet50; "": stays as it is
+    init.pre_sam_backbone = "same"  # "same" as `backbone`, a folder of its own, or ""
+    init.audio_backbone = ""  # folder of --source=vggish
+
+    # ---- evaluation ----
+    evaluate = config.evaluate
+    evaluate.score_size = 224  # px; masks and ground truth meet here
+    evaluate.swapped_audio = True  # also score each clip with another category's sound
+    # also score false sounds, any of "silence,noise,offscreen,shift"; "": none
+    evaluate.audio = ""
+    evaluate.manifest = ""  # file that says which clip gets which false sound; "": follows from ids
+    # with false sounds, a model that reads motion also gets false motion: any of "zero,shuffled"
+    evaluate.motion = "zero,shuffled"
+    # a pixel moves where the motion map exceeds this: a share of the frame's maximum, or, for the
+    # absolute maps, in units of data.motion.scale
+    evaluate.moving_threshold = 0.2
+    return config
+
+
+def _vct_model(data: ConfigDict) -> ConfigDict:
+    """Host "vct": keys are the fields of avs_jax.models.avs.AVS."""
+    model = ConfigDict()
+    model.num_classes = data.get_ref("num_classes")
+    model.num_prototypes = data.get_ref("num_prototypes")  # 0: PPQG without prototypes (MS3)
+    model.num_queries = 100
+    model.hidden_dim = 256  # D
+    model.backbone = parts.swin()  # or pvt_v2, resnet50
+    # a second backbone on the color masks, with channel gates
+    model.pre_masks = data.get_ref("pre_masks")
+    model.pre_mask_dropout = 0.0  # training: share of clips that go without the second branch
+    model.audio_backbone = parts.vggish()
+    model.audio_mean = 0.0  # log-mels enter as (x - mean) / std; 0 and 1 are the original's
+    model.audio_std = 1.0
+    model.audio_hidden_dim = 4096  # width of the audio MLP
+    model.pixel_decoder = ConfigDict()
+    model.pixel_decoder.num_layers = 6
+    model.pixel_decoder.ffn_dim = 1024
+    model.pixel_decoder.num_heads = 8
+    model.pixel_decoder.num_points = 4
+    model.decoder = ConfigDict()
+    model.decoder.num_layers = 9
+    model.decoder.ffn_dim = 2048
+    model.decoder.num_heads = 8
+    # 0 leaves a loaded VCT checkpoint's masks as they are under a new fusion
+    model.decoder.lambda_init = 1.0  # of what the fusion's map adds to the queries' pixels
+    model.fusion = parts.absent()  # or ama
+    model.refiner = parts.absent()  # boundary refinement (BRM): or auxiliary, refine
+    # what the backward pass recomputes instead of keeping: "none" | "backbone", its blocks | "all",
+    # the layers of pixel decoder and decoder too
+    model.remat = "none"
+    model.dtype = "float32"  # of compute; parameters are float32
+    return model
+
+
+def _query_loss() -> ConfigDict:
+    """The terms of avs_jax/losses/criterion.py."""
+    loss = ConfigDict()
+    loss.class_weight = 2.0
+    loss.mask_weight = 5.0
+    loss.dice_weight = 5.0
+    loss.proto_weight = 1.0
+    loss.no_object_weight = 0.1
+    loss.boundary = ConfigDict()  # of the refiner's edges
+    # "weighted": BCE with positive_weight | "balanced": BCE balanced by prevalence, + Dice
+    loss.boundary.kind = "weighted"
+    loss.boundary.weight = 0.2
+    loss.boundary.max_share = 0.0  # of loss_mask + loss_dice that the term may reach; 0: no limit
+    loss.boundary.positive_weight = 5.0  # of "weighted"
+    loss.num_points = 12544
+    loss.oversample_ratio = 3.0
+    loss.importance_sample_ratio = 0.75
+    return loss
+
+
+def shrink(
+    config: ConfigDict,
+    variant: str,
+    demo: Mapping[str, Any] | None = None,
+    variants: Sequence[str] = ("demo", "tiny"),
+) -> ConfigDict:
+    """The recipe itself, or its variant `:demo` or `:tiny`.
+
+    Args:
+      demo: key -> value that the demo of this recipe has in place of `shrink_for_demo`'s.
+      variants: all that the recipe has.
+    """
+    check_variant(variant, *variants)
+    if variant in ("demo", "tiny"):
+        shrink_for_demo(config)
+        config.update_from_flattened_dict(demo or {})
+    if variant == "tiny":
+        shrink_to_tiny(config)
+    return config
+
+
+def shrink_for_demo(config: ConfigDict) -> ConfigDict:
+    """`:demo` of any recipe: the same components, small enough for two cores and generated clips.
+
+    Swin 32 wide with one block per stage, from scratch: one learning rate for everything, the audio
+    branch trained too.
+    """
+    config.name += "_demo"
+    config.data.data_dir = "demo/tfds"
+    config.data.image_size = 96
+    config.data.augment.min_sizes = (80, 96, 112, 128)
+    config.data.augment.max_size = 192
+    config.model.num_queries = 20
+    config.model.hidden_dim = 128
+    config.model.backbone.update(parts.demo_backbone(config.model.backbone))
+    config.model.audio_backbone.width = 16
+    config.model.audio_mean = -1.4  # of the generated clips
+    config.model.audio_std = 1.85
+    config.model.audio_hidden_dim = 512
+    config.model.pixel_decoder.num_layers = 2
+    config.model.pixel_decoder.ffn_dim = 256
+    config.model.decoder.num_layers = 5
+    config.model.decoder.ffn_dim = 256
+    if config.model.fusion.name == "ama":
+        config.model.fusion.embed_dim = 128
+    config.loss.num_points = 1024
+    config.optim.learning_rate = 8e-4
+    config.optim.clip_norm = 0.1
+    config.optim.warmup_steps = 50
+    config.optim.groups = tuple((pattern, 1.0, decay) for pattern, _, decay in config.optim.groups)
+    config.optim.frozen = ()
+    config.train.steps = 1800
+    config.train.batch_size = 8
+    config.train.eval_every = 600
+    config.train.checkpoint_every = 300
+    config.evaluate.batch_size = 8
+    return config
+
+
+def shrink_to_tiny(config: ConfigDict) -> ConfigDict:
+    """`:tiny` of any recipe: `:demo` with one layer of everything at 64 px, quick to compile.
+
+    For tests, checks and scripts; it learns nothing worth looking at.
+    """
+    config.name = config.name.replace("_demo", "_tiny")
+    config.data.image_size = 64
+    config.data.augment.min_sizes = (64, 72)
+    config.data.num_workers = 0
+    config.model.num_queries = 6
+    config.model.hidden_dim = 32
+    config.model.backbone.update(parts.tiny_backbone(config.model.backbone))
+    config.model.audio_backbone.width = 2
+    config.model.audio_hidden_dim = 16
+    config.model.pixel_decoder.update(num_layers=1, ffn_dim=16, num_heads=2, num_points=2)
+    config.model.decoder.update(num_layers=3, ffn_dim=16, num_heads=2)
+    if config.model.fusion.name == "ama":
+        config.model.fusion.update(embed_dim=32, num_heads=2)
+    config.loss.num_points = 16
+    config.train.update(steps=4, batch_size=8, log_every=1, eval_every=4, checkpoint_every=2)
+    config.train.num_pictures = 1
+    config.train.compilation_cache = False
+    config.evaluate.score_size = 32
+    return config
