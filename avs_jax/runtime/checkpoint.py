@@ -6,6 +6,8 @@
                               tensors of the source file that the model does not have
 
 Both are Orbax composites with the same item names, so every reader of parameters accepts either.
+Both have the item `checksums` (checksums.py), which every read is compared with; checkpoints that
+are older than checksums are read without.
 """
 
 import contextlib
@@ -13,6 +15,7 @@ import functools
 import json
 import logging
 import math
+import operator
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,12 +25,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from avs_jax.runtime.checksums import changed_arrays, json_checksum, tree_checksums
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.stored_config import plain_config, update_stored
 from avs_jax.spec import InputError, nearest
 
 FOLDER = "checkpoints"
 KEPT = "kept"  # item of converted weights
+CHECKSUMS = "checksums"  # item: {item: {path: checksum} for arrays, or one checksum for JSON}
 WEIGHTS = ("raw", "ema")  # the parameters, and their average
 FIRST_MEASURE = "mIoU"  # chooses the best checkpoint of runs that do not say which measure does
 MAX_LINES = 20  # of tensors listed where a checkpoint does not fit
@@ -80,7 +85,8 @@ class Checkpoint:
         """Training steps done, None for converted weights."""
         if not (self.directory / "loader").is_dir():
             return None
-        return self.read_json("loader")["position"]
+        with self.reading("loader"):
+            return operator.index(self.read_json("loader")["position"])
 
     @property
     def name(self) -> str:
@@ -110,13 +116,14 @@ class Checkpoint:
         """The validation result by one measure, -inf without one."""
         if not (self.directory / "metrics").is_dir():
             return -math.inf
-        score = self.read_json("metrics").get(measure, -math.inf)
+        with self.reading("metrics"):
+            score = float(self.read_json("metrics").get(measure, -math.inf))
         return -math.inf if math.isnan(score) else score
 
     @functools.cached_property
     def shapes(self) -> dict[str, Any]:
         """The stored state as a tree whose leaves have shape and dtype."""
-        with self._damage_is_an_error("state"):
+        with self.reading("state"):
             return dict(_state_handler().metadata(self.directory / "state").tree)
 
     @property
@@ -167,12 +174,14 @@ class Checkpoint:
         """The tensors that `save_variables` kept aside by name, {} if there are none."""
         if not (self.directory / KEPT).is_dir():
             return {}
-        with self._damage_is_an_error(KEPT):
+        with self.reading(KEPT):
             handler, folder = _state_handler(), self.directory / KEPT
             as_numpy = jax.tree.map(
                 lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree
             )
-            return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+            kept = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        self._check_arrays(KEPT, kept)
+        return kept
 
     def restore(self, target: Mapping[str, Any]) -> dict[str, Any]:
         """Reads top-level entries of the state.
@@ -188,28 +197,42 @@ class Checkpoint:
           InputError: the checkpoint holds other tensors.
           DamagedCheckpoint: names the tensor.
         """
+        target = dict(target)
         stored = {name: tree for name, tree in self.shapes.items() if name in target}
         problems = shape_mismatches(_shapes(stored), _shapes(target))
         if problems:
             raise misfit(self.directory, "the configuration", problems)
-        with self._damage_is_an_error("state"):
+        with self.reading("state"):
             restored = _state_handler().restore(
                 self.directory / "state",
                 args=ocp.args.PyTreeRestore(
-                    item=dict(target),
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(dict(target)),
+                    item=target,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
                     partial_restore=True,
                 ),
             )
+        self._check_arrays("state", restored)
+        return restored
+
+    def _check_arrays(self, item: str, tree: Any) -> None:
         # Orbax returns the description of an array that is missing on disk, without an error.
-        missing = [
-            _name(path)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
+        bad = [
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
             if not isinstance(leaf, (jax.Array, np.ndarray))
         ]
-        if missing:
-            raise DamagedCheckpoint(f"{self.directory} is damaged: no data of {missing[0]}")
-        return restored
+        if not bad and item in self._checksums:
+            bad = changed_arrays(tree, self._checksums[item])
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            raise DamagedCheckpoint(
+                f"{self.directory} is damaged: {item}/{bad[0]}{more} changed since it was saved"
+            )
+
+    @functools.cached_property
+    def _checksums(self) -> dict[str, Any]:
+        """What the item CHECKSUMS records, {} for a checkpoint that is older than it."""
+        return self.read_json(CHECKSUMS) if (self.directory / CHECKSUMS).is_dir() else {}
 
     def check_fits(
         self, params: Mapping, batch_stats: Mapping, model_name: str = "config.model"
@@ -234,26 +257,27 @@ class Checkpoint:
         """Reads an item that is a JSON object, such as `config`.
 
         Raises:
-          DamagedCheckpoint: it is missing or something else.
+          DamagedCheckpoint: it is missing, something else, or changed since it was saved.
         """
-        with self._damage_is_an_error(item):
+        with self.reading(item):
             file = self.directory / item / ("metrics" if item == "metrics" else "metadata")
             value = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(value, dict):
-                raise ValueError(f"expected a JSON object, found a {type(value).__name__}")
+                raise TypeError(f"expected a JSON object, found a {type(value).__name__}")
+            if item != CHECKSUMS and self._checksums.get(item) not in (None, json_checksum(value)):
+                raise ValueError("it changed since it was saved")
             return value
 
     @contextlib.contextmanager
-    def _damage_is_an_error(self, item: str) -> Iterator[None]:
+    def reading(self, item: str) -> Iterator[None]:
+        """Turns the errors of reading damaged files of an item into DamagedCheckpoint."""
         try:
             yield
-        except PermissionError:
+        except (InputError, PermissionError):
             raise
         except (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise DamagedCheckpoint(
-                f"{self.directory} is damaged: {item} cannot be read: {reason}"
-            ) from error
+            raise DamagedCheckpoint(f"{self.directory} is damaged: {item}: {reason}") from error
 
 
 def step_directories(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -283,17 +307,35 @@ def save_variables(
     """
     directory = pathlib.Path(directory).expanduser().resolve()
     state = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-    items = {
-        "state": ocp.args.PyTreeSave(state),
-        "config": ocp.args.JsonSave(plain_config(config)),
-    }
-    if kept:
-        items[KEPT] = ocp.args.PyTreeSave(dict(kept))
+    trees = {"state": state, KEPT: dict(kept)} if kept else {"state": state}
+    items = save_args(trees, {"config": plain_config(config)})
     with (
         full_disk_is_os_error(directory, "nothing was written; make room and run it again"),
         ocp.Checkpointer(ocp.CompositeCheckpointHandler(handler_registry=item_handlers())) as saver,
     ):
-        saver.save(directory, args=ocp.args.Composite(**items))
+        saver.save(directory, args=items)
+
+
+def save_args(
+    trees: Mapping[str, Any], values: Mapping[str, Mapping], metrics: Mapping | None = None
+) -> ocp.args.Composite:
+    """What Orbax saves of one checkpoint: the given items and their checksums.
+
+    Args:
+      trees: item -> nested arrays. Their checksums are computed here, before a step that runs
+        during the save can take over their memory.
+      values: item -> JSON object.
+      metrics: the item of this name, which Orbax saves by itself.
+    """
+    checksums: dict[str, Any] = {item: tree_checksums(tree) for item, tree in trees.items()}
+    checksums |= {item: json_checksum(value) for item, value in values.items()}
+    if metrics is not None:
+        checksums["metrics"] = json_checksum(metrics)
+    return ocp.args.Composite(
+        **{item: ocp.args.PyTreeSave(tree) for item, tree in trees.items()},
+        **{item: ocp.args.JsonSave(value) for item, value in values.items()},
+        **{CHECKSUMS: ocp.args.JsonSave(checksums)},
+    )
 
 
 def item_handlers() -> ocp.handlers.CheckpointHandlerRegistry:
@@ -301,7 +343,7 @@ def item_handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     registry = ocp.DefaultCheckpointHandlerRegistry()
     for item in ("state", KEPT):
         registry.add(item, ocp.args.PyTreeSave, _state_handler())
-    for item in ("loader", "config", "validation"):
+    for item in ("loader", "config", "validation", CHECKSUMS):
         registry.add(item, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
     return registry
 
@@ -363,11 +405,10 @@ def misfit(
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from avs_jax.runtime.checkpoint import (
     Checkpoint,
     full_disk_is_os_error,
     item_handlers,
+    save_args,
 )
 from avs_jax.runtime.step import TrainState
 from avs_jax.runtime.stored_config import check_same_config, plain_config
@@ -140,18 +141,14 @@ class Checkpoints:
                 self.wait()
                 if not self.is_evaluated(step):
                     self._manager.delete(step)
-        validation = dataclasses.asdict(self.validation) | {"measure": self._measure}
+        values = {
+            "loader": {"position": step},
+            "config": plain_config(self._config),
+            "validation": dataclasses.asdict(self.validation) | {"measure": self._measure},
+        }
+        items = save_args({"state": _as_dict(state)}, values, metrics)
         with full_disk_is_os_error(self.directory):
-            saved = self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(_as_dict(state)),
-                    loader=ocp.args.JsonSave({"position": step}),
-                    config=ocp.args.JsonSave(plain_config(self._config)),
-                    validation=ocp.args.JsonSave(validation),
-                ),
-                metrics=metrics,
-            )
+            saved = self._manager.save(step, args=items, metrics=metrics)
         if not saved:
             raise RuntimeError(
                 f"{self.directory}: step {step} was not saved; existing steps: "
