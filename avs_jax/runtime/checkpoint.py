@@ -10,6 +10,7 @@ Both have the item `checksums` (checksums.py), which every read is compared with
 are older than checksums are read without.
 """
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -17,7 +18,8 @@ import logging
 import math
 import operator
 import pathlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,11 +34,15 @@ from avs_jax.spec import InputError, nearest
 
 FOLDER = "checkpoints"
 KEPT = "kept"  # item of converted weights
+INDEX = "_CHECKPOINT_METADATA"  # Orbax's own note of the items
+JSON_FILES = {INDEX: INDEX, "metrics": "metrics/metrics"}  # the file of other items is "metadata"
 CHECKSUMS = "checksums"  # item: {item: {path: checksum} for arrays, or one checksum for JSON}
 WEIGHTS = ("raw", "ema")  # the parameters, and their average
 FIRST_MEASURE = "mIoU"  # chooses the best checkpoint of runs that do not say which measure does
 MAX_LINES = 20  # of tensors listed where a checkpoint does not fit
 FULL_DISK = "No space left on device"
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+NOT_DAMAGE = "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED"
 
 
 class DamagedCheckpoint(InputError):
@@ -71,9 +77,13 @@ class Checkpoint:
             return cls(path)
         checkpoints = [cls(directory) for directory in step_directories(path / FOLDER)]
         if checkpoints:
-            measure = checkpoints[-1].measure
-            scores = [checkpoint.score(measure) for checkpoint in checkpoints]
-            return max(zip(scores, range(len(scores)), checkpoints, strict=True))[-1]
+            try:
+                measure = checkpoints[-1].measure
+                scores = [checkpoint.score(measure) for checkpoint in checkpoints]
+            except DamagedCheckpoint as error:
+                raise DamagedCheckpoint(f"{error}; rename that folder to leave it out") from error
+            best = max(range(len(scores)), key=lambda i: (scores[i], i))
+            return checkpoints[best]
         found = sorted(p.name for p in path.iterdir()) if path.is_dir() else "no such folder"
         raise FileNotFoundError(
             f"{path}: no checkpoint; looked for {path / FOLDER}/STEP (a working directory) and for "
@@ -117,8 +127,7 @@ class Checkpoint:
         if not (self.directory / "metrics").is_dir():
             return -math.inf
         with self.reading("metrics"):
-            score = float(self.read_json("metrics").get(measure, -math.inf))
-        return -math.inf if math.isnan(score) else score
+            return score_of(self.read_json("metrics"), measure)
 
     @functools.cached_property
     def shapes(self) -> dict[str, Any]:
@@ -260,7 +269,7 @@ class Checkpoint:
           DamagedCheckpoint: it is missing, something else, or changed since it was saved.
         """
         with self.reading(item):
-            file = self.directory / item / ("metrics" if item == "metrics" else "metadata")
+            file = self.directory / JSON_FILES.get(item, f"{item}/metadata")
             value = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(value, dict):
                 raise TypeError(f"expected a JSON object, found a {type(value).__name__}")
@@ -270,14 +279,35 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def reading(self, item: str) -> Iterator[None]:
-        """Turns the errors of reading damaged files of an item into DamagedCheckpoint."""
+        """Turns errors of reading an item into one line that names it.
+
+        Raises:
+          DamagedCheckpoint: the files of the item are not what was written.
+          OSError: they cannot be read now, for another reason.
+        """
         try:
             yield
-        except (InputError, PermissionError):
+        except (InputError, MemoryError, jax.errors.JaxRuntimeError):
             raise
-        except (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+        except Exception as error:
+            if isinstance(error, _ArrayError):
+                item = f"{item}/{error}"
+            cause: BaseException = error
+            while type(cause) in (Exception, _ArrayError) and cause.__cause__:  # wrapped by Orbax
+                cause = cause.__cause__
+            reason = (str(cause) or type(cause).__name__).splitlines()[0]
+            reason = reason.partition(" [tensorstore_spec")[0]
+            if isinstance(cause, OSError) and not isinstance(cause, MISSING):
+                raise OSError(f"{self.directory}: {item} cannot be read: {reason}") from error
+            if re.match(NOT_DAMAGE, reason):
+                raise OSError(f"{self.directory}: {item} cannot be read: {reason}") from error
             raise DamagedCheckpoint(f"{self.directory} is damaged: {item}: {reason}") from error
+
+
+def score_of(metrics: Mapping[str, float], measure: str) -> float:
+    """The number by which one checkpoint is better than another; NaN and none count as -inf."""
+    score = float(metrics.get(measure, -math.inf))
+    return -math.inf if math.isnan(score) else score
 
 
 def step_directories(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -349,19 +379,55 @@ def item_handlers() -> ocp.handlers.CheckpointHandlerRegistry:
 
 
 def _state_handler() -> ocp.PyTreeCheckpointHandler:
-    """Orbax's handler of arrays, which writes one copy of an array that several devices hold.
-
-    By default each device writes a slice, cut by a program of its own: hundreds of compilations for
-    the first save.
-    """
-    types = ocp.type_handlers
+    """Orbax's handler of nested arrays, with the array handlers below."""
     return ocp.PyTreeCheckpointHandler(
-        type_handler_registry=types.create_type_handler_registry(
-            (np.number, types.ScalarHandler()),
-            (np.ndarray, types.NumpyHandler()),
-            (jax.Array, types.ArrayHandler(use_replica_parallel=False)),
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+            (np.number, ocp.type_handlers.ScalarHandler()),
+            (np.ndarray, _NumpyHandler()),
+            # By default every device that holds a copy writes a slice of it, which takes hundreds
+            # of compilations at the first save.
+            (jax.Array, _JaxHandler(use_replica_parallel=False)),
         )
     )
+
+
+class _NumpyHandler(ocp.type_handlers.NumpyHandler):
+    """Orbax's, with errors that name the array."""
+
+    async def metadata(self, infos):
+        return await _one_by_one(super().metadata, infos)
+
+    async def deserialize(self, infos, args=None):
+        return await _one_by_one(super().deserialize, infos, args)
+
+
+class _JaxHandler(ocp.type_handlers.ArrayHandler):
+    """Orbax's, with errors that name the array."""
+
+    async def metadata(self, infos):
+        # Shape and dtype are wanted. The sharding would take a file of its own for each array.
+        return await _NumpyHandler().metadata(infos)
+
+    async def deserialize(self, infos, args=None):
+        return await _one_by_one(super().deserialize, infos, args)
+
+
+async def _one_by_one(read: Callable, *sequences: Sequence) -> list:
+    """Calls `read` for each array and waits for all of them.
+
+    Orbax stops at the first error. It then closes the event loop to which the other reads report,
+    and each of them prints a traceback.
+    """
+    calls = [read(*([value] for value in row)) for row in zip(*sequences, strict=True)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for info, result in zip(sequences[0], results, strict=True):
+        if isinstance(result, BaseException):
+            raise _ArrayError(info.name) from result
+    return [value for (value,) in results]
+
+
+class _ArrayError(Exception):
+    """One array cannot be read; the cause says why."""
 
 
 def shape_mismatches(
