@@ -33,8 +33,9 @@ from tqdm import tqdm
 
 from avs_jax.data import conditions, negative_audio, predictions
 from avs_jax.data.clip import Record, decode_text, empty_clip, prepare_labels
-from avs_jax.data.pipeline import EvalBatches, Loader, metadata, open_records, stack_clips
+from avs_jax.data.pipeline import EvalBatches, Loader, stack_clips
 from avs_jax.data.predictions import PredictionFiles, write_batch
+from avs_jax.data.records import metadata, open_records
 from avs_jax.models import build_model
 from avs_jax.results import negatives, visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from avs_jax.data import pipeline
+from avs_jax.data import pipeline, records
 from avs_jax.evaluate import evaluate_config, find_report
 from avs_jax.results.metrics import validation_protocols
 from avs_jax.runtime import optim, sharding
@@ -160,7 +160,7 @@ def _count_clips(config: ConfigDict) -> dict[str, int]:
     """
     splits = ("train", VALIDATION_SPLIT, *config.train.final_splits)
     try:
-        return {split: pipeline.num_clips(config, split) for split in splits}
+        return {split: records.num_clips(config, split) for split in splits}
     except FileNotFoundError as error:
         text = NO_DATA.format(
             error=error, dataset=config.data.dataset, data_dir=config.data.data_dir

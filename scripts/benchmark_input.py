@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from avs_jax.data import pipeline
+from avs_jax.data.records import num_clips, open_records
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
 from avs_jax.runtime.command_line import UsageError, parse
@@ -45,8 +46,8 @@ def with_workers(config: ConfigDict, num_workers: int) -> ConfigDict:
 
 def measure_processor(config: ConfigDict, seconds: float) -> float:
     """Seconds of a processor that one clip takes, from its record to its batch."""
-    records, size = pipeline.open_records(config, "train"), config.train.batch_size
-    batches, count = pipeline.TrainBatches(records, config, size), 0
+    size = config.train.batch_size
+    batches, count = pipeline.TrainBatches(open_records(config, "train"), config, size), 0
     batches[0]
     begun = time.process_time()
     while time.process_time() - begun < seconds:
@@ -118,7 +119,7 @@ def measure_training(
 def benchmark(config: ConfigDict, workers: Sequence[int], seconds: float, steps: int) -> None:
     """Measures and prints."""
     size = config.train.batch_size
-    print(f"{config.name}, {pipeline.num_clips(config, 'train')} clips, batches of {size}")
+    print(f"{config.name}, {num_clips(config, 'train')} clips, batches of {size}")
     cost = measure_processor(config, seconds / 2)
     print(f"one clip: {1000 * cost:.1f} ms of a processor, {1 / cost:.1f} clips per second")
     print("loader processes   first batch, s   clips per second   of one process", flush=True)

@@ -31,6 +31,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import tensorflow_datasets as tfds  # noqa: E402
 
+from avs_jax.data.records import read_folder  # noqa: E402
+from avs_jax.spec import InputError  # noqa: E402
 from tfds_builders import common  # noqa: E402
 
 DATASETS = ("avsbench_s4", "avsbench_ms3", "avsbench_semantic")
@@ -60,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     except (
         common.DatasetFilesError,
         common.DatasetLayoutError,
+        InputError,
         OSError,
         ModuleNotFoundError,
     ) as error:
@@ -121,15 +124,15 @@ def build(name: str, layout: str, args: argparse.Namespace) -> None:
 
 def _check_same_source(version_dir: pathlib.Path, builder: type, args: argparse.Namespace) -> None:
     """Raises where what is built is not what is asked for; a source that is gone says nothing."""
-    metadata = tfds.builder_from_directory(version_dir).info.metadata
+    metadata = read_folder(version_dir).metadata
     flow_dir = str(pathlib.Path(args.flow_dir).expanduser().absolute()) if args.flow_dir else ""
     asked = {"flow_dir": flow_dir}
     with contextlib.suppress(common.DatasetLayoutError):
         asked["source"] = str(builder.find_root(args.manual_dir))
     for name, value in asked.items():
-        if metadata[name] != value:
+        if metadata.get(name) != value:
             raise common.DatasetLayoutError(
-                f"{version_dir} was built with {name} {metadata[name] or 'none'}, now it is "
+                f"{version_dir} was built with {name} {metadata.get(name) or 'none'}, now it is "
                 f"{value or 'none'}: build it anew with --overwrite, or choose another --data_dir"
             )
 
@@ -230,9 +233,10 @@ def _replaced(version_dir: pathlib.Path) -> pathlib.Path:
 
 
 def _report(version_dir: pathlib.Path, what: str) -> None:
-    info = tfds.builder_from_directory(version_dir).info
-    counts = ", ".join(f"{split} {s.num_examples}" for split, s in sorted(info.splits.items()))
-    metadata = info.metadata
+    folder = read_folder(version_dir)
+    lengths = sorted(folder.shard_lengths.items())
+    counts = ", ".join(f"{split} {sum(shards)}" for split, shards in lengths)
+    metadata = folder.metadata
     flow = ", ".join(f"{kind} {n}" for kind, n in sorted(metadata["flow_kinds"].items()))
     print(
         f"{version_dir} {what}: {counts} clips, {metadata['num_skipped']} skipped; "

@@ -12,7 +12,7 @@ from PIL import Image
 from avs_jax import flow, predict
 from avs_jax.data import flow_files, motion, synthetic_files
 from avs_jax.data.clip import decode_rgb, prepare_clip
-from avs_jax.data.pipeline import open_records
+from avs_jax.data.records import open_records
 from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import VideoError, read_pairs, read_windows
 from avs_jax.runtime.flow_estimator import FlowEstimator, window_flow

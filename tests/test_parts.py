@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from avs_jax import train as program
 from avs_jax.convert.rules import invert_rules
 from avs_jax.convert.tables import resnet_rules, vggish_rules
-from avs_jax.data import pipeline
+from avs_jax.data import pipeline, records
 from avs_jax.main import main
 from avs_jax.runtime import checkpoint
 from avs_jax.runtime.memory import StepBytes
@@ -196,7 +196,8 @@ def test_the_training_program_starts_from_converted_files(tmp_path, model, monke
         raise FirstStep(jax.device_get(state))
 
     monkeypatch.setattr(program, "compile_ahead", lambda *_: (first_step, StepBytes(0, 0, 0, 0)))
-    monkeypatch.setattr(pipeline, "open_records", lambda *_: small.records(8))
+    for module in (pipeline, records):
+        monkeypatch.setattr(module, "open_records", lambda *_: small.records(8))
     flags = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
     flags.append(f"--config.train.init_from={tmp_path / 'whole'}")
     flags += [f"--config.init.{part}={tmp_path / part}" for part in states]

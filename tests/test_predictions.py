@@ -1,7 +1,6 @@
 """Predictions as files: what is read from them, what is refused, and the way there and back."""
 
 import json
-import types
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ SCORE, NUM_CLIPS = 16, 4
 class Source(list):
     """Records with the metadata that a builder leaves."""
 
-    dataset_info = types.SimpleNamespace(metadata={"ground_truth": "drawn"})
+    metadata = {"ground_truth": "drawn"}
 
 
 def a_config(num_classes=2):

@@ -11,7 +11,7 @@ import pytest
 
 from avs_jax import evaluate as evaluation
 from avs_jax import train as program
-from avs_jax.data import pipeline
+from avs_jax.data import pipeline, records
 from avs_jax.plan import trace_step
 from avs_jax.runtime import checkpoint, sharding
 from avs_jax.runtime.log import Log
@@ -27,8 +27,8 @@ def clips_of(config, split):
 
 @pytest.fixture(autouse=True)
 def clips_in_memory(monkeypatch):
-    monkeypatch.setattr(pipeline, "open_records", clips_of)
-    monkeypatch.setattr(evaluation, "open_records", clips_of)
+    for module in (pipeline, records, evaluation):
+        monkeypatch.setattr(module, "open_records", clips_of)
 
 
 def small_config():
@@ -61,8 +61,8 @@ def read(workdir):
 def never_stopped(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "open_records", clips_of)
-        patch.setattr(evaluation, "open_records", clips_of)
+        for module in (pipeline, records, evaluation):
+            patch.setattr(module, "open_records", clips_of)
         config = small_config()
         config.profile_steps = 2
         program.train(config, workdir)

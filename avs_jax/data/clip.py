@@ -18,7 +18,6 @@ square_first) and in what a record holds.
 
 import functools
 import io
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,12 @@ from PIL import Image
 
 from avs_jax.data import motion, transforms
 from avs_jax.data.audio import log_mel
+from avs_jax.data.records import Record
 from avs_jax.spec import HOST_FIELDS, IGNORE_LABEL, MEL_BANDS, MEL_FRAMES, InputError
 
 PROTOTYPE_TARGETS = ("category", "classes", "none")
 SUPERVISED_CHOICES = ("first", "random")
 
-Record = Mapping[str, Any]
 Clip = dict[str, Any]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from avs_jax.data import negative_audio
 from avs_jax.data.clip import Record
 from avs_jax.data.negative_motion import FalseMotion, motion_controls
-from avs_jax.data.pipeline import metadata
+from avs_jax.data.records import metadata
 from avs_jax.data.sounds import Resounded, silent_audio, swap_audio
 from avs_jax.spec import InputError
 
