@@ -1,0 +1,143 @@
+"""The clips that the csv of one of AVSBench's settings lists; text files in a known encoding."""
+
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from avs_jax.data.avsbench_folders import SPLITS, DatasetLayoutError, Setting
+from avs_jax.files import read_regular
+
+MAX_TEXT_BYTES = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a row of the csv says about its clip.
+
+    Attributes:
+      name: of the clip, unique.
+      category: what sounds; "" where the csv does not say.
+      subset: v1s, v1m or v2 in avss, else "".
+      with_mask: the frames, from 0, that have ground truth.
+      columns: of the csv, by their names there.
+    """
+
+    name: str
+    split: str
+    category: str
+    subset: str
+    num_frames: int
+    with_mask: tuple[int, ...]
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+
+    def path(self, root: pathlib.Path, template: str, t: int = 0) -> pathlib.Path:
+        """A template of the setting filled in for frame t."""
+        fields = {key: getattr(self, key) for key in ("name", "split", "category", "subset")}
+        return root / template.format(number=t + 1, t=t, **fields)
+
+
+def read_csv(setting: Setting, root: pathlib.Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and columns of every row of the csv, with the fields of `columns` added.
+
+    Raises:
+      DatasetLayoutError: the file is no csv in a known encoding, or columns are missing; names the
+        line.
+    """
+    path = root / setting.csv
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        header = reader.fieldnames or [""]
+        columns = {field: name or header[0] for field, name in setting.columns.items()}
+        missing = [columns[field] for field in setting.required if columns[field] not in header]
+        if missing:
+            raise DatasetLayoutError(
+                f"{path}: columns {header}, expected {', '.join(missing)} among them"
+            )
+        for found in reader:
+            values = {k: (v or "").strip() for k, v in found.items() if isinstance(k, str)}
+            fields = {field: values.get(name, "") for field, name in columns.items()}
+            yield reader.line_num, values | fields
+    except csv.Error as error:
+        raise DatasetLayoutError(f"{path}, line {reader.line_num + 1}: {error}") from error
+
+
+def read_rows(setting: Setting, root: pathlib.Path) -> tuple[list[Row], list[str]]:
+    """The csv's rows that can be clips, in its order, and what is wrong with the others."""
+    rows, problems, seen = [], [], set()
+    for line, values in read_csv(setting, root):
+        try:
+            row = _parse_row(setting, values, seen)
+        except ValueError as error:
+            problems.append(f"{root / setting.csv}, line {line}: {error}")
+            continue
+        seen.add(row.name)
+        rows.append(row)
+    return rows, problems
+
+
+def _parse_row(setting: Setting, values: Mapping[str, str], seen: set[str]) -> Row:
+    name, split = values["name"], values["split"]
+    subset = values.get("subset", "")
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} of {name} is none of {', '.join(SPLITS)}")
+    if subset not in setting.num_frames:
+        choices = ", ".join(setting.num_frames)
+        raise ValueError(f"{setting.columns['subset']} {subset!r} of {name} is none of {choices}")
+    for field in setting.required:
+        if not is_safe_name(values[field]):
+            raise ValueError(f"{field} {values[field]!r} cannot be a file's")
+    category = values["category"]
+    if setting.categories and category not in setting.categories:
+        raise ValueError(
+            f"category {category!r} of {name} is none of the {len(setting.categories)} of "
+            f"{setting.title}"
+        )
+    if name in seen:
+        raise ValueError(f"{name} is listed twice")
+    with_mask = setting.labeled_frames(split, subset)
+    return Row(name, split, category, subset, setting.num_frames[subset], with_mask, values)
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a name read from a file can stand for one level of a path."""
+    return bool(name) and name not in (".", "..") and not re.search(r"[/\\\0]", name)
+
+
+def read_text(path: pathlib.Path) -> str:
+    """A text file in UTF-8, with or without its mark, or in UTF-16 with it.
+
+    Raises:
+      DatasetLayoutError: it cannot be read, or is in another encoding; names the line.
+    """
+    try:
+        data = read_regular(path, MAX_TEXT_BYTES)
+        is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DatasetLayoutError(
+            f"{path}, line {line}: not {error.encoding} ({error.reason}); save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise DatasetLayoutError(f"{path}: {error.strerror or error}") from error
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a text file.
+
+    Raises:
+      DatasetLayoutError: it cannot be read or holds anything else.
+    """
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DatasetLayoutError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DatasetLayoutError(f"{path}: a JSON {type(content).__name__}, expected an object")
+    return content
