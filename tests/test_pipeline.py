@@ -21,7 +21,7 @@ from avs_jax.data.pipeline import (
 )
 from avs_jax.data.records import num_clips
 from configs.base import base_config, shrink_for_demo
-from tfds_builders import common
+from tfds_builders import features
 
 SIDE = 64
 
@@ -466,8 +466,8 @@ class TinyClips(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        return common.DatasetInfo(
-            builder=self, features=common.record_features(), disable_shuffling=True
+        return features.DatasetInfo(
+            builder=self, features=features.record_features(), disable_shuffling=True
         )
 
     def _split_generators(self, dl_manager):

@@ -1,18 +1,14 @@
-"""The clips that the csv of one of AVSBench's settings lists; text files in a known encoding."""
+"""The clips that the csv of one of AVSBench's settings lists."""
 
 import csv
 import dataclasses
 import io
-import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from avs_jax.data.avsbench_folders import SPLITS, DatasetLayoutError, Setting
-from avs_jax.files import read_regular
-
-MAX_TEXT_BYTES = 64 << 20
+from avs_jax.data.input_files import read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +41,7 @@ def read_csv(setting: Setting, root: pathlib.Path) -> Iterator[tuple[int, dict[s
     """Line number and columns of every row of the csv, with the fields of `columns` added.
 
     Raises:
-      DatasetLayoutError: the file is no csv in a known encoding, or columns are missing; names the
-        line.
+      DatasetLayoutError: columns are missing. InputError: the file cannot be read; names the line.
     """
     path = root / setting.csv
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
@@ -106,38 +101,3 @@ def _parse_row(setting: Setting, values: Mapping[str, str], seen: set[str]) -> R
 def is_safe_name(name: str) -> bool:
     """Whether a name read from a file can stand for one level of a path."""
     return bool(name) and name not in (".", "..") and not re.search(r"[/\\\0]", name)
-
-
-def read_text(path: pathlib.Path) -> str:
-    """A text file in UTF-8, with or without its mark, or in UTF-16 with it.
-
-    Raises:
-      DatasetLayoutError: it cannot be read, or is in another encoding; names the line.
-    """
-    try:
-        data = read_regular(path, MAX_TEXT_BYTES)
-        is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DatasetLayoutError(
-            f"{path}, line {line}: not {error.encoding} ({error.reason}); save the file as UTF-8"
-        ) from error
-    except OSError as error:
-        raise DatasetLayoutError(f"{path}: {error.strerror or error}") from error
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a text file.
-
-    Raises:
-      DatasetLayoutError: it cannot be read or holds anything else.
-    """
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DatasetLayoutError(f"{path}: not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DatasetLayoutError(f"{path}: a JSON {type(content).__name__}, expected an object")
-    return content

@@ -13,7 +13,6 @@ that features.json names. Here a folder is data. features.json may name only the
 
 import collections
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -23,13 +22,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from avs_jax.files import open_regular, read_regular
+from avs_jax.data.input_files import first_line, read_json
+from avs_jax.files import open_regular
 from avs_jax.spec import InputError
 
 Record = Mapping[str, Any]
 
 INFO, FEATURES, METADATA = "dataset_info.json", "features.json", "metadata.json"
-MAX_JSON_BYTES = 32 << 20  # metadata.json lists every clip that a build left out
 _TEMPLATES = (None, "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
 
 _CORE = "tensorflow_datasets.core.features"
@@ -108,7 +107,7 @@ class Records(Sequence):
             shard = next(i for i, end in enumerate(self._ends) if index < end)
             raise InputError(
                 f"{self._shards[shard]}: clip {index} of {self._split!r} is damaged "
-                f"({_first_line(error)})"
+                f"({first_line(error)})"
             ) from error
 
     def __reduce__(self):
@@ -145,7 +144,7 @@ def read_folder(folder: str | os.PathLike) -> DatasetFolder:
         known features.
     """
     folder = pathlib.Path(folder)
-    info = _read_json(folder / INFO)
+    info = read_json(folder / INFO)
     name, splits = info.get("name"), info.get("splits", [])
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         raise InputError(f"{folder / INFO}: name {name!r}, expected letters, digits and _")
@@ -164,8 +163,8 @@ def read_folder(folder: str | os.PathLike) -> DatasetFolder:
         if not is_usable:
             raise InputError(f"{folder / INFO}: unexpected split {str(split)[:200]}")
         lengths[split["name"]] = counts
-    features = _make_feature(folder / FEATURES, "", _read_json(folder / FEATURES))
-    noted = _read_json(folder / METADATA) if (folder / METADATA).exists() else {}
+    features = _make_feature(folder / FEATURES, "", read_json(folder / FEATURES))
+    noted = read_json(folder / METADATA) if (folder / METADATA).exists() else {}
     return DatasetFolder(name, features, lengths, noted)
 
 
@@ -190,18 +189,6 @@ def _find_folder(config: Any) -> pathlib.Path:
         )
     (versions,) = found.values()
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_regular(path, MAX_JSON_BYTES))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({_first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a JSON {type(content).__name__}, expected an object")
-    return content
 
 
 def _make_feature(path: pathlib.Path, name: str, node: Any) -> Any:
@@ -276,10 +263,6 @@ def _check_shard(path: pathlib.Path, length: int) -> None:
         reader.close()
     # array_record answers damage with several kinds of exceptions.
     except Exception as error:
-        raise InputError(f"{path}: not a whole array_record file ({_first_line(error)})") from error
+        raise InputError(f"{path}: not a whole array_record file ({first_line(error)})") from error
     if held != length:
         raise InputError(f"{path}: holds {held} records, {INFO} says {length}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
