@@ -61,12 +61,18 @@ def read_csv(setting: Setting, root: pathlib.Path) -> Iterator[tuple[int, dict[s
         raise DatasetLayoutError(f"{path}, line {reader.line_num + 1}: {error}") from error
 
 
-def read_rows(setting: Setting, root: pathlib.Path) -> tuple[list[Row], list[str]]:
-    """The csv's rows that can be clips, in its order, and what is wrong with the others."""
+def read_rows(
+    setting: Setting, root: pathlib.Path, any_category: bool = False
+) -> tuple[list[Row], list[str]]:
+    """The csv's rows that can be clips, in its order, and what is wrong with the others.
+
+    Args:
+      any_category: accept categories that the setting does not have.
+    """
     rows, problems, seen = [], [], set()
     for line, values in read_csv(setting, root):
         try:
-            row = _parse_row(setting, values, seen)
+            row = _parse_row(setting, values, seen, any_category)
         except ValueError as error:
             problems.append(f"{root / setting.csv}, line {line}: {error}")
             continue
@@ -75,7 +81,9 @@ def read_rows(setting: Setting, root: pathlib.Path) -> tuple[list[Row], list[str
     return rows, problems
 
 
-def _parse_row(setting: Setting, values: Mapping[str, str], seen: set[str]) -> Row:
+def _parse_row(
+    setting: Setting, values: Mapping[str, str], seen: set[str], any_category: bool
+) -> Row:
     name, split = values["name"], values["split"]
     subset = values.get("subset", "")
     if split not in SPLITS:
@@ -87,7 +95,7 @@ def _parse_row(setting: Setting, values: Mapping[str, str], seen: set[str]) -> R
         if not is_safe_name(values[field]):
             raise ValueError(f"{field} {values[field]!r} cannot be a file's")
     category = values["category"]
-    if setting.categories and category not in setting.categories:
+    if not any_category and setting.categories and category not in setting.categories:
         raise ValueError(
             f"category {category!r} of {name} is none of the {len(setting.categories)} of "
             f"{setting.title}"

@@ -64,7 +64,7 @@ def list_clips(dataset: str, root: str | os.PathLike, layout: str = "") -> list[
     if not layout and (not present or len(present) > 1 and setting.flow_side is None):
         raise FlowError(f"{home} holds the layouts {present}: choose one with --layout")
     frames = setting.layout(layout or present[0]).frames
-    rows, problems = read_rows(setting, home)
+    rows, problems = read_rows(setting, home, any_category=True)
     if problems:
         raise FlowError(problems[0])
     return [
