@@ -19,6 +19,7 @@ from PIL import Image
 from avs_jax.data import synthetic, synthetic_files
 from avs_jax.data.avsbench_folders import S4
 from avs_jax.data.input_files import read_wav
+from avs_jax.data.records import Records
 from tests import avsbench_folders as folders
 from tfds_builders.avsbench import list_clips
 from tfds_builders.clip_files import read_clip
@@ -203,6 +204,68 @@ def test_skip_bad_counts(damaged, tmp_path):
     }  # fmt: skip
     assert info.metadata["num_clips"] == 13
     assert info.metadata["num_skipped"] == len(info.metadata["skipped"]) == len(expected)
+
+
+def test_headers_that_lie_and_pipes(damaged, tmp_path, capsys):
+    """Damage that decoders answer with anything but an error of their own; each is listed."""
+    sizes, rate = frame(damaged, "train", 0, "wav"), frame(damaged, "val", 0, "wav")
+    sizes.write_bytes(patch(sizes.read_bytes(), 18, b"\x70"))
+    rate.write_bytes(patch(rate.read_bytes(), 24, bytes(4)))
+    pipe = frame(damaged, "test", 0, "frame/2")
+    pipe.unlink()
+    os.mkfifo(pipe)
+    folder = (
+        tmp_path
+        / "flow"
+        / frame(damaged, "test", 1).parent.relative_to(damaged / "s4_data/visual_frames")
+    )
+    folder.mkdir(parents=True)
+    for t in range(5):
+        np.save(folder / f"flow_{t:04d}.npy", np.ones((6, 8, 2), np.float16))
+    header = folder / "flow_0003.npy"
+    header.write_bytes(header.read_bytes().replace(b"'fortran", b"('fortran"))
+    flags = (damaged, tmp_path / "data", f"--flow_dir={tmp_path / 'flow'}")
+    assert run(*flags) == 1
+    message = capsys.readouterr().err
+    for path, words in (
+        (sizes, "unreadable wav"), (rate, "sampled at 0 Hz"), (pipe, "not a regular file"),
+        (header, "no npy file"),
+    ):  # fmt: skip
+        assert f"{path}: {words}" in message
+    assert "4 missing or damaged files in 4 clips (16 clips are good)" in message
+    assert run(*flags, "--skip-bad") == 0
+    assert open_built(tmp_path / "data").info.metadata["num_skipped"] == 4
+    (damaged / "generated_objects.json").write_text("[]")
+    assert run(damaged, tmp_path / "other") == 1
+    assert "generated_objects.json: a JSON list, expected" in capsys.readouterr().err
+    (damaged / "generated_objects.json").write_text('{"a": ["unicorn"]}')
+    assert run(damaged, tmp_path / "other") == 1
+    assert "expected lists of known categories, found 'unicorn'" in capsys.readouterr().err
+
+
+def patch(data, at, value):
+    return data[:at] + value + data[at + len(value) :]
+
+
+@pytest.mark.parametrize("source_of_flow", ["frames", "video", None])
+def test_whether_frame_0_has_a_flow_is_said(source, tmp_path, source_of_flow):
+    """By flow.json; without it, by whether it is zero. The first clip's is, the second's is not."""
+    flow = tmp_path / "flow/s4"
+    for index in range(2):
+        inner = frame(source, "test", index).parent.relative_to(source / "s4_data/visual_frames")
+        (flow / inner).mkdir(parents=True)
+        for t in range(5):
+            np.save(flow / inner / f"flow_{t:04d}.npy", np.full((6, 8), t + index, np.float16))
+    if source_of_flow:
+        (flow / "flow.json").write_text(json.dumps({"source": source_of_flow}))
+    assert run(source, tmp_path / "data", f"--flow_dir={tmp_path / 'flow'}") == 0
+    home = tmp_path / "data/avsbench_s4/object224/1.0.0"
+    records = Records(home, "test")
+    stored = {"frames": [False, False], "video": [True, True], None: [False, True]}
+    assert [bool(r["flow_has_first"]) for r in records] == stored[source_of_flow] + [False, False]
+    assert records.metadata["flow_has_first"] is {"frames": False, "video": True}.get(
+        source_of_flow
+    )
 
 
 def test_already_built_overwrite_and_leftovers(source, tmp_path, capsys):

@@ -39,7 +39,7 @@ def test_sound_as_it_was_written(tmp_path):
 
 WAV = wav_bytes()
 BAD_WAVS = {
-    "a chunk of another size": (patched(WAV, 16, b"\x70"), "unreadable wav"),  # RuntimeError
+    "a chunk of another size": (patched(WAV, 18, b"\x70"), "unreadable wav (RuntimeError)"),
     "empty": (b"", "unreadable wav (empty)"),
     "text": (b"no sound at all", "unreadable wav"),
     "cut off": (WAV[:9000], "truncated wav, 4478 of 16000 samples"),
@@ -106,7 +106,7 @@ def npz():
 
 NPY = npy(np.ones((4, 6, 2), np.float32))
 BAD_FLOWS = {
-    "a header that is no text": (NPY.replace(b"'fortran_order'", b"'fortran_order("), "no npy file"),
+    "a header that is no text": (NPY.replace(b"'fortran", b"('fortran"), "no npy file"),
     "an unfinished header": (NPY.replace(b"}", b" "), "no npy file"),
     "3 GB": (NPY.replace(b"(4, 6, 2),", b"(40000, 10000, 2),"), "header declares 3,200,000"),
     "9 TB": (NPY.replace(b"(4, 6, 2),", b"(1000000, 1000000, 2),"), "its header declares"),
@@ -181,9 +181,8 @@ def test_csv_in_a_known_encoding(tmp_path, encoding):
 
 def test_csv_in_another_encoding_is_refused_with_the_line(tmp_path):
     (tmp_path / S4.csv).write_bytes(CSV.encode("cp1252"))
-    assert_one_line(
-        tmp_path / S4.csv, lambda path: read_rows(S4, path.parent), ", line 2: not utf-8"
-    )
+    message = ", line 2: not utf-8"
+    assert_one_line(tmp_path / S4.csv, lambda path: read_rows(S4, path.parent), message)
     (tmp_path / S4.csv).write_bytes(CSV.encode("utf-16-le"))  # without its mark
     with pytest.raises(InputError, match="line 2: not utf-8|columns"):
         read_rows(S4, tmp_path)

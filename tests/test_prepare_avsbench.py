@@ -86,7 +86,13 @@ def empty_wav(folder):
     return "wav", f"{path}: unreadable wav (empty)"
 
 
-def colour_mask(folder):
+def wav_without_rate(folder):
+    path = folder / "AVSBench_semantic/v1s/test_5_00000/audio.wav"
+    path.write_bytes(path.read_bytes()[:24] + bytes(4) + path.read_bytes()[28:])
+    return "wav", f"{path}: sampled at 0 Hz, expected 1000 to 384000"
+
+
+def color_mask(folder):
     path = next(folder.glob("Multi-sources/ms3_data/pre_SAM_mask/val*/*_4_mask_color.png"))
     path.write_bytes(b"no picture")
     return "color mask", f"{path}: unreadable image"
@@ -123,7 +129,8 @@ def missing_row(folder):
         (truncated_png, []),
         (wrong_size, []),
         (empty_wav, []),
-        (colour_mask, []),
+        (wav_without_rate, []),
+        (color_mask, []),
         (row_without_folder, []),
         (folder_without_row, []),
         (strange_split, ["count"]),  # one usable row less; its folder is not reported again
