@@ -31,7 +31,8 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from avs_jax.data.pipeline import EvalBatches, Loader, metadata, open_records
+from avs_jax.data.pipeline import EvalBatches, Loader
+from avs_jax.data.records import metadata, open_records
 from avs_jax.files import atomic_folder
 from avs_jax.results import predictions, visualize
 from avs_jax.results.report import Report, to_text, write

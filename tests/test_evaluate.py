@@ -7,7 +7,6 @@ from the drawing.
 
 import dataclasses
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -288,7 +287,7 @@ def test_silent_audio_takes_a_sound_that_the_picture_shows():
 class Source(list):
     """Records with the metadata that a builder leaves."""
 
-    dataset_info = types.SimpleNamespace(metadata={"ground_truth": "drawn", "num_skipped": 2})
+    metadata = {"ground_truth": "drawn", "num_skipped": 2}
 
 
 @pytest.fixture
