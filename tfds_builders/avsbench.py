@@ -173,8 +173,8 @@ def list_clips(
       flow_dir: folder of stored flow.
 
     Raises:
-      InputError: `root` does not hold this layout, flow_dir holds no flow, or a list of clips cannot
-        be read.
+      InputError: `root` does not hold this layout, flow_dir holds no flow, or a list of clips
+        cannot be read.
     """
     if next(root.glob(layout.marker), None) is None:
         present = ", ".join(x.name for x in setting.layouts_present(root)) or "none"
