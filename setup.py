@@ -26,16 +26,18 @@ setup(
         "einops>=0.8",
         "ml_collections>=1.1",
         "absl-py>=2.1",
+        "matplotlib>=3.8",
         "pillow>=10.1",
         "av>=14",
         "scikit-image>=0.24",
+        "scipy>=1.13",
         "tensorboardX>=2.6",
         "tqdm",
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
         "beam": ["apache-beam>=2.60"],  # datasets written by several processes; older protobuf
-        "benchmark": ["torch", "torchvision", "transformers", "scipy"],  # scripts/benchmark.py
-        "test": ["pytest>=8", "pytest-xdist>=3", "scipy>=1.13", "ruff>=0.9"],
+        "benchmark": ["torch", "torchvision", "transformers"],  # scripts/benchmark.py
+        "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.9"],
     },
 )

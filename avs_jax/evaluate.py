@@ -31,7 +31,8 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from avs_jax.data.pipeline import EvalBatches, Loader, metadata, open_records
+from avs_jax.data.pipeline import EvalBatches, Loader
+from avs_jax.data.records import metadata, open_records
 from avs_jax.files import atomic_folder
 from avs_jax.results import predictions, visualize
 from avs_jax.results.report import Report, to_text, write
@@ -133,9 +134,10 @@ def evaluate_split(
     results |= {name: run(altered, name) for name, altered in controls.records.items()}
     tables = {name: result.table for name, result in results.items()}
     report = make_report(task, facts, tables, len(records), [*notes, *controls.notes])
-    if jax.process_index() == 0:
-        folder = report_folder(config, checkpoint, split, weights, output)
-        _write(report, results, folder, controls.files)
+    folder = report_folder(config, checkpoint, split, weights, output)
+    with locked(folder.parent, "evaluation"):
+        if jax.process_index() == 0:
+            _write(report, results, folder, controls.files)
     return report
 
 
@@ -250,7 +252,8 @@ def evaluate_predictions(
     root = pathlib.Path(directory if output is None else output).expanduser()
     code = digest(config, (r"data\.(dataset|num_frames|num_classes)", r"evaluate\.score_size"))
     name = f"{config.data.dataset.replace('/', '-')}_{split}_{code[:8]}"
-    _write(report, {"predictions": Evaluation(table, {})}, root / "evaluation" / name, {})
+    with locked(root / "evaluation", "evaluation"):
+        _write(report, {"predictions": Evaluation(table, {})}, root / "evaluation" / name, {})
     return report
 
 
@@ -294,7 +297,7 @@ def _write(
     files: Mapping[str, str],
 ) -> None:
     figures = {f"{k}_{name}": v for name, r in results.items() for k, v in r.figures.items()}
-    with locked(folder.parent, "evaluation"), atomic_folder(folder) as fresh:
+    with atomic_folder(folder) as fresh:
         for i, (name, result) in enumerate(results.items()):
             result.table.save(fresh / (f"counts_{name}.npz" if i else "counts.npz"))
         for name, text in files.items():

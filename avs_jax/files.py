@@ -10,6 +10,7 @@ import errno
 import os
 import pathlib
 import shutil
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -87,6 +88,33 @@ def atomic_folder(path: Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file for reading bytes; a named pipe, which would wait for ever, is an error.
+
+    Raises:
+      OSError: it cannot be opened, or is a folder, a pipe or a device.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return file
+
+
+def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
+    """A regular file's bytes.
+
+    Raises:
+      OSError: as `open_regular`, or it has more than `max_bytes`.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if max_bytes is not None and size > max_bytes:
+            reason = f"{size:,} bytes, more than the {max_bytes:,} allowed"
+            raise OSError(errno.EFBIG, reason, os.fspath(path))
+        return file.read()
 
 
 def _unfinished(path: pathlib.Path) -> pathlib.Path:

@@ -5,22 +5,22 @@
   python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source --flow_dir=flow
       --data_dir=DIR
 
-Written are OUTPUT/s4/{split}/{category}/{name}/flow_{t:04d}.npy (ms3, avss: without category),
+It writes OUTPUT/s4/{split}/{category}/{name}/flow_{t:04d}.npy (ms3, avss: without category),
 float16:
 
-  RAFT        [H, W, 2], (u, v) in px of these pictures, per second
+  RAFT        [H, W, 2], (u, v) in px of these frames, per second
   difference  [H, W], mean of |frame - previous| over RGB, divided by its maximum
 
-Pictures keep their size, or are squashed to --size px (avss: 384, for its clips are of many sizes);
-vectors are in px of the pictures that are estimated, and readers scale them.
+Frames keep their size, or are squashed to --size px (avss: 384, for its clips are of many sizes).
+Vectors are in px of the frames that are estimated, and readers scale them.
 
 --source=frames: from frame t-1 to frame t, which are a second apart; file 0 is zeros.
---source=video: from the picture before, at the video's own rate, to the picture that dataset frame
-t shows (second t + 15/16), divided by the time between them; file 0 is no exception.
+--source=video: to the video frame that shows dataset frame t (second t + 15/16), from the video
+frame just before it, divided by the time between them; file 0 is no exception.
 
-Run again, it goes on where it was stopped: a file counts only if header and size agree, and gets
-its name when it is complete. OUTPUT/s4/flow.json says how the files were made; another way needs
-another folder. A clip that cannot be read is left out as a whole, and listed at the end.
+Run it again to resume: a file counts only if header and size agree, and any other is replaced.
+OUTPUT/s4/flow.json says how the files were made; other settings need another folder. A clip that
+cannot be read is skipped as a whole, and listed at the end.
 
 Source of layout and direction: the motion input of VCT + AMA. Departures: vectors instead of
 magnitudes divided by their maximum; flow within the video.
@@ -30,34 +30,35 @@ import argparse
 import collections
 import concurrent.futures
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from avs_jax.data.avsbench_folders import SETTINGS
 from avs_jax.data.flow_files import (
-    DATASETS,
+    SETTINGS_FILE,
     Clip,
     FlowError,
     frame_files,
     is_whole,
     list_clips,
+    read_settings,
     write_array,
 )
+from avs_jax.data.input_files import read_image
 from avs_jax.data.motion import frame_difference
 from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import read_pairs
+from avs_jax.files import write_atomically
 from avs_jax.inference.flow_estimator import FlowEstimator
-from avs_jax.models.flow.raft import VARIANTS
+from avs_jax.models.backbones.raft import VARIANTS
 from avs_jax.runtime.command_line import quiet_libraries
 from avs_jax.spec import InputError
 
-SETTINGS = "flow.json"
 DIFFERENCE = "difference"
 MODELS = (*sorted(VARIANTS), DIFFERENCE)
 SOURCES = ("frames", "video")
@@ -66,9 +67,10 @@ _READERS = 2  # threads that decode ahead
 
 
 class Pair(NamedTuple):
-    """Two pictures uint8 [H, W, 3], `seconds` apart, whose flow belongs in `path`.
+    """Two frames uint8 [H, W, 3], `seconds` apart, whose flow belongs in `path`.
 
-    first: None where no picture comes before: nothing moves.
+    Attributes:
+      first: None where no frame comes before; then nothing moves.
     """
 
     path: pathlib.Path
@@ -83,17 +85,16 @@ Estimate = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two [N, H, W, 3] ->
 def read_clip(
     clip: Clip, folder: pathlib.Path, source: str, has_vectors: bool, side: int | None
 ) -> list[Pair]:
-    """The pairs of a clip whose files in `folder` are not there or not whole.
+    """The pairs of a clip whose files in `folder` do not exist or are not whole.
 
     Args:
-      side: px that pictures are squashed to; None keeps them.
+      side: px that frames are squashed to; None keeps them.
 
     Raises:
-      InputError, OSError: a file of the clip cannot be read, or the frames differ in size.
+      InputError: a file of the clip cannot be read, or the frames differ in size.
     """
     files = frame_files(clip.frames)
-    with Image.open(files[0]) as image:
-        width, height = image.size
+    width, height = original = read_image(files[0])[1].size
     size = (height, width) if side is None else (side, side)
     shape = (*size, 2) if has_vectors else size
     paths = [folder / f"flow_{t:04d}.npy" for t in range(len(files))]
@@ -101,31 +102,32 @@ def read_clip(
     if not missing:
         return []
     if source == "video":
-        pictures = [
-            (*(resize(x, size, BILINEAR) for x in (before, picture)), seconds)
-            for before, picture, seconds in read_pairs(clip.video, len(files))
+        pairs = [
+            (*(resize(x, size, BILINEAR) for x in (before, frame)), seconds)
+            for before, frame, seconds in read_pairs(clip.video, len(files))
         ]
     else:
-        frames = [resize(_read_frame(path, (width, height)), size, BILINEAR) for path in files]
-        pictures = [(frames[t - 1] if t else None, frames[t], 1.0) for t in range(len(files))]
-    return [Pair(paths[t], *pictures[t]) for t in missing]
+        frames = [resize(_read_frame(path, original), size, BILINEAR) for path in files]
+        pairs = [(frames[t - 1] if t else None, frames[t], 1.0) for t in range(len(files))]
+    return [Pair(paths[t], *pairs[t]) for t in missing]
 
 
 def _read_frame(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.size != size:
-                raise FlowError(f"{path}: {image.size} px, frame 1 is {size}")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:  # SyntaxError is Pillow's for a broken PNG
-        raise FlowError(f"{path}: unreadable image ({error})") from error
+    _, image = read_image(path)
+    if image.size != size:
+        raise FlowError(f"{path}: {image.size} px, frame 1 is {size}")
+    return np.asarray(image.convert("RGB"))
 
 
 # ---- doing it ----
 
 
 class Outcome(NamedTuple):
-    """Attributes: written, number of files; kept, clips complete before; failed, lines."""
+    """What a run did.
+
+    Attributes:
+      written: number of files. kept: clips that were complete before. failed: a line per clip.
+    """
 
     written: int
     kept: int
@@ -149,62 +151,90 @@ def make_flow(
       estimate: two uint8 [batch_size, H, W, 3] to flow [batch_size, H, W, 2] in px, or to
         magnitudes [batch_size, H, W] where not `has_vectors`.
       say: takes lines of progress.
-      side: px that pictures are squashed to; None keeps them.
+      side: px that frames are squashed to; None keeps them.
     """
     failed: dict[str, str] = {}
-    waiting: dict[tuple[int, ...], list[Pair]] = collections.defaultdict(list)
-    progress = _Progress(len(clips), say)
-    written = kept = 0
-
-    def write(path: pathlib.Path, flow: np.ndarray) -> int:
-        try:
-            write_array(path, flow)
-        except FlowError as error:
-            failed[str(path.parent.relative_to(output))] = str(error)
-            return 0
-        return 1
-
-    def finish(pairs: list[Pair]) -> int:
-        short = ((0, batch_size - len(pairs)), (0, 0), (0, 0), (0, 0))
-        first = np.pad(np.stack([pair.first for pair in pairs]), short)
-        second = np.pad(np.stack([pair.second for pair in pairs]), short)
-        flow = estimate(first, second)
-        return sum(
-            write(pair.path, found / np.float32(pair.seconds) if has_vectors else found)
-            for pair, found in zip(pairs, flow[: len(pairs)], strict=True)
-        )
+    writer = _Writer(output, estimate, has_vectors, batch_size, failed)
+    progress, kept = _Progress(len(clips), say), 0
 
     def read(clip: Clip) -> list[Pair]:
-        return read_clip(clip, output / clip.place, source, has_vectors, side)
+        return read_clip(clip, output / clip.folder, source, has_vectors, side)
 
     for number, (clip, result) in enumerate(_ahead(read, clips), start=1):
         try:
             pairs = result()
-        # Decoders answer damaged files with many kinds of exceptions.
+        # Decoders answer damaged files with many kinds of exceptions; none ends the run.
         except Exception as error:
-            failed[str(clip.place)] = str(error) or type(error).__name__
+            failed[str(clip.folder)] = str(error) or type(error).__name__
             pairs = []
         else:
             kept += not pairs
         if pairs:
-            (output / clip.place).mkdir(parents=True, exist_ok=True)
             progress.start()
         for pair in pairs:
-            if pair.first is None:
-                size = pair.second.shape[:2]
-                written += write(pair.path, np.zeros((*size, 2) if has_vectors else size))
-                continue
-            queue = waiting[pair.second.shape]
-            queue.append(pair)
-            if len(queue) == batch_size:
-                written += finish(queue)
-                queue.clear()
-        progress.show(number, written, kept)
-    for queue in waiting.values():
-        if queue:
-            written += finish(queue)
-    progress.show(len(clips), written, kept, is_last=True)
-    return Outcome(written, kept, [f"{name}: {reason}" for name, reason in failed.items()])
+            writer.add(pair)
+        progress.show(number, writer.num_written, kept)
+    writer.flush()
+    progress.show(len(clips), writer.num_written, kept, is_last=True)
+    failures = [f"{name}: {reason}" for name, reason in failed.items()]
+    return Outcome(writer.num_written, kept, failures)
+
+
+class _Writer:
+    """Estimates and writes the flow of pairs, in batches of pairs of one size.
+
+    Attributes:
+      num_written: files.
+    """
+
+    def __init__(
+        self,
+        output: pathlib.Path,
+        estimate: Estimate,
+        has_vectors: bool,
+        batch_size: int,
+        failed: dict[str, str],
+    ):
+        """`failed`: takes clip -> reason where flow cannot be stored."""
+        self._output, self._estimate, self._failed = output, estimate, failed
+        self._has_vectors, self._batch_size = has_vectors, batch_size
+        self._waiting: dict[tuple[int, ...], list[Pair]] = collections.defaultdict(list)
+        self.num_written = 0
+
+    def add(self, pair: Pair) -> None:
+        """Takes a pair; its file is written when a batch is full, or by `flush`."""
+        if pair.first is None:
+            size = pair.second.shape[:2]
+            self._write(pair.path, np.zeros((*size, 2) if self._has_vectors else size))
+            return
+        queue = self._waiting[pair.second.shape]
+        queue.append(pair)
+        if len(queue) == self._batch_size:
+            self._finish(queue)
+
+    def flush(self) -> None:
+        """Writes what waits for a full batch."""
+        for queue in self._waiting.values():
+            if queue:
+                self._finish(queue)
+
+    def _finish(self, pairs: list[Pair]) -> None:
+        padding = ((0, self._batch_size - len(pairs)), (0, 0), (0, 0), (0, 0))
+        first = np.pad(np.stack([pair.first for pair in pairs]), padding)
+        second = np.pad(np.stack([pair.second for pair in pairs]), padding)
+        flow = self._estimate(first, second)[: len(pairs)]
+        for pair, found in zip(pairs, flow, strict=True):
+            per_second = found / np.float32(pair.seconds) if self._has_vectors else found
+            self._write(pair.path, per_second)
+        pairs.clear()
+
+    def _write(self, path: pathlib.Path, flow: np.ndarray) -> None:
+        try:
+            write_array(path, flow)
+        except FlowError as error:
+            self._failed[str(path.parent.relative_to(self._output))] = str(error)
+        else:
+            self.num_written += 1
 
 
 def _ahead(read: Callable, clips: Iterable[Clip]) -> Iterator[tuple[Clip, Callable]]:
@@ -225,7 +255,7 @@ def _ahead(read: Callable, clips: Iterable[Clip]) -> Iterator[tuple[Clip, Callab
 
 
 class _Progress:
-    """A line now and then: clips, files, speed and the time that is left."""
+    """A line every few seconds: clips, files, speed and the remaining time."""
 
     def __init__(self, total: int, say: Callable[[str], None]):
         self._total, self._say = total, say
@@ -256,33 +286,26 @@ def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.stack([frame_difference(a, b) for a, b in zip(first, second, strict=True)])
 
 
-def claim_output(folder: pathlib.Path, settings: dict) -> None:
-    """Notes in a folder how its files are made.
+def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Notes in a folder how its files are made, or compares with the note of an earlier run.
 
     Raises:
-      FlowError: they are made in another way; names what differs.
+      InputError: they are made in another way; names what differs.
     """
-    path = folder / SETTINGS
-    if path.is_file():
-        try:
-            stored = json.loads(path.read_text())
-        except ValueError as error:
-            raise FlowError(f"{path}: unreadable ({error})") from error
-        differing = [
-            f"{key} {stored.get(key)!r} there, {settings.get(key)!r} now"
-            for key in sorted(stored.keys() | settings.keys())
-            if stored.get(key) != settings.get(key)
-        ]
-        if differing:
-            raise FlowError(
-                f"{folder} holds flow made in another way ({'; '.join(differing)}): "
-                "choose another --output"
-            )
+    stored = read_settings(folder)
+    if not stored:
+        write_atomically(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(settings, indent=2) + "\n")
-    os.replace(unfinished, path)
+    differing = [
+        f"{key} {stored.get(key)!r} there, {settings.get(key)!r} now"
+        for key in sorted(stored.keys() | settings.keys())
+        if stored.get(key) != settings.get(key)
+    ]
+    if differing:
+        raise FlowError(
+            f"{folder} holds flow made in another way ({'; '.join(differing)}): "
+            "choose another --output"
+        )
 
 
 # ---- command line ----
@@ -297,6 +320,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"flow: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("flow: interrupted; run it again to resume", file=sys.stderr)
+        return 130
     print(
         f"{args.output}/{args.dataset}: {outcome.written} files written, "
         f"{outcome.kept} clips were complete, {len(outcome.failed)} failed"
@@ -316,7 +342,7 @@ def run(args: argparse.Namespace) -> Outcome:
         raise FlowError(f"{args.dataset} comes without videos: --source=video needs --videos")
     if args.size is not None and args.size < 1:
         raise FlowError(f"--size={args.size}: expected at least 1")
-    side = args.size or DATASETS[args.dataset].side
+    side = args.size or SETTINGS[args.dataset].flow_side
     has_vectors = args.model != DIFFERENCE
     if has_vectors == (args.weights is None):
         what = "needs" if has_vectors else "has no"
@@ -334,7 +360,7 @@ def run(args: argparse.Namespace) -> Outcome:
     else:
         estimate = difference
     output = pathlib.Path(args.output).expanduser() / args.dataset
-    claim_output(output, settings)
+    check_settings(output, settings)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -352,14 +378,19 @@ def _parser() -> argparse.ArgumentParser:
     def add(name, text, **options):
         parser.add_argument(f"--{name}", help=text, **options)
 
-    add("dataset", "what is in the root", choices=sorted(DATASETS), required=True)
+    add("dataset", "what is in the root", choices=sorted(SETTINGS), required=True)
     add("root", "folder of the dataset", required=True)
     add("output", "the flow root", required=True)
-    add("source", "pictures a second apart, or neighbours", choices=SOURCES, default="frames")
+    add(
+        "source",
+        "frames a second apart, or neighbors in the video",
+        choices=SOURCES,
+        default="frames",
+    )
     add("model", "estimator (%(default)s)", choices=MODELS, default="raft_large")
-    add("weights", "of RAFT: what convert_weights.py --source=raft wrote")
+    add("weights", "of RAFT, as convert_weights.py --source=raft writes them")
     add("layout", "of s4 and ms3: object224 or vct384, where the root holds both", default="")
-    add("size", "squash pictures to this many px per side first (avss: 384)", type=int)
+    add("size", "squash frames to this many px per side first (avss: 384)", type=int)
     add("videos", "folder of NAME.mp4, instead of the dataset's own")
     add("batch_size", "pairs at once (%(default)s)", type=int, default=4)
     add("iterations", "updates of RAFT's flow (%(default)s)", type=int, default=12)

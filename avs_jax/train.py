@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 import jax
 from ml_collections import ConfigDict
 
-from avs_jax.data.pipeline import EvalBatches, Loader, TrainBatches, open_records
+from avs_jax.data.pipeline import EvalBatches, Loader, TrainBatches
+from avs_jax.data.records import open_records
 from avs_jax.evaluate import evaluate_split, report_folder
 from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.checkpoint import Checkpoint

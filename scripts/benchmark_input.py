@@ -22,7 +22,8 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from avs_jax.data.pipeline import Loader, TrainBatches, open_records
+from avs_jax.data.pipeline import Loader, TrainBatches
+from avs_jax.data.records import open_records
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
 from avs_jax.runtime.command_line import UsageError, parse

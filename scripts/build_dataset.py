@@ -2,18 +2,18 @@
 
   python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source --data_dir=DIR
 
-Every file is read and checked; missing or damaged ones are listed, all of them, and no dataset is
-made. With --skip-bad their clips are left out and counted in the dataset's metadata. Clips are
-written in parts: a build that was killed, or that failed for some files, goes on with what was not
-done, as long as the files of a finished part have not changed. A large dataset can be read and
-written by several processes or machines through Apache Beam (the extra `beam`), which must see the
-folders under the same paths, here by four processes of this machine:
+Every file is read and checked; all missing or damaged ones are listed, and no dataset is made. With
+--skip-bad their clips are left out and counted in the dataset's metadata. Clips are written in
+shards: a build that was killed, or that failed for some files, is resumed, as long as the files of
+a finished shard have not changed. Several processes or machines can read and write a large dataset
+through Apache Beam (the extra `beam`), which must see the folders under the same paths. Here are
+four processes of this machine:
 
   ... --dataset=avsbench_semantic --beam=direct_running_mode=multi_processing,direct_num_workers=4
 
-`--dataset=avsbench_s4/vct384` chooses a layout where the folder holds several. A dataset that is
-there is left as it is unless --overwrite is given; asking for it from another folder or with other
-flow is an error.
+`--dataset=avsbench_s4/vct384` chooses a layout where the folder holds several. An existing dataset
+is kept unless --overwrite is given; asking for it from another folder or with other flow is an
+error.
 """
 
 import argparse
@@ -31,9 +31,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import tensorflow_datasets as tfds  # noqa: E402
 
-from tfds_builders import common  # noqa: E402
+from avs_jax.data.avsbench_folders import (  # noqa: E402
+    BY_DATASET,
+    DatasetLayoutError,
+    Setting,
+)
+from avs_jax.data.records import read_folder  # noqa: E402
+from avs_jax.spec import InputError  # noqa: E402
 
-DATASETS = ("avsbench_s4", "avsbench_ms3", "avsbench_semantic")
+DATASETS = tuple(BY_DATASET)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         "--beam", metavar="KEY=VALUE,...", help="write through Apache Beam with these options"
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave damaged clips out")
-    parser.add_argument("--overwrite", action="store_true", help="build anew what is there")
+    parser.add_argument("--overwrite", action="store_true", help="rebuild an existing dataset")
     args = parser.parse_args(argv)
     name, _, layout = args.dataset.partition("/")
     if name not in DATASETS:
@@ -57,14 +63,12 @@ def main(argv: list[str] | None = None) -> int:
     tfds.disable_progress_bar()  # the builders show their own, with totals
     try:
         build(name, layout, args)
-    except (
-        common.DatasetFilesError,
-        common.DatasetLayoutError,
-        OSError,
-        ModuleNotFoundError,
-    ) as error:
+    except (InputError, OSError, ModuleNotFoundError) as error:
         print(f"build_dataset: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("build_dataset: interrupted; run it again to resume", file=sys.stderr)
+        return 130
     except RuntimeError as error:
         if "No space left" not in str(error):  # so TFDS reports a full disk
             raise
@@ -74,33 +78,34 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build(name: str, layout: str, args: argparse.Namespace) -> None:
-    """Builds one dataset, or says that it is there.
+    """Builds one dataset, or says that it exists.
 
     Raises:
-      common.DatasetLayoutError: the folder or the layout is not there.
-      common.DatasetFilesError: files are missing or damaged.
+      InputError: the folder or the layout does not exist, or files are missing or damaged.
       BlockingIOError: another process builds into the same folder.
       ModuleNotFoundError: --beam without Apache Beam.
     """
+    setting = BY_DATASET[name]
     beam_options = None if args.beam is None else _beam_options(args.beam)
     module = importlib.import_module(f"tfds_builders.{name}.{name}_dataset_builder")
     if not layout:
-        layout = _choose_layout(module, args.manual_dir, args.data_dir)
-    choices = [config.name for config in module.Builder.BUILDER_CONFIGS]
+        layout = _choose_layout(setting, args.manual_dir, args.data_dir)
+    choices = [x.name for x in setting.layouts]
     if layout not in choices:
-        raise common.DatasetLayoutError(
+        raise DatasetLayoutError(
             f"--dataset={name}/{layout}: no such layout; there are {', '.join(choices)}"
         )
     data_dir = pathlib.Path(args.data_dir).expanduser().absolute()
-    # Settled before the builder is made: it would read the metadata of what is there.
+    # Settled before the builder is made: it would read the metadata of an existing dataset.
     version_dir = data_dir / name / layout / str(module.Builder.VERSION)
     with _locked(version_dir.parent):
         _remove_leftovers(version_dir)
         if version_dir.is_dir() and not args.overwrite:
-            _check_same_source(version_dir, module.Builder, args)
-            _report(version_dir, "is already built; --overwrite builds it anew")
+            _check_same_source(version_dir, setting, args)
+            _report(version_dir, "is already built; --overwrite rebuilds it")
             return
-        module.Builder.find_root(args.manual_dir)  # before anything is touched
+        root = setting.find_root(args.manual_dir)  # before anything is touched
+        print(f"building {version_dir} from {root}", flush=True)
         with _set_aside(version_dir), _tidied(data_dir, name):
             builder = module.Builder(
                 data_dir=str(data_dir),
@@ -115,22 +120,24 @@ def build(name: str, layout: str, args: argparse.Namespace) -> None:
                 ),
                 file_format="array_record",
             )
-        shutil.rmtree(module.Builder.parts_dir(version_dir.parent), ignore_errors=True)
+        shutil.rmtree(module.Builder.shards_dir(version_dir.parent), ignore_errors=True)
         _report(version_dir, "built")
 
 
-def _check_same_source(version_dir: pathlib.Path, builder: type, args: argparse.Namespace) -> None:
-    """Raises where what is built is not what is asked for; a source that is gone says nothing."""
-    metadata = tfds.builder_from_directory(version_dir).info.metadata
+def _check_same_source(
+    version_dir: pathlib.Path, setting: Setting, args: argparse.Namespace
+) -> None:
+    """Raises where an existing dataset is not the one asked for; a missing source is no error."""
+    metadata = read_folder(version_dir).metadata
     flow_dir = str(pathlib.Path(args.flow_dir).expanduser().absolute()) if args.flow_dir else ""
     asked = {"flow_dir": flow_dir}
-    with contextlib.suppress(common.DatasetLayoutError):
-        asked["source"] = str(builder.find_root(args.manual_dir))
+    with contextlib.suppress(DatasetLayoutError):
+        asked["source"] = str(setting.find_root(args.manual_dir))
     for name, value in asked.items():
-        if metadata[name] != value:
-            raise common.DatasetLayoutError(
-                f"{version_dir} was built with {name} {metadata[name] or 'none'}, now it is "
-                f"{value or 'none'}: build it anew with --overwrite, or choose another --data_dir"
+        if metadata.get(name) != value:
+            raise DatasetLayoutError(
+                f"{version_dir} was built with {name} {metadata.get(name) or 'none'}, now it is "
+                f"{value or 'none'}: rebuild it with --overwrite, or choose another --data_dir"
             )
 
 
@@ -158,13 +165,13 @@ def _tidied(data_dir: pathlib.Path, name: str) -> Iterator[None]:
             shutil.rmtree(data_dir / name / ".config", ignore_errors=True)
 
 
-def _choose_layout(module: object, manual_dir: str, data_dir: str) -> str:
-    """The default layout, or the only one there is; says which."""
-    default = module.Builder.BUILDER_CONFIGS[0].name
+def _choose_layout(setting: Setting, manual_dir: str, data_dir: str) -> str:
+    """The default layout, or the only one in the folder; says which."""
+    default = setting.layouts[0].name
     try:
-        present = module.Builder.layouts_present(module.Builder.find_root(manual_dir))
-    except common.DatasetLayoutError:
-        home = pathlib.Path(data_dir).expanduser() / module.Builder.name / default
+        present = [x.name for x in setting.layouts_present(setting.find_root(manual_dir))]
+    except DatasetLayoutError:
+        home = pathlib.Path(data_dir).expanduser() / setting.dataset / default
         if any(home.glob("*/dataset_info.json")):  # built earlier; its source may be gone
             return default
         raise
@@ -194,7 +201,7 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _remove_leftovers(version_dir: pathlib.Path) -> None:
-    """Removes what a killed build left, and puts back what it was about to replace."""
+    """Removes what a killed build left, and restores what it was about to replace."""
     leftovers = list(version_dir.parent.glob("incomplete.*"))
     if version_dir.is_dir() and not (version_dir / "dataset_info.json").is_file():
         leftovers.append(version_dir)
@@ -230,14 +237,15 @@ def _replaced(version_dir: pathlib.Path) -> pathlib.Path:
 
 
 def _report(version_dir: pathlib.Path, what: str) -> None:
-    info = tfds.builder_from_directory(version_dir).info
-    counts = ", ".join(f"{split} {s.num_examples}" for split, s in sorted(info.splits.items()))
-    metadata = info.metadata
-    flow = ", ".join(f"{kind} {n}" for kind, n in sorted(metadata["flow_kinds"].items()))
+    folder = read_folder(version_dir)
+    lengths = sorted(folder.shard_lengths.items())
+    counts = ", ".join(f"{split} {sum(shards)}" for split, shards in lengths)
+    noted = folder.metadata.get
+    flow = ", ".join(f"{kind} {n}" for kind, n in sorted(noted("flow_kinds", {}).items()))
     print(
-        f"{version_dir} {what}: {counts} clips, {metadata['num_skipped']} skipped; "
-        f"colour masks {'yes' if metadata['has_pre_masks'] else 'no'}; flow {flow}; "
-        f"from {metadata['source']}"
+        f"{version_dir} {what}: {counts} clips, {noted('num_skipped')} skipped; "
+        f"color masks {'yes' if noted('has_pre_masks') else 'no'}; flow {flow}; "
+        f"from {noted('source')}"
     )
 
 

@@ -9,15 +9,15 @@ that holds several of them.
 `check` reads every file once: clips per split against the expected counts, every missing,
 unreadable or mis-sized file, frames without the mask they should have, rows of the csv without a
 folder and folders without a row, sounds by length and rate. It prints a table and the problems,
-writes them as JSON too, and exits with 1 where there are any.
+writes them as JSON too, and exits with 1 if there are any.
 
 `prepare` makes, from AVSBench_semantic's clips of the same name (v1s for S4, v1m for MS3):
 
   s4_data_384/visual_frames_384, gt_masks_384 (train), gt_masks_224 (val, test), and likewise
-  ms3_data_384/; pre_SAM_mask_384 where AVSBench_semantic has colour masks
+  ms3_data_384/; pre_SAM_mask_384 where AVSBench_semantic has color masks
 
-frames bilinear, masks nearest: a mask is where labels_rgb, as a grey image, is not black. Then it
-makes 16 kHz wavs from raw_videos where audio_wav lacks them. What is there stays; a second run
+frames bilinear, masks nearest: a mask is where labels_rgb, as a gray image, is not black. Then it
+makes 16 kHz wavs from raw_videos where audio_wav lacks them. Existing files are kept; a second run
 finds nothing to do. AVSS needs no preparation: its builder reads the download, and its frames are
 squashed when they are read.
 
@@ -31,33 +31,33 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from tfds_builders import common, download_check, prepare_384  # noqa: E402
-from tfds_builders.avsbench_ms3 import avsbench_ms3_dataset_builder as ms3  # noqa: E402
-from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4  # noqa: E402
-from tfds_builders.avsbench_semantic import (  # noqa: E402
-    avsbench_semantic_dataset_builder as semantic,
+from avs_jax.data.avsbench_folders import (  # noqa: E402
+    S4,
+    SETTINGS,
+    DatasetLayoutError,
 )
-
-SETTINGS = {"s4": s4.Builder, "ms3": ms3.Builder, "avss": semantic.Builder}
+from avs_jax.files import write_atomically  # noqa: E402
+from avs_jax.spec import InputError  # noqa: E402
+from tfds_builders import download_check, prepare_384  # noqa: E402
 
 
 def find_settings(folder: str) -> dict[str, pathlib.Path]:
-    """Setting -> folder of its csv, for the settings that are there.
+    """Setting -> folder of its csv, for the settings that `folder` holds.
 
     Raises:
-      common.DatasetLayoutError: none is.
+      DatasetLayoutError: it holds none.
     """
     found = {}
-    for setting, builder in SETTINGS.items():
+    for setting in SETTINGS.values():
         try:
-            found[setting] = builder.find_root(folder)
-        except common.DatasetLayoutError:
+            found[setting.name] = setting.find_root(folder)
+        except DatasetLayoutError:
             continue
     if not found:
-        wanted = ", ".join(f"{'/'.join(b.FOLDERS)}/{b.CSV}" for b in SETTINGS.values())
-        raise common.DatasetLayoutError(
+        wanted = ", ".join(f"{'/'.join(x.folders)}/{x.csv}" for x in SETTINGS.values())
+        raise DatasetLayoutError(
             f"{folder} holds none of AVSBench's settings; looked for {wanted}, and for the csv "
-            f"itself\n{s4.HOW_TO_GET}"
+            f"itself\n{S4.how_to_get}"
         )
     return found
 
@@ -69,7 +69,7 @@ def check(folder: str, json_path: str | None) -> int:
         reports += download_check.check_setting(SETTINGS[setting], root)
     print("\n".join(download_check.to_lines(reports)))
     if json_path:
-        pathlib.Path(json_path).write_text(json.dumps(reports, indent=2) + "\n")
+        write_atomically(json_path, json.dumps(reports, indent=2) + "\n")
         print(f"written: {json_path}")
     return int(any(report["problems"] for report in reports))
 
@@ -80,17 +80,17 @@ def prepare(folder: str) -> int:
     problems = []
     for setting, subset in (("s4", "v1s"), ("ms3", "v1m")):
         if setting not in roots:
-            print(f"{setting}: not there, nothing to prepare")
+            print(f"{setting}: not in {folder}, nothing to prepare")
             continue
         result = prepare_384.extract_wavs(SETTINGS[setting], roots[setting])
-        print(f"{setting}: wavs from videos: {result.made} made, {result.kept} were there")
+        print(f"{setting}: wavs from videos: {result.made} made, {result.kept} kept")
         problems += result.problems
         if "avss" not in roots:
             print(f"{setting}: no AVSBench_semantic, so no 384 px variant")
             continue
-        source = SETTINGS["avss"], roots["avss"], subset
+        source = roots["avss"], subset
         result = prepare_384.resize_clips(SETTINGS[setting], roots[setting], *source)
-        print(f"{setting}: 384 px files: {result.made} made, {result.kept} were there")
+        print(f"{setting}: 384 px files: {result.made} made, {result.kept} kept")
         problems += result.problems
     for problem in problems:
         print(f"prepare_avsbench: {problem}", file=sys.stderr)
@@ -112,9 +112,12 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "check":
             return check(args.folder, args.json)
         return prepare(args.folder)
-    except common.DatasetLayoutError as error:
+    except (InputError, OSError) as error:
         print(f"prepare_avsbench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("prepare_avsbench: interrupted; run it again to resume", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from avs_jax.data import synthetic, synthetic_files
+from avs_jax.data.avsbench_folders import MS3, S4
 from tests import avsbench_folders as folders
-from tfds_builders.avsbench_ms3 import avsbench_ms3_dataset_builder as ms3
-from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4
+from tfds_builders.avsbench import list_clips
 
 COUNTS = {"train": 4, "val": 2, "test": 2}
 
@@ -52,17 +52,17 @@ def test_reads_back_the_same_bytes(source, tmp_path):
                 assert record["pre_masks"][t] == colour
             assert record["mask_index"].tolist() == [0, 1, 2, 3, 4]  # in train as well
             assert record["waveform"].shape == (80_000, 1) and record["sample_rate"] == 16_000
-            visible = {s4.CATEGORIES[label - 1] for label in record["visible_labels"]}
+            visible = {S4.categories[label - 1] for label in record["visible_labels"]}
             assert visible == {item.category.name for item in plan.objects}
 
 
 def test_names_of_the_first_column_do_not_matter(source, tmp_path):
     """AVSBench reads the clip by position and the split by name."""
     copy = shutil.copytree(source, tmp_path / "Multi-sources")
-    lines = (copy / ms3.Builder.CSV).read_text().splitlines()
+    lines = (copy / MS3.csv).read_text().splitlines()
     text = "\n".join(line.rpartition(",")[0] for line in lines[1:])
-    (copy / ms3.Builder.CSV).write_text(f"whatever,split\n{text}\n")
-    clips, problems = ms3.Builder.list_clips(copy, ms3.OBJECT224)
+    (copy / MS3.csv).write_text(f"whatever,split\n{text}\n")
+    clips, problems = list_clips(MS3, copy, MS3.layouts[0])
     assert problems == [] and {split: len(clips[split]) for split in COUNTS} == COUNTS
     assert {clip.category for split in COUNTS for clip in clips[split]} == {""}
 
@@ -82,7 +82,7 @@ def test_damage_is_named_and_can_be_skipped(source, tmp_path, capsys):
     frame.write_bytes(frame.read_bytes()[:200])
     mask = next(copy.glob("ms3_data/gt_masks/train/train_5_00001/*_5.png"))
     mask.unlink()
-    with (copy / ms3.Builder.CSV).open("a") as file:
+    with (copy / MS3.csv).open("a") as file:
         file.write("ghost,nowhere,\n")
     assert run(copy, tmp_path / "data") == 1
     message = capsys.readouterr().err
@@ -95,18 +95,18 @@ def test_damage_is_named_and_can_be_skipped(source, tmp_path, capsys):
     assert info.metadata["num_skipped"] == 3 and info.metadata["num_clips"] == 6
 
 
-def test_colour_masks_under_other_names(source, tmp_path):
+def test_color_masks_under_other_names(source, tmp_path):
     """pre_SAM_mask_224 without ".mp4" is found; a folder of strange names is a problem."""
     copy = shutil.copytree(source, tmp_path / "Multi-sources")
     (copy / "ms3_data/pre_SAM_mask").rename(copy / "ms3_data/pre_SAM_mask_224")
     for path in list(copy.glob("ms3_data/pre_SAM_mask_224/*/*.png")):
         path.rename(path.with_name(path.name.replace(".mp4", "")))
-    clips, problems = ms3.Builder.list_clips(copy, ms3.OBJECT224)
+    clips, problems = list_clips(MS3, copy, MS3.layouts[0])
     assert problems == [] and all(p.is_file() for p in clips["val"][0].pre_masks)
     for path in list(copy.glob("ms3_data/pre_SAM_mask_224/*/*.png")):
         path.rename(path.with_name("x" + path.name))
-    clips, problems = ms3.Builder.list_clips(copy, ms3.OBJECT224)
-    assert clips["val"][0].pre_masks == () and "holds no colour mask" in problems[0]
+    clips, problems = list_clips(MS3, copy, MS3.layouts[0])
+    assert clips["val"][0].pre_masks == () and "holds no color mask" in problems[0]
 
 
 def test_stored_flow(source, tmp_path):
@@ -114,5 +114,5 @@ def test_stored_flow(source, tmp_path):
     folder.mkdir(parents=True)
     for t in range(5):
         np.save(folder / f"flow_{t:04d}.npy", np.full((4, 4, 2), t, np.float32))
-    clips, _ = ms3.Builder.list_clips(source, ms3.OBJECT224, tmp_path / "flow")
+    clips, _ = list_clips(MS3, source, MS3.layouts[0], tmp_path / "flow")
     assert clips["val"][1].flow_dir == folder

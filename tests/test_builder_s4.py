@@ -17,9 +17,12 @@ import pytest
 from PIL import Image
 
 from avs_jax.data import synthetic, synthetic_files
+from avs_jax.data.avsbench_folders import S4
+from avs_jax.data.input_files import read_wav
+from avs_jax.data.records import Records
 from tests import avsbench_folders as folders
-from tfds_builders import common
-from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4
+from tfds_builders.avsbench import list_clips
+from tfds_builders.clip_files import read_clip
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -58,6 +61,7 @@ def built(source, tmp_path_factory):
 
 def test_reads_back_the_same_bytes(source, built):
     info = open_built(built).info
+    assert info.metadata["flow_has_first"] is None
     assert {name: split.num_examples for name, split in info.splits.items()} == {
         "train": 12, "val": 4, "test": 4,
     }  # fmt: skip
@@ -72,20 +76,20 @@ def test_reads_back_the_same_bytes(source, built):
             category = plan.objects[plan.sounding].category.name
             assert record["clip_id"] == plan.name.encode()
             assert record["category"] == category.encode()
-            assert s4.CATEGORIES[record["category_label"] - 1] == category
+            assert S4.categories[record["category_label"] - 1] == category
             paths = synthetic_files.clip_paths(source, plan)
             with_mask = [0] if split == "train" else list(range(5))
             assert record["mask_index"].tolist() == with_mask
             assert record["frames"] == [paths[f"frame/{k}"].read_bytes() for k in range(1, 6)]
             assert record["pre_masks"] == [paths[f"colour/{k}"].read_bytes() for k in range(1, 6)]
             assert record["masks"] == [paths[f"mask/{t + 1}"].read_bytes() for t in with_mask]
-            waveform, rate = common.read_wav(paths["wav"])
+            waveform, rate = read_wav(paths["wav"])
             assert rate == record["sample_rate"] == 16_000
             assert record["waveform"].dtype == np.int16
             np.testing.assert_array_equal(record["waveform"], waveform)
             assert record["waveform"].shape == (80_000, 1)
             assert record["flow"].shape == (0, 0, 0, 0) and record["flow_kind"] == b"none"
-            visible = [s4.CATEGORIES[label - 1] for label in record["visible_labels"]]
+            visible = [S4.categories[label - 1] for label in record["visible_labels"]]
             assert visible == objects[plan.name]
 
 
@@ -121,7 +125,7 @@ def test_needs_no_tensorflow(source, tmp_path):
         [sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "train 12" in done.stdout and "Reading and writing: 100%" in done.stderr
+    assert "train 12" in done.stdout and "%" not in done.stderr  # no bar in a log
 
 
 def frame(root, split, number, kind="frame/1"):
@@ -184,8 +188,8 @@ def test_one_damaged_file_fails_the_build(damaged, tmp_path, capsys, number):
         (pristine / path.relative_to(damaged)).unlink()
     else:
         shutil.copy(path, pristine / path.relative_to(damaged))
-    clips, _ = s4.Builder.list_clips(pristine, s4.OBJECT224)
-    found = [common.read_clip(clip)[1] for split in clips.values() for clip in split]
+    clips, _ = list_clips(S4, pristine, S4.layouts[0])
+    found = [read_clip(clip)[1] for split in clips.values() for clip in split]
     (problems,) = [lines for lines in found if lines]
     assert len(problems) == 1 and words in problems[0]
     assert path.name in problems[0]
@@ -200,6 +204,68 @@ def test_skip_bad_counts(damaged, tmp_path):
     }  # fmt: skip
     assert info.metadata["num_clips"] == 13
     assert info.metadata["num_skipped"] == len(info.metadata["skipped"]) == len(expected)
+
+
+def test_headers_that_lie_and_pipes(damaged, tmp_path, capsys):
+    """Damage that decoders answer with anything but an error of their own; each is listed."""
+    sizes, rate = frame(damaged, "train", 0, "wav"), frame(damaged, "val", 0, "wav")
+    sizes.write_bytes(patch(sizes.read_bytes(), 18, b"\x70"))
+    rate.write_bytes(patch(rate.read_bytes(), 24, bytes(4)))
+    pipe = frame(damaged, "test", 0, "frame/2")
+    pipe.unlink()
+    os.mkfifo(pipe)
+    folder = (
+        tmp_path
+        / "flow"
+        / frame(damaged, "test", 1).parent.relative_to(damaged / "s4_data/visual_frames")
+    )
+    folder.mkdir(parents=True)
+    for t in range(5):
+        np.save(folder / f"flow_{t:04d}.npy", np.ones((6, 8, 2), np.float16))
+    header = folder / "flow_0003.npy"
+    header.write_bytes(header.read_bytes().replace(b"'fortran", b"('fortran"))
+    flags = (damaged, tmp_path / "data", f"--flow_dir={tmp_path / 'flow'}")
+    assert run(*flags) == 1
+    message = capsys.readouterr().err
+    for path, words in (
+        (sizes, "unreadable wav"), (rate, "sampled at 0 Hz"), (pipe, "not a regular file"),
+        (header, "no npy file"),
+    ):  # fmt: skip
+        assert f"{path}: {words}" in message
+    assert "4 missing or damaged files in 4 clips (16 clips are good)" in message
+    assert run(*flags, "--skip-bad") == 0
+    assert open_built(tmp_path / "data").info.metadata["num_skipped"] == 4
+    (damaged / "generated_objects.json").write_text("[]")
+    assert run(damaged, tmp_path / "other") == 1
+    assert "generated_objects.json: a JSON list, expected" in capsys.readouterr().err
+    (damaged / "generated_objects.json").write_text('{"a": ["unicorn"]}')
+    assert run(damaged, tmp_path / "other") == 1
+    assert "expected lists of known categories, found 'unicorn'" in capsys.readouterr().err
+
+
+def patch(data, at, value):
+    return data[:at] + value + data[at + len(value) :]
+
+
+@pytest.mark.parametrize("source_of_flow", ["frames", "video", None])
+def test_whether_frame_0_has_a_flow_is_said(source, tmp_path, source_of_flow):
+    """By flow.json; without it, by whether it is zero. The first clip's is, the second's is not."""
+    flow = tmp_path / "flow/s4"
+    for index in range(2):
+        inner = frame(source, "test", index).parent.relative_to(source / "s4_data/visual_frames")
+        (flow / inner).mkdir(parents=True)
+        for t in range(5):
+            np.save(flow / inner / f"flow_{t:04d}.npy", np.full((6, 8), t + index, np.float16))
+    if source_of_flow:
+        (flow / "flow.json").write_text(json.dumps({"source": source_of_flow}))
+    assert run(source, tmp_path / "data", f"--flow_dir={tmp_path / 'flow'}") == 0
+    home = tmp_path / "data/avsbench_s4/object224/1.0.0"
+    records = Records(home, "test")
+    stored = {"frames": [False, False], "video": [True, True], None: [False, True]}
+    assert [bool(r["flow_has_first"]) for r in records] == stored[source_of_flow] + [False, False]
+    assert records.metadata["flow_has_first"] is {"frames": False, "video": True}.get(
+        source_of_flow
+    )
 
 
 def test_already_built_overwrite_and_leftovers(source, tmp_path, capsys):

@@ -11,18 +11,15 @@ import pytest
 from PIL import Image
 
 from avs_jax.data import synthetic_files, synthetic_parts
+from avs_jax.data.avsbench_folders import AVSS, DatasetLayoutError
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_labels
 from configs.avss_vct import get_config
 from tests import avsbench_folders as folders
-from tfds_builders import common, parts
-from tfds_builders.avsbench_semantic import avsbench_semantic_dataset_builder as semantic
+from tfds_builders import clip_files, shards
+from tfds_builders.avsbench import category_labels
 
 CLASSES = synthetic_parts.SEMANTIC_CLASSES
-
-
-def prepare_clip(record, config, rng=None):
-    return ClipRows(config).prepare(record, rng)
 
 
 def run(manual_dir, data_dir, *flags, dataset="avsbench_semantic"):
@@ -84,11 +81,11 @@ def test_clips_of_five_and_ten_frames_in_one_batch(built):
     config.data.augment.min_sizes = (32,)
     records = open_built(built).as_data_source("train")
     for index, (frames, masks) in enumerate(((5, 1), (10, 10), (5, 5), (10, 10))):
-        clip = prepare_clip(records[index], config, np.random.default_rng(0))
+        clip = ClipRows(config).prepare(records[index], np.random.default_rng(0))
         assert clip["valid"].tolist() == [True] * masks + [False] * (10 - masks)
         assert (clip["supervised"] == clip["valid"]).all()
         assert (clip["proto_valid"] == clip["valid"]).all()
-        whole = prepare_clip(records[index], config)
+        whole = ClipRows(config).prepare(records[index])
         assert whole["valid"].tolist() == [True] * frames + [False] * (10 - frames)
         assert (whole["labels"][masks:] == 255).all() and (whole["labels"][:masks] < 71).all()
 
@@ -107,7 +104,7 @@ def test_original_and_processed_sizes(source, tmp_path):
             target.parent.mkdir(exist_ok=True)
             Image.open(path).resize((224, 224), Image.Resampling.NEAREST).save(target)
     shutil.rmtree(copy / "pre_SAM_mask")
-    assert semantic.Builder.layouts_present(copy) == ["original", "vct384"]
+    assert [x.name for x in AVSS.layouts_present(copy)] == ["original", "vct384"]
     assert run(copy, tmp_path / "data", dataset="avsbench_semantic/vct384") == 0
 
     def sizes(split):
@@ -139,17 +136,17 @@ def test_damage_is_named(source, tmp_path, capsys):
 
 def test_class_list(source, tmp_path):
     (tmp_path / "label2idx.json").write_text(json.dumps({"background": 1, "dog": 2}))
-    with pytest.raises(common.DatasetLayoutError, match="2 classes, expected 71"):
-        semantic.Builder.categories(tmp_path)
-    classes = semantic.Builder.categories(source)  # the file counts from 1, positions do not
+    with pytest.raises(DatasetLayoutError, match="2 classes, expected 71"):
+        category_labels(AVSS, tmp_path)
+    classes = category_labels(AVSS, source)  # the file counts from 1, positions do not
     assert classes["background"] == 0 and classes["woman"] == 70
     assert json.loads((source / "label2idx.json").read_text())["background"] == 1
 
 
-def test_killed_build_goes_on(source, tmp_path, monkeypatch, capsys):
+def test_killed_build_is_resumed(source, tmp_path, monkeypatch, capsys):
     """What was finished is not read again, unless its files changed meanwhile."""
     source = shutil.copytree(source, tmp_path / "AVSBench_semantic")
-    real, read = common.read_clip, []
+    real, read = clip_files.read_clip, []
 
     def killed(clip):
         if len(read) == 9:  # train and val are written
@@ -157,22 +154,22 @@ def test_killed_build_goes_on(source, tmp_path, monkeypatch, capsys):
         read.append(clip.clip_id)
         return real(clip)
 
-    monkeypatch.setattr(common, "read_clip", killed)
+    monkeypatch.setattr(clip_files, "read_clip", killed)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    with pytest.raises(KeyboardInterrupt):
-        run(source, tmp_path)
+    assert run(source, tmp_path) == 130
+    assert "build_dataset: interrupted" in capsys.readouterr().err
     changed = next(source.glob("*/val_5_00001/audio.wav"))
     os.utime(changed, ns=(1, 1))
     read.clear()
     read_again = read
     monkeypatch.setattr(
-        common, "read_clip", lambda clip: read_again.append(clip.clip_id) or real(clip)
+        clip_files, "read_clip", lambda clip: read_again.append(clip.clip_id) or real(clip)
     )
     assert run(source, tmp_path) == 0
     assert sorted(read_again) == [
         f"{split}_5_{i:05d}" for split in ("test", "val") for i in range(4)
     ]
-    assert "4 of 12 clips are there from an earlier build" in capsys.readouterr().out
+    assert "resuming after 4 of 12 clips of an earlier build" in capsys.readouterr().out
     for split in ("train", "val", "test"):
         names = [
             record["clip_id"].decode() for record in open_built(tmp_path).as_data_source(split)
@@ -183,7 +180,7 @@ def test_killed_build_goes_on(source, tmp_path, monkeypatch, capsys):
 
 
 def test_several_shards_keep_the_order(source, built, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "CLIPS_PER_PART", 3)
+    monkeypatch.setattr(shards, "CLIPS_PER_SHARD", 3)
     assert run(source, tmp_path) == 0
     assert open_built(tmp_path).info.splits["train"].shard_lengths == [3, 1]
     for split in ("train", "val", "test"):

@@ -73,7 +73,7 @@ def test_every_condition_is_scored_and_written(job, tmp_path, capsys):
         assert found[condition]["mIoU"]["value"] == pytest.approx(float(deaf), abs=1e-6)
         # It marks a square of half the side, or nothing.
         assert found[condition]["FPR"]["value"] == pytest.approx(deaf * 64 / SCORE**2)
-        assert found[condition]["small"]["value"] == pytest.approx(1 - deaf)
+        assert found[condition]["frac_near_empty"]["value"] == pytest.approx(1 - deaf)
     # N is the mean over types, two of the three published ones at 1.
     published = numbers["summary"]["published"]
     assert published["G-mIoU"]["value"] == pytest.approx(2 * (1 / 3) / (1 + 1 / 3), abs=1e-6)
@@ -87,7 +87,7 @@ def test_every_condition_is_scored_and_written(job, tmp_path, capsys):
     assert manifest["sha256"] == false_sounds.manifest_digest(manifest)
     for text in (capsys.readouterr().out, (folder / "report.md").read_text()):
         assert "False sounds" in text and manifest["sha256"] in text
-        assert "noise pink" in text and "G-mIoU over silence, noise and offscreen" in text
+        assert "noise pink" in text and "silence, noise, offscreen" in text
 
     tables = {name: FrameCounts.load(folder / f"counts_{name}.npz") for name in CONDITIONS}
     tables = {"true_audio": FrameCounts.load(folder / "counts.npz")} | tables

@@ -81,3 +81,20 @@ def test_a_kill_between_the_renames_loses_nothing(tmp_path):
     with pytest.raises(KeyError), files.atomic_folder(path):
         raise KeyError("x")
     assert os.listdir(path) == ["old"] and os.listdir(tmp_path) == ["report"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_regular_file_is_refused(tmp_path, kind):
+    path = {"device": pathlib.Path("/dev/zero"), "folder": tmp_path}.get(kind, tmp_path / "pipe")
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(OSError, match=str(path)):
+        files.read_regular(path)
+
+
+def test_larger_files_than_allowed_are_not_read(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert files.read_regular(path, 5) == b"12345"
+    with pytest.raises(OSError, match="5 bytes, more than the 4 allowed"):
+        files.read_regular(path, 4)

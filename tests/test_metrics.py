@@ -328,6 +328,51 @@ def test_dataset_is_a_ratio_of_sums():
     assert scores["f_beta"] == pytest.approx(best)
 
 
+def cavp_directly(pred, labels, num_classes):
+    """CAVP's meters: the confusion matrix of all known pixels, then one ratio per class."""
+    known = labels != 255
+    pairs = num_classes * labels[known].astype(int) + pred[known]
+    matrix = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    ious, f_betas = [], []
+    for k in range(num_classes):
+        tp = matrix[k, k]
+        fp, fn = matrix[:, k].sum() - tp, matrix[k].sum() - tp
+        ious.append(tp / (tp + fp + fn + np.spacing(1)))
+        if tp + fp + fn:
+            f_betas.append(1.3 * tp / (1.3 * tp + 0.3 * fn + fp))
+    return {"mIoU": np.mean(ious), "f_beta": np.mean(f_betas)}
+
+
+def test_cavp_averages_over_background_and_object():
+    prob, labels = random_clips()
+    prob[0, 0, :2] = 0.5  # a tie is background
+    labels[1, :, 3:5] = 255
+    valid = np.ones(prob.shape[:2], bool)
+    valid[3, 1:] = False
+    counts = count(prob, labels, valid=valid)
+    scores = metrics.cavp(counts)
+    want = cavp_directly((prob > 0.5)[valid].astype(int), labels[valid], 2)
+    assert scores == pytest.approx(want, abs=1e-12)
+    # By hand: 4 of 6 true pixels found and 1 false one, of 100.
+    prob, labels = np.zeros((2, 1, 1, 10, 10), np.float32)
+    prob.ravel()[2:7], labels.ravel()[:6] = 0.9, 1
+    scores = metrics.cavp(count(prob, labels.astype(np.uint8)))
+    assert scores["mIoU"] == pytest.approx((4 / 7 + 93 / 96) / 2)
+    assert scores["f_beta"] == pytest.approx(
+        (5.2 / (5.2 + 0.6 + 1) + 120.9 / (120.9 + 0.3 + 2)) / 2
+    )
+
+
+def test_cavp_of_classes_that_never_occur():
+    rng = np.random.default_rng(7)
+    pred, labels = rng.choice([0, 3, 5, 70], (2, 4, 3, 8, 8))
+    labels[labels == 5] = 0  # predicted, never true
+    counts = semantic_of(pred, labels)
+    want = cavp_directly(pred, labels, 71)
+    assert metrics.all_protocols(counts)["cavp"] == pytest.approx(want, abs=1e-12)
+    assert want["mIoU"] < 3 / 71 < want["f_beta"]
+
+
 def test_davis_and_boundary_iou_on_a_drawing():
     """Two squares of 20 px, one of them moved right by 10: the vertical sides do not match."""
     labels = np.zeros((3, 1, 100, 100), np.uint8)

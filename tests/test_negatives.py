@@ -1,13 +1,12 @@
 """Numbers of the negative-audio evaluation, on counts small enough to do by hand."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from avs_jax.results import metrics, negative_report, negatives
-from avs_jax.results.counts import FrameCounter
-from avs_jax.results.negatives import g_score, summarise
+from avs_jax.results import metrics, negatives, report, statistics
+from avs_jax.results.counts import FrameCounter, FrameCounts
+from avs_jax.results.negative_report import sections
+from avs_jax.results.negatives import g_score, summarize
 
 SIZE = 10  # px; a frame has 100 pixels
 FACTS = {"manifest_sha256": "0" * 64, "moving_threshold": 0.2, "task": "binary"}
@@ -68,7 +67,7 @@ def random_clips(seed, num_clips=12):
     }
 
 
-def test_g_of_a_model_that_does_not_hear_is_the_published_number():
+def test_g_of_a_model_that_ignores_the_sound_is_the_published_number():
     assert round(100 * float(g_score(0.862, 0.862)), 2) == 23.79
     assert g_score(1.0, 0.0) == 1 and g_score(0.0, 0.5) == 0 and g_score(0.0, 1.0) == 0
     np.testing.assert_allclose(g_score([0.8, 0.5], [0.2, 0.5]), [0.8, 0.5])
@@ -113,7 +112,7 @@ def by_hand():
         "zero_flow": silence,
     }
     counts = {name: count(c, name) for name, c in clips.items()}
-    return summarise(counts, num_resamples=50) | {"facts": FACTS}
+    return summarize(counts, num_resamples=50) | {"facts": FACTS}
 
 
 def test_scores_by_hand(by_hand):
@@ -136,11 +135,12 @@ def test_scores_by_hand(by_hand):
     assert value("silence_zeros", "FPR_moving") == pytest.approx(25 / 200)
     assert value("silence_zeros", "FPR_static") == pytest.approx(5 / 200)
     assert value("noise_white", "FPR_moving") == pytest.approx(10 / 200)
-    assert value("silence_zeros", "small") == 0.5
+    assert value("silence_zeros", "frac_near_empty") == 0.5
+    assert value("noise_white", "frac_near_empty") == 0.75
     # Outside the masks: 200 - 80 moving pixels, 200 static ones.
-    assert value("true_audio", "off_target_moving") == 0
-    assert value("true_audio", "off_target_static") == pytest.approx(15 / 200)
-    assert value("noise_white", "off_target_moving") == pytest.approx(10 / 120)
+    assert value("true_audio", "fpr_outside_moving") == 0
+    assert value("true_audio", "fpr_outside_static") == pytest.approx(15 / 200)
+    assert value("noise_white", "fpr_outside_moving") == pytest.approx(10 / 120)
     # Everything marked: precision 0.2, 0.2 and 0.4, recall 1.
     floor = np.mean([1.3 * p / (0.3 * p + 1) for p in (0.2, 0.2, 0.4)])
     assert by_hand["floor_f_beta"]["value"] == pytest.approx(floor)
@@ -148,7 +148,7 @@ def test_scores_by_hand(by_hand):
 
 def test_f_beta_is_that_of_the_stream_where_every_frame_has_an_object():
     counts = count(random_clips(0))
-    numbers = summarise({"true_audio": counts}, num_resamples=5)
+    numbers = summarize({"true_audio": counts}, num_resamples=5)
     stream = metrics.stream(counts)
     for name in ("mIoU", "f_beta"):
         found = numbers["conditions"]["true_audio"][name]["value"]
@@ -167,7 +167,7 @@ def test_summary_by_hand(by_hand):
     assert each["N-mIoU"]["value"] == pytest.approx(negative)
     want = 2 * positive * (1 - negative) / (positive + 1 - negative)
     assert each["G-mIoU"]["value"] == pytest.approx(want)
-    assert each["deaf-G-mIoU"]["value"] == pytest.approx(2 * positive * (1 - positive))
+    assert each["audio_blind_G-mIoU"]["value"] == pytest.approx(2 * positive * (1 - positive))
     rates = [c[name]["FPR"]["value"] for name in ("silence_zeros", "silence_dither")]
     rates = [np.mean(rates), c["noise_white"]["FPR"]["value"], c["offscreen"]["FPR"]["value"]]
     assert each["G-FPR"]["value"] == pytest.approx(np.mean(rates))
@@ -179,14 +179,14 @@ def test_g_is_over_the_published_types_and_over_all():
     true, other = count(random_clips(1)), count(random_clips(2))
     names = ("silence_zeros", "noise_white", "noise_pink", "offscreen", "shift")
     counts = {"true_audio": true, **dict.fromkeys(names, other), "shift": true}
-    numbers = summarise(counts, num_resamples=10)
+    numbers = summarize(counts, num_resamples=10)
     summary = numbers["summary"]
     assert summary["published"]["types"] == ["silence", "noise", "offscreen"]
     assert summary["all"]["types"] == ["silence", "noise", "offscreen", "shift"]
     high, low = (numbers["conditions"][c]["mIoU"]["value"] for c in ("shift", "offscreen"))
     assert summary["published"]["N-mIoU"]["value"] == pytest.approx(low)
     assert summary["all"]["N-mIoU"]["value"] == pytest.approx((3 * low + high) / 4)
-    only = summarise({"true_audio": true, "shift": other}, num_resamples=10)["summary"]
+    only = summarize({"true_audio": true, "shift": other}, num_resamples=10)["summary"]
     assert list(only) == ["all"]
 
 
@@ -196,8 +196,8 @@ def test_g_is_over_the_published_types_and_over_all():
 def test_intervals_agree_with_resampling_one_by_one():
     true, other = random_clips(3), random_clips(4)
     counts = {"true_audio": count(true), "silence_zeros": count(other)}
-    numbers = summarise(counts, num_resamples=200, seed=5)
-    weights = negatives.resample_weights(len(true), 200, 5)
+    numbers = summarize(counts, num_resamples=200, seed=5)
+    weights = statistics.resample_weights(len(true), 200, 5)
     assert weights.shape == (201, 12) and np.all(weights.sum(axis=1) == 12)
     gaps, curves = [], []
     for row in weights[1:]:
@@ -223,20 +223,21 @@ def test_intervals_agree_with_resampling_one_by_one():
 
 def test_numbers_depend_on_neither_batches_nor_the_order_of_conditions():
     clips = {"true_audio": random_clips(5), "offscreen": random_clips(6)}
-    whole = summarise({name: count(c, name) for name, c in clips.items()}, num_resamples=20)
+    whole = summarize({name: count(c, name) for name, c in clips.items()}, num_resamples=20)
     parts = {name: count(c, name, batch=5) for name, c in reversed(clips.items())}
-    again = summarise(parts, num_resamples=20)
+    again = summarize(parts, num_resamples=20)
     assert again["conditions"] == whole["conditions"] and again["types"] == whole["types"]
-    other_seed = summarise(parts, num_resamples=20, seed=1)
+    other_seed = summarize(parts, num_resamples=20, seed=1)
     assert other_seed["conditions"] != whole["conditions"]
 
 
 def test_what_is_not_defined_is_none():
     still = {"a": [frame(20, 20, 0, moving=0)], "b": [frame(20, 0, 0, moving=0)]}
-    numbers = summarise({"true_audio": count(still)}, num_resamples=10)
+    numbers = summarize({"true_audio": count(still)}, num_resamples=10)
     moving = numbers["conditions"]["true_audio"]["FPR_moving"]
     assert moving == {"value": None, "low": None, "high": None}
-    assert "–" in negative_report.to_markdown(numbers | {"facts": FACTS})
+    ((_, rows, _),) = sections(numbers | {"facts": FACTS})
+    assert rows[1][rows[0].index("FPR moving %")] == "–"
 
 
 # ---- semantic task ----
@@ -267,7 +268,7 @@ def test_semantic_scores_are_over_the_classes_of_the_ground_truth():
         "true_audio": count(true, num_classes=5),
         "silence_zeros": count(false, num_classes=5),
     }
-    numbers = summarise(counts, num_resamples=20)
+    numbers = summarize(counts, num_resamples=20)
     c = numbers["conditions"]
     assert c["true_audio"]["mIoU"]["value"] == pytest.approx((1 + 0.5) / 2)
     # Class 1 is missed; class 2 is right in one of the two frames it is in; class 3 is none of the
@@ -277,56 +278,87 @@ def test_semantic_scores_are_over_the_classes_of_the_ground_truth():
     assert c["silence_zeros"]["FPR"]["value"] == pytest.approx(60 / 200)
     assert c["silence_zeros"]["FPR_moving"]["value"] == pytest.approx(60 / 100)
     assert numbers["floor_f_beta"]["value"] is None
-    text = negative_report.to_text(numbers | {"facts": FACTS | {"task": "semantic"}})
-    assert "not background" in text and "f_beta cannot fall below" not in text
+    _, _, legend = sections(numbers | {"facts": FACTS | {"task": "semantic"}})[0]
+    assert "other than background" in " ".join(legend)
+    assert "f_beta cannot fall below" not in " ".join(legend)
 
 
 # ---- files and the report ----
 
 
-def test_the_numbers_can_be_had_from_the_files_alone(tmp_path):
+def test_the_numbers_follow_from_the_files_alone(tmp_path):
     counts = {name: count(random_clips(i), name) for i, name in enumerate(("true_audio", "shift"))}
-    counts["true_audio"].save(tmp_path / "counts.npz")
-    counts["shift"].save(tmp_path / "counts_shift.npz")
-    read = negatives.read_folder(tmp_path)
-    assert list(read) == ["true_audio", "shift"]
-    assert summarise(read, num_resamples=20) == summarise(counts, num_resamples=20)
-    other = dataclasses.replace(counts["shift"], facts={"audio": "offscreen", "checkpoint": "x"})
-    other.save(tmp_path / "counts_offscreen.npz")
-    with pytest.raises(ValueError, match="counts_offscreen.npz: checkpoint 'x'"):
-        negatives.read_folder(tmp_path)
+    read = {}
+    for name, table in counts.items():
+        table.save(tmp_path / f"{name}.npz")
+        read[name] = FrameCounts.load(tmp_path / f"{name}.npz")
+    assert summarize(read, num_resamples=20) == summarize(counts, num_resamples=20)
 
 
 def test_counts_that_do_not_belong_together_are_refused():
     true = count(random_clips(0))
     with pytest.raises(ValueError, match="no counts of true_audio"):
-        summarise({"shift": true})
+        summarize({"shift": true})
     with pytest.raises(ValueError, match="'clip04'.*not among those of true_audio"):
-        summarise({"true_audio": true.take(slice(0, 8)), "shift": true})
+        summarize({"true_audio": true.take(slice(0, 8)), "shift": true})
     plain = FrameCounter(2)
     pred, labels, _ = frame(20, 20, 0)
     plain.add(pred[None, None], a_batch(labels[None, None], np.ones((1, 1), bool), ["a"]))
     with pytest.raises(ValueError, match="moving_pixels"):
-        summarise({"true_audio": plain.result()})
+        summarize({"true_audio": plain.result()})
 
 
-def test_the_report_says_a_sentence_on_every_number(by_hand):
-    text, markdown = (f(by_hand) for f in (negative_report.to_text, negative_report.to_markdown))
-    mean = 100 * (0 + 0.2 + 0.5) / 3
-    for rendering in (text, markdown):
-        for words in (
-            f"{mean:.2f}",
-            "With digital silence",
-            "(1 of 2 clips)",
-            "G-mIoU over",
-            "0" * 64,
-        ):
-            assert words in rendering
-        for words in ("Audio gap of offscreen", "Without motion", "exceeds 0.2: 50.00 %"):
-            assert words in rendering
-    headings = [line for line in markdown.splitlines() if line.startswith("###")]
-    assert headings == ["### False sounds", "### Together", "### False motion"]
-    parts = negative_report.sections(by_hand)
-    for _, rows, sentences in parts:
+def test_the_tables_hold_the_numbers(by_hand):
+    parts = {heading: (rows, " ".join(legend)) for heading, rows, legend in sections(by_hand)}
+    assert list(parts) == ["False sounds", "Together", "Gap by type", "False motion"]
+    for rows, _ in parts.values():
         assert len({len(row) for row in rows}) == 1
-        assert len(sentences) >= len(rows) - 1
+
+    def cell(heading, row, column):
+        rows, _ = parts[heading]
+        return next(r for r in rows if r[0] == row)[rows[0].index(column)]
+
+    mean = f"{100 * (0 + 0.2 + 0.5) / 3:.2f} ["
+    assert cell("False sounds", "silence zeros", "mIoU %").startswith(mean)
+    assert cell("False sounds", "silence zeros", "near empty %") == "50.00"
+    assert cell("False sounds", "true audio", "gap mIoU") == ""
+    assert cell("False sounds", "offscreen (1 of 2 clips)", "gap mIoU").startswith("15.00 [")
+    assert cell("False motion", "own, zero", "mIoU %").startswith(mean)
+    assert cell("False motion", "none, own", "mIoU %").startswith(mean)
+    assert cell("False motion", "own, own", "FPR outside, static %").startswith("7.50 [")
+    each = by_hand["summary"]["published"]
+    kinds = "silence, noise, offscreen"
+    for column, key in (("G-mIoU %", "G-mIoU"), ("audio-blind G-mIoU %", "audio_blind_G-mIoU")):
+        assert cell("Together", kinds, column).startswith(f"{100 * each[key]['value']:.2f}")
+    gap = by_hand["types"]["offscreen"]["gap_f_beta"]["value"]
+    assert cell("Gap by type", "offscreen", "gap f_beta").startswith(f"{100 * gap:.2f} [")
+    legend = parts["False sounds"][1]
+    for words in ("3 frames with an object of 2 clips", "above 0.2, 50.00 %", "0" * 64):
+        assert words in legend
+    assert "Shift" not in legend
+
+
+def test_the_report_renders_every_table(by_hand):
+    whole = report.Report({"step": 7}, {"true_audio": {"stream": {"mIoU": 0.5}}}, (), by_hand)
+    text, markdown = report.to_text(whole), report.to_markdown(whole)
+    for heading, rows, legend in sections(by_hand):
+        assert f"### {heading}\n" in markdown and f"\n{heading}\n" in text
+        for row in rows:
+            assert "| " + " | ".join(row) + " |" in markdown
+            assert all(cell in text for cell in row)
+        for line in legend:
+            assert f"- {line}" in markdown and f"- {line}" in text
+
+
+def test_numbers_that_are_not_defined_are_dashes():
+    """Columns come in the order in which protocols name their measures."""
+    scores = {"true_audio": {"a": {"z": 0.5, "y": None}, "b": {"x": None}}}
+    scores["swapped_audio"] = {"a": {"z": 0.25, "y": 0.1}, "b": {"x": 0.2}, "c": {"x": 0.3}}
+    assert report.table(report.Report({}, scores)) == [
+        ["audio", "protocol", "z %", "y %", "x %", "change"],
+        ["true audio", "a", "50.00", "–", "", ""],
+        ["true audio", "b", "", "", "–", ""],
+        ["swapped audio", "a", "25.00", "10.00", "", "-25.00"],
+        ["swapped audio", "b", "", "", "20.00", ""],
+        ["swapped audio", "c", "", "", "30.00", ""],
+    ]

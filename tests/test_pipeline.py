@@ -13,9 +13,10 @@ from avs_jax.data import motion, pipeline
 from avs_jax.data.audio import log_mel
 from avs_jax.data.clip import FIELDS, ClipRows
 from avs_jax.data.decode import decode_labels
-from avs_jax.data.pipeline import Loader, num_clips, open_records
+from avs_jax.data.pipeline import Loader
+from avs_jax.data.records import num_clips, open_records
 from configs.segment import segment_config, shrink_for_demo
-from tfds_builders import common
+from tfds_builders import features
 
 SIDE = 64
 
@@ -482,8 +483,8 @@ class TinyClips(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        return common.DatasetInfo(
-            builder=self, features=common.record_features(), disable_shuffling=True
+        return features.DatasetInfo(
+            builder=self, features=features.record_features(), disable_shuffling=True
         )
 
     def _split_generators(self, dl_manager):

@@ -14,7 +14,7 @@ from avs_jax.results import postprocess
 
 
 def resize(x, size):
-    """Bilinear, half-pixel centres, clamped; [H, W, ...] with plain loops over output pixels."""
+    """Bilinear, half-pixel centers, clamped; [H, W, ...] with plain loops over output pixels."""
     out = np.zeros((*size, *x.shape[2:]))
     for i in range(size[0]):
         for j in range(size[1]):

@@ -1,29 +1,19 @@
-"""Predictions as files: what is read from them, what is refused, and the way there and back."""
-
-import json
-import types
+"""Predictions as files: how they are read, which are refused, and writing and reading back."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax import evaluate as evaluation
-from avs_jax.data.clip import prepare_clip, prepare_labels
+from avs_jax.data.clip import ClipRows
 from avs_jax.data.pipeline import EvalBatches
+from avs_jax.label_images import CLASS_PALETTE, indexed_image
 from avs_jax.ops.sampling import resize_bilinear
-from avs_jax.palette import CLASS_PALETTE
-from avs_jax.results import predictions
-from avs_jax.results.counts import FrameCounter, FrameCounts
+from avs_jax.results import metrics, predictions, segmentation
+from avs_jax.results.counts import FrameCounter
 from avs_jax.spec import InputError
 from configs.segment import segment_config
 
 SCORE, NUM_CLIPS = 16, 4
-
-
-class Source(list):
-    """Records with the metadata that a builder leaves."""
-
-    dataset_info = types.SimpleNamespace(metadata={"ground_truth": "drawn"})
 
 
 def a_config(num_classes=2):
@@ -40,7 +30,7 @@ def a_config(num_classes=2):
 def records(num_classes=2, side=16):
     """Clips of three frames, the last of two; the first clip has no mask on its second frame."""
     rng = np.random.default_rng(0)
-    result = Source()
+    result = []
     for i in range(NUM_CLIPS):
         num_frames = 2 if i == NUM_CLIPS - 1 else 3
         index = [t for t in range(num_frames) if (i, t) != (0, 1)]
@@ -60,15 +50,11 @@ def records(num_classes=2, side=16):
     return result
 
 
-@pytest.fixture
-def clips(monkeypatch):
-    """Makes evaluate_predictions read these records."""
-
-    def use(source):
-        monkeypatch.setattr(evaluation, "open_records", lambda config, split: source)
-        return source
-
-    return use
+def score_files(config, source, directory):
+    """The table of a folder of predictions, and notes."""
+    return segmentation.read_predictions(
+        directory, source, {"split": "test"}, rows=ClipRows(config), config=config
+    )
 
 
 def random_predictions(config, seed=1):
@@ -81,42 +67,39 @@ def random_predictions(config, seed=1):
 
 def write_all(config, source, pred, directory):
     for i in range(len(source)):
-        batch = EvalBatches(source, config, 1)[i]
+        batch = EvalBatches(source, ClipRows(config), 1)[i]
         predictions.write_batch(directory, config, pred[i : i + 1], batch)
 
 
 def truth_of(config, source):
-    return [prepare_labels(record, config) for record in source]
+    return [ClipRows(config).prepare_labels(record) for record in source]
 
 
-# ---- there and back ----
+# ---- writing and reading back ----
 
 
 @pytest.mark.parametrize("num_classes", [2, 71])
-def test_written_predictions_score_as_those_in_memory(clips, tmp_path, num_classes):
+def test_written_predictions_score_as_those_in_memory(tmp_path, num_classes):
     config = a_config(num_classes)
-    source = clips(records(num_classes))
+    source = records(num_classes)
     pred = random_predictions(config)
-    write_all(config, source, pred, tmp_path / "masks")
-    report = evaluation.evaluate_predictions(config, tmp_path / "masks", tmp_path / "out")
-    folder = tmp_path / "out" / "evaluation" / "test"
-    read = FrameCounts.load(folder / "counts.npz")
-
-    counter = FrameCounter(num_classes, read.facts)
-    counter.add(pred, EvalBatches(source, config, NUM_CLIPS)[0])
-    counter.result().save(tmp_path / "counts.npz")
-    assert (folder / "counts.npz").read_bytes() == (tmp_path / "counts.npz").read_bytes()
-    assert report.facts["ground_truth"] == "drawn" and report.facts["frames"] == 10
-    assert json.loads((folder / "report.json").read_text())["scores"] == report.scores
-    assert report.notes == []
+    write_all(config, source, pred, tmp_path)
+    table, notes = score_files(config, source, tmp_path)
+    counter = FrameCounter(num_classes, {"split": "test"})
+    counter.add(pred, EvalBatches(source, ClipRows(config), NUM_CLIPS)[0])
+    want = counter.result()
+    assert list(table.columns) == list(want.columns) and table.facts == want.facts
+    for name, column in want.columns.items():
+        np.testing.assert_array_equal(table[name], column)
+    assert len(table.scored()) == 10 and notes == []
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
-def test_prepare_labels_is_the_ground_truth_of_prepare_clip(num_classes):
+def test_prepare_labels_is_the_ground_truth_of_a_whole_row(num_classes):
     config = a_config(num_classes)
     config.data.prototype_target = "none"
     for record in records(num_classes, side=40):
-        want, got = prepare_clip(record, config), prepare_labels(record, config)
+        want, got = ClipRows(config).prepare(record), ClipRows(config).prepare_labels(record)
         assert set(got) == {
             "labels", "valid", "supervised", "frame_index", "clip_id", "category"
         }  # fmt: skip
@@ -172,15 +155,19 @@ def test_binary_files(tmp_path):
     rng = np.random.default_rng(3)
     mask = rng.random((SCORE, SCORE)) < 0.5
     prob = rng.random((SCORE, SCORE), np.float32)
-    grey = rng.integers(0, 256, (SCORE, SCORE), dtype=np.uint8)
+    gray = rng.integers(0, 256, (SCORE, SCORE), dtype=np.uint8)
     palette = Image.fromarray(mask.astype(np.uint8))
     palette.putpalette([0, 0, 0, 128, 0, 0])
+    white = Image.fromarray(np.uint8(255) * mask).convert("P")
     cases = {
         "mask": (png(np.uint8(255) * mask), mask),
         "one_bit": (png(np.uint8(255) * mask, "1"), mask),
+        "16_bit_mask": (png(np.uint16(65535) * mask), mask),
+        "opaque": (png(np.uint8(255) * mask, "LA"), mask),
         "palette": (lambda stem: palette.save(f"{stem}.png"), mask),
-        "grey": (png(grey), grey / np.float32(255)),
-        "16_bit": (png(grey.astype(np.uint16) * 257), grey / np.float32(255)),
+        "palette_255": (lambda stem: white.save(f"{stem}.png"), mask),
+        "gray": (png(gray), gray / np.float32(255)),
+        "16_bit": (png(gray.astype(np.uint16) * 257), gray / np.float32(255)),
         "bool": (npy(mask), mask),
         "integers": (npy(mask.astype(np.int64)), mask),
         "probability": (npy(prob), prob),
@@ -199,14 +186,74 @@ def test_semantic_files(tmp_path):
     classes = rng.integers(0, 71, (SCORE, SCORE), dtype=np.uint8)
     scores = np.eye(71, dtype=np.float32)[classes]
     for name, save in {
-        "grey": png(classes),
-        "colours": png(CLASS_PALETTE[classes]),
+        "gray": png(classes),
+        "16_bit": png(classes.astype(np.uint16)),
+        "palette": lambda stem: indexed_image(classes, CLASS_PALETTE).save(f"{stem}.png"),
+        "colors": png(CLASS_PALETTE[classes]),
+        "opaque": png(CLASS_PALETTE[classes], "RGBA"),
         "integers": npy(classes.astype(np.int64)),
         "scores": npy(scores),
     }.items():
         got = read_one(tmp_path / name, save, num_classes=71)
         assert got.dtype == np.int32, name
         np.testing.assert_array_equal(got, classes, err_msg=name)
+
+
+def test_what_gray_files_hold_is_decided_by_folder(tmp_path):
+    """One file with values between makes all of them probabilities, and those are interpolated."""
+    config = a_config()
+    (truth,) = truth_of(config, records()[1:2])
+    mask = np.zeros((2 * SCORE, 2 * SCORE), np.uint8)
+    mask[:, 11:] = 255
+    between = mask.copy()
+    between[0, 0] = 7
+    # Nearest takes pixel 2 x + 1, bilinear the mean of 2 x and 2 x + 1.
+    nearest, bilinear = np.arange(SCORE) >= 5, np.where(np.arange(SCORE) >= 6, 1.0, 0.0)
+    bilinear[5] = 0.5
+    for name, second, want in (("masks", mask, nearest), ("probabilities", between, bilinear)):
+        for t in range(3):
+            stem = tmp_path / name / predictions.file_stem(config, truth["clip_id"], "cat", t)
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            depth = np.uint16(257) if t else np.uint8(1)
+            png(depth * (second if t == 1 else mask))(str(stem))
+        files = predictions.PredictionFiles(tmp_path / name, config)
+        pred = files.read_clip(truth)
+        files.finish()
+        np.testing.assert_allclose(pred[:, 4], np.tile(want, (3, 1)), atol=1e-6)
+        assert ["3 of 3 files resized to 16 px" in note for note in files.notes()] == [True]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_the_ground_truth_itself_scores_1(tmp_path, depth):
+    """As masks of either depth, at a size that is no multiple of the score size."""
+    config = a_config()
+    source = records(side=37)
+    largest = np.array(2**depth - 1, f"uint{depth}")
+    for record in source:
+        for t, mask in zip(record["mask_index"], record["masks"], strict=True):
+            stem = predictions.file_stem(config, record["clip_id"], record["category"], t)
+            (tmp_path / stem).parent.mkdir(parents=True, exist_ok=True)
+            png(mask.astype(largest.dtype) * largest)(str(tmp_path / stem))
+    table, _ = score_files(config, source, tmp_path)
+    for protocol, scores in metrics.all_protocols(table).items():
+        assert scores == dict.fromkeys(scores, pytest.approx(1, abs=1e-6)), protocol
+
+
+def test_inverted_palettes_are_noted(tmp_path):
+    """The index counts, whatever color it is shown in."""
+    config = a_config()
+    (truth,) = truth_of(config, records()[1:2])
+    mask = np.zeros((SCORE, SCORE), bool)
+    mask[3:8] = True
+    for t, palette in enumerate(([0, 0, 0, 255, 0, 0], [255, 255, 255, 0, 0, 0], [0] * 6)):
+        stem = tmp_path / predictions.file_stem(config, truth["clip_id"], truth["category"], t)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        indexed_image(mask, np.array(palette, np.uint8)).save(f"{stem}.png")
+    files = predictions.PredictionFiles(tmp_path, config)
+    np.testing.assert_array_equal(files.read_clip(truth), np.tile(mask, (3, 1, 1)))
+    files.finish()
+    (note,) = files.notes()
+    assert "1 palette masks look inverted" in note and "clip.1_2.png" in note
 
 
 def test_other_sizes_are_resized(tmp_path):
@@ -232,9 +279,9 @@ def test_other_sizes_are_resized(tmp_path):
 # ---- what is refused ----
 
 
-def test_every_problem_is_listed(clips, tmp_path):
+def test_every_problem_is_listed(tmp_path):
     config = a_config()
-    source = clips(records())
+    source = records()
     write_all(config, source, random_predictions(config), tmp_path)
     (tmp_path / "dog/clip.0/clip.0_1.npy").unlink()
     (tmp_path / "dog/clip.0/clip.0_2.npy").unlink()  # that frame has no ground truth
@@ -246,7 +293,7 @@ def test_every_problem_is_listed(clips, tmp_path):
     png(np.zeros((16, 16), np.uint8))(str(tmp_path / "cat/clip.3/clip.3_1"))
     (tmp_path / "cat/clip.3/clip.3_2.npy").write_bytes(b"damaged")
     with pytest.raises(InputError) as error:
-        evaluation.evaluate_predictions(config, tmp_path)
+        score_files(config, source, tmp_path)
     lines = str(error.value).splitlines()
     assert "9 problem" in lines[0]
     for line, words in zip(
@@ -265,39 +312,26 @@ def test_every_problem_is_listed(clips, tmp_path):
         strict=True,
     ):
         assert all(word in line for word in words), (line, words)
-    assert not (tmp_path / "evaluation").exists()
+
+
+RGBA_IN_ALPHA = np.zeros((SCORE, SCORE, 4), np.uint8)
+RGBA_IN_ALPHA[2:9, 3:7, 3] = 255
 
 
 @pytest.mark.parametrize(
     "array, num_classes, words",
     [
-        (np.full((SCORE, SCORE), 1, np.uint8), 2, "0 and 255"),
+        (np.full((SCORE, SCORE), 1, np.uint8), 2, "above 1 .brightest: .*png.*0 and 255"),
+        (np.full((SCORE, SCORE), 1, np.uint16), 2, "above 255 .brightest: .*png.*0 and 65535"),
+        (np.full((SCORE, SCORE), 255, np.uint16), 2, "above 255 .brightest: .*png.*0 and 65535"),
+        (RGBA_IN_ALPHA, 2, "mode RGBA: the alpha channel differs"),
+        (RGBA_IN_ALPHA[..., 2:], 2, "mode LA: the alpha channel differs"),
+        (RGBA_IN_ALPHA, 71, "mode RGBA: the alpha channel differs"),
         (np.full((SCORE, SCORE, 3), 255, np.uint8), 2, "mode RGB"),
         (np.full((SCORE, SCORE), 71, np.uint8), 71, r"classes \[71\]"),
-        (np.full((SCORE, SCORE, 3), 3, np.uint8), 71, r"colour \[3, 3, 3\]"),
+        (np.full((SCORE, SCORE, 3), 3, np.uint8), 71, r"color \[3, 3, 3\]"),
     ],
 )
-def test_masks_that_say_nothing_are_refused(tmp_path, array, num_classes, words):
+def test_files_that_could_be_read_in_two_ways_are_refused(tmp_path, array, num_classes, words):
     with pytest.raises(InputError, match=words):
         read_one(tmp_path, png(array), num_classes)
-
-
-def test_command_line(clips, tmp_path, capsys):
-    config = a_config()
-    source = clips(records())
-    write_all(config, source, random_predictions(config), tmp_path / "p")
-    arguments = ["evaluate", "--config=configs/s4_vct.py", "--config.data.num_frames=3"]
-    sizes = [f"--config.evaluate.score_size={SCORE}", "--config.data.pre_masks=False"]
-    assert evaluation.main([*arguments, *sizes, f"--predictions={tmp_path}/p", "--split=val"]) == 0
-    assert "boundary_iou" in (tmp_path / "p" / "evaluation" / "val" / "report.md").read_text()
-    for flags, words in (
-        ([], "either --checkpoint or --predictions"),
-        (["--predictions=a", "--checkpoint=b"], "either --checkpoint or --predictions"),
-        (["--predictions=a", "--write_predictions=b"], "--write_predictions"),
-        ([f"--predictions={tmp_path}/nothing"], "no such folder"),
-    ):
-        assert evaluation.main([*arguments, *flags]) == 1
-        assert words in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        evaluation.main(["evaluate", "--help"])
-    assert "<category>/<clip>/<clip>_<number>" in capsys.readouterr().out

@@ -9,10 +9,13 @@ import pytest
 from PIL import Image
 
 from avs_jax.data import synthetic_files
+from avs_jax.data.avsbench_csv import read_rows
+from avs_jax.data.avsbench_folders import MS3, S4
+from avs_jax.data.input_files import read_wav
 from scripts import prepare_avsbench
-from tfds_builders import common, download_check, prepare_384
-from tfds_builders.avsbench_ms3 import avsbench_ms3_dataset_builder as ms3
-from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4
+from tfds_builders import download_check, prepare_384
+from tfds_builders.avsbench import list_clips
+from tfds_builders.clip_files import read_clip
 
 FOLDERS = {"s4": "Single-source", "ms3": "Multi-sources", "avss": "AVSBench_semantic"}
 COUNTS = {"num_train": 2, "num_val": 1, "num_test": 2}
@@ -83,10 +86,16 @@ def empty_wav(folder):
     return "wav", f"{path}: unreadable wav (empty)"
 
 
-def colour_mask(folder):
+def wav_without_rate(folder):
+    path = folder / "AVSBench_semantic/v1s/test_5_00000/audio.wav"
+    path.write_bytes(path.read_bytes()[:24] + bytes(4) + path.read_bytes()[28:])
+    return "wav", f"{path}: sampled at 0 Hz, expected 1000 to 384000"
+
+
+def color_mask(folder):
     path = next(folder.glob("Multi-sources/ms3_data/pre_SAM_mask/val*/*_4_mask_color.png"))
     path.write_bytes(b"no picture")
-    return "colour mask", f"{path}: unreadable image"
+    return "color mask", f"{path}: unreadable image"
 
 
 def row_without_folder(folder):
@@ -120,7 +129,8 @@ def missing_row(folder):
         (truncated_png, []),
         (wrong_size, []),
         (empty_wav, []),
-        (colour_mask, []),
+        (wav_without_rate, []),
+        (color_mask, []),
         (row_without_folder, []),
         (folder_without_row, []),
         (strange_split, ["count"]),  # one usable row less; its folder is not reported again
@@ -167,8 +177,11 @@ def test_nothing_there(tmp_path, capsys):
         assert prepare_avsbench.main([command, str(tmp_path)]) == 1
         assert "Single-source/s4_meta_data.csv" in capsys.readouterr().err
     (tmp_path / "s4_meta_data.csv").write_text("name,start,category,split\n")
-    reports = download_check.check_setting(s4.Builder, tmp_path)
-    assert "neither s4_data/visual_frames" in reports[0]["problems"][0]["message"]
+    reports = download_check.check_setting(S4, tmp_path)
+    assert (
+        "holds neither s4_data/visual_frames nor s4_data_384"
+        in reports[0]["problems"][0]["message"]
+    )
 
 
 # ---- prepare ----
@@ -177,8 +190,8 @@ def test_nothing_there(tmp_path, capsys):
 def rename_semantic(folder):
     """Gives AVSS's rows the names of S4's and MS3's clips as vid, where the subset fits."""
     names = {
-        "v1s": [row.name for row in s4.Builder.read_rows(folder / "Single-source")[0]],
-        "v1m": [row.name for row in ms3.Builder.read_rows(folder / "Multi-sources")[0]],
+        "v1s": [row.name for row in read_rows(S4, folder / "Single-source")[0]],
+        "v1m": [row.name for row in read_rows(MS3, folder / "Multi-sources")[0]],
     }
     source = folder / "AVSBench_semantic"
     rows = ["vid,uid,s_min,s_sec,a_obj,split,label"]
@@ -212,13 +225,12 @@ def test_prepare_makes_the_384_layout_once(joinable, capsys):
     assert prepare_avsbench.main(["prepare", str(joinable)]) == 0
     output = capsys.readouterr().out
     # S4: 5 clips of 5 frames and colour masks; masks: 2 + 3 * 5
-    assert "s4: 384 px files: 67 made, 0 were there" in output
-    assert "ms3: 384 px files: 75 made, 0 were there" in output
-    for setting, builder in (("Single-source", s4.Builder), ("Multi-sources", ms3.Builder)):
-        root = joinable / setting
-        (layout,) = [x for x in builder.BUILDER_CONFIGS if x.name == "vct384"]
-        clips, problems = builder.list_clips(root, layout)
-        found = [common.read_clip(c)[1] for split in clips.values() for c in split]
+    assert "s4: 384 px files: 67 made, 0 kept" in output
+    assert "ms3: 384 px files: 75 made, 0 kept" in output
+    for folder, setting in (("Single-source", S4), ("Multi-sources", MS3)):
+        root = joinable / folder
+        clips, problems = list_clips(setting, root, setting.layout("vct384"))
+        found = [read_clip(c)[1] for split in clips.values() for c in split]
         assert problems == [] and found == [[]] * 5
         for split, side in (("train", 384), ("test", 224)):
             clip = clips[split][0]
@@ -233,7 +245,7 @@ def test_prepare_makes_the_384_layout_once(joinable, capsys):
                 np.testing.assert_array_equal(mask, want * np.uint8(255))
     before = tree(joinable)
     assert prepare_avsbench.main(["prepare", str(joinable)]) == 0
-    assert "s4: 384 px files: 0 made, 67 were there" in capsys.readouterr().out
+    assert "s4: 384 px files: 0 made, 67 kept" in capsys.readouterr().out
     assert tree(joinable) == before
 
 
@@ -248,7 +260,7 @@ def test_the_darkest_class_counts_as_foreground(tmp_path):
     assert (mask[3:6, 4:6] == 255).all() and (mask == 255).sum() == 6
 
 
-def test_prepare_goes_on_and_names_what_is_missing(joinable, capsys):
+def test_prepare_resumes_and_names_what_is_missing(joinable, capsys):
     lost = joinable / "AVSBench_semantic/v1s/v1s-train_5_00001/frames/3.jpg"
     content = lost.read_bytes()
     lost.unlink()
@@ -262,20 +274,20 @@ def test_prepare_goes_on_and_names_what_is_missing(joinable, capsys):
     metadata.write_text(text)
     assert prepare_avsbench.main(["prepare", str(joinable)]) == 0
     output = capsys.readouterr().out
-    assert "s4: 384 px files: 1 made, 66 were there" in output
-    assert "ms3: 384 px files: 15 made, 60 were there" in output
+    assert "s4: 384 px files: 1 made, 66 kept" in output
+    assert "ms3: 384 px files: 15 made, 60 kept" in output
 
 
 def test_prepare_makes_wavs_from_videos(download, capsys):
     shutil.rmtree(download / "AVSBench_semantic")
     lost = next((download / "Multi-sources/ms3_data/audio_wav/val").glob("*.wav"))
-    original, _ = common.read_wav(lost)
+    original, _ = read_wav(lost)
     lost.unlink()
     assert prepare_avsbench.main(["prepare", str(download)]) == 0
     output = capsys.readouterr().out
-    assert "ms3: wavs from videos: 1 made, 4 were there" in output
+    assert "ms3: wavs from videos: 1 made, 4 kept" in output
     assert "no AVSBench_semantic, so no 384 px variant" in output
-    made, rate = common.read_wav(lost)
+    made, rate = read_wav(lost)
     assert rate == 16_000 and made.shape == original.shape
     assert np.corrcoef(made[:, 0], original[:, 0])[0, 1] > 0.8  # the video's sound is aac
     broken = next((download / "Single-source/s4_data/audio_wav/val").glob("*/*.wav"))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from avs_jax.data import pre_masks, synthetic, synthetic_files, synthetic_parts
 from avs_jax.data.video_writer import write_video
-from avs_jax.palette import CLASS_PALETTE
+from avs_jax.label_images import CLASS_PALETTE
 from scripts import make_clips
 from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4
 

@@ -74,6 +74,16 @@ def test_counts_written_by_earlier_versions_load(tmp_path):
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "counts.npz").read_bytes()
 
 
+class Executed:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
 def test_what_is_no_table_is_refused(tmp_path):
     path = tmp_path / "table.npz"
     _, table = queries(range(3))
@@ -86,9 +96,10 @@ def test_what_is_no_table_is_refused(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match="table.npz: not a Table file, or damaged"):
             Table.load(path)
-    np.savez(path, facts_json=np.array("{}"), x=np.array([object()]))  # would be unpickled
+    np.savez(path, facts_json=np.array("{}"), x=np.array([Executed(tmp_path / "executed")]))
     with pytest.raises(InputError, match="damaged"):
         Table.load(path)
+    assert not (tmp_path / "executed").exists()
     with open(path, "wb") as file:
         np.save(file, np.zeros(3))
     with pytest.raises(InputError, match="damaged"):

@@ -1,11 +1,13 @@
-"""The joint augmentation: what is one in the picture stays one in mask and motion."""
+"""The joint augmentation: what coincides in image, mask and motion still does afterwards."""
 
 import colorsys
 
+import jax
 import numpy as np
 import pytest
 
 from avs_jax.data import transforms
+from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import IGNORE_LABEL, IMAGE_PAD
 
 SIZES = (80, 96, 112, 150)
@@ -53,6 +55,37 @@ def test_draws_cover_what_they_should():
     assert not any(d.flip for d in (draw(seed, flip=0.0) for seed in range(20)))
     squashed = draw(0, crop=False)
     assert squashed.resized == squashed.crop_size == (96, 96)
+
+
+@pytest.mark.parametrize("size", [(20, 33), (7, 24), (14, 11)])
+def test_enlarging_is_the_rule_of_ops(size):
+    """Frames, motion and labels are resized here, masks and scores there; pixel centers agree."""
+    rng = np.random.default_rng(2)
+    values = rng.random((7, 11), np.float32)
+    want = resize_bilinear(values[..., None], size)[..., 0]
+    resized = transforms.resize(values, size, transforms.BILINEAR)
+    np.testing.assert_allclose(resized, want, atol=1e-6)
+    image = rng.integers(0, 256, (7, 11, 3), dtype=np.uint8)
+    resized = transforms.resize(image, size, transforms.BILINEAR).astype(float)
+    np.testing.assert_allclose(resized, resize_bilinear(image, size), atol=1.01)  # two roundings
+
+
+def test_shrinking_antialiases():
+    values = np.random.default_rng(3).random((40, 33), np.float32)
+    resized = transforms.resize(values, (17, 9), transforms.BILINEAR)
+    want = jax.image.resize(values, (17, 9), "bilinear", antialias=True)
+    np.testing.assert_allclose(resized, want, atol=1e-5)
+    assert np.abs(resized - resize_bilinear(values[..., None], (17, 9))[..., 0]).max() > 0.1
+
+
+def test_nearest_takes_the_pixel_below_the_center():
+    labels = np.random.default_rng(4).integers(0, 71, (40, 33), dtype=np.uint8)
+    for size in ((17, 9), (80, 50)):
+        y, x = (
+            ((np.arange(m) + 0.5) * n / m).astype(int) for m, n in zip(size, (40, 33), strict=True)
+        )
+        resized = transforms.resize(labels, size, transforms.NEAREST)
+        np.testing.assert_array_equal(resized, labels[y][:, x])
 
 
 def test_long_side_is_limited():
@@ -112,8 +145,8 @@ def test_jitter_arithmetic():
     np.testing.assert_array_equal(bright, [[[30, 120, 255]]])  # truncated and clipped
     dark = transforms.jitter_color(image, jitter(brightness=-20, contrast=1.5))
     np.testing.assert_array_equal(dark, [[[0, 120, 255]]])
-    grey = transforms.jitter_color(image, jitter(saturation=0.5))
-    assert grey.max() == 250 and 125 < grey.min() < 135
+    gray = transforms.jitter_color(image, jitter(saturation=0.5))
+    assert gray.max() == 250 and 125 < gray.min() < 135
     red = np.array([[[200, 0, 0]]], np.uint8)
     np.testing.assert_array_equal(
         transforms.jitter_color(red, jitter(hue=-18)), [[[200, 0, 120]]]

@@ -1,5 +1,6 @@
-"""Reading videos by time stamps: every picture of these files shows its moment as a grey value."""
+"""Reading videos by time stamps: every frame of these files shows its moment as a gray value."""
 
+import os
 from fractions import Fraction
 
 import av
@@ -13,24 +14,33 @@ TICKS = 90_000  # per second
 
 
 def grey(seconds):
-    """What a picture shown from this moment on is painted with: 4 grey levels per 1/16 s."""
+    """What a frame shown from this moment on is painted with: 4 gray levels per 1/16 s."""
     return int(seconds * 16 % 60) * 4 + 8
 
 
 def write(
-    path, times, rate=48_000, channels=2, rotation=0, sound_seconds=None, codecs=None, shift=0
+    path,
+    times,
+    rate=48_000,
+    channels=2,
+    rotation=0,
+    sound_seconds=None,
+    codecs=None,
+    shift=0,
+    title=None,
 ):
-    """A file with pictures at `times` (the last is the end) and a tone, louder every second."""
+    """A file with frames at `times` (the last is the end) and a tone, louder every second."""
     vcodec, acodec = codecs or ("libx264", "aac")
     with av.open(str(path), "w") as container:
-        pictures = container.add_stream(vcodec, rate=30)
-        pictures.width, pictures.height, pictures.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        pictures.time_base = pictures.codec_context.time_base = Fraction(1, TICKS)
-        pictures.bit_rate = 4_000_000
+        container.metadata.update({"title": title} if title else {})
+        stream = container.add_stream(vcodec, rate=30)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
+        stream.bit_rate = 4_000_000
         if vcodec == "libx264":
-            pictures.options = {"crf": "10", "preset": "ultrafast", "tune": "zerolatency"}
+            stream.options = {"crf": "10", "preset": "ultrafast", "tune": "zerolatency"}
         if rotation:
-            pictures.set_display_rotation(rotation)
+            stream.set_display_rotation(rotation)
         if rate:
             layout = "stereo" if channels == 2 else "mono"
             sound = container.add_stream(acodec, rate=rate, layout=layout)
@@ -39,8 +49,8 @@ def write(
             image[: HEIGHT // 4, : WIDTH // 4] = 255  # upper left corner
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = round((time + shift) * TICKS), Fraction(1, TICKS)
-            container.mux(pictures.encode(frame))
-        container.mux(pictures.encode(None))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
         if rate:
             tone = level_steps(sound_seconds or float(times[-1]), rate)
             samples = np.repeat(tone[:, None], channels, axis=1)
@@ -70,7 +80,7 @@ def read(path, num_frames=5):
 
 
 def check(path, times, num_seconds, num_frames=5):
-    """One picture per second, the one on show at k + 15/16 s, and the sound of these seconds."""
+    """One frame per second, the one on show at k + 15/16 s, and the sound of these seconds."""
     windows, frames = read(path, num_frames)
     assert [start for _, _, start in windows] == list(range(0, num_seconds, num_frames))
     assert frames.dtype == np.uint8 and len(frames) == num_seconds
@@ -93,7 +103,7 @@ def check_sound(waveform, rate, seconds):
 def test_stereo_48_khz(tmp_path):
     path = write(tmp_path / "a.mp4", steady(2))
     facts = video.probe(path)
-    assert (facts.width, facts.height, facts.rotation) == (WIDTH, HEIGHT, 0)
+    assert (facts.width, facts.height) == (WIDTH, HEIGHT)
     assert (facts.sample_rate, facts.num_channels, facts.num_seconds) == (48_000, 2, 2)
     assert facts.duration == pytest.approx(2, abs=0.05) and facts.fps == pytest.approx(16, abs=0.5)
     waveform, rate = check(path, steady(2), 2)
@@ -124,7 +134,7 @@ def test_rest_of_a_second_and_short_sound(tmp_path):
     assert len(read(write(tmp_path / "half.mp4", steady(0.5)))[1]) == 1
 
 
-def test_time_0_is_the_first_picture(tmp_path):
+def test_time_0_is_the_first_frame(tmp_path):
     """Pictures and sound that start at 1.5 s on the file's clock (mkv keeps it)."""
     path = write(tmp_path / "late.mkv", steady(3), shift=1.5, codecs=("libx264", "aac"))
     assert video.probe(path).start_time == pytest.approx(1.5, abs=0.01)
@@ -150,6 +160,24 @@ def test_portrait(tmp_path, rotation, corner):
     assert frame[rows, columns].min() > 235
 
 
+def test_tags_in_another_encoding(tmp_path):
+    """A title in Latin-1, which is not UTF-8."""
+    path = write(tmp_path / "plain.mp4", steady(2), title="CAFEXXXX")
+    data = path.read_bytes()
+    assert data.count(b"CAFEXXXX") == 1
+    path.write_bytes(data.replace(b"CAFEXXXX", b"Caf\xe9 M\xfcr"))
+    assert video.probe(path).num_seconds == 2 and len(read(path)[1]) == 2
+    assert len(list(video.read_pairs(path))) == 2
+
+
+def test_frames_larger_than_memory_allows(tmp_path, monkeypatch):
+    path = write(tmp_path / "in.mp4", steady(1))
+    monkeypatch.setattr(video, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    for reading in (video.read_windows(path, 5), video.read_pairs(path, 1)):
+        with pytest.raises(video.VideoError, match=f"frames of {WIDTH}x{HEIGHT} px, expected 1 to"):
+            next(reading)
+
+
 def test_unusable_files(tmp_path):
     def reason(path):
         with pytest.raises(video.VideoError) as error:
@@ -169,6 +197,8 @@ def test_unusable_files(tmp_path):
     (tmp_path / "empty.mp4").touch()
     assert "empty" in reason(tmp_path / "empty.mp4")
     assert "no such file" in reason(tmp_path / "missing.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert "no such file" in reason(tmp_path / "pipe.mp4")
     only_sound = tmp_path / "sound.mp4"
     with av.open(str(only_sound), "w") as container:
         sound = container.add_stream("aac", rate=16_000, layout="mono")
@@ -176,7 +206,7 @@ def test_unusable_files(tmp_path):
         frame.sample_rate = 16_000
         container.mux(sound.encode(frame))
         container.mux(sound.encode(None))
-    assert "no pictures" in reason(only_sound)
+    assert "no frames" in reason(only_sound)
 
 
 @pytest.mark.parametrize("keep", [0.4, 0.7, 0.9])

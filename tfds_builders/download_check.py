@@ -8,43 +8,48 @@ A report is a dict ready for JSON, one per setting and layout:
   wavs        rates (Hz -> clips), channels (number -> clips), shortest and longest (s), and
               shorter_than_frames: clips with less sound than frames; readers fill that up
   max_classes in the ground truth of one frame, background included (AVSS)
-  problems    list of {kind, clip, message}; kind: count, row, folder, frame, mask, colour mask, wav
+  problems    list of {kind, clip, message}; kind: count, row, folder, frame, mask, color mask, wav
 """
 
 import collections
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from avs_jax.data.clip import decode_labels
-from tfds_builders import common
-from tfds_builders.avsbench import MANIFEST, SPLITS, AVSBenchBuilder, Layout
+from avs_jax.data.avsbench_csv import read_csv, read_rows
+from avs_jax.data.avsbench_folders import MANIFEST, SPLITS, Layout, Setting
+from avs_jax.data.decode import decode_labels
+from avs_jax.data.input_files import read_json
+from avs_jax.spec import InputError
+from tfds_builders.avsbench import list_clips
+from tfds_builders.clip_files import ClipFiles, read_all
 
 Report = dict[str, Any]
 MIN_SECONDS_PER_FRAME = 0.96  # one log-mel example
 
 
-def check_setting(builder: type[AVSBenchBuilder], root: pathlib.Path) -> list[Report]:
-    """Reports on every layout that `root` holds; one that names the lack where it holds none."""
-    layouts = [x for x in builder.BUILDER_CONFIGS if x.name in builder.layouts_present(root)]
+def check_setting(setting: Setting, root: pathlib.Path) -> list[Report]:
+    """Reports on every layout that `root` holds; one report that says so where it holds none."""
+    layouts = setting.layouts_present(root)
     if not layouts:
-        markers = " or ".join(layout.marker for layout in builder.BUILDER_CONFIGS)
-        report = _new_report(builder, "none", root)
-        _add(report, "folder", "", f"{root}: neither {markers} is there")
+        markers = " nor ".join(layout.marker for layout in setting.layouts)
+        report = _new_report(setting, "none", root)
+        _add(report, "folder", "", f"{root}: holds neither {markers}")
         return [report]
-    return [_check_layout(builder, root, layout) for layout in layouts]
+    return [_check_layout(setting, root, layout) for layout in layouts]
 
 
-def _new_report(builder: type[AVSBenchBuilder], layout: str, root: pathlib.Path) -> Report:
-    expected = builder.EXPECTED
+def _new_report(setting: Setting, layout: str, root: pathlib.Path) -> Report:
+    expected = setting.num_clips
     if (root / MANIFEST).is_file():
-        numbers = json.loads((root / MANIFEST).read_text())
-        expected = {split: numbers[f"num_{split}"] for split in SPLITS}
+        numbers = read_json(root / MANIFEST)
+        expected = {split: numbers.get(f"num_{split}") for split in SPLITS}
+        if not all(isinstance(number, int) for number in expected.values()):
+            raise InputError(f"{root / MANIFEST}: num_train, num_val and num_test are no numbers")
     return {
-        "setting": builder.TITLE,
+        "setting": setting.title,
         "layout": layout,
         "folder": str(root),
         "splits": {s: {"expected": expected[s], "listed": 0, "good": 0} for s in SPLITS},
@@ -58,13 +63,13 @@ def _add(report: Report, kind: str, clip: str, message: str) -> None:
     report["problems"].append({"kind": kind, "clip": clip, "message": message})
 
 
-def _check_layout(builder: type[AVSBenchBuilder], root: pathlib.Path, layout: Layout) -> Report:
-    report = _new_report(builder, layout.name, root)
-    clips, problems = builder.list_clips(root, layout)
+def _check_layout(setting: Setting, root: pathlib.Path, layout: Layout) -> Report:
+    report = _new_report(setting, layout.name, root)
+    clips, problems = list_clips(setting, root, layout)
     for message in problems:
         _add(report, "row", "", message)
-    for folder in _unlisted_folders(builder, root, layout):
-        _add(report, "folder", folder.name, f"{folder}: no row of {builder.CSV} names this clip")
+    for folder in _unlisted_folders(setting, root, layout):
+        _add(report, "folder", folder.name, f"{folder}: no row of {setting.csv} names this clip")
     split_of = {clip.clip_id: split for split in SPLITS for clip in clips[split]}
     everything = [clip for split in SPLITS for clip in clips[split]]
     sounds = []
@@ -74,10 +79,10 @@ def _check_layout(builder: type[AVSBenchBuilder], root: pathlib.Path, layout: La
         waveform, rate = record.get("waveform"), int(record.get("sample_rate", 0))
         if waveform is None:
             return 0.0, 0, 0, 0
-        masks = record["masks"] if builder.NUM_CLASSES > 2 else ()
+        masks = record["masks"] if setting.num_classes > 2 else ()
         return len(waveform) / rate, rate, waveform.shape[1], _most_classes(masks)
 
-    for clip, seen, problems in common.read_all(everything, look):
+    for clip, seen, problems in read_all(everything, look):
         counts = report["splits"][split_of[clip.clip_id]]
         counts["listed"] += 1
         counts["good"] += not problems
@@ -105,7 +110,7 @@ def _most_classes(masks: Sequence[bytes]) -> int:
     return most
 
 
-def _sum_up(sounds: Sequence[tuple[common.ClipFiles, float, int, int]]) -> dict[str, Any]:
+def _sum_up(sounds: Sequence[tuple[ClipFiles, float, int, int]]) -> dict[str, Any]:
     seconds = [s for _, s, _, _ in sounds]
     return {
         "rates": dict(collections.Counter(str(rate) for _, _, rate, _ in sounds)),
@@ -118,11 +123,11 @@ def _sum_up(sounds: Sequence[tuple[common.ClipFiles, float, int, int]]) -> dict[
     }
 
 
-def _kind(clip: common.ClipFiles, message: str) -> str:
+def _kind(clip: ClipFiles, message: str) -> str:
     """Which of the clip's files a problem is about."""
     kinds = {
         "mask": clip.masks.values(),
-        "colour mask": clip.pre_masks,
+        "color mask": clip.pre_masks,
         "frame": clip.frames,
         "wav": [clip.wav],
     }
@@ -132,14 +137,12 @@ def _kind(clip: common.ClipFiles, message: str) -> str:
     return "folder"
 
 
-def _unlisted_folders(
-    builder: type[AVSBenchBuilder], root: pathlib.Path, layout: Layout
-) -> list[pathlib.Path]:
+def _unlisted_folders(setting: Setting, root: pathlib.Path, layout: Layout) -> list[pathlib.Path]:
     """Folders of frames that no row names; those of rows with another fault are not repeated."""
-    rows, _ = builder.read_rows(root)
+    rows, _ = read_rows(setting, root)
     listed = {row.path(root, layout.frames[row.split]).parent for row in rows}
     good = {row.name for row in rows}
-    faulty = {values["name"] for _, values in builder.csv_lines(root)} - good
+    faulty = {values["name"] for _, values in read_csv(setting, root)} - good
     wildcards = dict.fromkeys(("name", "split", "category", "subset"), "*")
     found = set()
     for template in set(layout.frames.values()):

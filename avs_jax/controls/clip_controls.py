@@ -18,7 +18,7 @@ from avs_jax.controls.false_motion import motion_controls, with_false_motion
 from avs_jax.controls.pairing import silent_audio, swap_audio, with_audio_of
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_text
-from avs_jax.data.pipeline import metadata
+from avs_jax.data.records import metadata
 from avs_jax.spec import InputError
 from avs_jax.task import Controls, Record
 

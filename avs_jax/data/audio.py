@@ -23,9 +23,10 @@ HOP = 160  # samples between STFT frames: 10 ms
 FFT_SIZE = 512
 MEL_LOW, MEL_HIGH = 125.0, 7500.0  # Hz, outer edges of the mel bands
 LOG_OFFSET = 0.01
+MIN_RATE, MAX_RATE = 1_000, 384_000  # Hz; others are damaged headers, and resampling them is huge
 EXAMPLE_SAMPLES = (MEL_FRAMES - 1) * HOP + WINDOW  # 15600: the shortest sound with one example
 
-# resampy 0.4's kaiser_best: a Kaiser-windowed sinc, tabulated from its centre outwards.
+# resampy 0.4's kaiser_best: a Kaiser-windowed sinc, tabulated from its center outward.
 ZERO_CROSSINGS = 50
 POINTS_PER_CROSSING = 8192
 ROLLOFF = 0.9173473712608761
@@ -43,7 +44,7 @@ def log_mel(
 
     Args:
       waveform: int16 (full scale 32768) or float in [-1, 1], shape [n] or [n, channels].
-      sample_rate: in Hz, any.
+      sample_rate: in Hz, from MIN_RATE to MAX_RATE.
       num_examples: T of the result; more are cut off. None: as many as the sound holds.
       short: how to reach num_examples when the sound holds fewer: "repeat" the last example
         (AVSBench's rule for S4 and MS3) or "zeros" (its rule for AVSS: zeros in log-mel, which is
@@ -53,12 +54,11 @@ def log_mel(
       float32 [T, 96, 64], axes (example, 10 ms frame, mel band).
 
     Raises:
-      ValueError: wrong shape, type, rate or `short`; or nothing to repeat.
+      InputError: a rate out of range, or nothing to repeat. ValueError: wrong shape, type or
+        `short`.
     """
     if short not in ("repeat", "zeros"):
         raise ValueError(f"short is {short!r}, expected 'repeat' or 'zeros'")
-    if sample_rate <= 0:
-        raise ValueError(f"sample_rate is {sample_rate}, expected a positive number of Hz")
     samples = resample(to_mono(waveform), int(sample_rate))
     count = max(0, (len(samples) - WINDOW) // HOP + 1) // MEL_FRAMES
     if num_examples is not None:
@@ -113,9 +113,9 @@ def mel_matrix() -> np.ndarray:
 
     bins = mel(np.linspace(0.0, SAMPLE_RATE / 2, FFT_SIZE // 2 + 1))[:, None]
     edges = np.linspace(mel(MEL_LOW), mel(MEL_HIGH), MEL_BANDS + 2)
-    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
-    rising = (bins - lower) / (centre - lower)
-    falling = (upper - bins) / (upper - centre)
+    lower, center, upper = edges[:-2], edges[1:-1], edges[2:]
+    rising = (bins - lower) / (center - lower)
+    falling = (upper - bins) / (upper - center)
     matrix = np.maximum(0.0, np.minimum(rising, falling))
     matrix[0] = 0.0
     return matrix
@@ -133,6 +133,8 @@ def _kaiser_best() -> tuple[np.ndarray, np.ndarray]:
 
 def resample(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     """float64 [n] at `sample_rate` Hz -> float64 [floor(n * 16000 / sample_rate)] at 16 kHz."""
+    if not MIN_RATE <= sample_rate <= MAX_RATE:
+        raise InputError(f"sampled at {sample_rate} Hz, expected {MIN_RATE} to {MAX_RATE}")
     if sample_rate == SAMPLE_RATE:
         return samples
     num_outputs = len(samples) * SAMPLE_RATE // sample_rate

@@ -201,7 +201,7 @@ class ClipRows:
         mel = log_mel(waveform, rate, num_frames, short=data.short_audio)
         used = sorted(masks) if train and data.train_frames == "supervised" else range(num_frames)
         draw = _draw_augmentation(rng, frame(used[0]).shape, data) if train and used else None
-        square = transforms.squash_to_square if draw and data.square_first else _keep
+        square = transforms.resize_to_square if draw and data.square_first else _keep
         for i, t in enumerate(used):
             if frame(t).shape != frame(used[0]).shape:
                 raise InputError(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from avs_jax.label_images import label_pixels
 from avs_jax.spec import IGNORE_LABEL, InputError
 
 
@@ -20,14 +21,17 @@ def decode_rgb(image: bytes | np.ndarray) -> np.ndarray:
 def decode_labels(image: bytes | np.ndarray, num_classes: int) -> np.ndarray:
     """A label image as uint8 [H, W] of classes.
 
-    With two classes, whatever is not 0 is 1; with more, values are classes. Palette images count by
-    index, color images (two classes only) by their brightest channel.
+    With two classes, whatever is not 0 is 1; with more, values are classes. Pixels are read as
+    label_images.py says; color images (two classes only) count by their brightest channel.
+
+    Raises:
+      InputError: values that are no classes, or an alpha channel that may be the mask.
     """
     if isinstance(image, np.ndarray) and image.ndim >= 2:
         labels = image
     else:
         with Image.open(io.BytesIO(bytes(image))) as opened:
-            labels = np.asarray(opened.convert("RGB") if opened.mode in ("RGBA", "LA") else opened)
+            labels = label_pixels(opened)
     if num_classes == 2:
         labels = labels.max(axis=-1) if labels.ndim == 3 else labels
         return (labels > 0).astype(np.uint8)

@@ -1,93 +1,32 @@
-"""Clips of a dataset's folder, and the files that hold their flow: flow_{t:04d}.npy, float16.
+"""Stored flow: FLOW_ROOT/SETTING/.../flow_{t:04d}.npy, and the clips that it is made for.
 
-A file gets its name when it is complete, and counts only if header and size agree.
+A file holds [H, W] (magnitude) or [H, W, 2] ((u, v) in px of the frames it was made from). We write
+float16. `flow.json` beside the splits' folders says how the files were made.
 """
 
-import csv
-import dataclasses
+import io
 import math
 import os
 import pathlib
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from avs_jax.data.avsbench_csv import read_rows
+from avs_jax.data.avsbench_folders import SETTINGS, SPLITS, DatasetLayoutError, Setting
+from avs_jax.data.input_files import first_line, read_bytes, read_json
+from avs_jax.files import atomic_file, open_regular
 from avs_jax.spec import InputError
 
-LARGEST = 65_000  # px; float16 ends there, and so does what a builder reads
+SETTINGS_FILE = "flow.json"
+LARGEST = 65_000  # px; float16 ends there
+_HEADER_BYTES = 4096  # more than an npy header that describes one float array
 
 
 class FlowError(InputError):
     """A folder that is not the dataset's, or an output that is another run's; one line."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Where a dataset keeps its clips, below the folder of its csv; {column} is the csv's.
-
-    Attributes:
-      csv: that lists the clips; folders: one of them may hold it, below the root given.
-      id_column: of the clip's name, "" the first, written {name} below.
-      place: of a clip's flow.
-      frames: folder of a clip's frames, by layout.
-      video: a clip's raw video; "" where the dataset has none.
-      side: px that pictures are squashed to; None: they are of one size as they are.
-    """
-
-    csv: str
-    folders: tuple[str, ...]
-    id_column: str
-    place: str
-    frames: dict[str, str]
-    video: str
-    side: int | None = None
-
-    def columns(self) -> set[str]:
-        """The columns that the templates name, without {name}."""
-        templates = (self.place, *self.frames.values(), self.video)
-        return set(re.findall(r"{(\w+)}", "".join(templates))) - {"name"}
-
-    def layouts(self, home: pathlib.Path) -> list[str]:
-        """The layouts whose folder of frames is there."""
-        return [
-            name for name, frames in self.frames.items() if (home / frames.split("{")[0]).is_dir()
-        ]
-
-
-DATASETS = {
-    "s4": Dataset(
-        csv="s4_meta_data.csv",
-        folders=("Single-source",),
-        id_column="name",
-        place="{split}/{category}/{name}",
-        frames={
-            "object224": "s4_data/visual_frames/{split}/{category}/{name}",
-            "vct384": "s4_data_384/visual_frames_384/{split}/{category}/{name}",
-        },
-        video="s4_data/raw_videos/{split}/{category}/{name}.mp4",
-    ),
-    "ms3": Dataset(
-        csv="ms3_meta_data.csv",
-        folders=("Multi-sources",),
-        id_column="",
-        place="{split}/{name}",
-        frames={
-            "object224": "ms3_data/visual_frames/{name}",
-            "vct384": "ms3_data_384/visual_frames_384/{name}",
-        },
-        video="ms3_data/raw_videos/{name}.mp4",
-    ),
-    "avss": Dataset(
-        csv="metadata.csv",
-        folders=("AVSBench_semantic", "AVSBench-semantic"),
-        id_column="uid",
-        place="{split}/{name}",
-        frames={"original": "{label}/{name}/frames"},
-        video="",
-        side=384,
-    ),
-}
 
 
 class Clip(NamedTuple):
@@ -95,58 +34,48 @@ class Clip(NamedTuple):
 
     Attributes:
       name: of the clip.
-      place: of its flow files, below the dataset's flow root.
-      frames: folder of its frames. video: its raw video, which need not be there; None where the
-        dataset has none.
+      folder: of its flow files, below the dataset's flow root.
+      frames: folder of its frames.
+      video: its raw video, which need not exist; None where the dataset has none.
     """
 
     name: str
-    place: pathlib.PurePosixPath
+    folder: pathlib.PurePosixPath
     frames: pathlib.Path
     video: pathlib.Path | None
 
 
 def list_clips(dataset: str, root: str | os.PathLike, layout: str = "") -> list[Clip]:
-    """The clips of a dataset's csv, in its order.
+    """The clips of a setting's csv, in its order.
 
     Args:
-      layout: one of the dataset's; "" where the folder holds one of them only.
+      layout: one of the setting's; "" where the folder holds one of them only.
 
     Raises:
-      FlowError: the folder does not hold the dataset, or both layouts; a name that is no file's.
+      InputError: the folder does not hold the dataset, or holds several layouts; a row that is no
+        clip.
     """
-    spec, root = DATASETS[dataset], pathlib.Path(root).expanduser().absolute()
-    homes = [root, *(root / folder for folder in spec.folders)]
-    home = next((path for path in homes if (path / spec.csv).is_file()), None)
-    if home is None:
-        raise FlowError(f"{spec.csv} not found in {' and '.join(map(str, homes))}")
-    present = spec.layouts(home)
+    setting = SETTINGS[dataset]
+    home = setting.find_root(root)
+    present = [x.name for x in setting.layouts_present(home)]
     if layout and layout not in present:
         raise FlowError(f"--layout={layout}: not below {home}; there are {present}")
-    if not layout and len(present) != 1:
+    # Where all frames are squashed to one size, the layouts' frames do not differ.
+    if not layout and (not present or len(present) > 1 and setting.flow_side is None):
         raise FlowError(f"{home} holds the layouts {present}: choose one with --layout")
-    frames, columns = spec.frames[layout or present[0]], sorted(spec.columns())
-    clips = []
-    with open(home / spec.csv, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        header = reader.fieldnames or [""]
-        id_column = spec.id_column or header[0]
-        missing = {id_column, *columns} - set(header)
-        if missing:
-            raise FlowError(f"{home / spec.csv}: no column {sorted(missing)}")
-        for row in reader:
-            named = {key: (row[key] or "").strip() for key in (id_column, *columns)}
-            for key, value in named.items():
-                if value in ("", ".", "..") or re.search(r"[/\\\0]", value):
-                    raise FlowError(
-                        f"{home / spec.csv}, line {reader.line_num}: {key} {value!r} cannot be a "
-                        "file's"
-                    )
-            named["name"] = named[id_column]
-            place = pathlib.PurePosixPath(spec.place.format_map(named))
-            video = home / spec.video.format_map(named) if spec.video else None
-            clips.append(Clip(named["name"], place, home / frames.format_map(named), video))
-    return clips
+    frames = setting.layout(layout or present[0]).frames
+    rows, problems = read_rows(setting, home, any_category=True)
+    if problems:
+        raise FlowError(problems[0])
+    return [
+        Clip(
+            row.name,
+            pathlib.PurePosixPath(row.path(pathlib.Path(), setting.flow)),
+            row.path(home, frames[row.split]).parent,
+            row.path(home, setting.video) if setting.video else None,
+        )
+        for row in rows
+    ]
 
 
 def frame_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -166,17 +95,71 @@ def frame_files(folder: pathlib.Path) -> list[pathlib.Path]:
     return [numbered[number] for number in sorted(numbered)]
 
 
+# ---- the folder of a dataset's flow ----
+
+
+def find_flow_root(setting: Setting, flow_dir: pathlib.Path) -> pathlib.Path:
+    """The folder that holds the splits' flow: {flow_dir}/{setting}, or flow_dir itself.
+
+    Raises:
+      DatasetLayoutError: neither does.
+    """
+    folders = (flow_dir / setting.name, flow_dir)
+    for folder in folders:
+        if any((folder / split).is_dir() for split in SPLITS):
+            return folder
+    raise DatasetLayoutError(
+        f"no flow found: looked for {{{','.join(SPLITS)}}} in {folders[0]} and {folders[1]}"
+    )
+
+
+def read_settings(root: pathlib.Path) -> dict[str, Any]:
+    """How the flow below `root` was made; {} where nobody noted it."""
+    path = root / SETTINGS_FILE
+    return read_json(path) if path.exists() else {}
+
+
+def has_first_flow(settings: Mapping[str, Any]) -> bool | None:
+    """Whether file 0 of a clip holds a flow of its own, not zeros; None where nothing says so."""
+    return {"video": True, "frames": False}.get(settings.get("source"))
+
+
+# ---- one file ----
+
+
 def is_whole(path: pathlib.Path, shape: tuple[int, ...]) -> bool:
     """Whether a file is a complete float16 array of that shape; its numbers are not read."""
     try:
-        with open(path, "rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                return False
-            header = np.lib.format.read_array_header_1_0(file)
-            end = file.tell() + 2 * math.prod(shape)
-        return header == (shape, False, np.dtype(np.float16)) and path.stat().st_size == end
-    except (OSError, ValueError):
+        with open_regular(path) as file:
+            head = file.read(_HEADER_BYTES)
+            size = os.fstat(file.fileno()).st_size
+        found, is_fortran, dtype, start = _read_header(path, head)
+    except (OSError, InputError):
         return False
+    end = start + 2 * math.prod(shape)
+    return (found, is_fortran, dtype, size) == (shape, False, np.dtype(np.float16), end)
+
+
+def read_array(path: pathlib.Path) -> np.ndarray:
+    """Flow of one frame, float16 [H, W, 1] (magnitude) or [H, W, 2].
+
+    Raises:
+      InputError: the file is missing, damaged, or holds anything but finite flow.
+    """
+    data = read_bytes(path)
+    shape, is_fortran, dtype, start = _read_header(path, data)
+    if len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (2,)) or 0 in shape:
+        raise InputError(f"{path}: shape {shape}, expected [H, W] or [H, W, 2]")
+    if dtype.kind != "f":
+        raise InputError(f"{path}: {dtype} numbers, expected floating point")
+    declared = start + math.prod(shape) * dtype.itemsize
+    if len(data) != declared:
+        raise InputError(f"{path}: {len(data):,} bytes, its header declares {declared:,}")
+    order = "F" if is_fortran else "C"
+    flow = np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
+    if not np.all(np.abs(flow) < LARGEST):  # also where it is not a number
+        raise InputError(f"{path}: {dtype} flow that is not finite or beyond float16")
+    return flow.astype(np.float16).reshape(*shape[:2], -1)
 
 
 def write_array(path: pathlib.Path, array: np.ndarray) -> None:
@@ -187,7 +170,23 @@ def write_array(path: pathlib.Path, array: np.ndarray) -> None:
     """
     if not np.all(np.abs(array) < LARGEST):  # also where it is not a number
         raise FlowError(f"{path}: flow that is not finite or beyond {LARGEST} px")
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with open(unfinished, "wb") as file:
+    with atomic_file(path, 2 * array.size) as file:
         np.lib.format.write_array(file, np.ascontiguousarray(array, np.float16), version=(1, 0))
-    os.replace(unfinished, path)
+
+
+def _read_header(path: pathlib.Path, data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """(shape, whether in Fortran's order, dtype, where the numbers begin) of an npy file."""
+    file = io.BytesIO(data[:_HEADER_BYTES])
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, is_fortran, dtype = read(file)
+    # numpy parses the header as Python text: damage raises nearly anything.
+    except Exception as error:
+        raise InputError(f"{path}: no npy file ({first_line(error)})") from error
+    if not all(0 <= size <= 1 << 31 for size in shape):
+        raise InputError(f"{path}: an impossible shape {str(shape)[:100]}")
+    return shape, is_fortran, dtype, file.tell()

@@ -1,4 +1,4 @@
-"""Batches from records: random access to array_record files, shuffling, grain's read-ahead. No jax.
+"""Batches from records: shuffling, grain's read-ahead. No jax.
 
 A training loader's position is the step: batch s holds positions s * batch_size ... of an endless
 sequence in which every run of num_clips positions is one shuffled epoch. What a position holds
@@ -8,9 +8,7 @@ number of workers and processes.
 
 import functools
 import os
-import pathlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -22,58 +20,6 @@ from avs_jax.task import Record, Rows, stack_rows
 
 _SHUFFLE, _AUGMENT = 1, 2  # streams of random numbers
 _ENDLESS = 1 << 40  # steps
-
-
-def open_records(config: Any, split: str) -> Sequence[Record]:
-    """The records of one split, by index, from array_record files; nothing is read yet.
-
-    config.data.dataset names a TFDS dataset, "name" or "name/variant"; the newest version counts.
-
-    Raises:
-      FileNotFoundError: the dataset is not there; names the folders looked in.
-      ValueError: several variants and none is named, or no such split; names those there are.
-    """
-    import tensorflow_datasets as tfds  # slow: only who opens records waits for it
-
-    root = pathlib.Path(config.data.data_dir).expanduser().resolve()
-    home = root / config.data.dataset
-    found: dict[pathlib.Path, list[pathlib.Path]] = {}
-    for pattern in ("*/dataset_info.json", "*/*/dataset_info.json"):
-        for path in home.glob(pattern):
-            if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name):
-                found.setdefault(path.parent.parent, []).append(path.parent)
-    if not found:
-        raise FileNotFoundError(
-            f"dataset {config.data.dataset!r} not found: looked for a version of it in {home} and "
-            f"{home}/*, where {root} is config.data.data_dir = {config.data.data_dir!r}"
-        )
-    if len(found) > 1:
-        variants = sorted(str(path.relative_to(root)) for path in found)
-        raise InputError(
-            f"config.data.dataset {config.data.dataset!r} is one of {variants}: which?"
-        )
-    (versions,) = found.values()
-    newest = max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
-    builder = tfds.builder_from_directory(newest)
-    if split not in builder.info.splits:
-        raise InputError(f"no split {split!r} in {newest}, there are {sorted(builder.info.splits)}")
-    return builder.as_data_source(split)
-
-
-def metadata(records: Sequence[Record]) -> Mapping[str, Any]:
-    """What the dataset's builder noted; nothing where the records are not a dataset's."""
-    info = getattr(records, "dataset_info", None)
-    return (info.metadata if info is not None else None) or {}
-
-
-def num_clips(config: Any, split: str) -> int:
-    """Clips of a split."""
-    return len(open_records(config, split))
-
-
-def num_steps_per_epoch(config: Any, batch_size: int, split: str = "train") -> float:
-    """Steps that use every clip once; whole only where batch_size divides their number."""
-    return num_clips(config, split) / batch_size
 
 
 # ---- batches ----

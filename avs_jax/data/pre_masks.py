@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from avs_jax.palette import indexed_image
+from avs_jax.label_images import indexed_image
 
 # Six hexadecimal digits per color, red first.
 _PALETTE_HEX = """

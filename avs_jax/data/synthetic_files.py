@@ -50,7 +50,7 @@ from avs_jax.data.synthetic import (
 )
 from avs_jax.data.synthetic_parts import SEMANTIC_CLASSES, Category
 from avs_jax.data.video_writer import write_video
-from avs_jax.palette import CLASS_PALETTE, indexed_image
+from avs_jax.label_images import CLASS_PALETTE, indexed_image
 
 MANIFEST = "generated_clips.json"
 OBJECTS = "generated_objects.json"

@@ -1,14 +1,16 @@
 """The joint augmentation of a clip: one geometry for image, pre-mask, ground truth and motion.
 
-  resize the short side to a drawn size -> crop -> colour jitter -> flip -> pad right and bottom
+  resize the short side to a drawn size -> crop -> color jitter -> flip -> pad right and bottom
 
 All random numbers are drawn first (`draw_augmentation`), for every frame of the clip, and applied
-afterwards, so a frame looks the same whether or not its neighbours are used.
+later, so a frame looks the same whether or not its neighbors are used.
 
-Source: VCT's data mappers, which are detectron2's ResizeShortestEdge, RandomCrop, ColorAugSSD and
-RandomFlip. As there, every frame has its own colour jitter and the pre-mask is jittered too,
-independently, and blended by its bilinear resize. Departure: one numpy generator instead of two
-global ones; HSV is quantised as OpenCV's (H 0..179) but saturation and hue share one conversion.
+Source: VCT's data mappers, which use detectron2's ResizeShortestEdge, RandomCrop, ColorAugSSD and
+RandomFlip. As there, every frame has its own color jitter, and the pre-mask is jittered too,
+independently, and blended by its bilinear resize. Departures: one numpy generator instead of two
+global ones; saturation and hue share one HSV conversion. HSV has OpenCV's units (H 0..179, steps of
+2 degrees) but exact rounding: OpenCV's arithmetic (5.0, all colors tried) is one level off for 2 %
+of the hues, 1 % of the saturations and, on the way back, a third of the channels.
 """
 
 import dataclasses
@@ -31,12 +33,12 @@ class ColorJitter:
     contrast: float = 1.0  # factor of RGB
     saturation: float = 1.0  # factor of S
     hue: int = 0  # added to H, in steps of 2 degrees
-    contrast_first: bool = True  # else after saturation and hue
+    contrast_first: bool = True  # otherwise after saturation and hue
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What happens to one clip. Sizes in px, (height, width); the crop is of the resized frame."""
+    """One clip's draw. Sizes in px, (height, width); the crop is taken from the resized frame."""
 
     resized: tuple[int, int]
     crop_origin: tuple[int, int]  # (top, left)
@@ -58,12 +60,14 @@ def draw_augmentation(
     color: bool = True,
     flip: float = 0.5,
 ) -> Augmentation:
-    """Draws one clip's augmentation; arguments as config.data.augment.
+    """Draws one clip's augmentation.
 
     Args:
       frame_size: (height, width) of the decoded frames.
       num_frames: of the whole clip, used or not.
-      crop: False squashes the frame to the output size instead of resizing and cropping.
+      output_size: side of the result, in px.
+      min_sizes, max_size, crop, color, flip: of config.data.augment; without crop the frame is
+        resized to the output size, whatever its aspect ratio.
     """
     short_side = int(min_sizes[rng.integers(len(min_sizes))])
     corner = rng.random(2)
@@ -87,7 +91,7 @@ def draw_augmentation(
 
 
 def _draw_jitter(rng: np.random.Generator) -> ColorJitter:
-    """ColorAugSSD's draw: each operation with probability 1/2; always as many random numbers."""
+    """ColorAugSSD's draw: each operation with probability 1/2, always as many random numbers."""
     on = rng.random(5) < 0.5
     amount = rng.uniform(-1.0, 1.0, 3)
     hue = int(rng.integers(-18, 19))
@@ -103,7 +107,7 @@ def _draw_jitter(rng: np.random.Generator) -> ColorJitter:
 def shortest_edge_size(
     frame_size: tuple[int, int], short_side: int, max_size: int
 ) -> tuple[int, int]:
-    """(height, width) with the short side as asked, unless the long side would pass max_size."""
+    """(height, width) with this short side, or less where the long side would exceed max_size."""
     height, width = frame_size
     scale = short_side / min(height, width)
     if max(height, width) * scale > max_size:
@@ -111,16 +115,16 @@ def shortest_edge_size(
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-def squash_to_square(image: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-    """[H, W] or [H, W, 3] to a square of its short side; the aspect ratio is not kept.
+def resize_to_square(image: np.ndarray, resample: Image.Resampling) -> np.ndarray:
+    """Resizes [H, W] or [H, W, 3] to a square of its short side, changing the aspect ratio.
 
-    What VCT does to the frames of AVSBench-semantic before any augmentation.
+    VCT does this to the frames of AVSBench-semantic before any augmentation.
     """
     return resize(image, (min(image.shape[:2]),) * 2, resample)
 
 
 def augment_image(image: np.ndarray, augmentation: Augmentation, jitter: ColorJitter) -> np.ndarray:
-    """An RGB image or colour pre-mask, uint8 [H, W, 3] -> uint8 [S, S, 3], padded with grey."""
+    """An RGB image or pre-mask, uint8 [H, W, 3] -> uint8 [S, S, 3], padded with gray."""
     image = _crop(resize(image, augmentation.resized, BILINEAR), augmentation)
     return _flip_and_pad(jitter_color(image, jitter), augmentation, IMAGE_PAD)
 
@@ -134,7 +138,7 @@ def augment_labels(labels: np.ndarray, augmentation: Augmentation) -> np.ndarray
 def augment_motion(motion: np.ndarray, augmentation: Augmentation) -> np.ndarray:
     """Motion, float32 [H, W, C] -> float32 [S, S, C], padded with 0.
 
-    C = 1 is a map of strengths. C = 2 are vectors (u, v) in px: they scale with the image, and a
+    C = 1 is a map of magnitudes. C = 2 are vectors (u, v) in px: they scale with the image, and a
     flip negates u.
     """
     motion = _crop(resize_motion(motion, augmentation.resized), augmentation)
@@ -158,7 +162,11 @@ def _flip_and_pad(array: np.ndarray, augmentation: Augmentation, fill: int) -> n
 
 
 def resize(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
-    """PIL's resize (bilinear antialiases) of uint8 [H, W, 3], or uint8 or float32 [H, W]."""
+    """PIL's resize of uint8 [H, W, 3], or uint8 or float32 [H, W].
+
+    Bilinear enlarges by the rule of `ops.sampling.resize_bilinear`; unlike that, it antialiases
+    when it shrinks.
+    """
     height, width = size
     if array.shape[:2] == (height, width):
         return array
@@ -167,7 +175,7 @@ def resize(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling)
 
 
 def resize_motion(motion: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear resize of float32 [H, W, C]; two channels are (u, v) in px and scale with it."""
+    """Bilinear resize of float32 [H, W, C]; two channels are (u, v) in px and scale too."""
     height, width = motion.shape[:2]
     channels = np.moveaxis(motion, -1, 0)
     resized = np.stack([resize(channel, size, BILINEAR) for channel in channels], axis=-1)
@@ -177,7 +185,7 @@ def resize_motion(motion: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def jitter_color(image: np.ndarray, jitter: ColorJitter) -> np.ndarray:
-    """Applies one draw to uint8 RGB [H, W, 3]; every operation clips and truncates to uint8."""
+    """Applies one draw to uint8 RGB [H, W, 3]; each operation clips and truncates to uint8."""
     image = _affine(image, 1.0, jitter.brightness)
     if jitter.contrast_first:
         image = _affine(image, jitter.contrast, 0.0)
@@ -216,7 +224,7 @@ def rgb_to_hsv(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def hsv_to_rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Inverse of rgb_to_hsv up to its quantisation: three uint8 [H, W] -> uint8 RGB [H, W, 3]."""
+    """Inverse of rgb_to_hsv up to its quantization: three uint8 [H, W] -> uint8 RGB [H, W, 3]."""
     # Each channel is value - chroma * ramp(hue); the ramp has 180 entries, so it is a table.
     position = np.arange(180, dtype=np.float32)[:, None] / 30 + np.array([5, 3, 1], np.float32)
     position %= 6

@@ -1,8 +1,9 @@
-"""Own videos in and out: one picture per second and the sound of a file, and overlays that keep it.
+"""Own videos in and out: one frame per second and the sound of a file, and overlays that keep it.
 
-Second k of a video is shown by the picture at k + 15/16 s (the last picture where the video ends
-earlier), found by time stamps, so a variable frame rate changes nothing. Time 0 is the first
-picture; the sound is cut and padded to it. A rest of a second counts as a second from a quarter on.
+Second k of a video is shown by the frame at k + 15/16 s (the last frame where the video ends
+earlier), found by time stamps, so a variable frame rate changes nothing. Time 0 is the first frame;
+the sound is cut and padded to it. A last part of a second counts as a second if it lasts a quarter
+of one.
 
 Source: AVSBench's preprocessing takes frame int((k + 15/16) * fps); this is the same moment.
 """
@@ -17,9 +18,12 @@ import av
 import av.error
 import numpy as np
 
+from avs_jax.data.input_files import MAX_PIXELS
 from avs_jax.spec import FRAME_OFFSET_SECONDS, InputError
 
+MAX_SECONDS = 24 * 3600  # longer files are damaged time stamps
 MIN_REST_SECONDS = 0.25  # a shorter rest after the last whole second is not shown
+_STAMP_SECONDS = 1e-3  # Matroska rounds time stamps to 1 ms
 _JITTER_SECONDS = 0.02  # audio time stamps this close to the sample count are rounding
 _TRUNCATION_SECONDS = 0.25  # less missing than this is the slack of container formats
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")
@@ -40,13 +44,12 @@ class Video:
     """What a file holds.
 
     Attributes:
-      start_time: of the first picture on the file's own clock, in seconds.
-      duration: seconds from the first picture to the end of the last.
-      fps: pictures per second, on average.
+      start_time: of the first frame on the file's own clock, in seconds.
+      duration: seconds from the first frame to the end of the last.
+      fps: frames per second, on average.
       height, width: px as shown, after rotation.
-      rotation: degrees counter-clockwise that stored pictures are turned by: 0, 90, 180 or 270.
       sample_rate: Hz of the sound.
-      num_channels: of the sound as it is read: 1, or 2 (what has more is mixed down).
+      num_channels: of the sound as it is read: 1, or 2 (more are mixed down).
     """
 
     path: pathlib.Path
@@ -55,13 +58,12 @@ class Video:
     fps: float
     height: int
     width: int
-    rotation: int
     sample_rate: int
     num_channels: int
 
     @property
     def num_seconds(self) -> int:
-        """How many pictures `read_windows` yields in all."""
+        """How many frames `read_windows` yields in all."""
         return _num_seconds(self.duration)
 
 
@@ -71,30 +73,28 @@ def _num_seconds(duration: float) -> int:
 
 
 def probe(path: _Path) -> Video:
-    """Checks a file from end to end, decoding one picture only, and says what it holds.
+    """Checks a file from end to end, decoding one frame only, and says what it holds.
 
     Raises:
-      VideoError: no such file, not a video, truncated, without pictures or without sound.
+      VideoError: no such file, not a video, truncated, without frames or without sound.
     """
     with _open(path) as container:
-        pictures, sound = _streams(path, container)
-        end, count = _scan(path, container, pictures, sound)
+        frames, sound = _streams(path, container)
+        end, count = _scan(path, container, frames, sound)
     with _open(path) as container:
-        pictures, sound = _streams(path, container)
-        frame = next(_decode(path, container, pictures), None)
+        frames, sound = _streams(path, container)
+        frame = next(_decode(path, container, frames), None)
         if frame is None:
-            raise VideoError(path, "no picture in it can be decoded")
-        rotation = round(frame.rotation / 90) * 90 % 360
-        size = (frame.height, frame.width)
+            raise VideoError(path, "no frame in it can be decoded")
+        height, width, _ = _upright(path, frame).shape
         duration = max(end - _time(path, frame), 0.0)
         return Video(
             path=pathlib.Path(path),
             start_time=_time(path, frame),
             duration=duration,
             fps=count / duration if duration else 1.0,
-            height=size[rotation % 180 > 0],
-            width=size[rotation % 180 == 0],
-            rotation=rotation,
+            height=height,
+            width=width,
             sample_rate=sound.codec_context.sample_rate,
             num_channels=min(2, sound.codec_context.channels),
         )
@@ -118,93 +118,97 @@ def read_windows(path: _Path, num_frames: int) -> Iterator[tuple[np.ndarray, np.
         raise ValueError(f"windows of {num_frames} frames, expected at least 1")
     video = probe(path)
     with _open(path) as container:
-        picker, track, start = _Picker(video), _Track(video), 0
+        picker, track, start = _Picker(path, video.num_seconds), _Track(video), 0
         for frame in _decode(path, container, *_streams(path, container)):
             (picker if isinstance(frame, av.VideoFrame) else track).add(frame)
             samples = num_frames * video.sample_rate
             while len(picker.ready) >= num_frames and track.num_ready >= samples:
-                yield picker.take(num_frames), track.take(samples), start
+                yield _stack(video, picker.take(num_frames), start), track.take(samples), start
                 start += num_frames
         picker.finish()
-        while picker.ready:
-            count = min(num_frames, len(picker.ready))
-            sound = np.zeros((count * video.sample_rate, video.num_channels), np.int16)
+        while picks := picker.take(num_frames):
+            sound = np.zeros((len(picks) * video.sample_rate, video.num_channels), np.int16)
             heard = track.take(len(sound))
             sound[: len(heard)] = heard
-            yield picker.take(count), sound, start
-            start += count
+            yield _stack(video, picks, start), sound, start
+            start += len(picks)
 
 
 def read_pairs(
     path: _Path, num_seconds: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """Reads the picture of each second (as `read_windows`) and the one shown just before it.
+    """Reads the frame of each second (as `read_windows`) and the one shown just before it.
 
     A file without sound will do.
 
     Args:
-      num_seconds: how many; the last picture stands for seconds beyond the end. None: as many as
+      num_seconds: how many; the last frame stands for seconds beyond the end. None: as many as
         `read_windows` yields.
 
     Yields:
-      (before, picture, interval): uint8 RGB [H, W, 3] as shown, and the seconds between the two. A
-      second that is shown by the very first picture has it twice, 1 s apart.
+      (before, frame, interval): uint8 RGB [H, W, 3] as shown, and the seconds between the two. A
+      second that is shown by the very first frame has it twice, 1 s apart.
 
     Raises:
-      VideoError: as `read_windows`, or pictures whose times do not grow.
+      VideoError: as `read_windows`, or frames whose times do not grow.
     """
     if num_seconds is None:
         num_seconds = probe(path).num_seconds
     else:
         with _open(path) as container:
-            _scan(path, container, _picture_stream(path, container))
+            _scan(path, container, _frame_stream(path, container))
     with _open(path) as container:
-        pictures = _picture_stream(path, container)
-        before = shown = start = None
-        second, moment = 0, FRAME_OFFSET_SECONDS + 1e-3
-        for frame in _decode(path, container, pictures):
-            time = _time(path, frame)
-            start = time if start is None else start
-            while shown is not None and second < num_seconds and time - start > second + moment:
-                yield _pair(path, before, shown)
-                second += 1
-            if second == num_seconds:
+        picker = _Picker(path, num_seconds)
+        for frame in _decode(path, container, _frame_stream(path, container)):
+            picker.add(frame)
+            for pick in picker.take(num_seconds):
+                yield _pair(path, *pick)
+            if picker.is_full:
                 return
-            before, shown = shown, frame
-        if shown is None:
-            raise VideoError(path, "no picture in it can be decoded")
-        for _ in range(second, num_seconds):
-            yield _pair(path, before, shown)
+        picker.finish()
+        for pick in picker.take(num_seconds):
+            yield _pair(path, *pick)
 
 
 def _pair(path: _Path, before, shown) -> tuple[np.ndarray, np.ndarray, float]:
-    picture = _upright(shown)
+    frame = _upright(path, shown)
     if before is None:
-        return picture, picture, 1.0
+        return frame, frame, 1.0
     interval = _time(path, shown) - _time(path, before)
-    previous = _upright(before)
-    if interval <= 0 or previous.shape != picture.shape:
+    previous = _upright(path, before)
+    if interval <= 0 or previous.shape != frame.shape:
         raise VideoError(
             path,
-            f"pictures of {previous.shape} and {picture.shape} at {_time(path, before):.3f} s and "
+            f"frames of {previous.shape} and {frame.shape} at {_time(path, before):.3f} s and "
             f"{_time(path, shown):.3f} s are no pair",
         )
-    return previous, picture, interval
+    return previous, frame, interval
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """The picture as shown, uint8 RGB [H, W, 3]."""
+def _stack(video: Video, picks: list[tuple], start: int) -> np.ndarray:
+    """The frames of seconds `start` and on, uint8 RGB [t, H, W, 3] as shown."""
+    frames = [_upright(video.path, shown) for _, shown in picks]
+    for second, frame in enumerate(frames, start):
+        if frame.shape[:2] != (video.height, video.width):
+            size = f"{frame.shape[1]}x{frame.shape[0]} px"
+            raise VideoError(video.path, f"frames change their size to {size} in second {second}")
+    return np.stack(frames)
+
+
+def _upright(path: _Path, frame: av.VideoFrame) -> np.ndarray:
+    """A decoded frame as shown, uint8 RGB [H, W, 3]."""
+    _check_size(path, frame.width, frame.height)
     turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
     return np.ascontiguousarray(turned)
 
 
 def write_overlay(path: _Path, frames: Iterable[np.ndarray], fps: float, source: _Path) -> None:
-    """Writes pictures as an mp4 (H.264, yuv420p) with the sound of another file (AAC).
+    """Writes frames as an mp4 (H.264, yuv420p) with the sound of another file (AAC).
 
     Args:
       frames: uint8 RGB [H, W, 3] each, all of one size; an odd side grows by one repeated pixel.
-      fps: pictures per second; the sound is cut where the pictures end.
-      source: the file whose sound is taken, from its first picture on.
+      fps: frames per second; the sound is cut where the frames end.
+      source: the file whose sound is taken, from its first frame on.
 
     Raises:
       VideoError: `source` cannot be read. ValueError: no frames, or of wrong type or shape.
@@ -213,19 +217,19 @@ def write_overlay(path: _Path, frames: Iterable[np.ndarray], fps: float, source:
     rate = fractions.Fraction(fps).limit_denominator(1000)
     with _open(source) as container, av.open(os.fspath(path), "w", format="mp4") as output:
         decoded = _decode(source, container, _streams(source, container)[1])
-        pictures, track, sound, shape, written = None, _Track(video), None, None, 0
+        stream, track, sound, shape, written = None, _Track(video), None, None, 0
         for index, frame in enumerate(frames):
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != (shape or frame.shape):
                 raise ValueError(
                     f"overlay frame {index}: {frame.dtype} {frame.shape} after {shape}"
                 )
-            if pictures is None:
+            if stream is None:
                 shape = frame.shape
-                pictures, sound = _overlay_streams(output, video, rate, shape)
+                stream, sound = _overlay_streams(output, video, rate, shape)
             even = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
-            picture.pts, picture.time_base = index, 1 / rate
-            output.mux(pictures.encode(picture))
+            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+            image.pts, image.time_base = index, 1 / rate
+            output.mux(stream.encode(image))
             wanted = int((index + 1) / rate * video.sample_rate) - written
             while track.num_ready < wanted and (heard := next(decoded, None)) is not None:
                 track.add(heard)
@@ -233,22 +237,22 @@ def write_overlay(path: _Path, frames: Iterable[np.ndarray], fps: float, source:
             if len(chunk):
                 output.mux(sound.encode(_audio_frame(chunk, video, written)))
                 written += len(chunk)
-        if pictures is None:
+        if stream is None:
             raise ValueError(f"{path}: no frames to write")
-        output.mux(pictures.encode(None))
+        output.mux(stream.encode(None))
         output.mux(sound.encode(None))
 
 
 def _overlay_streams(output, video: Video, rate: fractions.Fraction, shape: tuple[int, ...]):
     encoder = next(name for name in _ENCODERS if name in av.codecs_available)
-    pictures = output.add_stream(encoder, rate=rate)
-    pictures.height, pictures.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
-    pictures.pix_fmt = "yuv420p"
+    stream = output.add_stream(encoder, rate=rate)
+    stream.height, stream.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
+    stream.pix_fmt = "yuv420p"
     if encoder == "libx264":
-        pictures.options = {"crf": "18", "preset": "veryfast"}
+        stream.options = {"crf": "18", "preset": "veryfast"}
     sample_rate = video.sample_rate if video.sample_rate in _AAC_RATES else 48_000
     layout = "stereo" if video.num_channels == 2 else "mono"
-    return pictures, output.add_stream("aac", rate=sample_rate, layout=layout)
+    return stream, output.add_stream("aac", rate=sample_rate, layout=layout)
 
 
 def _audio_frame(samples: np.ndarray, video: Video, position: int) -> av.AudioFrame:
@@ -261,42 +265,46 @@ def _audio_frame(samples: np.ndarray, video: Video, position: int) -> av.AudioFr
 
 
 class _Picker:
-    """Chooses the picture of each second from pictures in the order they are shown."""
+    """Chooses the frame of each second from frames in the order they are shown.
 
-    def __init__(self, video: Video):
-        self.video = video
-        self.ready: list[np.ndarray] = []
-        self._shown: av.VideoFrame | None = None
-        self._second = 0
+    Attributes:
+      ready: (frame before it or None, frame) of the seconds that nobody took yet.
+    """
+
+    def __init__(self, path: _Path, num_seconds: int):
+        self.ready: list[tuple[av.VideoFrame | None, av.VideoFrame]] = []
+        self._path, self._missing = path, num_seconds
+        self._before = self._shown = self._next_moment = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every second has its frame."""
+        return not self._missing
 
     def add(self, frame: av.VideoFrame) -> None:
-        time = _time(self.video.path, frame) - self.video.start_time
-        moment = FRAME_OFFSET_SECONDS + 1e-3  # Matroska rounds time stamps to 1 ms
-        while self._shown is not None and time > self._second + moment:
+        time = _time(self._path, frame)
+        if self._next_moment is None:
+            self._next_moment = time + FRAME_OFFSET_SECONDS + _STAMP_SECONDS
+        while self._shown is not None and self._missing and time > self._next_moment:
             self._pick()
-        self._shown = frame
+        self._before, self._shown = self._shown, frame
 
     def finish(self) -> None:
-        """The last picture stands for the seconds that are left."""
-        while self._second < self.video.num_seconds:
+        """The last frame stands for the seconds that are left."""
+        if self._shown is None:
+            raise VideoError(self._path, "no frame in it can be decoded")
+        while self._missing:
             self._pick()
 
-    def _pick(self) -> None:
-        if self._second < self.video.num_seconds:
-            stored = self._shown.to_ndarray(format="rgb24")
-            turned = np.rot90(stored, self.video.rotation // 90)
-            if turned.shape[:2] != (self.video.height, self.video.width):
-                raise VideoError(
-                    self.video.path,
-                    f"pictures change their size to {turned.shape[1]}x{turned.shape[0]} px "
-                    f"in second {self._second}",
-                )
-            self.ready.append(np.ascontiguousarray(turned))
-        self._second += 1
-
-    def take(self, count: int) -> np.ndarray:
+    def take(self, count: int) -> list[tuple[av.VideoFrame | None, av.VideoFrame]]:
+        """The next `count` picks, fewer where fewer are ready."""
         taken, self.ready = self.ready[:count], self.ready[count:]
-        return np.stack(taken)
+        return taken
+
+    def _pick(self) -> None:
+        self.ready.append((self._before, self._shown))
+        self._missing -= 1
+        self._next_moment += 1
 
 
 class _Track:
@@ -348,7 +356,9 @@ def _open(path: _Path):
     if not os.path.getsize(path):
         raise VideoError(path, "the file is empty")
     try:
-        return av.open(os.fspath(path))
+        # Tags are in any encoding, and a playlist may not lead to the network.
+        options = {"protocol_whitelist": "file"}
+        return av.open(os.fspath(path), metadata_errors="ignore", container_options=options)
     except av.error.FFmpegError as error:
         with open(path, "rb") as file:
             is_mp4 = file.read(12)[4:8] == b"ftyp"
@@ -358,28 +368,34 @@ def _open(path: _Path):
 
 def _streams(path: _Path, container) -> tuple:
     """The first video and the first audio stream."""
-    pictures = _picture_stream(path, container)
+    frames = _frame_stream(path, container)
     if not container.streams.audio:
         raise VideoError(path, "no sound: the file has no audio stream, and the model needs one")
-    return pictures, container.streams.audio[0]
+    return frames, container.streams.audio[0]
 
 
-def _picture_stream(path: _Path, container):
-    """The first video stream that is no cover picture."""
-    pictures = [
+def _frame_stream(path: _Path, container):
+    """The first video stream that is no cover image."""
+    streams = [
         stream
         for stream in container.streams.video
         if not stream.disposition & av.stream.Disposition.attached_pic
     ]
-    if not pictures:
-        raise VideoError(path, "no pictures: the file has no video stream")
-    pictures[0].thread_type = "AUTO"
-    return pictures[0]
+    if not streams:
+        raise VideoError(path, "no frames: the file has no video stream")
+    _check_size(path, streams[0].width, streams[0].height)
+    streams[0].thread_type = "AUTO"
+    return streams[0]
 
 
-def _scan(path: _Path, container, pictures, sound=None) -> tuple[float, int]:
-    """Reads every packet: (end of the last picture in seconds, number of pictures)."""
-    streams = [pictures] if sound is None else [pictures, sound]
+def _check_size(path: _Path, width: int, height: int) -> None:
+    if not 0 < width * height <= MAX_PIXELS:
+        raise VideoError(path, f"frames of {width}x{height} px, expected 1 to {MAX_PIXELS} pixels")
+
+
+def _scan(path: _Path, container, frames, sound=None) -> tuple[float, int]:
+    """Reads every packet: (end of the last frame in seconds, number of frames)."""
+    streams = [frames] if sound is None else [frames, sound]
     ends, count = {stream.index: None for stream in streams}, 0
     first = None
     try:
@@ -390,27 +406,29 @@ def _scan(path: _Path, container, pictures, sound=None) -> tuple[float, int]:
                 continue
             end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
             ends[packet.stream.index] = max(end, ends[packet.stream.index] or end)
-            if packet.stream.index == pictures.index:
+            if packet.stream.index == frames.index:
                 count += 1
                 start = float(packet.pts * packet.time_base)
                 first = start if first is None else min(first, start)
     except av.error.FFmpegError as error:
         raise VideoError(path, f"damaged ({error.strerror})") from error
     if first is None:
-        raise VideoError(path, "no pictures: the video stream is empty")
+        raise VideoError(path, "no frames: the video stream is empty")
     if sound is not None and ends[sound.index] is None:
         raise VideoError(path, "no sound: the audio stream is empty")
-    if pictures.duration:
-        is_short = count < pictures.frames or not pictures.frames
-        declared = float(pictures.duration * pictures.time_base)
-        found = ends[pictures.index] - first
+    if ends[frames.index] - first > MAX_SECONDS:
+        raise VideoError(path, f"time stamps from {first:.0f} s to {ends[frames.index]:.0f} s")
+    if frames.duration:
+        is_short = count < frames.frames or not frames.frames
+        declared = float(frames.duration * frames.time_base)
+        found = ends[frames.index] - first
     else:
         is_short = True
         declared = (container.duration or 0) / av.time_base
         found = max(ends.values())  # Matroska announces the end, not the length
     if is_short and declared - found > _TRUNCATION_SECONDS:
         raise VideoError(path, f"truncated: it announces {declared:.2f} s and holds {found:.2f} s")
-    return ends[pictures.index], count
+    return ends[frames.index], count
 
 
 def _decode(path: _Path, container, *streams) -> Iterator:
@@ -427,5 +445,5 @@ def _decode(path: _Path, container, *streams) -> Iterator:
 
 def _time(path: _Path, frame) -> float:
     if frame.time is None:
-        raise VideoError(path, "its pictures have no time stamps")
+        raise VideoError(path, "its frames have no time stamps")
     return frame.time

@@ -1,1 +1,1 @@
-"""From outputs to numbers and pictures."""
+"""From a model's outputs to scores, tables, statistics and figures."""

@@ -1,223 +1,125 @@
-"""The negative-audio numbers (negatives.py) as text and Markdown, with a sentence on each."""
+"""The numbers of false sounds and false motion (negatives.py) as tables with legends."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from avs_jax.results.negatives import SMALL_SHARE, Number
+from avs_jax.results.negatives import NEAR_EMPTY, Number
 from avs_jax.spec import NEGATIVE_AUDIO, REFERENCE
 
 SOUND_REMOVED = "silence_zeros"
 MOTION_CONTROLS = ("zero_flow", "shuffled_flow")
-_MEANING = {  # the one under which nothing of the picture is heard, as a clause
-    "silence_zeros": "With digital silence",
-    "silence_dither": "With noise at -80 dBFS",
-    "noise_white": "With white noise",
-    "noise_pink": "With pink noise",
-    "offscreen": "With the sound of something of another kind",
-    "shift": "With another second of its own sound",
-    "swapped_audio": "With the sound of another category",
-    "audio_in_picture": "With the sound of a silent object in the picture",
-}
-_G_NAMES = {"published": "silence, noise and offscreen", "all": "all types that were run"}
+
+Section = tuple[str, list[list[str]], list[str]]  # heading, table with its header, legend
+Column = tuple[str, str, bool]  # title, key of a Number, with its interval
+
+_GAPS: tuple[Column, ...] = (("gap mIoU", "gap_mIoU", True), ("gap f_beta", "gap_f_beta", True))
+_SOUND: tuple[Column, ...] = (
+    ("mIoU %", "mIoU", True),
+    ("f_beta %", "f_beta", False),
+    *_GAPS,
+    ("FPR %", "FPR", True),
+    ("FPR moving %", "FPR_moving", False),
+    ("FPR static %", "FPR_static", False),
+    ("near empty %", "frac_near_empty", False),
+)
+_SUMMARY: tuple[Column, ...] = (
+    *((f"{name} %", name, True) for name in ("N-mIoU", "N-f_beta", "G-mIoU", "G-f_beta", "G-FPR")),
+    ("audio-blind G-mIoU %", "audio_blind_G-mIoU", False),
+    ("audio-blind G-f_beta %", "audio_blind_G-f_beta", False),
+)
+_MOTION: tuple[Column, ...] = (
+    ("mIoU %", "mIoU", True),
+    ("f_beta %", "f_beta", False),
+    *_GAPS,
+    ("FPR outside, moving %", "fpr_outside_moving", True),
+    ("FPR outside, static %", "fpr_outside_static", True),
+)
 
 
-def sections(numbers: Mapping[str, Any]) -> list[tuple[str, list[list[str]], list[str]]]:
-    """The report in parts, each (heading, table with its header, sentences).
+def sections(numbers: Mapping[str, Any]) -> list[Section]:
+    """The tables of a report.
 
     Args:
-      numbers: of `negatives.summarise`, and under "facts" what the sentences mention:
+      numbers: of `negatives.summarize`, and under "facts" what the legend mentions:
         manifest_sha256, moving_threshold, and task ("binary" or "semantic").
     """
-    found = numbers["conditions"]
-    heard = [name for name in found if name not in (REFERENCE, *MOTION_CONTROLS)]
-    parts = [("False sounds", _sound_table(found, heard), _sound_sentences(numbers, heard))]
-    if numbers["summary"]:
-        parts.append(("Together", _summary_table(numbers), _summary_sentences(numbers)))
+    found, summary = numbers["conditions"], numbers["summary"]
+    heard = {name: c for name, c in found.items() if name not in MOTION_CONTROLS}
+    parts = [("False sounds", _table("audio", _named(heard, numbers), _SOUND), _legend(numbers))]
+    if summary:
+        kinds = {", ".join(each["types"]): each for each in summary.values()}
+        legend = [
+            "N: mean over these types of false sound. G = 2 P (1 - N) / (P + 1 - N), P the score "
+            "under the true sound: 100 for the whole object under its own sound and nothing under "
+            "false ones. Audio-blind: G of a model with the same P that ignores the sound.",
+            "G-FPR: mean FPR over these types; 0 is best.",
+        ]
+        parts.append(("Together", _table("over", kinds, _SUMMARY), legend))
+        parts.append(("Gap by type", _table("type", numbers["types"], _GAPS), []))
     controls = [name for name in MOTION_CONTROLS if name in found]
     if controls:
-        controls += [SOUND_REMOVED] if SOUND_REMOVED in found else []
-        parts.append(("False motion", _motion_table(found, controls), _motion_sentences(found)))
+        titles = {
+            REFERENCE: "own, own",
+            **{name: f"own, {name.removesuffix('_flow')}" for name in controls},
+            SOUND_REMOVED: "none, own",
+        }
+        rows = {title: found[name] for name, title in titles.items() if name in found}
+        legend = [
+            "Gap: points lost to own sound and motion. FPR outside: share of the pixels outside "
+            "the true mask that are predicted."
+        ]
+        parts.append(("False motion", _table("sound, motion", rows, _MOTION), legend))
     return parts
 
 
-def to_markdown(numbers: Mapping[str, Any]) -> str:
-    """Headings of the third level, tables and lists."""
-    blocks = []
-    for heading, rows, sentences in sections(numbers):
-        lines = [f"### {heading}", ""]
-        lines.append("| " + " | ".join(rows[0]) + " |")
-        lines.append("|---|" + "---:|" * (len(rows[0]) - 1))
-        lines += ["| " + " | ".join(row) + " |" for row in rows[1:]]
-        blocks.append("\n".join([*lines, "", *(f"- {s}" for s in sentences)]) + "\n")
-    return "\n".join(blocks)
-
-
-def to_text(numbers: Mapping[str, Any]) -> str:
-    """For a terminal: aligned tables."""
-    blocks = []
-    for heading, rows, sentences in sections(numbers):
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [heading, ""]
-        for row in rows:
-            words = [w.rjust(n) for w, n in zip(row, widths, strict=True)]
-            lines.append("  ".join([row[0].ljust(widths[0]), *words[1:]]).rstrip())
-        blocks.append("\n".join([*lines, "", *(f"- {s}" for s in sentences)]) + "\n")
-    return "\n".join(blocks)
-
-
-# ---- tables ----
-
-
-def _sound_table(found: Mapping[str, Any], heard: Sequence[str]) -> list[list[str]]:
-    rows = [
-        ["audio", "mIoU %", "f_beta %", "gap mIoU", "gap f_beta", "FPR %", "FPR moving %"]
-        + ["FPR static %", f"area < {100 * SMALL_SHARE:g} %"]
+def _legend(numbers: Mapping[str, Any]) -> list[str]:
+    facts, floor = numbers["facts"], numbers["floor_f_beta"]
+    predicted = "p > 0.5" if facts["task"] == "binary" else "a class other than background"
+    averaged = "" if facts["task"] == "binary" else ", means over its classes without background"
+    legend = [
+        f"IoU and f_beta are against the original masks{averaged}, over {numbers['frames']} frames "
+        f"with an object of {numbers['clips']} clips; [95 % intervals over resampled clips].",
+        "Gap: points lost to the true sound; 0 for a model that ignores the sound.",
+        f"FPR: share of the pixels with {predicted}; moving: motion above "
+        f"{facts['moving_threshold']}, {_cell(numbers['moving_share'])} % of the pixels. Near "
+        f"empty: frames with less than {100 * NEAR_EMPTY:g} % of the pixels predicted.",
     ]
-    for name in (REFERENCE, *heard):
-        c = found[name]
-        gaps = [_interval(c["gap_mIoU"]), _percent(c["gap_f_beta"])] if name in heard else ["", ""]
-        rows.append(
-            [_words(name), _interval(c["mIoU"]), _percent(c["f_beta"]), *gaps]
-            + [_interval(c["FPR"]), _percent(c["FPR_moving"]), _percent(c["FPR_static"])]
-            + [_percent(c["small"])]
+    if floor["value"] is not None:
+        legend.append(f"f_beta cannot fall below that of a full mask, {_cell(floor)} %.")
+    if set(NEGATIVE_AUDIO["shift"]) & numbers["conditions"].keys():
+        legend.append(
+            "Shift: where the object sounds throughout, the shifted sound is still its own, so a "
+            "small gap is no fault."
         )
-    return rows
+    return [*legend, f"Pairing manifest: sha256 {facts['manifest_sha256']}."]
 
 
-def _summary_table(numbers: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["over", "N mIoU %", "N f_beta %", "G-mIoU %", "G-f_beta %", "G-FPR %"]]
-    for each in numbers["summary"].values():
-        keys = ("N-mIoU", "N-f_beta", "G-mIoU", "G-f_beta", "G-FPR")
-        rows.append([", ".join(each["types"]), *(_interval(each[key]) for key in keys)])
-    return rows
+def _named(conditions: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions by title, which says how many clips a condition has if it lacks some."""
+    named = {}
+    for name, values in conditions.items():
+        title = name.replace("_", " ")
+        if values["clips"] < numbers["clips"]:
+            title += f" ({values['clips']} of {numbers['clips']} clips)"
+        named[title] = values
+    return named
 
 
-def _motion_table(found: Mapping[str, Any], controls: Sequence[str]) -> list[list[str]]:
-    rows = [["sound, motion", "mIoU %", "f_beta %", "lost mIoU"]]
-    rows[0] += ["off target, moving %", "off target, static %"]
-    for name in (REFERENCE, *controls):
-        c = found[name]
-        title = {REFERENCE: "own, own", SOUND_REMOVED: "none, own"}.get(name)
-        title = title or f"own, {name.removesuffix('_flow')}"
-        lost = _interval(c["gap_mIoU"]) if name != REFERENCE else ""
-        off = [_interval(c[f"off_target_{part}"]) for part in ("moving", "static")]
-        rows.append([title, _interval(c["mIoU"]), _percent(c["f_beta"]), lost, *off])
-    return rows
+def _table(corner: str, rows: Mapping[str, Any], columns: Sequence[Column]) -> list[list[str]]:
+    table = [[corner, *(title for title, _, _ in columns)]]
+    for name, values in rows.items():
+        cells = [_cell(values[key], full) if key in values else "" for _, key, full in columns]
+        table.append([name, *cells])
+    return table
 
 
-# ---- sentences ----
-
-
-def _sound_sentences(numbers, heard) -> list[str]:
-    found, clips, facts = numbers["conditions"], numbers["clips"], numbers["facts"]
-    true = found[REFERENCE]
-    semantic = facts["task"] == "semantic"
-    what = (
-        "mean over the classes of the ground truth without background; FPR is the share of the "
-        "pixels whose class is not background"
-        if semantic
-        else "FPR is the share of the pixels with p > 0.5"
-    )
-    sentences = [
-        f"Scores are against the original masks, over {numbers['frames']} frames with an object "
-        f"of {clips} clips ({what}); in brackets, 95 % intervals over resampled clips.",
-        f"A pixel moves where its motion map exceeds {facts['moving_threshold']}: "
-        f"{_percent(numbers['moving_share'])} % of all pixels. Pairing manifest: sha256 "
-        f"{facts['manifest_sha256']}.",
-        f"With its own sound the model scores {_percent(true['mIoU'])} mIoU and marks "
-        f"{_percent(true['FPR'])} % of the pixels, the object's own among them.",
-    ]
-    for name in heard:
-        c = found[name]
-        left_out = f" ({c['clips']} of {clips} clips)" if c["clips"] < clips else ""
-        sentences.append(
-            f"{_MEANING.get(name, _words(name))}{left_out} it still overlaps the original mask by "
-            f"{_percent(c['mIoU'])} mIoU and {_percent(c['f_beta'])} f_beta, "
-            f"{_percent(c['gap_mIoU'])} and {_percent(c['gap_f_beta'])} points less; it marks "
-            f"{_percent(c['FPR'])} % of the pixels ({_percent(c['FPR_moving'])} % of the moving, "
-            f"{_percent(c['FPR_static'])} % of the static ones) and nothing in "
-            f"{_percent(c['small'])} % of the frames." + _shift_caution(name)
-        )
-    floor = numbers["floor_f_beta"]["value"]
-    if floor is not None:
-        sentences.append(
-            f"f_beta cannot fall below {_percent(floor)} %, which a mask of all pixels has."
-        )
-    return sentences
-
-
-def _shift_caution(name: str) -> str:
-    if name not in NEGATIVE_AUDIO["shift"]:
-        return ""
-    return (
-        " Where the object sounds all the time this is still its sound and the mask still right: "
-        "a small gap is then no fault."
-    )
-
-
-def _summary_sentences(numbers: Mapping[str, Any]) -> list[str]:
-    sentences = []
-    for name, each in numbers["summary"].items():
-        over = _G_NAMES[name]
-        for score in ("mIoU", "f_beta"):
-            value, deaf = each[f"G-{score}"], each[f"deaf-G-{score}"]
-            sentences.append(
-                f"G-{score} over {over} is {_percent(value)}: 100 is the whole object under its "
-                "sound and nothing under false ones; a model of the same "
-                f"{score} that does not hear has {_percent(deaf)}."
-            )
-        sentences.append(
-            f"G-FPR over {over} is {_percent(each['G-FPR'])} %: what is marked although nothing "
-            "in the picture is heard; 0 is best."
-        )
-    for kind, gaps in numbers["types"].items():
-        sentences.append(
-            f"Audio gap of {kind}: {_interval(gaps['gap_mIoU'])} points of mIoU and "
-            f"{_interval(gaps['gap_f_beta'])} of f_beta depend on hearing anything else; "
-            "0 is a model that ignores the sound."
-        )
-    return sentences
-
-
-def _motion_sentences(found: Mapping[str, Any]) -> list[str]:
-    """Off target: the share of the pixels outside the mask that are predicted."""
-    true = found[REFERENCE]
-    sentences = [
-        "Off target is the share of the pixels outside the mask that are marked: "
-        f"{_percent(true['off_target_moving'])} % of the moving and "
-        f"{_percent(true['off_target_static'])} % of the static ones with own sound and motion."
-    ]
-    for name in (*MOTION_CONTROLS, SOUND_REMOVED):
-        if name not in found:
-            continue
-        what = {"zero_flow": "Without motion", "shuffled_flow": "With another clip's motion"}
-        c, gap = found[name], found[name]["gap_mIoU"]
-        unclear = gap["low"] is not None and gap["low"] <= 0 <= gap["high"]
-        verdict = (
-            "no difference that another choice of clips would not undo"
-            if unclear
-            else f"{_percent(abs(gap['value']))} points "
-            + ("less than" if gap["value"] > 0 else "more than")
-            + " with both its own"
-        )
-        sentences.append(
-            f"{what.get(name, 'Without sound')} mIoU is {_percent(c['mIoU'])}, {verdict}; off "
-            f"target {_percent(c['off_target_moving'])} % of the moving and "
-            f"{_percent(c['off_target_static'])} % of the static pixels."
-        )
-    return sentences
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _percent(number: Number | float | None) -> str:
-    value = number["value"] if isinstance(number, Mapping) else number
-    return "–" if value is None else f"{100 * value:.2f}"
-
-
-def _interval(number: Number) -> str:
-    if number["value"] is None or number["low"] is None:
-        return _percent(number)
-    return f"{_percent(number)} [{100 * number['low']:.1f}, {100 * number['high']:.1f}]"
+def _cell(number: Number | float, interval: bool = False) -> str:
+    """A share as a percentage, with its interval where asked; a dash where it is not defined."""
+    if not isinstance(number, Mapping):
+        return f"{100 * number:.2f}"
+    if number["value"] is None:
+        return "–"
+    text = f"{100 * number['value']:.2f}"
+    if interval and number["low"] is not None:
+        text += f" [{100 * number['low']:.1f}, {100 * number['high']:.1f}]"
+    return text

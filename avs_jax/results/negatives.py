@@ -1,32 +1,31 @@
 """Numbers of an evaluation with false sounds, from the stored counts of its conditions.
 
-Under a false sound nothing in the picture sounds, so the original mask is what must not be found:
-IoU and f_beta against it are lower for a better model. With P a score under the true sound and N
-its mean over the types of false sound (the variants of a type first averaged):
+Under a false sound nothing in the frame sounds, so the original mask should not be found: lower IoU
+and f_beta against it are better. With P a score under the true sound and N its mean over the types
+of false sound (after averaging the variants of a type):
 
   G = 2 P (1 - N) / (P + 1 - N)     G-mIoU, G-f_beta; a model that ignores the sound has N = P
-  FPR = share of the pixels with p > 0.5, over moving and over static pixels too; G-FPR = its mean
-  gap = P - N, per condition, on the clips that the condition has
+  FPR = share of the pixels with p > 0.5, also of moving and static pixels alone; G-FPR = its mean
+  gap = P - N, per condition, over the clips of the condition
 
-Scores are those of `stream` (results/metrics.py), over the frames whose mask is not empty: on an
-empty one IoU is agreement on background, of which more is better. f_beta never falls to 0, since
-its best threshold may mark everything: its floor is the f_beta of a full mask.
+Scores are those of `stream` (results/metrics.py) over the frames with a non-empty mask: for an
+empty mask, IoU measures agreement on background, where higher is better. f_beta never reaches 0,
+since its best threshold may mark everything: its floor is the f_beta of a full mask.
 
-With more than two classes, scores are the mean over the classes that occur in the ground truth,
+With more than two classes, scores are means over the classes that occur in the ground truth,
 without background, each averaged over the frames in which prediction or ground truth has it; FPR is
 the share of pixels whose class is not background.
 
-G-mIoU and G-f_beta are given twice: over silence, noise and offscreen (as published), and over all
-types that were run. `shift` keeps a clip's own sound and moves it in time: where one object sounds
-all the time, as in S4, the mask remains right.
+G-mIoU and G-f_beta are computed over silence, noise and offscreen (as published) and over all types
+that were evaluated. `shift` keeps a clip's own sound and moves it in time: where one object sounds
+throughout, as in S4, the mask stays right.
 
 Intervals: the middle 95 % over resamples of the clips, the same resamples for every condition.
 
-Source: AVSBench-Robust (arXiv 2502.00358). Departures: f_beta's name, the types' averages, the
+Source: AVSBench-Robust (arXiv 2502.00358). Departures: f_beta's name, averaging within types, the
 split by motion, shift, intervals.
 """
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +33,8 @@ import numpy as np
 
 from avs_jax.results import metrics
 from avs_jax.results.counts import FrameCounts
+from avs_jax.results.metrics import ratio
+from avs_jax.results.statistics import resample_weights
 from avs_jax.spec import IGNORE_LABEL, NEGATIVE_AUDIO, REFERENCE
 
 PUBLISHED = ("silence", "noise", "offscreen")  # types of false sound in the source
@@ -41,9 +42,9 @@ PARTS = ("moving", "static")  # pixels, by their motion
 MOTION_COUNTS = tuple(
     f"{part}_{name}" for part in PARTS for name in ("pixels", "pred", "gt", "inter")
 )
-SMALL_SHARE = 0.001  # of the pixels: a prediction below it marks nothing
+NEAR_EMPTY = 0.001  # share of the pixels: a smaller prediction marks nothing
 NUM_RESAMPLES, SEED = 1000, 0
-LEVELS = (0.025, 0.975)
+QUANTILES = (0.025, 0.975)
 SCORES = ("mIoU", "f_beta")
 
 Number = dict[str, float | None]  # {"value", "low", "high"}; None: not defined
@@ -53,16 +54,16 @@ Number = dict[str, float | None]  # {"value", "low", "high"}; None: not defined
 
 
 def count_motion(pred: np.ndarray, labels: np.ndarray, moving: np.ndarray) -> dict[str, np.ndarray]:
-    """The counts that are kept apart for moving and static pixels.
+    """Counts moving and static pixels separately.
 
     Args:
       pred: [..., S, S]: float probability of the object (p > 0.5 is predicted) or integer class
         (all but 0 are).
-      labels: uint8 [..., S, S], 0 background, 255 unknown (left out of every count).
+      labels: uint8 [..., S, S], 0 background, 255 unknown (excluded from every count).
       moving: bool [..., S, S].
 
     Returns:
-      int64 [...] under the names MOTION_COUNTS: pixels, predicted, in the ground truth, in both.
+      int64 [...] by the names in MOTION_COUNTS: pixels, predicted, in the ground truth, in both.
     """
     found = pred > 0.5 if np.issubdtype(pred.dtype, np.floating) else pred != 0
     known = labels != IGNORE_LABEL
@@ -82,23 +83,16 @@ def g_score(positive, negative):
     """2 P (1 - N) / (P + 1 - N), 0 where both vanish; elementwise, in 0..1."""
     right = 1.0 - np.asarray(negative, np.float64)
     positive = np.asarray(positive, np.float64)
-    return _ratio(2 * positive * right, positive + right, empty=0.0)
+    return ratio(2 * positive * right, positive + right, where_empty=0.0)
 
 
-def resample_weights(num_clips: int, num_resamples: int, seed: int) -> np.ndarray:
-    """float64 [1 + R, C]: how often each clip is in each resample; row 0 is the split itself."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(num_clips, np.full(num_clips, 1 / num_clips), num_resamples)
-    return np.concatenate([np.ones((1, num_clips)), drawn])
-
-
-def summarise(
+def summarize(
     counts: Mapping[str, FrameCounts], num_resamples: int = NUM_RESAMPLES, seed: int = SEED
 ) -> dict[str, Any]:
-    """Every number of this file.
+    """All numbers described above.
 
     Args:
-      counts: condition -> what was counted, MOTION_COUNTS among it; REFERENCE, and any of
+      counts: condition -> its counts, MOTION_COUNTS among them; REFERENCE, and any of
         spec.NEGATIVE_AUDIO and of the controls. A condition may lack clips of the reference.
       num_resamples, seed: of the bootstrap.
 
@@ -106,14 +100,16 @@ def summarise(
       plain numbers, and Number where there is an interval:
         clips, frames (with an object), moving_share (of the pixels), floor_f_beta
         conditions[c]: clips, mIoU, f_beta, gap_mIoU, gap_f_beta, FPR, FPR_moving, FPR_static,
-          small (share of frames with less than SMALL_SHARE predicted), off_target_moving and
-          off_target_static (share of the pixels outside the mask that are predicted)
+          frac_near_empty (share of frames with less than NEAR_EMPTY predicted), and
+          fpr_outside_moving and fpr_outside_static (share of the pixels outside the mask that are
+          predicted)
         types[t]: gap_mIoU, gap_f_beta
         summary["published" and "all"]: types, N-mIoU, N-f_beta, G-mIoU, G-f_beta, G-FPR, and
-          deaf-G-mIoU, deaf-G-f_beta: of a model with the same P that does not hear
+          audio_blind_G-mIoU and audio_blind_G-f_beta, of a model with the same P that ignores the
+          sound
 
     Raises:
-      ValueError: no reference, or a condition with other clips.
+      ValueError: no reference, or a condition with clips that the reference lacks.
     """
     if REFERENCE not in counts:
         raise ValueError(f"no counts of {REFERENCE}; there are {sorted(counts)}")
@@ -125,9 +121,9 @@ def summarise(
     for name, each in sums.items():
         values = dict(scores[name])
         if name != REFERENCE:
-            # The clips that a condition lacks are left out of its P, too.
-            like = reference.scores(weights * each.present)
-            values |= {f"gap_{s}": like[s] - values[s] for s in SCORES}
+            # Its P, too, excludes the clips that the condition lacks.
+            positive = reference.scores(weights * each.present)
+            values |= {f"gap_{s}": positive[s] - values[s] for s in SCORES}
         conditions[name] = {"clips": int(each.present.sum())} | _numbers(values)
         scores[name] |= {name: value for name, value in values.items() if name.startswith("gap")}
     per_type = {
@@ -154,7 +150,7 @@ def summarise(
 
 
 def _summary(positive, per_type) -> dict[str, Any]:
-    """G-scores over the published types, where all were run, and over all that were run."""
+    """G-scores over the published types, if all were evaluated, and over all evaluated types."""
     chosen = {}
     if set(PUBLISHED) <= per_type.keys():
         chosen["published"] = PUBLISHED
@@ -168,32 +164,9 @@ def _summary(positive, per_type) -> dict[str, Any]:
         }
         values = {f"N-{s}": mean[s] for s in SCORES}
         values |= {f"G-{s}": g_score(positive[s], mean[s]) for s in SCORES}
-        # What a model of the same P would score if it did not hear.
-        values |= {f"deaf-G-{s}": g_score(positive[s], positive[s]) for s in SCORES}
+        values |= {f"audio_blind_G-{s}": g_score(positive[s], positive[s]) for s in SCORES}
         result[name] = {"types": list(kinds)} | _numbers(values | {"G-FPR": mean["FPR"]})
     return result
-
-
-def read_folder(folder: str | pathlib.Path) -> dict[str, FrameCounts]:
-    """Condition -> counts, from all counts*.npz of an evaluation's folder, the reference first.
-
-    Raises:
-      FileNotFoundError: there is no file of the reference.
-      ValueError: a file is of another evaluation.
-    """
-    folder = pathlib.Path(folder)
-    reference = FrameCounts.load(folder / "counts.npz")
-    found = {REFERENCE: reference}
-    for path in sorted(folder.glob("counts_*.npz")):
-        counts = FrameCounts.load(path)
-        for name in ("checkpoint", "config_sha256"):
-            if counts.facts.get(name) != reference.facts.get(name):
-                raise ValueError(
-                    f"{path}: {name} {counts.facts.get(name)!r}, but counts.npz has "
-                    f"{reference.facts.get(name)!r}: left by another evaluation, remove it"
-                )
-        found[str(counts.facts["audio"])] = counts
-    return found
 
 
 class _ClipSums:
@@ -233,7 +206,7 @@ class _ClipSums:
         pred = c["moving_pred"] + c["static_pred"]
         per_frame = {name: c[name] for name in MOTION_COUNTS}
         per_frame |= {"pixels": pixels, "pred": pred, "frames": np.ones_like(pixels)}
-        per_frame["small"] = (pred < SMALL_SHARE * pixels).astype(np.float64)
+        per_frame["near_empty"] = (pred < NEAR_EMPTY * pixels).astype(np.float64)
         self._sums = {name: self._per_clip(values) for name, values in per_frame.items()}
 
     def _masks(self, counts: FrameCounts, c: Mapping[str, np.ndarray]) -> None:
@@ -253,7 +226,7 @@ class _ClipSums:
         self._sums |= {
             "object_frames": self._per_clip((gt.sum(axis=1) > 0).astype(np.float64)),
             "seen": self._per_clip(((gt + pred) > 0).astype(np.float64)),
-            "iou": self._per_clip(_ratio(inter, gt + pred - inter, empty=0.0)),
+            "iou": self._per_clip(ratio(inter, gt + pred - inter, where_empty=0.0)),
             "f_beta": self._per_clip(f_beta),
         }
 
@@ -266,7 +239,7 @@ class _ClipSums:
         """f_beta of marking every pixel, [R]; NaN where there are several classes to mark."""
         if self._is_semantic:
             return np.full(len(weights), np.nan)
-        return _ratio(weights @ self._sums["full"], weights @ self._sums["object_frames"])
+        return ratio(weights @ self._sums["full"], weights @ self._sums["object_frames"], np.nan)
 
     def scores(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Every measure, [R] each, with the clips weighted by [R, C]."""
@@ -277,37 +250,32 @@ class _ClipSums:
                 "f_beta": _mean_over_classes(s["f_beta"], s["seen"]),
             }
         else:
-            curve = _ratio(s["curve"], s["object_frames"][:, None])
-            scores = {"mIoU": _ratio(s["iou"], s["object_frames"]), "f_beta": curve.max(axis=1)}
-        scores["FPR"] = _ratio(s["pred"], s["pixels"])
+            curve = ratio(s["curve"], s["object_frames"][:, None], np.nan)
+            scores = {"mIoU": ratio(s["iou"], s["object_frames"], np.nan)}
+            scores["f_beta"] = curve.max(axis=1)
+        scores["FPR"] = ratio(s["pred"], s["pixels"], np.nan)
         for part in PARTS:
-            scores[f"FPR_{part}"] = _ratio(s[f"{part}_pred"], s[f"{part}_pixels"])
-        scores["small"] = _ratio(s["small"], s["frames"])
+            scores[f"FPR_{part}"] = ratio(s[f"{part}_pred"], s[f"{part}_pixels"], np.nan)
+        scores["frac_near_empty"] = ratio(s["near_empty"], s["frames"], np.nan)
         for part in PARTS:
             outside = s[f"{part}_pixels"] - s[f"{part}_gt"]
             wrong = s[f"{part}_pred"] - s[f"{part}_inter"]
-            scores[f"off_target_{part}"] = _ratio(wrong, outside)
+            scores[f"fpr_outside_{part}"] = ratio(wrong, outside, np.nan)
         return scores
-
-
-def _ratio(above, below, empty: float = np.nan) -> np.ndarray:
-    above, below = np.broadcast_arrays(above, below)
-    out = np.full(above.shape, empty, np.float64)
-    return np.divide(above, below, out=out, where=below > 0)
 
 
 def _mean_over_classes(sums: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """Mean over the classes that a resample has, [R, K] -> [R]; NaN where it has none."""
     has = seen > 0
-    return _ratio(_ratio(sums, seen, empty=0.0).sum(axis=1), has.sum(axis=1))
+    return ratio(ratio(sums, seen, where_empty=0.0).sum(axis=1), has.sum(axis=1), np.nan)
 
 
 def _numbers(values: Mapping[str, np.ndarray]) -> dict[str, Number]:
-    """Row 0 as the value, the quantiles of the others as the interval."""
+    """Row 0 as the value, QUANTILES of the other rows as the interval."""
     result = {}
     for name, rows in values.items():
         drawn = rows[1:][~np.isnan(rows[1:])]
-        low, high = np.quantile(drawn, LEVELS) if len(drawn) else (np.nan, np.nan)
+        low, high = np.quantile(drawn, QUANTILES) if len(drawn) else (np.nan, np.nan)
         triple = {"value": rows[0], "low": low, "high": high}
         result[name] = {k: None if np.isnan(v) else float(v) for k, v in triple.items()}
     return result

@@ -1,11 +1,11 @@
-"""From queries to maps: what the model returns -> a score for each class at each pixel.
+"""From a model's queries to a score for each class at each pixel.
 
-  sem_seg[c] = sum_q softmax(pred_logits[q])[c] * sigmoid(upsample(pred_masks[q]))     ("no object"
-  dropped), cropped to the image, then resized to the size at which it is scored.
+  sem_seg[c] = sum_q softmax(pred_logits[q])[c] * sigmoid(upsample(pred_masks[q]))     (without "no
+  object"), cropped to the image, then resized to the score size
 
-The sum is not normalised: values reach the number of queries. The order matters (upsample, squash,
-combine, crop, resize). Source: Mask2Former's `semantic_inference`; VCT `models/vct_model.py`
-lines 410-460, whose score size is 224 x 224 whatever the shape of the image.
+The sum is not normalized: values can reach the number of queries. The order matters (upsample,
+sigmoid, combine, crop, resize). Source: Mask2Former's `semantic_inference`; VCT
+`models/vct_model.py` lines 410-460, whose score size is 224 x 224 for images of any shape.
 """
 
 import jax
@@ -25,16 +25,16 @@ def sem_seg(
 ) -> jax.Array:
     """Combines the queries of each frame into class scores.
 
-    Frame by frame, so that one frame's masks at full size (padded H * W * Q floats) are all the
-    memory it takes.
+    Frames are computed one at a time, so the memory needed is that of one frame's masks at full
+    size (padded H * W * Q floats).
 
     Args:
       pred_logits: [N, Q, K+1], "no object" last.
       pred_masks: [N, h, w, Q] logits.
-      padded_size: (H, W) of the input that the model saw, padding included.
+      padded_size: (H, W) of the model's input, padding included.
       image_size: (H, W) of the image inside it, top left.
-      score_size: (h, w) of the result; one number for a square.
-      valid: bool [N]; the scores of other frames are zero. All, when not given.
+      score_size: (h, w) of the result; one number means a square.
+      valid: bool [N]; the scores of other frames are zero. All frames by default.
 
     Returns:
       float32 [N, *score_size, K].
@@ -67,7 +67,7 @@ def object_probability(scores: jax.Array) -> jax.Array:
       float32 [...]; exactly 0.5 where the scores tie.
 
     Raises:
-      ValueError: more than two classes; take the argmax there.
+      ValueError: more than two classes, where the argmax is the prediction.
     """
     if scores.shape[-1] != 2:
         raise ValueError(f"scores: {scores.shape[-1]} classes; a probability needs exactly 2")

@@ -1,22 +1,29 @@
-"""Predictions as files, laid out as AVSBench: anybody's are read, ours are written.
+"""Predictions as files in AVSBench's layout: reads those of any method, writes ours.
 
-Names below the folder, without the ending; `number` counts a clip's frames from 1, `t` from 0:
+Names below the folder, without the suffix; `number` counts a clip's frames from 1, `t` from 0:
 
   S4    <category>/<clip>/<clip>_<number>
   MS3   <clip>/<clip>_<number>
   AVSS  <clip>/<t>
 
-One file per frame that has ground truth, png or npy; other frames of a clip may have one.
+One file, png or npy, for each frame that has ground truth; other frames of a clip may have one.
 
-  binary    png  grey, 8 or 16 bit: probability = value / 255 (/ 65535), so that 0 and 255 are a
-                 mask; 1 bit, or palette with the indices 0 and 1: a mask
+  binary    png  gray, any bit depth: if no gray png of the folder has a value other than 0 and the
+                 largest of its depth (255, 65535), they are masks; otherwise they are all
+                 probabilities, value / largest. Palette: a mask, by the index, 0 or one other
+                 value (1 or 255)
             npy  [H, W], float: probability; bool, or integers 0 and 1: a mask
-  semantic  png  grey or palette: the value, or index, is the class; RGB: AVSBench's class colours
+  semantic  png  gray or palette: the value, or index, is the class; RGB: AVSBench's class colors
             npy  [H, W], integers: classes; [H, W, K], float: scores, the largest is the class
 
-Files may have any size, the same within a clip. They are resized to the size at which is scored:
-masks and classes by the nearest pixel, probabilities and scores bilinearly (pixel centres, no
-antialiasing), and the report counts them.
+Refused, because it could be read in two ways: a folder whose gray pngs have no value above 1
+(above 255 in 16 bits), which are masks stored as 0 and 1 or probabilities near 0; and an alpha
+channel that differs from the color. A palette's colors mean nothing: the report notes palette
+masks whose index 0, the background, is the brighter color.
+
+Files may have any size, the same within a clip. They are resized to the score size, masks and
+classes by the nearest pixel, probabilities and scores bilinearly (pixel centers, no antialiasing),
+and the report counts them.
 """
 
 import pathlib
@@ -25,8 +32,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
-from avs_jax.palette import CLASS_PALETTE, indexed_image
+from avs_jax.files import atomic_file
+from avs_jax.label_images import (
+    CLASS_PALETTE,
+    indexed_image,
+    is_index_0_brighter,
+    label_pixels,
+)
 from avs_jax.spec import InputError
 
 LAYOUTS = {
@@ -34,11 +48,11 @@ LAYOUTS = {
     "avsbench_ms3": "{clip_id}/{clip_id}_{number}",
     "avsbench_semantic": "{clip_id}/{t}",
 }
-ENDINGS = (".png", ".npy")
+SUFFIXES = (".png", ".npy")
 
 
 def file_stem(config: Any, clip_id: str, category: str, t: int) -> str:
-    """Name of frame t of a clip below the folder of predictions, without its ending.
+    """Name of frame t of a clip below the folder of predictions, without its suffix.
 
     Raises:
       InputError: config.data.dataset is none of AVSBench's settings.
@@ -58,7 +72,7 @@ def write_batch(
     """Writes a batch's existing frames: npy of the probability, palette png of the classes.
 
     Args:
-      directory: made if need be.
+      directory: of the predictions, created if needed.
       config: the whole configuration; reads data.dataset and data.num_classes.
       pred: [B, T, S, S], float32 probability of the object, or class of each pixel.
       batch: evaluation batch (spec.py); reads clip_id, category, valid and frame_index.
@@ -66,46 +80,50 @@ def write_batch(
     for b, clip_id in enumerate(batch["clip_id"]):
         for row in np.flatnonzero(batch["valid"][b]) if clip_id else ():
             t = int(batch["frame_index"][b, row])
-            path = directory / file_stem(config, clip_id, batch["category"][b], t)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            stem = directory / file_stem(config, clip_id, batch["category"][b], t)
             if config.data.num_classes == 2:
-                np.save(f"{path}.npy", pred[b, row])
+                with atomic_file(f"{stem}.npy") as file:
+                    np.save(file, pred[b, row])
             else:
-                indexed_image(pred[b, row], CLASS_PALETTE).save(f"{path}.png")
+                with atomic_file(f"{stem}.png") as file:
+                    indexed_image(pred[b, row], CLASS_PALETTE).save(file, "PNG")
 
 
 class PredictionFiles:
-    """A folder of predictions, read clip by clip; what is wrong with it is told at the end.
+    """A folder of predictions, read clip by clip; its problems are reported at the end.
 
     Attributes:
       num_read: files read so far.
-      num_resized: those of another size than is scored.
+      num_resized: those of another size than the score size.
     """
 
     def __init__(self, directory: str | pathlib.Path, config: Any):
-        """Lists the folder.
+        """Lists the folder and, in the binary task, looks at all pngs to learn what they hold.
 
         Args:
-          directory: laid out as said above.
+          directory: laid out as described above.
           config: the whole configuration; reads data.dataset, data.num_classes and
             evaluate.score_size.
 
         Raises:
-          FileNotFoundError: no such folder, or neither png nor npy in it.
+          FileNotFoundError: the folder does not exist or holds neither png nor npy files.
         """
         self._root, self._config = pathlib.Path(directory).expanduser(), config
         self.num_read = self.num_resized = 0
         self._problems: list[str] = []
         self._known: set[str] = set()
-        self._brightest = 0  # value of 8 bit grey pngs
+        self._inverted: list[pathlib.Path] = []
         self._files: dict[str, pathlib.Path] = {}
-        for path in sorted(p for p in self._root.rglob("*") if p.suffix.lower() in ENDINGS):
+        for path in sorted(p for p in self._root.rglob("*") if p.suffix.lower() in SUFFIXES):
             stem = path.relative_to(self._root).with_suffix("").as_posix()
             if stem in self._files:
                 self._problems.append(f"twice: {self._files[stem]} and {path.name}")
             self._files[stem] = path
         if not self._files:
             raise FileNotFoundError(f"{self._root}: no such folder, or no png and no npy in it")
+        self._are_masks = True  # the gray pngs of the binary task
+        if config.data.num_classes == 2:
+            self._survey_pngs()
 
     def read_clip(self, truth: Mapping[str, Any]) -> np.ndarray:
         """The predictions of one clip, zero where there is no ground truth.
@@ -114,7 +132,8 @@ class PredictionFiles:
           truth: of the clip, from `data.clip.prepare_labels`.
 
         Returns:
-          float32 [T, S, S] probabilities, or int32 classes; zero too where `finish` will complain.
+          float32 [T, S, S] probabilities, or int32 classes; also zero for files that `finish` will
+          report.
         """
         binary = self._config.data.num_classes == 2
         size = self._config.evaluate.score_size
@@ -140,19 +159,59 @@ class PredictionFiles:
         return pred
 
     def finish(self) -> None:
-        """Call it after the last clip.
+        """Call this after the last clip.
 
         Raises:
-          InputError: naming every file that is missing, belongs to no frame, is there twice, cannot
-            be read, or has another size than the rest of its clip.
+          InputError: names every file that is missing, belongs to no frame, exists twice, cannot be
+            read or understood, or has another size than the rest of its clip.
         """
         extra = sorted(self._files.keys() - self._known)
         self._problems += [f"of no frame of this split: {self._files[stem]}" for stem in extra]
-        if self._brightest == 1:
-            self._problems.append("no png has a grey value above 1; masks are written as 0 and 255")
         if self._problems:
             listed = "".join(f"\n  {problem}" for problem in self._problems)
             raise InputError(f"{self._root}: {len(self._problems)} problem(s){listed}")
+
+    def notes(self) -> list[str]:
+        """Sentences for the report on how files were read."""
+        notes = []
+        if self.num_resized:
+            notes.append(
+                f"{self.num_resized} of {self.num_read} files resized to "
+                f"{self._config.evaluate.score_size} px: masks and classes by the nearest pixel, "
+                "probabilities and scores bilinearly"
+            )
+        if self._inverted:
+            notes.append(
+                f"{len(self._inverted)} palette masks look inverted, as their index 0 is the "
+                f"brighter color; the index counts (first: {self._inverted[0]})"
+            )
+        return notes
+
+    def _survey_pngs(self) -> None:
+        """Decides what the gray pngs are; files that cannot be read are left to `read_clip`."""
+        brightest: dict[int, tuple[int, pathlib.Path]] = {}  # by the largest value of the depth
+        for path in self._files.values():
+            if path.suffix.lower() != ".png":
+                continue
+            try:
+                with Image.open(path) as image:
+                    values = label_pixels(image)
+                    if is_index_0_brighter(image):
+                        self._inverted.append(path)
+                    largest = _largest_gray(image)
+            except Exception:
+                continue
+            if largest is not None:
+                self._are_masks &= bool(np.isin(values, (0, largest)).all())
+                here = (int(values.max(initial=0)), path)
+                brightest[largest] = max(brightest.get(largest, here), here, key=lambda x: x[0])
+        for largest, (value, path) in brightest.items():
+            limit = 1 if largest == 255 else 255
+            if 0 < value <= limit < largest:
+                self._problems.append(
+                    f"no gray png has a value above {limit} (brightest: {path}); masks are written "
+                    f"as 0 and {largest}, probabilities as 0 to {largest}"
+                )
 
     def _load(self, path: pathlib.Path) -> np.ndarray:
         """[H, W] or [H, W, K]: bool or integers for masks and classes, float32 otherwise."""
@@ -162,19 +221,16 @@ class PredictionFiles:
             is_float = np.issubdtype(values.dtype, np.floating)
             return values.astype(np.float32) if is_float else values
         with Image.open(path) as image:
-            values = np.asarray(image)
-            mode = image.mode
+            values, mode, largest = label_pixels(image), image.mode, _largest_gray(image)
         if self._config.data.num_classes > 2:
-            return _classes_of_colours(values) if values.ndim == 3 else values
-        if mode == "L":
-            self._brightest = max(self._brightest, int(values.max(initial=0)))
-            is_mask = np.isin(values, (0, 255)).all()
-            return values == 255 if is_mask else (values / np.float32(255)).astype(np.float32)
-        if mode.startswith("I"):
-            return (values / np.float32(65535)).astype(np.float32)
-        if mode in ("1", "P"):
-            return values
-        raise InputError(f"mode {mode}, expected grey, 1 bit or palette")
+            return _classes_of_colors(values) if values.ndim == 3 else values
+        if largest is not None:
+            if self._are_masks:
+                return values == largest
+            return (values / np.float32(largest)).astype(np.float32)
+        if mode in ("P", "PA"):
+            return values == 255 if np.isin(values, (0, 255)).all() else values
+        raise InputError(f"mode {mode}, expected gray or palette")
 
     def _probability(self, values: np.ndarray) -> np.ndarray:
         if values.ndim != 2:
@@ -203,34 +259,31 @@ class PredictionFiles:
         return self._resized(values.astype(np.uint8))
 
     def _resized(self, values: np.ndarray) -> np.ndarray:
-        size = (self._config.evaluate.score_size,) * 2
-        if values.shape[:2] == size:
+        size = self._config.evaluate.score_size
+        height, width = values.shape[:2]
+        if (height, width) == (size, size):
             return values
         self.num_resized += 1
         if values.dtype == np.float32:
-            return _interpolate(_interpolate(values, 0, size[0]), 1, size[1])
-        return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
+            factors = (size / height, size / width, 1)[: values.ndim]
+            return ndimage.zoom(values, factors, order=1, mode="nearest", grid_mode=True)
+        return np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.NEAREST))
 
 
-def _classes_of_colours(colours: np.ndarray) -> np.ndarray:
-    """Classes [H, W] of AVSBench's colours [H, W, 3 or 4]; raises on a colour of no class."""
+def _largest_gray(image: Image.Image) -> int | None:
+    """The largest value of a gray image's depth; None for other images."""
+    if image.mode.startswith("I"):
+        return 65535
+    return {"1": 1, "L": 255, "LA": 255}.get(image.mode)
+
+
+def _classes_of_colors(colors: np.ndarray) -> np.ndarray:
+    """Classes [H, W] of AVSBench's colors [H, W, 3]; raises on a color of no class."""
     weights = np.array([1 << 16, 1 << 8, 1])
-    code, codes = colours[..., :3] @ weights, CLASS_PALETTE @ weights
+    code, codes = colors @ weights, CLASS_PALETTE @ weights
     order = np.argsort(codes)
     found = order[np.searchsorted(codes, code, sorter=order).clip(max=len(codes) - 1)]
     if not np.array_equal(codes[found], code):
-        strange = colours[codes[found] != code][0, ...].tolist()
-        raise InputError(f"colour {strange}, which no class has")
+        strange = colors[codes[found] != code][0].tolist()
+        raise InputError(f"color {strange}, which no class has")
     return found
-
-
-def _interpolate(x: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Linear interpolation along an axis at `size` pixel centres, clamped to the edge."""
-    position = (np.arange(size) + 0.5) * (x.shape[axis] / size) - 0.5
-    position = position.clip(0, x.shape[axis] - 1)
-    low = position.astype(int)
-    high = np.minimum(low + 1, x.shape[axis] - 1)
-    shape = [size if a == axis else 1 for a in range(x.ndim)]
-    fraction = (position - low).astype(np.float32).reshape(shape)
-    below, above = x.take(low, axis), x.take(high, axis)
-    return below + fraction * (above - below)

@@ -1,4 +1,4 @@
-"""An evaluation as a table: on the terminal, as JSON and as Markdown."""
+"""An evaluation as tables: for the terminal, as JSON and as Markdown."""
 
 import dataclasses
 import json
@@ -6,11 +6,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from avs_jax.files import write_atomically
 from avs_jax.results import negative_report
 from avs_jax.spec import NEGATIVE_AUDIO, REFERENCE
 
-Scores = Mapping[str, Mapping[str, float]]  # protocol -> measure -> 0..1
-MEASURES = ("mIoU", "f_beta", "J", "f_boundary", "J&F", "boundary_iou")  # columns, in this order
+Scores = Mapping[str, Mapping[str, float | None]]  # protocol -> measure -> 0..1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Report:
         truth, sizes. Strings and numbers.
       scores: condition of the audio -> protocol -> measure -> 0..1; the reference first.
       notes: sentences on what was left out, and why.
-      negatives: numbers of `negatives.summarise`, with what `negative_report` wants to know under
-        "facts"; None where no negative audio was asked for.
+      negatives: numbers of `negatives.summarize`, with what `negative_report` reads under "facts";
+        None without negative audio.
     """
 
     facts: Mapping[str, Any]
@@ -35,61 +35,89 @@ class Report:
 def table(report: Report) -> list[list[str]]:
     """Header and rows, as text: a row per condition and protocol, a column per measure.
 
-    Percentages; a cell is empty where a protocol does not have the measure. With several
-    conditions the first column names them, and the last one says by how many points the protocol's
-    first measure differs from the true audio's. What has a section of its own, negative audio and
-    motion, is left to it.
+    Percentages; a cell is empty where a protocol does not have the measure, and a dash where the
+    number is not defined. With several conditions, the first column names them, and the last one is
+    the difference of the protocol's first measure to the true audio's, in points. Negative audio
+    and motion controls have tables of their own.
     """
     shown = _shown(report)
-    found = {m for scores in shown.values() for values in scores.values() for m in values}
-    columns = [m for m in MEASURES if m in found] + sorted(found - set(MEASURES))
+    protocols = [values for scores in shown.values() for values in scores.values()]
+    columns = list(dict.fromkeys(measure for values in protocols for measure in values))
     several = len(shown) > 1
     rows = [["audio"] * several + ["protocol", *(f"{m} %" for m in columns)] + ["change"] * several]
     reference = report.scores.get(REFERENCE, {})
     for condition, scores in shown.items():
         for protocol, values in scores.items():
-            cells = [f"{100 * values[m]:.2f}" if m in values else "" for m in columns]
+            cells = [_percent(values[m]) if m in values else "" for m in columns]
             if several:
                 main, change = next(iter(values)), ""
-                if condition != REFERENCE and protocol in reference:
-                    change = f"{100 * (values[main] - reference[protocol][main]):+.2f}"
+                before = reference.get(protocol, {}).get(main)
+                if condition != REFERENCE and None not in (before, values[main]):
+                    change = f"{100 * (values[main] - before):+.2f}"
                 cells = [condition.replace("_", " "), protocol, *cells, change]
             rows.append(cells if several else [protocol, *cells])
     return rows
 
 
 def to_text(report: Report) -> str:
-    """For a terminal: facts, an aligned table, notes."""
-    rows, names = table(report), _num_names(report)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-    def line(row):
-        words = [
-            w.ljust(n) if i < names else w.rjust(n)
-            for i, (w, n) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "  ".join(words).rstrip()
-
+    """For a terminal: facts, an aligned table, notes, then the tables of negative audio."""
     lines = [f"{name}: {value}" for name, value in report.facts.items()]
-    lines += ["", line(rows[0]), "  ".join("-" * n for n in widths)]
-    lines += [line(row) for row in rows[1:]]
-    text = "\n".join([*lines, *(f"note: {note}" for note in report.notes)]) + "\n"
-    if report.negatives is None:
-        return text
-    return f"{text}\n{negative_report.to_text(report.negatives)}"
+    lines += ["", *_text_table(table(report), _num_names(report))]
+    lines += [f"note: {note}" for note in report.notes]
+    for heading, rows, legend in _sections(report):
+        lines += ["", heading, "", *_text_table(rows), *(f"- {line}" for line in legend)]
+    return "\n".join(lines) + "\n"
 
 
 def to_markdown(report: Report) -> str:
-    """The table, facts and notes as a list, then the sections on negative audio."""
-    (header, *rows), names = table(report), _num_names(report)
-    rule = "|---" * names + "|---:" * (len(header) - names) + "|"
-    lines = ["| " + " | ".join(header) + " |", rule]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    """The table, facts and notes as a list, then the tables of negative audio."""
+    lines = _markdown_table(table(report), _num_names(report))
     lines += ["", *(f"- {name}: {value}" for name, value in report.facts.items())]
-    text = "\n".join([*lines, *(f"- note: {note}" for note in report.notes)]) + "\n"
-    if report.negatives is None:
-        return text
-    return f"{text}\n{negative_report.to_markdown(report.negatives)}"
+    lines += [f"- note: {note}" for note in report.notes]
+    for heading, rows, legend in _sections(report):
+        lines += ["", f"### {heading}", "", *_markdown_table(rows)]
+        lines += ["", *(f"- {line}" for line in legend)] if legend else []
+    return "\n".join(lines) + "\n"
+
+
+def to_json(report: Report) -> str:
+    """Everything, unrounded; scores in 0..1."""
+    return json.dumps(dataclasses.asdict(report), indent=2) + "\n"
+
+
+def write(report: Report, directory: str | pathlib.Path) -> None:
+    """Writes report.json and report.md into a directory, which is created if needed."""
+    directory = pathlib.Path(directory)
+    write_atomically(directory / "report.json", to_json(report))
+    write_atomically(directory / "report.md", to_markdown(report))
+
+
+def _sections(report: Report) -> list[negative_report.Section]:
+    return [] if report.negatives is None else negative_report.sections(report.negatives)
+
+
+def _text_table(rows: Sequence[Sequence[str]], num_names: int = 1) -> list[str]:
+    """Aligned lines; the first `num_names` columns are names, the others numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [
+        [
+            cell.ljust(width) if i < num_names else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    aligned.insert(1, ["-" * width for width in widths])
+    return ["  ".join(row).rstrip() for row in aligned]
+
+
+def _markdown_table(rows: Sequence[Sequence[str]], num_names: int = 1) -> list[str]:
+    rule = "|---" * num_names + "|---:" * (len(rows[0]) - num_names) + "|"
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], rule, *lines[1:]]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
 
 
 def _shown(report: Report) -> dict[str, Scores]:
@@ -101,16 +129,3 @@ def _shown(report: Report) -> dict[str, Scores]:
 def _num_names(report: Report) -> int:
     """Columns of the table that are names, not numbers."""
     return 2 if len(_shown(report)) > 1 else 1
-
-
-def to_json(report: Report) -> str:
-    """Everything, unrounded; scores in 0..1."""
-    return json.dumps(dataclasses.asdict(report), indent=2) + "\n"
-
-
-def write(report: Report, directory: str | pathlib.Path) -> None:
-    """Writes report.json and report.md into a directory, which is made if need be."""
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "report.json").write_text(to_json(report))
-    (directory / "report.md").write_text(to_markdown(report))

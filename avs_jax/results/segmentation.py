@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from avs_jax.palette import CLASS_PALETTE
-from avs_jax.results import visualize
+from avs_jax.label_images import CLASS_PALETTE
+from avs_jax.results import negatives, visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts
-from avs_jax.results.negatives import count_motion, summarise
 from avs_jax.results.predictions import PredictionFiles, write_batch
 from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
@@ -27,7 +26,7 @@ class ClipMeter:
         """Adds a batch: "pred" of `score`, and the fields of data/clip.py."""
         more = None
         if "moving" in batch:
-            more = count_motion(scores["pred"], batch["labels"], batch["moving"])
+            more = negatives.count_motion(scores["pred"], batch["labels"], batch["moving"])
         self._counter.add(scores["pred"], batch, more)
 
     def table(self) -> FrameCounts:
@@ -57,7 +56,7 @@ def summarize(tables: Mapping[str, FrameCounts], facts: Mapping[str, Any]) -> di
     mentioned = {name: facts[name] for name in ("manifest_sha256", "moving_threshold")}
     first = next(iter(tables.values()))
     mentioned["task"] = "semantic" if first.is_semantic else "binary"
-    return summarise(tables) | {"facts": mentioned}
+    return negatives.summarize(tables) | {"facts": mentioned}
 
 
 def read_predictions(
@@ -83,14 +82,7 @@ def read_predictions(
         truth = rows.prepare_labels(record)
         counter.add(files.read_clip(truth)[None], stack_rows([truth], rows.fields))
     files.finish()
-    notes = []
-    if files.num_resized:
-        notes.append(
-            f"{files.num_resized} of {files.num_read} files resized to "
-            f"{config.evaluate.score_size} px: masks and classes by the nearest pixel, "
-            "probabilities and scores bilinearly"
-        )
-    return counter.result(), notes
+    return counter.result(), files.notes()
 
 
 def write_predictions(

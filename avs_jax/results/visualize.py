@@ -1,7 +1,9 @@
-"""Pictures of clips: what the model saw, heard and answered, one column per frame.
+"""Figures of clips: what the model saw, heard and answered, one column per frame.
 
 Rows from top to bottom: frame, prediction, ground truth, optical flow, motion map, AMA's map,
-log-mel of the frame's 0.96 s of sound. Rows without data are left out. numpy and pillow only.
+log-mel of the frame's 0.96 s of sound. Rows without data are omitted.
+
+Matplotlib is imported only when a figure is drawn, on its Agg canvas, which needs no display.
 """
 
 import base64
@@ -9,31 +11,22 @@ import functools
 import html
 import io
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+from scipy import ndimage
 
+from avs_jax.files import write_atomically
 from avs_jax.spec import IGNORE_LABEL
 
 PREDICTION = (255, 140, 0)  # orange
-TRUTH = (0, 190, 120)  # green; the two are told apart with any colour vision
-BACKGROUND = (255, 255, 255)
-INK = (30, 30, 30)
+TRUTH = (0, 190, 120)  # green; color-blind readers can tell the two apart
 FAINT = (215, 215, 215)  # a cell without data
-TILE = 160  # px, longer side of a frame in a picture
-_GAP = 6
-_LABEL_WIDTH = 92
-_CAPTION_HEIGHT = 22
-_HEADING_HEIGHT = 30
-_FONT_SIZE = 13
-
-# Anchors of colour maps that grow monotonically in lightness, so they survive grey printing.
-_MAPS = {
-    "heat": ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)),
-    "sea": ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)),
-}
+TILE = 160  # px, longer side of a frame in a figure
+GAP = 6  # px between tiles
+_MARGINS = (100, 8, 54, 8)  # px left, right, above and below the tiles
+_DPI = 100
 
 
 def overlay(
@@ -43,12 +36,12 @@ def overlay(
     opacity: float = 0.45,
     contour: int = 2,
 ) -> np.ndarray:
-    """Tints a mask over an image and draws its contour, inside the mask.
+    """Tints a mask over an image and draws its contour inside the mask.
 
     Args:
       image: uint8 [H, W, 3].
-      mask: [h, w] of any size: bool, or float probability (cut at 0.5 after resizing to the image,
-        so that its border is smooth).
+      mask: [h, w] of any size: bool, or float probability (thresholded at 0.5 after resizing to
+        the image, so its border is smooth).
       color: RGB of tint and contour.
       opacity: of the tint, 0..1; the contour is opaque.
       contour: width in px; 0 draws none.
@@ -60,14 +53,15 @@ def overlay(
     result = image.astype(np.float32)
     tint = np.asarray(color, np.float32)
     result[mask] = (1 - opacity) * result[mask] + opacity * tint
-    result[mask & ~_erode(mask, contour)] = tint
+    if contour:  # the edge of the image is no contour
+        result[mask & ~ndimage.binary_erosion(mask, iterations=contour, border_value=1)] = tint
     return np.round(result).astype(np.uint8)
 
 
 def overlay_classes(
     image: np.ndarray, classes: np.ndarray, palette: np.ndarray, opacity: float = 0.6
 ) -> np.ndarray:
-    """Tints each class of a segmentation in its colour; background (0) and unknown are left.
+    """Tints each class of a segmentation in its color, except background (0) and unknown.
 
     Args:
       image: uint8 [H, W, 3].
@@ -82,70 +76,48 @@ def overlay_classes(
     return image
 
 
-def color_map(values: np.ndarray, name: str = "heat", high: float | None = None) -> np.ndarray:
-    """Colours of a map, black or dark at 0.
+def color_map(values: np.ndarray, name: str = "inferno", high: float | None = None) -> np.ndarray:
+    """A map in Matplotlib's colors, from 0 (darkest) to `high`, the map's maximum by default.
 
     Args:
-      values: float [H, W], not negative.
-      name: "heat" or "sea".
-      high: the value of the brightest colour; the map's maximum when not given.
+      values: float [H, W], not negative; NaN counts as 0.
+      name: of a Matplotlib colormap.
+      high: the value of the brightest color.
 
     Returns:
       uint8 [H, W, 3].
     """
-    if name not in _MAPS:
-        raise ValueError(f"color map {name!r}: expected one of {sorted(_MAPS)}")
+    from matplotlib import colormaps
+
     values = np.nan_to_num(np.asarray(values, np.float32))
     high = float(values.max()) if high is None else high
-    position = np.clip(values / max(high, 1e-12), 0, 1)
-    anchors = np.asarray(_MAPS[name], np.float32)
-    places = np.linspace(0, 1, len(anchors))
-    channels = [np.interp(position, places, anchors[:, c]) for c in range(3)]
-    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
+    return colormaps[name](values / max(high, 1e-12), bytes=True)[..., :3]
 
 
 def flow_colors(flow: np.ndarray, high: float | None = None) -> np.ndarray:
-    """Optical flow in the colours of the Middlebury benchmark: hue is direction, white is rest.
+    """Optical flow as colors: the hue is the direction, the saturation the length, rest is white.
 
-    Right is red, down yellow, left cyan and up blue-violet; the paler, the slower. Beyond `high`
-    colours are darkened instead. Source: Baker et al., A Database and Evaluation Methodology for
-    Optical Flow (ICCV 2007), whose wheel has 55 colours.
+    Right is red, down yellow-green, left cyan, up violet.
 
     Args:
-      flow: (u, v) float [H, W, 2]; what is not finite counts as rest.
-      high: length of the vectors with full colour; the longest one's when not given.
+      flow: (u, v) float [H, W, 2]; values that are not finite count as rest.
+      high: length of the vectors with full color, and of longer ones; the longest by default.
 
     Returns:
       uint8 [H, W, 3].
     """
+    from matplotlib.colors import hsv_to_rgb
+
     u, v = np.moveaxis(np.nan_to_num(np.asarray(flow, np.float64), posinf=0, neginf=0), -1, 0)
     length = np.hypot(u, v)
-    length /= max(float(length.max()) if high is None else high, 1e-12)
-    position = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(_WHEEL) - 1)
-    index = np.arange(len(_WHEEL) + 1)
-    wheel = np.concatenate([_WHEEL, _WHEEL[:1]])
-    hue = np.stack([np.interp(position, index, wheel[:, c]) for c in range(3)], axis=-1)
-    length = length[..., None]
-    colors = np.where(length <= 1, 1 - length * (1 - hue), 0.75 * hue)
-    return np.floor(255 * colors).astype(np.uint8)
-
-
-def _color_wheel() -> np.ndarray:
-    """Hues in 0..1, [55, 3]: ramps between six corners of the RGB cube, of lengths to suit eyes."""
-    corners = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1)])
-    ramps = []
-    for i, steps in enumerate((15, 6, 4, 11, 13, 6)):
-        share = np.floor(255 * np.arange(steps)[:, None] / steps) / 255
-        start, end = corners[i], corners[(i + 1) % 6]
-        ramps.append(start + (end - start) * share)
-    return np.concatenate(ramps)
-
-
-_WHEEL = _color_wheel()
+    length = length / max(float(length.max()) if high is None else high, 1e-12)
+    hue = np.arctan2(v, u) / (2 * np.pi) % 1
+    hsv = np.stack([hue, np.minimum(length, 1), np.ones_like(hue)], axis=-1)
+    return np.round(255 * hsv_to_rgb(hsv)).astype(np.uint8)
 
 
 def log_mel_picture(log_mel: np.ndarray, low: float = -4.6, high: float = 2.0) -> np.ndarray:
-    """A log-mel as a picture: time to the right, low frequencies at the bottom.
+    """A log-mel as an image: time to the right, low frequencies at the bottom.
 
     Args:
       log_mel: float [96, 64] (time, band), natural logarithms.
@@ -155,7 +127,8 @@ def log_mel_picture(log_mel: np.ndarray, low: float = -4.6, high: float = 2.0) -
     Returns:
       uint8 [64, 96, 3].
     """
-    return color_map(np.asarray(log_mel).T[::-1] - low, "sea", high=high - low)
+    above = np.maximum(np.asarray(log_mel).T[::-1] - low, 0)
+    return color_map(above, "viridis", high=high - low)
 
 
 def clip_picture(
@@ -175,15 +148,15 @@ def clip_picture(
     Args:
       frames: uint8 [T, H, W, 3].
       prob: float [T, S, S], probability of the object; tinted where above 0.5.
-      labels: uint8 [T, S, S], ground truth; a frame that is wholly unknown (255) is left grey.
+      labels: uint8 [T, S, S], ground truth; a frame that is entirely unknown (255) is gray.
       log_mel: float [T, 96, 64].
-      motion: float [T, H, W] or [T, H, W, 1], not negative, or (u, v) [T, H, W, 2], of which the
-        length is shown; one scale for the clip.
+      motion: float [T, H, W] or [T, H, W, 1], not negative, or (u, v) [T, H, W, 2], whose length
+        is shown; one scale for the clip.
       motion_weight: float [T, g, g], AMA's map, not negative; one scale for the clip.
-      flow: (u, v) float [T, H, W, 2], in colours; one scale for the clip. The motion, where that
-        is (u, v), when not given.
-      titles: T captions, one over each column; "0 s", "1 s", ... when not given.
-      heading: a line over the grid; none if empty.
+      flow: (u, v) float [T, H, W, 2]; one scale for the clip. By default the motion, if it is
+        (u, v).
+      titles: T captions, one above each column; "0 s", "1 s", ... by default.
+      heading: a line above the grid.
       palette: uint8 [K, 3], RGB of classes; `prob` then holds classes, integers [T, S, S].
 
     Returns:
@@ -222,7 +195,7 @@ def clip_picture(
 
 
 def save_page(path: str | os.PathLike, heading: str, pictures: Mapping[str, np.ndarray]) -> None:
-    """Writes pictures, by name, as one HTML page that needs no other file.
+    """Writes named pictures as one HTML page that needs no other file.
 
     Args:
       heading: of the page; plain text, as are the names.
@@ -230,9 +203,7 @@ def save_page(path: str | os.PathLike, heading: str, pictures: Mapping[str, np.n
     """
     parts = []
     for name, picture in pictures.items():
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "PNG")
-        data = base64.b64encode(file.getvalue()).decode()
+        data = base64.b64encode(_png(picture)).decode()
         name = html.escape(name)
         parts.append(f'<h2>{name}</h2>\n<img alt="{name}" src="data:image/png;base64,{data}">')
     title = html.escape(heading)
@@ -244,12 +215,18 @@ def save_page(path: str | os.PathLike, heading: str, pictures: Mapping[str, np.n
         *parts,
         "</body></html>",
     ]
-    pathlib.Path(path).write_text("\n".join(page) + "\n", encoding="utf-8")
+    write_atomically(path, "\n".join(page) + "\n")
 
 
-def save_png(path, picture: np.ndarray) -> None:
+def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
     """Writes uint8 [H, W, 3] as PNG."""
-    Image.fromarray(picture).save(path)
+    write_atomically(path, _png(picture))
+
+
+def _png(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
 
 
 def _truth(frame, labels, palette):
@@ -261,6 +238,7 @@ def _truth(frame, labels, palette):
 
 
 def _flow_tiles(flow, size):
+    flow = np.nan_to_num(flow, posinf=0, neginf=0)
     high = float(np.hypot(flow[..., 0], flow[..., 1]).max())
     return [_resize_image(flow_colors(frame, high), size) for frame in flow]
 
@@ -268,33 +246,39 @@ def _flow_tiles(flow, size):
 def _map_tiles(maps, size):
     maps = [_resize_float(m, size) for m in np.asarray(maps, np.float32)]
     high = max(float(m.max()) for m in maps)
-    return [color_map(np.maximum(m, 0), "heat", high) for m in maps]
+    return [color_map(np.maximum(m, 0), high=high) for m in maps]
 
 
 def _grid(rows, titles, heading) -> np.ndarray:
-    width = rows[0][1][0].shape[1]
-    heights = [tiles[0].shape[0] for _, tiles in rows]
-    top = _GAP + (_HEADING_HEIGHT if heading else 0)
-    columns = [_LABEL_WIDTH + t * (width + _GAP) for t in range(len(titles))]
-    total_height = top + _CAPTION_HEIGHT + sum(h + _GAP for h in heights)
-    canvas = Image.new("RGB", (columns[-1] + width + _GAP, total_height), BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(_FONT_SIZE)
-    if heading:
-        big = ImageFont.load_default(_FONT_SIZE + 3)
-        middle = _GAP + _HEADING_HEIGHT // 2
-        draw.text((_GAP + 2, middle), heading, fill=INK, font=big, anchor="lm")
-    for x, title in zip(columns, titles, strict=True):
-        middle = top + _CAPTION_HEIGHT // 2
-        draw.text((x + width // 2, middle), title, fill=INK, font=font, anchor="mm")
-    y = top + _CAPTION_HEIGHT
-    for (name, tiles), height in zip(rows, heights, strict=True):
-        place = (_LABEL_WIDTH - _GAP - 2, y + height // 2)
-        draw.text(place, name, fill=INK, font=font, anchor="rm")
-        for x, tile in zip(columns, tiles, strict=True):
-            canvas.paste(Image.fromarray(tile), (x, y))
-        y += height + _GAP
-    return np.asarray(canvas)
+    """Draws the tiles pixel by pixel, in one axes whose ticks name rows and columns."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    gap = [(0, GAP), (0, GAP), (0, 0)]
+    bands = [
+        np.concatenate([np.pad(tile, gap, constant_values=255) for tile in tiles], axis=1)
+        for _, tiles in rows
+    ]
+    image = np.concatenate(bands)[:-GAP, :-GAP]
+    (height, width), (left, right, above, below) = image.shape[:2], _MARGINS
+    total_width, total_height = left + width + right, above + height + below
+    # Matplotlib before 3.11 truncates inches * dpi to pixels, so rounding could lose one.
+    figure = Figure([(pixels + 0.1) / _DPI for pixels in (total_width, total_height)], dpi=_DPI)
+    axes = figure.add_axes(
+        (left / total_width, below / total_height, width / total_width, height / total_height)
+    )
+    axes.imshow(image, interpolation="nearest", aspect="auto")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    tops = np.cumsum([0, *(len(band) for band in bands)])
+    centers = [top + (len(band) - GAP) / 2 for top, band in zip(tops, bands, strict=False)]
+    axes.set_yticks(centers, [name for name, _ in rows])
+    step = rows[0][1][0].shape[1] + GAP
+    axes.set_xticks([t * step + (step - GAP) / 2 for t in range(len(titles))], titles)
+    figure.text(GAP / total_width, 1 - 16 / total_height, heading, va="center", parse_math=False)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
 def _tile_size(size):
@@ -310,12 +294,3 @@ def _resize_image(image, size):
 def _resize_float(array, size):
     image = Image.fromarray(np.ascontiguousarray(array, np.float32))
     return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
-
-
-def _erode(mask, steps):
-    """Removes `steps` px from the border; the edge of the image is no border."""
-    for _ in range(steps):
-        padded = np.pad(mask, 1, mode="edge")
-        neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-        mask = mask & np.logical_and.reduce(neighbours)
-    return mask

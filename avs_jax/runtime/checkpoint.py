@@ -6,15 +6,20 @@
                               tensors of the source file that the model does not have
 
 Both are Orbax composites with the same item names, so every reader of parameters accepts either.
+Both have the item `checksums` (checksums.py), which every read is compared with; checkpoints that
+are older than checksums are read without.
 """
 
+import asyncio
 import contextlib
 import functools
 import json
 import logging
 import math
+import operator
 import pathlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,16 +27,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from avs_jax.runtime.checksums import changed_arrays, json_checksum, tree_checksums
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.stored_config import plain_config, update_stored
 from avs_jax.spec import InputError, nearest
 
 FOLDER = "checkpoints"
 KEPT = "kept"  # item of converted weights
+INDEX = "_CHECKPOINT_METADATA"  # Orbax's own note of the items
+JSON_FILES = {INDEX: INDEX, "metrics": "metrics/metrics"}  # the file of other items is "metadata"
+CHECKSUMS = "checksums"  # item: {item: {path: checksum} for arrays, or one checksum for JSON}
 WEIGHTS = ("raw", "ema")  # the parameters, and their average
 FIRST_MEASURE = "mIoU"  # chooses the best checkpoint of runs that do not say which measure does
 MAX_LINES = 20  # of tensors listed where a checkpoint does not fit
 FULL_DISK = "No space left on device"
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+NOT_DAMAGE = "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED"
 
 
 class DamagedCheckpoint(InputError):
@@ -66,9 +77,13 @@ class Checkpoint:
             return cls(path)
         checkpoints = [cls(directory) for directory in step_directories(path / FOLDER)]
         if checkpoints:
-            measure = checkpoints[-1].measure
-            scores = [checkpoint.score(measure) for checkpoint in checkpoints]
-            return max(zip(scores, range(len(scores)), checkpoints, strict=True))[-1]
+            try:
+                measure = checkpoints[-1].measure
+                scores = [checkpoint.score(measure) for checkpoint in checkpoints]
+            except DamagedCheckpoint as error:
+                raise DamagedCheckpoint(f"{error}; rename that folder to leave it out") from error
+            best = max(range(len(scores)), key=lambda i: (scores[i], i))
+            return checkpoints[best]
         found = sorted(p.name for p in path.iterdir()) if path.is_dir() else "no such folder"
         raise FileNotFoundError(
             f"{path}: no checkpoint; looked for {path / FOLDER}/STEP (a working directory) and for "
@@ -80,7 +95,8 @@ class Checkpoint:
         """Training steps done, None for converted weights."""
         if not (self.directory / "loader").is_dir():
             return None
-        return self.read_json("loader")["position"]
+        with self.reading("loader"):
+            return operator.index(self.read_json("loader")["position"])
 
     @property
     def name(self) -> str:
@@ -110,13 +126,13 @@ class Checkpoint:
         """The validation result by one measure, -inf without one."""
         if not (self.directory / "metrics").is_dir():
             return -math.inf
-        score = self.read_json("metrics").get(measure, -math.inf)
-        return -math.inf if math.isnan(score) else score
+        with self.reading("metrics"):
+            return score_of(self.read_json("metrics"), measure)
 
     @functools.cached_property
     def shapes(self) -> dict[str, Any]:
         """The stored state as a tree whose leaves have shape and dtype."""
-        with self._damage_is_an_error("state"):
+        with self.reading("state"):
             return dict(_state_handler().metadata(self.directory / "state").tree)
 
     @property
@@ -167,12 +183,14 @@ class Checkpoint:
         """The tensors that `save_variables` kept aside by name, {} if there are none."""
         if not (self.directory / KEPT).is_dir():
             return {}
-        with self._damage_is_an_error(KEPT):
+        with self.reading(KEPT):
             handler, folder = _state_handler(), self.directory / KEPT
             as_numpy = jax.tree.map(
                 lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree
             )
-            return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+            kept = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        self._check_arrays(KEPT, kept)
+        return kept
 
     def restore(self, target: Mapping[str, Any]) -> dict[str, Any]:
         """Reads top-level entries of the state.
@@ -188,28 +206,42 @@ class Checkpoint:
           InputError: the checkpoint holds other tensors.
           DamagedCheckpoint: names the tensor.
         """
+        target = dict(target)
         stored = {name: tree for name, tree in self.shapes.items() if name in target}
         problems = shape_mismatches(_shapes(stored), _shapes(target))
         if problems:
             raise misfit(self.directory, "the configuration", problems)
-        with self._damage_is_an_error("state"):
+        with self.reading("state"):
             restored = _state_handler().restore(
                 self.directory / "state",
                 args=ocp.args.PyTreeRestore(
-                    item=dict(target),
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(dict(target)),
+                    item=target,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
                     partial_restore=True,
                 ),
             )
+        self._check_arrays("state", restored)
+        return restored
+
+    def _check_arrays(self, item: str, tree: Any) -> None:
         # Orbax returns the description of an array that is missing on disk, without an error.
-        missing = [
-            _name(path)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
+        bad = [
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
             if not isinstance(leaf, (jax.Array, np.ndarray))
         ]
-        if missing:
-            raise DamagedCheckpoint(f"{self.directory} is damaged: no data of {missing[0]}")
-        return restored
+        if not bad and item in self._checksums:
+            bad = changed_arrays(tree, self._checksums[item])
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            raise DamagedCheckpoint(
+                f"{self.directory} is damaged: {item}/{bad[0]}{more} changed since it was saved"
+            )
+
+    @functools.cached_property
+    def _checksums(self) -> dict[str, Any]:
+        """What the item CHECKSUMS records, {} for a checkpoint that is older than it."""
+        return self.read_json(CHECKSUMS) if (self.directory / CHECKSUMS).is_dir() else {}
 
     def check_fits(
         self, params: Mapping, batch_stats: Mapping, model_name: str = "config.model"
@@ -234,26 +266,48 @@ class Checkpoint:
         """Reads an item that is a JSON object, such as `config`.
 
         Raises:
-          DamagedCheckpoint: it is missing or something else.
+          DamagedCheckpoint: it is missing, something else, or changed since it was saved.
         """
-        with self._damage_is_an_error(item):
-            file = self.directory / item / ("metrics" if item == "metrics" else "metadata")
+        with self.reading(item):
+            file = self.directory / JSON_FILES.get(item, f"{item}/metadata")
             value = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(value, dict):
-                raise ValueError(f"expected a JSON object, found a {type(value).__name__}")
+                raise TypeError(f"expected a JSON object, found a {type(value).__name__}")
+            if item != CHECKSUMS and self._checksums.get(item) not in (None, json_checksum(value)):
+                raise ValueError("it changed since it was saved")
             return value
 
     @contextlib.contextmanager
-    def _damage_is_an_error(self, item: str) -> Iterator[None]:
+    def reading(self, item: str) -> Iterator[None]:
+        """Turns errors of reading an item into one line that names it.
+
+        Raises:
+          DamagedCheckpoint: the files of the item are not what was written.
+          OSError: they cannot be read now, for another reason.
+        """
         try:
             yield
-        except PermissionError:
+        except (InputError, MemoryError, jax.errors.JaxRuntimeError):
             raise
-        except (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise DamagedCheckpoint(
-                f"{self.directory} is damaged: {item} cannot be read: {reason}"
-            ) from error
+        except Exception as error:
+            if isinstance(error, _ArrayError):
+                item = f"{item}/{error}"
+            cause: BaseException = error
+            while type(cause) in (Exception, _ArrayError) and cause.__cause__:  # wrapped by Orbax
+                cause = cause.__cause__
+            reason = (str(cause) or type(cause).__name__).splitlines()[0]
+            reason = reason.partition(" [tensorstore_spec")[0]
+            if isinstance(cause, OSError) and not isinstance(cause, MISSING):
+                raise OSError(f"{self.directory}: {item} cannot be read: {reason}") from error
+            if re.match(NOT_DAMAGE, reason):
+                raise OSError(f"{self.directory}: {item} cannot be read: {reason}") from error
+            raise DamagedCheckpoint(f"{self.directory} is damaged: {item}: {reason}") from error
+
+
+def score_of(metrics: Mapping[str, float], measure: str) -> float:
+    """The number by which one checkpoint is better than another; NaN and none count as -inf."""
+    score = float(metrics.get(measure, -math.inf))
+    return -math.inf if math.isnan(score) else score
 
 
 def step_directories(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -283,17 +337,35 @@ def save_variables(
     """
     directory = pathlib.Path(directory).expanduser().resolve()
     state = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-    items = {
-        "state": ocp.args.PyTreeSave(state),
-        "config": ocp.args.JsonSave(plain_config(config)),
-    }
-    if kept:
-        items[KEPT] = ocp.args.PyTreeSave(dict(kept))
+    trees = {"state": state, KEPT: dict(kept)} if kept else {"state": state}
+    items = save_args(trees, {"config": plain_config(config)})
     with (
         full_disk_is_os_error(directory, "nothing was written; make room and run it again"),
         ocp.Checkpointer(ocp.CompositeCheckpointHandler(handler_registry=item_handlers())) as saver,
     ):
-        saver.save(directory, args=ocp.args.Composite(**items))
+        saver.save(directory, args=items)
+
+
+def save_args(
+    trees: Mapping[str, Any], values: Mapping[str, Mapping], metrics: Mapping | None = None
+) -> ocp.args.Composite:
+    """What Orbax saves of one checkpoint: the given items and their checksums.
+
+    Args:
+      trees: item -> nested arrays. Their checksums are computed here, before a step that runs
+        during the save can take over their memory.
+      values: item -> JSON object.
+      metrics: the item of this name, which Orbax saves by itself.
+    """
+    checksums: dict[str, Any] = {item: tree_checksums(tree) for item, tree in trees.items()}
+    checksums |= {item: json_checksum(value) for item, value in values.items()}
+    if metrics is not None:
+        checksums["metrics"] = json_checksum(metrics)
+    return ocp.args.Composite(
+        **{item: ocp.args.PyTreeSave(tree) for item, tree in trees.items()},
+        **{item: ocp.args.JsonSave(value) for item, value in values.items()},
+        **{CHECKSUMS: ocp.args.JsonSave(checksums)},
+    )
 
 
 def item_handlers() -> ocp.handlers.CheckpointHandlerRegistry:
@@ -301,25 +373,61 @@ def item_handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     registry = ocp.DefaultCheckpointHandlerRegistry()
     for item in ("state", KEPT):
         registry.add(item, ocp.args.PyTreeSave, _state_handler())
-    for item in ("loader", "config", "validation"):
+    for item in ("loader", "config", "validation", CHECKSUMS):
         registry.add(item, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
     return registry
 
 
 def _state_handler() -> ocp.PyTreeCheckpointHandler:
-    """Orbax's handler of arrays, which writes one copy of an array that several devices hold.
-
-    By default each device writes a slice, cut by a program of its own: hundreds of compilations for
-    the first save.
-    """
-    types = ocp.type_handlers
+    """Orbax's handler of nested arrays, with the array handlers below."""
     return ocp.PyTreeCheckpointHandler(
-        type_handler_registry=types.create_type_handler_registry(
-            (np.number, types.ScalarHandler()),
-            (np.ndarray, types.NumpyHandler()),
-            (jax.Array, types.ArrayHandler(use_replica_parallel=False)),
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+            (np.number, ocp.type_handlers.ScalarHandler()),
+            (np.ndarray, _NumpyHandler()),
+            # By default every device that holds a copy writes a slice of it, which takes hundreds
+            # of compilations at the first save.
+            (jax.Array, _JaxHandler(use_replica_parallel=False)),
         )
     )
+
+
+class _NumpyHandler(ocp.type_handlers.NumpyHandler):
+    """Orbax's, with errors that name the array."""
+
+    async def metadata(self, infos):
+        return await _one_by_one(super().metadata, infos)
+
+    async def deserialize(self, infos, args=None):
+        return await _one_by_one(super().deserialize, infos, args)
+
+
+class _JaxHandler(ocp.type_handlers.ArrayHandler):
+    """Orbax's, with errors that name the array."""
+
+    async def metadata(self, infos):
+        # Shape and dtype are wanted. The sharding would take a file of its own for each array.
+        return await _NumpyHandler().metadata(infos)
+
+    async def deserialize(self, infos, args=None):
+        return await _one_by_one(super().deserialize, infos, args)
+
+
+async def _one_by_one(read: Callable, *sequences: Sequence) -> list:
+    """Calls `read` for each array and waits for all of them.
+
+    Orbax stops at the first error. It then closes the event loop to which the other reads report,
+    and each of them prints a traceback.
+    """
+    calls = [read(*([value] for value in row)) for row in zip(*sequences, strict=True)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for info, result in zip(sequences[0], results, strict=True):
+        if isinstance(result, BaseException):
+            raise _ArrayError(info.name) from result
+    return [value for (value,) in results]
+
+
+class _ArrayError(Exception):
+    """One array cannot be read; the cause says why."""
 
 
 def shape_mismatches(
@@ -363,11 +471,10 @@ def misfit(
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
 
 
 @contextlib.contextmanager

@@ -6,20 +6,29 @@ if there is one (ema.py), of the parameters otherwise. checkpoint.py describes t
 """
 
 import dataclasses
+import functools
 import pathlib
+import shutil
+import sys
 from collections.abc import Mapping
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from avs_jax.runtime.checkpoint import (
     FIRST_MEASURE,
     FOLDER,
+    INDEX,
     Checkpoint,
+    DamagedCheckpoint,
     full_disk_is_os_error,
     item_handlers,
+    save_args,
+    score_of,
+    step_directories,
 )
 from avs_jax.runtime.step import TrainState
 from avs_jax.runtime.stored_config import check_same_config, plain_config
@@ -67,16 +76,25 @@ class Checkpoints:
           workdir: the run's directory; created if missing.
           config: the run's configuration, saved with every checkpoint.
           measure: the validation result that chooses the best checkpoint; larger is better.
+
+        Raises:
+          InputError: the validation results of the only checkpoint are damaged.
         """
         self.directory = pathlib.Path(workdir).expanduser().resolve() / FOLDER
         self.validation = Validation()
         self._config, self._measure = config, measure
+        for directory in step_directories(self.directory):
+            checkpoint = Checkpoint(directory)
+            try:  # Orbax reads these files of all checkpoints as it opens them
+                checkpoint.score(measure)
+                if (directory / INDEX).exists():
+                    checkpoint.read_json(INDEX)
+            except DamagedCheckpoint as error:
+                self._set_aside(directory, error)
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        def score(metrics: Mapping[str, float]) -> float:
-            return metrics[self._measure]
-
+        score = functools.partial(score_of, measure=self._measure)
         best = checkpoint_managers.BestN(
             get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
         )
@@ -99,6 +117,8 @@ class Checkpoints:
     def restore(self, target: TrainState) -> tuple[TrainState, int] | None:
         """Reads the newest complete checkpoint onto the mesh of `target`.
 
+        A damaged one is set aside as STEP.damaged, and the next older one is read.
+
         Args:
           target: ShapeDtypeStructs with shardings, on any mesh.
 
@@ -106,19 +126,56 @@ class Checkpoints:
           (state, position of the loader), or None if nothing has been saved.
 
         Raises:
-          InputError: the checkpoint was made by another configuration, or holds other tensors.
+          InputError: the checkpoint was made by another configuration, holds other tensors, or is
+            damaged and the only one.
         """
-        step = self.latest_step
-        if step is None:
-            return None
-        checkpoint = Checkpoint(self.directory / str(step))
+        while (step := self.latest_step) is not None:
+            try:
+                return self._restore(Checkpoint(self.directory / str(step)), target)
+            except DamagedCheckpoint as error:
+                self._set_aside(self.directory / str(step), error)
+                self._manager.reload()
+        return None
+
+    def _restore(self, checkpoint: Checkpoint, target: TrainState) -> tuple[TrainState, int]:
         check_same_config(checkpoint.config, self._config, checkpoint.directory)
+        if checkpoint.measure != self._measure:
+            raise InputError(
+                f"{checkpoint.directory}: the best checkpoint of this run has the best "
+                f"{checkpoint.measure}, not {self._measure}; use another --workdir"
+            )
         restored = {"ema": {}} | checkpoint.restore(_with_ema_or_without(target, checkpoint))
         if (checkpoint.directory / "validation").is_dir():  # old checkpoints have none
-            validation = checkpoint.read_json("validation")
-            validation.pop("measure", None)
-            self.validation = Validation(**validation)
+            with checkpoint.reading("validation"):
+                values = checkpoint.read_json("validation")
+                values.pop("measure", None)
+                self.validation = Validation(**values)
+        if checkpoint.step is None:
+            raise DamagedCheckpoint(f"{checkpoint.directory} is damaged: loader is missing")
         return TrainState(**restored), checkpoint.step
+
+    def _set_aside(self, directory: pathlib.Path, error: DamagedCheckpoint) -> None:
+        """Renames a damaged checkpoint, so that the run resumes from an older one.
+
+        Raises:
+          InputError: there is no other one.
+        """
+        others = [int(other.name) for other in step_directories(self.directory)]
+        step = int(directory.name)
+        others.remove(step)
+        if not others:
+            raise InputError(
+                f"{error}; the run has no other checkpoint to resume from: use another --workdir, "
+                "or remove that folder to start again"
+            ) from error
+        aside = directory.with_name(f"{step}.damaged")
+        multihost_utils.sync_global_devices(f"damaged {step}")  # every process has read it
+        if jax.process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier save of this step
+            directory.rename(aside)
+            repeated = f"; {step - max(others)} steps are repeated" if max(others) < step else ""
+            print(f"{error}\nset aside as {aside}{repeated}", file=sys.stderr)
+        multihost_utils.sync_global_devices(f"set aside {step}")
 
     def save(self, state: TrainState, position: int, metrics: Mapping[str, float] | None = None):
         """Saves in the background; the state may be donated to the next step at once.
@@ -135,23 +192,19 @@ class Checkpoints:
         step = int(position)
         if metrics is not None:
             metrics = {name: float(value) for name, value in metrics.items()}
-            self.validation = self.validation.after(step, metrics[self._measure])
+            self.validation = self.validation.after(step, score_of(metrics, self._measure))
             if step == self.latest_step:
                 self.wait()
                 if not self.is_evaluated(step):
                     self._manager.delete(step)
-        validation = dataclasses.asdict(self.validation) | {"measure": self._measure}
+        values = {
+            "loader": {"position": step},
+            "config": plain_config(self._config),
+            "validation": dataclasses.asdict(self.validation) | {"measure": self._measure},
+        }
+        items = save_args({"state": _as_dict(state)}, values, metrics)
         with full_disk_is_os_error(self.directory):
-            saved = self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(_as_dict(state)),
-                    loader=ocp.args.JsonSave({"position": step}),
-                    config=ocp.args.JsonSave(plain_config(self._config)),
-                    validation=ocp.args.JsonSave(validation),
-                ),
-                metrics=metrics,
-            )
+            saved = self._manager.save(step, args=items, metrics=metrics)
         if not saved:
             raise RuntimeError(
                 f"{self.directory}: step {step} was not saved; existing steps: "

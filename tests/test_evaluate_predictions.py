@@ -1,0 +1,62 @@
+"""The evaluation of files of predictions, from the command line to the report."""
+
+import json
+import types
+
+import pytest
+
+from avs_jax import evaluate as evaluation
+from avs_jax.spec import InputError
+from tests.test_predictions import SCORE, a_config, random_predictions, records, write_all
+
+
+class Source(list):
+    """Records with the metadata that a builder leaves."""
+
+    dataset_info = types.SimpleNamespace(metadata={"ground_truth": "drawn"})
+
+
+@pytest.fixture
+def source(monkeypatch):
+    """Records that an evaluation opens."""
+    clips = Source(records())
+    monkeypatch.setattr(evaluation, "open_records", lambda config, split: clips)
+    return clips
+
+
+def test_report(source, tmp_path):
+    config = a_config()
+    write_all(config, source, random_predictions(config), tmp_path / "p")
+    report = evaluation.evaluate_predictions(config, tmp_path / "p", tmp_path / "out")
+    assert report.facts["ground_truth"] == "drawn" and report.facts["frames"] == 10
+    stored = json.loads((tmp_path / "out" / "evaluation" / "test" / "report.json").read_text())
+    assert stored["scores"] == report.scores and report.notes == []
+
+
+def test_refused_predictions_leave_nothing_behind(source, tmp_path):
+    config = a_config()
+    write_all(config, source, random_predictions(config), tmp_path)
+    (tmp_path / "dog/clip.0/clip.0_1.npy").unlink()
+    with pytest.raises(InputError, match="missing"):
+        evaluation.evaluate_predictions(config, tmp_path)
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_command_line(source, tmp_path, capsys):
+    config = a_config()
+    write_all(config, source, random_predictions(config), tmp_path / "p")
+    arguments = ["evaluate", "--config=configs/s4_vct.py", "--config.data.num_frames=3"]
+    sizes = [f"--config.evaluate.score_size={SCORE}", "--config.data.pre_masks=False"]
+    assert evaluation.main([*arguments, *sizes, f"--predictions={tmp_path}/p", "--split=val"]) == 0
+    assert "boundary_iou" in (tmp_path / "p" / "evaluation" / "val" / "report.md").read_text()
+    for flags, words in (
+        ([], "either --checkpoint or --predictions"),
+        (["--predictions=a", "--checkpoint=b"], "either --checkpoint or --predictions"),
+        (["--predictions=a", "--write_predictions=b"], "--write_predictions"),
+        ([f"--predictions={tmp_path}/nothing"], "no such folder"),
+    ):
+        assert evaluation.main([*arguments, *flags]) == 1
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluation.main(["evaluate", "--help"])
+    assert "<category>/<clip>/<clip>_<number>" in capsys.readouterr().out
