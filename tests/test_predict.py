@@ -270,7 +270,8 @@ def test_images_of_another_size_than_the_mixer_wants(predictor):
 def test_mistakes_get_one_line(tmp_path, checkpoint, capsys, more, reason):
     assert run_arrays(tmp_path, checkpoint, arrays_in(), *more) == 1
     err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note")]
-    assert len(err) == 1 and reason in err[0]
+    assert err[0].startswith("error: ") and reason in err[0]
+    assert all(line.startswith("  predictor/") for line in err[1:])  # tensors that do not fit
     assert not (tmp_path / "out.npz").exists()
 
 
