@@ -55,7 +55,7 @@ from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import read_pairs
 from avs_jax.files import write_atomically
 from avs_jax.inference.flow_estimator import FlowEstimator
-from avs_jax.models.backbones.raft import VARIANTS
+from avs_jax.models.flow.raft import VARIANTS
 from avs_jax.runtime.command_line import quiet_libraries
 from avs_jax.spec import InputError
 

@@ -21,9 +21,10 @@ from avs_jax.plan import plan
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import UsageError, checkpoint_config, parse
 from avs_jax.runtime.gpus import GPUS
+from avs_jax.runtime.interruption import NotFiniteError
 from avs_jax.runtime.processes import joined
 from avs_jax.spec import InputError
-from avs_jax.train import NotFiniteError, train
+from avs_jax.train import train
 
 PLAN_FLAGS = ("memory", "devices", "gpu")
 EXPECTED = (InputError, OSError, NotFiniteError)  # their message is for the user

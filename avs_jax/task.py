@@ -228,7 +228,7 @@ def check_arrays(
         if name not in fields:
             known = ", ".join(nearest(name, list(fields)) or fields)
             raise InputError(f"{name}: no array of that name is read; nearest: {known}")
-    checked, sizes = {}, {k: v for k, v in rows.sizes.items() if k == "C"}
+    checked, sizes = {}, {"C": rows.sizes["C"]} if "C" in rows.sizes else {}
     for name, field in fields.items():
         if name not in arrays:
             if field.given == "required":

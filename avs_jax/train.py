@@ -22,7 +22,7 @@ from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.compilation_cache import keep_compiled_in as enable_compilation_cache
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.evaluation import eval_batch_size, evaluate, make_eval_step
-from avs_jax.runtime.interruption import FiniteCheck, NotFiniteError, sigterm_as_request
+from avs_jax.runtime.interruption import FiniteCheck, sigterm_as_request
 from avs_jax.runtime.lock import locked
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.memory import compile_ahead
@@ -35,8 +35,6 @@ from avs_jax.runtime.setup import TrainSetup, make_train_setup
 from avs_jax.runtime.step import TrainState
 from avs_jax.task import Record, select
 from avs_jax.tasks import make_task
-
-__all__ = ["NotFiniteError", "train"]
 
 VALIDATION_SPLIT = "val"
 NO_DATA = """{error}
@@ -51,9 +49,8 @@ To see everything work without it, use the `:demo` variant of the configuration
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
     """Trains `config.train.steps` steps, or the rest of them, and evaluates the best checkpoint.
 
-    Validates in between. Ends early where `config.train.patience` validations in a row gave no
-    better score. At the end the best checkpoint is evaluated on config.train.final_splits; reports
-    of the same configuration that exist are kept.
+    Ends early where `config.train.patience` validations in a row gave no better score. At the end
+    the best checkpoint is evaluated on config.train.final_splits; existing reports are kept.
 
     Args:
       config: see configs/base.py.
@@ -64,9 +61,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
 
     Raises:
       FileNotFoundError: the dataset is missing; says how to get it.
-      InputError: the configuration does not fit the devices or the checkpoint in `workdir`, or
-        another process trains there.
-      NotFiniteError: names the step, the loss terms and the last good checkpoint.
+      InputError: the configuration does not fit the devices or the run, or another process trains.
+      interruption.NotFiniteError: the loss or its gradient is NaN or infinite.
     """
     with contextlib.ExitStack() as stack:
         # ---- devices ----
@@ -112,9 +108,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
         def validate(state: TrainState, step: int) -> dict[str, float]:
             """Scores the parameters and, where there is one, their average; logs both.
 
-            Returns:
-              What the checkpoint keeps: measures of the first protocol, of the average if there is
-              one, and then "raw_" measures, of the parameters.
+            Returns the first protocol's measures, of the average if there is one, and then "raw_"
+            measures, of the parameters: the checkpoint keeps them.
             """
             kinds = {"raw": (state.params, state.batch_stats)}
             if state.ema:
@@ -122,8 +117,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
             kept: dict[str, float] = {}
             for weights, variables in kinds.items():
                 name = VALIDATION_SPLIT + ("" if weights == "raw" else f"_{weights}")
-                what = f"validation at step {step}"
-                what += "" if len(kinds) == 1 else f", {weights} parameters"
+                what = f"validation at step {step}, {weights} parameters"
                 result = evaluate(
                     task,
                     eval_step,
@@ -138,8 +132,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
                 main, scores = next(iter(protocols.items()))
                 log.scalars(step, _joined(name, protocols))
                 log.pictures(step, {f"{name}/{k}": v for k, v in result.figures.items()})
-                numbers = ", ".join(f"{measure} {value:.4f}" for measure, value in scores.items())
-                log.say(f"{what}, {main}: {numbers}")
+                log.say(f"{what}, {main}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
                 kept = {f"raw_{measure}": value for measure, value in kept.items()} | scores
             return kept
 

@@ -33,6 +33,7 @@ from avs_jax.runtime.run_checkpoints import Checkpoints, Validation
 from avs_jax.runtime.step import TrainState
 from avs_jax.runtime.stored_config import flat_config, update_stored
 from avs_jax.spec import InputError
+from configs import parts
 from configs.segment import segment_config
 from tests.small import tiny_config
 
@@ -42,6 +43,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def make_config(fsdp=1):
     config = segment_config()
     config.train.mesh.fsdp = fsdp
+    return config
+
+
+def make_ama_config():
+    config = make_config()
+    config.model.fusion = parts.ama()
     return config
 
 
@@ -174,13 +181,13 @@ def test_another_configuration_is_an_error_that_shows_the_difference(tmp_path):
 
 
 def test_a_key_younger_than_the_checkpoint_holds_as_given(tmp_path, capsys):
-    old = make_config()
+    old = make_ama_config()
     del old.model.fusion.map_dropout
     del old.train.ema_decay
     checkpoints = Checkpoints(tmp_path, old)
     checkpoints.save(make_state(), 3)
     checkpoints.close()
-    config = make_config()
+    config = make_ama_config()
     config.model.fusion.map_dropout = 0.2
     checkpoints = Checkpoints(tmp_path, config)
     assert checkpoints.restore(as_target(make_state())) is not None
@@ -194,12 +201,12 @@ def test_a_key_younger_than_the_checkpoint_holds_as_given(tmp_path, capsys):
 
 
 def test_a_key_that_exists_no_more_is_an_error_unless_it_was_removed(tmp_path, monkeypatch):
-    old = make_config()
+    old = make_ama_config()
     old.model.fusion.bygone = 3
     checkpoints = Checkpoints(tmp_path, old)
     checkpoints.save(make_state(), 3)
     checkpoints.close()
-    checkpoints = Checkpoints(tmp_path, make_config())
+    checkpoints = Checkpoints(tmp_path, make_ama_config())
     with pytest.raises(ValueError, match="model.fusion.bygone: 3 in the checkpoint, 'absent' now"):
         checkpoints.restore(as_target(make_state()))
     monkeypatch.setattr(stored_config, "REMOVED_KEYS", (r"model\.fusion\.bygone",))
@@ -483,7 +490,7 @@ def test_a_digest_follows_the_keys_that_matter():
     assert len(before) == 64
     config.data.data_dir = "/elsewhere"  # no part of a number
     config.train.final_splits = list(config.train.final_splits)
-    config.model.refiner.ramp = [0.0, 0.0]  # as JSON gives it back
+    config.model.backbone.depths = [2, 2, 18, 2]  # as JSON gives it back
     plain = stored_config.plain_config(config)
     reverse = ConfigDict(dict(reversed(plain.items())))
     assert stored_config.digest(reverse, keys) == before
@@ -513,7 +520,8 @@ KILLED = """
     import numpy as np, jax.numpy as jnp, optax
     from avs_jax.runtime.run_checkpoints import Checkpoints
     from avs_jax.runtime.step import TrainState
-    from configs.segment import segment_config
+    from configs import parts
+from configs.segment import segment_config
 
     checkpoints = Checkpoints(sys.argv[1], segment_config())
     for step in (1, 2):

@@ -18,6 +18,7 @@ from configs.s4_ama import get_config
 from configs.segment import segment_config
 from scripts import convert_weights
 from tests.golden.compare import assert_golden, shapes_of
+from tests.test_predict import make_predictor
 from tests.vct_state import entries, flat, state_dict
 
 TINY = {  # of the golden files
@@ -213,9 +214,9 @@ def test_clips_of_five_and_ten_frames_in_one_batch(tmp_path):
         predict_arrays(tmp_path / "ours", clip, tmp_path, recipe, OTHER) for clip in (short, long)
     ]
     listed = predict_arrays(tmp_path / "ours", batch, tmp_path, recipe, OTHER)
-    predictor = predict.Predictor(config, tmp_path / "ours")
+    predictor = make_predictor(config, tmp_path / "ours")
     inputs = batch | {"motion": batch["motion"][..., None]}
-    together = predictor.scores(inputs, (config.evaluate.score_size,) * 2)
+    together = jax.jit(predictor.task.derive)(predictor.outputs(inputs), inputs)
     for field in ("pred_logits", "pred_masks", "motion_weight", "sem_seg"):
         for b, (clip, length) in enumerate(zip(alone, (5, 10), strict=True)):
             scale = np.abs(clip[field]).max()

@@ -7,6 +7,7 @@ from the drawing.
 
 import dataclasses
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -398,6 +399,61 @@ def test_command_line(job, tmp_path, capsys):
     missing = ["evaluate", "--config=configs/s4_vct.py", f"--checkpoint={tmp_path}/nothing"]
     assert evaluation.main(missing) == 1
     assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_the_model_is_the_checkpoints_and_overrides_are_in_the_report(job, tmp_path, capsys):
+    """An evaluation under another model would be wrong in silence where shapes are the same."""
+    config, _, _ = job
+    config.model.audio_mean, config.evaluate.swapped_audio = -1.4, False
+    save_variables(
+        tmp_path / "trained", {"params": {"low": np.float32(0), "step": np.float32(1)}}, config
+    )
+    run = ["evaluate", f"--checkpoint={tmp_path}/trained", f"--output={tmp_path}/out"]
+    other = ["--config=configs/s4_vct.py", "--config.evaluate.swapped_audio=False"]
+    other.append(f"--config.evaluate.score_size={SCORE}")
+    for flags, mean, said in (
+        ([], -1.4, None),
+        (other, -1.4, "config.model.audio_mean = -1.4 as in the checkpoint, not 0.0"),
+        (
+            ["--config.model.audio_mean=2.0"],
+            2.0,
+            "audio_mean = 2.0 by the command line, trained -1.4",
+        ),
+    ):
+        used = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluation, "make_task", lambda c, used=used: used.append(c) or a_task(c))
+            assert evaluation.main([*run, *flags]) == 0
+        assert used[0].model.audio_mean == mean
+        report = max((tmp_path / "out" / "evaluation").glob("*/report.json"), key=os.path.getmtime)
+        notes = json.loads(report.read_text())["notes"]
+        assert (
+            any(said in note for note in notes)
+            if said
+            else not any("audio_mean" in n for n in notes)
+        )
+
+
+def test_a_report_is_named_by_what_was_scored(job, tmp_path):
+    """Another dataset or configuration is another folder; where records lie and figures are not."""
+    config, weights, _ = job
+    config.evaluate.swapped_audio = True
+    evaluate_test_split(config, weights, tmp_path / "out")
+    (first,) = (tmp_path / "out" / "evaluation").iterdir()
+    assert (first / "counts_swapped_audio.npz").exists()
+    config.data.data_dir, config.evaluate.num_pictures = "/elsewhere", 0
+    config.evaluate.batch_size, config.data.num_workers = 1, 0
+    (first / "stale").touch()
+    evaluate_test_split(config, weights, tmp_path / "out")
+    assert list((tmp_path / "out" / "evaluation").iterdir()) == [first]
+    assert not (first / "stale").exists() and not (first / "pictures").exists()
+    config.evaluate.swapped_audio = False
+    evaluate_test_split(config, weights, tmp_path / "out")
+    config.data.dataset = "avsbench_ms3"
+    evaluate_test_split(config, weights, tmp_path / "out")
+    names = {path.name.rpartition("_")[0] for path in (tmp_path / "out" / "evaluation").iterdir()}
+    assert names == {f"converted_avsbench_{name}_test_raw" for name in ("s4", "ms3")}
+    assert len(list((tmp_path / "out" / "evaluation").iterdir())) == 3
 
 
 # ---- the report ----

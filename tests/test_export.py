@@ -258,7 +258,7 @@ def test_mistakes_on_the_command_line(tmp_path, converted, capsys):
     for args, message in (
         ((converted, "torch", tmp_path / "there"), "exists"),
         ((tmp_path / "none", "torch", tmp_path / "x"), "no checkpoint"),
-        ((tmp_path / "raft", "torch", tmp_path / "x"), "not a model"),
+        ((tmp_path / "raft", "torch", tmp_path / "x"), "not a whole model"),
         ((converted, "onnx", tmp_path / "x"), "stablehlo"),
         ((converted, "orbax", tmp_path / "x", "--allow_missing"), "not read with --format=orbax"),
         ((converted, "torch", tmp_path / "x", "--platforms=cpu"), "not read with --format=torch"),

@@ -215,7 +215,9 @@ def test_the_training_program_starts_from_converted_files(tmp_path, model, monke
             state.params[part][name]["kernel"], whole["params"][part][name]["kernel"]
         )
     err = capsys.readouterr().err
-    assert "pretrained parts:\n  backbone: 85 tensors of" in err and "  audio_backbone: " in err
+    assert (
+        "pretrained components:\n  backbone: 85 tensors of" in err and "  audio_backbone: " in err
+    )
 
 
 def torch_names(source, tree):

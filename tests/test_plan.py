@@ -95,7 +95,7 @@ def test_the_plan_of_a_configuration(capsys):
     printed = capsys.readouterr().out
     assert str(used) in printed  # what a run reports, which compiles with all passes
     assert "8 device(s) of kind cpu, mesh {'data': 8, 'fsdp': 1}" in printed
-    assert "largest batch within 0.0" in printed and ": 8 clips, 1 per device" in printed
+    assert "largest batch within 0.0" in printed and ": 8 rows, 1 per device" in printed
     sizes = {path: leaf.size for path, leaf in flatten(step.state.params).items()}
     ama = sum(size for path, size in sizes.items() if path.startswith("ama/"))
     assert f"{ama:,}" in printed and f"{sum(sizes.values()):,}" in printed

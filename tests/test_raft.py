@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from avs_jax.convert.rules import apply_rules, invert_rules
 from avs_jax.convert.tables import raft_rules
-from avs_jax.models.backbones import raft
+from avs_jax.models.flow import raft
 from avs_jax.ops import correlation
 from tests.conftest import GOLDEN
 from tests.golden.compare import shapes_of

@@ -357,6 +357,46 @@ def one_device():
     return step, *step.run(make_mesh(step.config, 1, 1))
 
 
+def test_no_target_reaches_the_model():
+    """A model that peeks at a target would train well and fail at evaluation."""
+    config = small.tiny_config(fusion="none")
+    task, seen = make_task(config), set()
+
+    class Spy:
+        def apply(self, variables, inputs, **_):
+            seen.update(inputs)
+            return {"x": variables["params"]["x"]}, {}
+
+    def loss(outputs, batch, key, norms):
+        assert "target_masks" in batch
+        return outputs["x"].sum(), {}
+
+    task = dataclasses.replace(task, model=Spy(), loss=loss)
+    params = {"x": np.ones(3, np.float32)}
+    config.optim.groups = ((".*", 1.0, 1.0),)
+    optimizer, schedule = optim.make_optimizer(params, config)
+    step = make_train_step(task, optimizer, schedule, config)
+    step(init_state(params, {}, optimizer, config), small.train_batch(config))
+    assert seen == {"images", "log_mel", "valid", "frame_index"}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_without_a_supervised_frame_is_finite(one_device, accumulate):
+    step = one_device[0]
+
+    class Unsupervised(SmallStep):
+        def __init__(self):
+            self.__dict__.update(step.__dict__)
+
+        def batch(self, index):
+            batch = super().batch(index)
+            batch["supervised"][:] = batch["target_valid"][:] = batch["proto_valid"][:] = False
+            return batch
+
+    _, (metrics,) = Unsupervised().run(make_mesh(step.config, 1, 1), accumulate, steps=1)
+    assert metrics["finite"] and metrics["loss_ce"] == metrics["loss_mask"] == 0
+
+
 def make_mesh(config, data, fsdp):
     config = config.copy_and_resolve_references()
     config.train.mesh.update(data=data, fsdp=fsdp)

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from avs_jax.data import pre_masks, synthetic, synthetic_files, synthetic_parts
+from avs_jax.data.avsbench_folders import S4_CATEGORIES
 from avs_jax.data.video_writer import write_video
 from avs_jax.label_images import CLASS_PALETTE
 from scripts import make_clips
-from tfds_builders.avsbench_s4 import avsbench_s4_dataset_builder as s4
 
 COUNTS = dict(num_train=4, num_val=2, num_test=2, size=64, workers=1)
 
@@ -44,7 +44,7 @@ def test_layout(root):
     expected = {"s4_meta_data.csv", synthetic_files.MANIFEST, synthetic_files.OBJECTS}
     for row in rows:
         name, inner = row["name"], f"{row['split']}/{row['category']}"
-        assert row["category"] in s4.CATEGORIES
+        assert row["category"] in S4_CATEGORIES
         for k in range(1, 6):
             expected.add(f"s4_data/visual_frames/{inner}/{name}/{name}_{k}.png")
             expected.add(f"s4_data/pre_SAM_mask/{inner}/{name}/{name}_{k}_mask_color.png")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -17,6 +18,7 @@ from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.evaluation import Evaluation
+from avs_jax.runtime.interruption import NotFiniteError
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.memory import StepBytes
 from avs_jax.runtime.run_checkpoints import STATE_FIELDS
@@ -176,7 +178,7 @@ def test_early_stopping_comes_at_the_same_step_when_resumed(tmp_path, monkeypatc
     asked = []
 
     def evaluate(task, step, variables, loader, mesh, *, title, **_):
-        asked.append(int(title.rpartition(" ")[2]))
+        asked.append(int(re.search(r"step (\d+)", title)[1]))
         return Evaluation(scores[asked[-1]], {})
 
     def make(config):
@@ -222,7 +224,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(never_stopped, tmp_path, monkey
         return batch
 
     monkeypatch.setattr(pipeline.TrainBatches, "__getitem__", broken)
-    with pytest.raises(program.NotFiniteError, match=r"step 3: .*checkpoints/2; terms: .*loss_ce"):
+    with pytest.raises(NotFiniteError, match=r"step 3: .*checkpoints/2; terms: .*loss_ce"):
         program.train(small_config(), tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
 

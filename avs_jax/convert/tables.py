@@ -291,7 +291,7 @@ def ama_rules(source_prefix: str) -> list[Rule]:
 
 
 def raft_rules() -> list[Rule]:
-    """RAFT -> models.backbones.raft.RAFT: torchvision's names or princeton-vl's, large and small.
+    """RAFT -> models.flow.raft.RAFT: torchvision's names or princeton-vl's, large and small.
 
     The reader takes the `module.` off that released files of the latter carry. Known and not taken:
     counters of batches, and the norm of a shortcut where princeton-vl's registers it a second time.

@@ -16,7 +16,7 @@ import numpy as np
 
 from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.models.flow.raft import RAFT, STRIDE, VARIANTS, pad_to_stride
-from avs_jax.runtime.checkpoint import load_variables
+from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.optim import flatten
 from avs_jax.spec import InputError, check_shape
 
@@ -49,8 +49,9 @@ class FlowEstimator:
         """
         if model not in VARIANTS:
             raise InputError(f"flow model {model!r}: choose one of {sorted(VARIANTS)}")
-        params, batch_stats, config = load_variables(weights)
-        stored = config.get("name", "a model without a name")
+        checkpoint = Checkpoint.find(weights)
+        params, batch_stats = checkpoint.variables()
+        stored = checkpoint.config.get("name", "a model without a name")
         if stored != model:
             raise InputError(f"{weights} holds weights of {stored}, expected {model}")
         self.model, self.batch_size, self.num_iterations = model, batch_size, num_iterations

@@ -43,9 +43,10 @@ def input_shapes(task: Task, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
     known = {**task.rows.sizes, **sizes}
     shapes = {}
     for name, field in array_fields(task.rows.fields).items():
-        shape = [int(a) if a.isdigit() else known[a] for a in field.axes.split()]
-        if shape[-1] == 1:
-            shape.pop()
+        axes = field.axes.split()
+        if task.rows.sizes.get(axes[-1]) == 1 and axes[-1] not in FREE_AXES:
+            axes.pop()
+        shape = [int(a) if a.isdigit() else known[a] for a in axes]
         shapes[name] = jax.ShapeDtypeStruct(tuple(shape), field.dtype)
     return shapes
 

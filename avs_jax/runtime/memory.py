@@ -9,7 +9,7 @@ from jax.extend import core
 
 from avs_jax.spec import InputError
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 _UNITS = {"": 1, "B": 1} | {
     f"{prefix}{infix}B": base**power
     for infix, base in (("", 1000), ("i", 1024))
@@ -56,10 +56,11 @@ class StepBytes:
         }
 
     def __str__(self) -> str:
+        unit, name = (GIB, "GiB") if self.total >= GIB / 10 else (MIB, "MiB")
         return (
-            f"bytes per device: {self.total / GIB:.2f} GiB = arguments "
-            f"{self.arguments / GIB:.2f} + temporaries {self.temporaries / GIB:.2f} + output "
-            f"beside the donated state {(self.output - self.shared) / GIB:.2f}"
+            f"bytes per device: {self.total / unit:.2f} {name} = arguments "
+            f"{self.arguments / unit:.2f} + temporaries {self.temporaries / unit:.2f} + output "
+            f"beside the donated state {(self.output - self.shared) / unit:.2f}"
         )
 
 
