@@ -254,7 +254,7 @@ def evaluate_predictions(
     facts = {"predictions": str(directory), **data_facts(config, records)}
     del facts["config_sha256"]  # of a model that has no part in this
     counter = FrameCounter(config.data.num_classes, facts)
-    for record in tqdm(records, desc="predictions", unit="clip", leave=False):
+    for record in tqdm(records, desc="predictions", unit="clip", disable=None, leave=False):
         truth = prepare_labels(record, config)
         counter.add(files.read_clip(truth)[None], stack_clips([truth]))
     files.finish()

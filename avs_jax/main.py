@@ -20,7 +20,7 @@ from avs_jax.evaluate import evaluate_weights
 from avs_jax.plan import plan
 from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.runtime.gpus import GPUS
-from avs_jax.runtime.processes import joined
+from avs_jax.runtime.processes import distributed_job
 from avs_jax.spec import InputError
 from avs_jax.train import NotFiniteError, train
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
         if values.workdir is None:
             raise UsageError("--workdir is missing; --help lists the flags")
         job = (values.coordinator, values.num_processes, values.process_id)
-        with joined(*job, expected=EXPECTED):
+        with distributed_job(*job, expected=EXPECTED):
             if values.mode == "train":
                 train(config, values.workdir)
             else:

@@ -27,11 +27,11 @@ from avs_jax.results.metrics import validation_protocols
 from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.blueprint import Blueprint, make_blueprint
 from avs_jax.runtime.checkpoint import stored_weights
-from avs_jax.runtime.compilation_cache import keep_compiled_in
+from avs_jax.runtime.compilation_cache import enable_compilation_cache
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.memory import StepBytes
-from avs_jax.runtime.parts import fill_parts, fill_variables
+from avs_jax.runtime.pretrained import init_from_checkpoint, load_parts
 from avs_jax.runtime.profile import StepProfiler, StepSpeed, WaitClock
 from avs_jax.runtime.run_checkpoints import Checkpoints
 from avs_jax.runtime.scoring import Evaluation, eval_batch_size, evaluate, make_score_step
@@ -92,7 +92,7 @@ def run_steps(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
         "config.train.batch_size", config.train.batch_size, mesh, config.train.accumulate
     )
     if config.train.compilation_cache:
-        keep_compiled_in(workdir / "compilation_cache")
+        enable_compilation_cache(workdir / "compilation_cache")
     blueprint = make_blueprint(config, mesh)
 
     checkpoints = Checkpoints(workdir, config)
@@ -173,7 +173,7 @@ def _first_state(blueprint: Blueprint) -> TrainState:
     config, say_it = blueprint.config, jax.process_index() == 0
     params, batch_stats = blueprint.init_variables()
     if config.train.init_from:
-        params, batch_stats, aside = fill_variables(
+        params, batch_stats, aside = init_from_checkpoint(
             params,
             batch_stats,
             config.train.init_from,
@@ -183,7 +183,7 @@ def _first_state(blueprint: Blueprint) -> TrainState:
         if say_it:
             listed = "".join(f"\n  {path}" for path in aside) or " nothing"
             print(f"{config.train.init_from}: fresh or not taken:{listed}", file=sys.stderr)
-    params, batch_stats, parts = fill_parts(params, batch_stats, config)
+    params, batch_stats, parts = load_parts(params, batch_stats, config)
     if say_it and parts:
         print("pretrained parts:", *parts, sep="\n  ", file=sys.stderr)
     return blueprint.init_state(params, batch_stats)

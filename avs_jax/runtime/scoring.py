@@ -120,7 +120,9 @@ def evaluate(
     pictures: dict[str, np.ndarray] = {}
     total = len(loader) if hasattr(loader, "__len__") else None
     quiet = jax.process_index() != 0
-    for batch in tqdm(loader, desc=title, total=total, unit="batch", disable=quiet, leave=False):
+    for batch in tqdm(
+        loader, desc=title, total=total, unit="batch", disable=quiet or None, leave=False
+    ):
         outputs = _score(score_step, variables, batch, mesh)
         more = None
         if "moving" in batch:
