@@ -22,7 +22,7 @@ from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import UsageError, checkpoint_config, parse
 from avs_jax.runtime.gpus import GPUS
 from avs_jax.runtime.interruption import NotFiniteError
-from avs_jax.runtime.processes import joined
+from avs_jax.runtime.processes import distributed_job
 from avs_jax.spec import InputError
 from avs_jax.train import train
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         if values.workdir is None:
             raise UsageError("--workdir is missing; --help lists the flags")
         job = (values.coordinator, values.num_processes, values.process_id)
-        with joined(*job, expected=EXPECTED):
+        with distributed_job(*job, expected=EXPECTED):
             if values.mode == "train":
                 train(config, values.workdir)
                 return

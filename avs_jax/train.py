@@ -19,15 +19,14 @@ from avs_jax.data.records import open_records
 from avs_jax.evaluate import evaluate_split, report_folder
 from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.checkpoint import Checkpoint
-from avs_jax.runtime.compilation_cache import keep_compiled_in as enable_compilation_cache
+from avs_jax.runtime.compilation_cache import enable_compilation_cache
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.evaluation import eval_batch_size, evaluate, make_eval_step
 from avs_jax.runtime.interruption import FiniteCheck, sigterm_as_request
 from avs_jax.runtime.lock import locked
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.memory import compile_ahead
-from avs_jax.runtime.parts import fill_parts as load_parts
-from avs_jax.runtime.parts import fill_variables as init_from_checkpoint
+from avs_jax.runtime.pretrained import init_from_checkpoint, load_parts
 from avs_jax.runtime.profile import DataWaitTimer, StepProfiler, StepSpeed
 from avs_jax.runtime.run_checkpoints import Checkpoints
 from avs_jax.runtime.run_config import check_run_config

@@ -163,7 +163,7 @@ def convert_part(
 
     Returns:
       the conversion, paths without the part's name; and what belongs beside it: {"part": section,
-      section: its configuration}, which runtime/parts.py compares.
+      section: its configuration}, which runtime/pretrained.py compares.
 
     Raises:
       ConversionError: every disagreement, in one message.

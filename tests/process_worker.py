@@ -14,7 +14,7 @@ import numpy as np
 
 from avs_jax.results.counts import FrameCounter
 from avs_jax.runtime import evaluation, sharding
-from avs_jax.runtime.processes import joined
+from avs_jax.runtime.processes import distributed_job
 from avs_jax.spec import InputError
 from avs_jax.tasks import make_task
 from configs.segment import segment_config
@@ -44,7 +44,7 @@ def count_clips(rows: range):
 
 def main(coordinator: str, count: int, process: int, folder: pathlib.Path) -> None:
     """Sums over the mesh, gathers counts; then process 1 is killed and process 0 goes on."""
-    with joined(coordinator, count, process, expected=(InputError,)):
+    with distributed_job(coordinator, count, process, expected=(InputError,)):
         mesh = sharding.make_mesh(segment_config())
         rows = BATCH // count
         values = np.arange(BATCH, dtype=np.float32)[process * rows : (process + 1) * rows]

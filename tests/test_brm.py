@@ -18,7 +18,7 @@ from avs_jax.models.decoders.boundary import (
     scale_gradient,
 )
 from avs_jax.runtime.checkpoint import save_variables
-from avs_jax.runtime.parts import fill_variables
+from avs_jax.runtime.pretrained import init_from_checkpoint
 from configs import parts
 from configs.s4_ama_brm import get_config
 from configs.segment import segment_config
@@ -319,7 +319,7 @@ def test_a_loaded_checkpoint_gives_the_same_bits_with_refinement_switched_on(tmp
     fresh = ("ama/.*", "brm/.*", ".*/lambda")
     initial = jax.jit(lambda: only(fresh, model.init(jax.random.key(3), batch)["params"]))()
     stats = jax.jit(lambda: model.init(jax.random.key(3), batch)["batch_stats"])()
-    params, stats, aside = fill_variables(
+    params, stats, aside = init_from_checkpoint(
         initial, stats, tmp_path / "vct", (*fresh, ".*(mean|var)")
     )
     assert {path.split("/")[0] for path in aside} == {"ama", "brm", "predictor"}

@@ -1,4 +1,4 @@
-"""The log of a run that stops and goes on."""
+"""The log of a run that stops and resumes."""
 
 import json
 
@@ -28,14 +28,37 @@ def test_a_resumed_run_has_every_step_once(tmp_path):
     ]  # fmt: skip
 
 
+def test_what_a_start_logs_at_its_first_step_replaces_what_the_last_one_did(tmp_path):
+    """Each start logs the memory of its step; the losses and scores of that step stay."""
+    scores = {"val/mIoU": 0.5}
+    for start_step, size in ((0, 7), (2, 8), (2, 9)):
+        log = Log(tmp_path, total_steps=3, batch_size=2, start_step=start_step)
+        log.scalars(start_step, {"step_bytes/total": size, "step_bytes/shared": 1})
+        for step in range(start_step + 1, 4):
+            log.scalars(step, {"total_loss": step})
+            if step == 2:
+                log.scalars(step, scores)
+        log.close()
+    lines = read(tmp_path)
+    assert [(r.pop("step"), *r.items()) for r in lines] == [
+        (0, ("step_bytes/total", 7.0), ("step_bytes/shared", 1.0)),
+        (1, ("total_loss", 1.0)),
+        (2, ("total_loss", 2.0)),
+        (2, *scores.items()),
+        (2, ("step_bytes/total", 9.0), ("step_bytes/shared", 1.0)),
+        (3, ("total_loss", 3.0)),
+    ]
+
+
 def test_progress_tells_terms_speed_and_time_left(tmp_path, capsys):
     log = Log(tmp_path, total_steps=140, batch_size=8)
-    log.progress(1, {"total_loss": 3.0, "loss_ce": 1.0, "lr": 1.0}, None)
+    terms = {"loss_ce": 1.0, "loss_ce_0": 0.5, "loss_of_a_task": 2.0, "lr": 1.0}
+    log.progress(1, terms | {"total_loss": 3.0}, None)
     log.progress(20, {"total_loss": 2.0}, 2.0)
     log.progress(40, {}, 4.0)  # running mean: 2.2 s for each of 100 steps
     log.close()
     assert capsys.readouterr().err.splitlines() == [
-        "step 1/140  total_loss 3.0000  loss_ce 1.0000",
+        "step 1/140  total_loss 3.0000  loss_ce 1.0000  loss_of_a_task 2.0000",
         "step 20/140  total_loss 2.0000  4.00 clips/s  0:04:00 left",
         "step 40/140  2.00 clips/s  0:03:40 left",
     ]

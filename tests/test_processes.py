@@ -1,4 +1,4 @@
-"""Two processes of this machine: what they compute together, and what is left when one is killed.
+"""Two processes on this machine: what they compute together, and what remains when one is killed.
 
 The whole of training in several processes takes minutes: scripts/check_processes.py.
 """
@@ -61,22 +61,22 @@ def test_two_processes_of_which_one_is_killed(tmp_path):
     ],
 )
 def test_flags_that_make_no_job(flags, message):
-    with pytest.raises(ValueError, match=message), processes.joined(*flags):
+    with pytest.raises(ValueError, match=message), processes.distributed_job(*flags):
         pass
 
 
 def test_one_process_needs_nothing_and_keeps_its_errors():
-    with pytest.raises(KeyError), processes.joined(None):
+    with pytest.raises(KeyError), processes.distributed_job(None):
         raise KeyError("x")
     assert jax.process_count() == 1
 
 
-def test_what_counts_as_the_loss_of_a_process():
+def test_what_counts_as_a_peer_failure():
     loss = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
-    assert processes.is_loss_of_a_process(loss)
+    assert processes.is_peer_failure(loss)
     later = RuntimeError("x")
     later.__context__ = loss
-    assert processes.is_loss_of_a_process(later)
-    assert not processes.is_loss_of_a_process(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"))
-    assert processes.is_loss_of_a_process(ValueError("UNKNOWN: Gloo all-reduce failed"))
-    assert not processes.is_loss_of_a_process(InputError("--config.gloo"))
+    assert processes.is_peer_failure(later)
+    assert not processes.is_peer_failure(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"))
+    assert processes.is_peer_failure(ValueError("UNKNOWN: Gloo all-reduce failed"))
+    assert not processes.is_peer_failure(InputError("--config.gloo"))

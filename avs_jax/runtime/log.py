@@ -1,23 +1,26 @@
-"""What a run says: scalars as JSON lines and for TensorBoard, pictures, and a line of progress.
+"""What a run reports: scalars as JSON lines and for TensorBoard, images, and lines of progress.
 
   WORKDIR/metrics.jsonl   one object per line: {"step": 20, "total_loss": 63.1, ...}
-  WORKDIR/tensorboard/    the same scalars, and validation pictures
+  WORKDIR/tensorboard/    the same scalars, and validation images
 
-A run that goes on from step s drops the lines and events after s, so none is there twice.
+A run that resumes from step s drops the lines and events after s. What it logs at s itself replaces
+the lines of that step with the same names, so metrics.jsonl repeats nothing.
 """
 
 import json
-import os
 import pathlib
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
-SHOWN_TERMS = ("total_loss", "loss_ce", "loss_mask", "loss_dice", "loss_proto", "loss_boundary")
-PACE_MEMORY = 0.1  # weight of the last interval in the running mean
+from avs_jax.files import write_atomically
+
+EMA_WEIGHT = 0.1  # of the last interval, in the running mean of the time per step
+SHOWN_TERMS = r"loss_[a-z_]+"  # beside the total; loss_ce_0 is of one layer
 
 
 class Log:
@@ -34,21 +37,22 @@ class Log:
         """Opens the log.
 
         Args:
-          workdir: the run's directory; made if need be.
+          workdir: the run's directory; created if missing.
           total_steps: of the whole run, for the remaining time.
           batch_size: clips per step, for the speed.
-          start_step: the step the run goes on from; what was logged after it is dropped.
+          start_step: the step the run resumes from.
           enabled: False writes nothing.
         """
         self._total, self._batch_size, self._enabled = total_steps, batch_size, enabled
-        self._pace: float | None = None  # seconds per step, running mean
+        self._start_step = start_step
+        self._seconds_per_step: float | None = None  # running mean
         if not enabled:
             return
         directory = pathlib.Path(workdir).expanduser()
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
-        _drop_lines_after(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = directory / "metrics.jsonl"
+        _drop_lines(self._path, start_step)
+        self._file = self._path.open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
@@ -56,6 +60,10 @@ class Log:
         if not self._enabled:
             return
         values = {name: float(value) for name, value in values.items()}
+        if step <= self._start_step:
+            self._file.close()
+            _drop_lines(self._path, self._start_step, step, values)
+            self._file = self._path.open("a", encoding="utf-8")
         self._file.write(json.dumps({"step": step} | values) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -75,22 +83,24 @@ class Log:
         self._writer.flush()
 
     def progress(self, step: int, values: Mapping[str, Any], seconds_per_step: float | None):
-        """Prints step, loss terms, speed and the time that is left, to stderr.
+        """Prints step, loss terms, speed and remaining time to stderr.
 
         Args:
           step: steps done.
           values: metrics of this step.
-          seconds_per_step: since the last line, without compilation and evaluation; None where
-            there is no such time. What is left is estimated from its running mean.
+          seconds_per_step: since the last line, without compilation and evaluation; None if there
+            is no such time. The remaining time is estimated from its running mean.
         """
         line = [f"step {step}/{self._total}"]
-        line += [f"{name} {float(values[name]):.4f}" for name in SHOWN_TERMS if name in values]
+        shown = [name for name in values if re.fullmatch(SHOWN_TERMS, name)]
+        shown = ["total_loss", *shown] if "total_loss" in values else shown
+        line += [f"{name} {float(values[name]):.4f}" for name in shown]
         if seconds_per_step is not None:
-            if self._pace is None:
-                self._pace = seconds_per_step
-            self._pace += PACE_MEMORY * (seconds_per_step - self._pace)
+            mean = self._seconds_per_step
+            mean = seconds_per_step if mean is None else mean
+            self._seconds_per_step = mean + EMA_WEIGHT * (seconds_per_step - mean)
             line.append(f"{self._batch_size / seconds_per_step:.2f} clips/s")
-            line.append(f"{_duration(self._pace * (self._total - step))} left")
+            line.append(f"{_duration(self._seconds_per_step * (self._total - step))} left")
         if "data_wait" in values:
             line.append(f"{float(values['data_wait']):.0%} waiting for data")
         self.say("  ".join(line))
@@ -107,8 +117,17 @@ class Log:
             self._writer.close()
 
 
-def _drop_lines_after(path: pathlib.Path, step: int) -> None:
-    """Rewrites a JSONL without the lines after `step` and without one that was cut off."""
+def _drop_lines(
+    path: pathlib.Path, last_step: int, step: int | None = None, names: Iterable[str] = ()
+) -> None:
+    """Rewrites a JSONL without the lines after a step and without incomplete lines.
+
+    Args:
+      path: of the file, which may be missing.
+      last_step: the last step to keep.
+      step: lines of this step that share a name with `names` are dropped too.
+      names: of values.
+    """
     if not path.exists():
         return
     kept = []
@@ -116,12 +135,11 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            continue  # the process ended while it wrote this line
-        if record["step"] <= step:
+            continue  # the process was killed while it wrote this line
+        is_replaced = record["step"] == step and not record.keys().isdisjoint(names)
+        if record["step"] <= last_step and not is_replaced:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, "".join(kept))
 
 
 def _duration(seconds: float) -> str:

@@ -1,10 +1,10 @@
-"""Several processes of one job: how they meet, and how they end when one of them is gone.
+"""Several processes of one job: how they connect, and how they end when one of them is gone.
 
-Each process has its own devices; every one runs the same program on the same mesh, reads its own
-rows of each batch, and takes part in every checkpoint. The working directory and the records must
-be the same files for all of them. Where one ends early, the collectives of the others fail, at once
-where its connections are closed and otherwise when its heartbeat has been missing for so long that
-JAX's service ends them. None of them can go on, so each says so and ends.
+Each process has its own devices. All run the same program on the same mesh, read their own rows of
+each batch, and take part in every checkpoint. The working directory and the records must be the
+same files for all of them. When one process ends early, the collectives of the others fail: at once
+if its connections are closed, otherwise when JAX's service has missed its heartbeat for too long.
+None of them can continue, so each says so and ends.
 """
 
 import contextlib
@@ -17,26 +17,28 @@ import jax
 
 from avs_jax.spec import InputError
 
-HEARTBEAT_TIMEOUT_SECONDS = 60  # without a sign of life, a process is gone
-# How the errors of collectives and of JAX's service name what they are about.
-SIGNS_OF_LOSS = ("gloo", "nccl", "coordination service", "heartbeat", "connection reset")
-LOST = """error: process {process} of {count}: another process of this job has ended or cannot be \
-reached; its own log says why.
-This one stops as well. The same command, given to all of them again, goes on from the last
-complete checkpoint. ({reason})"""
+HEARTBEAT_TIMEOUT_SECONDS = 60
+INTERRUPTED = 130  # exit status after Ctrl-C
+# Words in the errors of collectives and of JAX's service.
+PEER_FAILURES = ("gloo", "nccl", "coordination service", "heartbeat", "connection reset")
+MESSAGE = """error: process {process} of {count}: another process of this job has ended or cannot \
+be reached; its own log says why.
+This one stops as well. Give the same command to all of them again to resume from the last complete
+checkpoint. ({reason})"""
 
 
 @contextlib.contextmanager
-def joined(
+def distributed_job(
     coordinator: str | None,
     num_processes: int | None = None,
     process_id: int | None = None,
     expected: tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
-    """The job's processes are connected inside; one process alone where there is no coordinator.
+    """Connects the processes of the job for a block; does nothing without a coordinator.
 
-    An error inside ends this process with status 1 at once, after one message: waiting for the
-    others, as JAX does at the end of a program, would last until they are given up.
+    An error in the block ends this process at once with status 1, after one message; Ctrl-C ends it
+    with status 130. JAX would wait for the other processes at the end of the program until it gives
+    them up.
 
     Args:
       coordinator: "HOST:PORT" of process 0, the same for all; "auto" where JAX can find out this
@@ -46,13 +48,13 @@ def joined(
       expected: exceptions whose message is for the user; others keep their traceback.
 
     Raises:
-      ValueError: flags that do not make a job.
+      InputError: flags that do not make a job.
     """
     _check_flags(coordinator, num_processes, process_id)
     if not coordinator:
         yield
         return
-    # Of CPU devices; others have their own.
+    # For CPU devices; other platforms have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         None if coordinator == "auto" else coordinator,
@@ -65,29 +67,31 @@ def joined(
     except (Exception, KeyboardInterrupt) as error:
         print(_describe(error, expected), file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(1)
+        os._exit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
 
 
-def is_loss_of_a_process(error: BaseException) -> bool:
-    """Whether an error comes from a process that is gone, itself or by what caused it."""
+def is_peer_failure(error: BaseException) -> bool:
+    """Whether an error, or what caused it, comes from another process that is gone."""
     seen: BaseException | None = error
     while seen is not None:
-        # JAX raises a ValueError instead of its own error where it waits as it dispatches.
-        is_of_jax = isinstance(seen, (RuntimeError, ValueError)) and not isinstance(
+        # When JAX waits during dispatch, it raises a ValueError instead of its own error.
+        is_from_jax = isinstance(seen, (RuntimeError, ValueError)) and not isinstance(
             seen, InputError
         )
-        if is_of_jax and any(sign in str(seen).lower() for sign in SIGNS_OF_LOSS):
+        if is_from_jax and any(sign in str(seen).lower() for sign in PEER_FAILURES):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
 
 
 def _describe(error: BaseException, expected: tuple[type[Exception], ...]) -> str:
-    if is_loss_of_a_process(error):
+    if is_peer_failure(error):
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         process, count = jax.process_index(), jax.process_count()
-        return LOST.format(process=process, count=count, reason=reason)
+        return MESSAGE.format(process=process, count=count, reason=reason)
+    if isinstance(error, KeyboardInterrupt):
+        return "error: interrupted"
     if isinstance(error, expected):
         return f"error: {error}"
     return "".join(traceback.format_exception(error))
@@ -107,7 +111,7 @@ def _check_flags(
     if len(named) < len(given):
         raise InputError(
             f"--coordinator={coordinator} needs --num_processes and --process_id; where JAX can "
-            "find these out, --coordinator=auto needs neither"
+            "detect these, --coordinator=auto needs neither"
         )
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():

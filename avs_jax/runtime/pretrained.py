@@ -1,0 +1,162 @@
+"""Pretrained weights that a training run starts from: a whole model, or single components.
+
+Later steps override earlier ones: random values of the seed; the whole model of
+config.train.init_from, if any; the components of config.init.
+"""
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from avs_jax.runtime.checkpoint import Checkpoint, misfit, shape_mismatches
+from avs_jax.runtime.optim import flatten, unflatten
+from avs_jax.spec import InputError
+
+SAME = "same"  # value of config.init.pre_sam_backbone: the folder of the first backbone
+SECTIONS = {"pre_sam_backbone": "backbone"}  # component -> section of config.model, if not its own
+FREE_KEYS = ("remat", "drop_path_rate")  # of a section: no weight depends on them
+ADVICE = (
+    " (config.train.init_fresh names those to keep as initialized, config.train.init_dropped those "
+    "of the checkpoint to leave out)"
+)
+
+
+def init_from_checkpoint(
+    params: Mapping,
+    batch_stats: Mapping,
+    directory: str | pathlib.Path,
+    fresh: Sequence[str] = (),
+    dropped: Sequence[str] = (),
+) -> tuple[dict, dict, list[str]]:
+    """Replaces initial values by those of a checkpoint.
+
+    Args:
+      params: nested, initial.
+      batch_stats: nested, initial.
+      directory: as in `Checkpoint.find`.
+      fresh: path regexes that keep their initial value.
+      dropped: path regexes of the checkpoint's tensors to leave out.
+
+    Returns:
+      (params, batch_stats, the paths that were left out or kept their initial value). Arrays have
+      the dtype and sharding of those they replace.
+
+    Raises:
+      InputError: lists every tensor that is missing, superfluous or of another shape.
+    """
+    checkpoint = Checkpoint.find(directory)
+    filled, problems, aside = [], [], []
+    for initial, loaded in zip((params, batch_stats), checkpoint.variables(), strict=True):
+        initial, loaded = flatten(initial), flatten(loaded)
+        keep = {path for path in initial if any(re.fullmatch(rule, path) for rule in fresh)}
+        drop = {path for path in loaded if any(re.fullmatch(rule, path) for rule in dropped)}
+        aside += sorted(keep | drop)
+        problems += shape_mismatches(
+            {path: x.shape for path, x in loaded.items() if path not in keep | drop},
+            {path: x.shape for path, x in initial.items() if path not in keep},
+        )
+        filled.append((initial, loaded, keep))
+    if problems:
+        raise misfit(checkpoint.directory, "config.model", problems, ADVICE)
+    trees = (
+        unflatten({p: x if p in keep else _place_like(loaded[p], x) for p, x in initial.items()})
+        for initial, loaded, keep in filled
+    )
+    return *trees, aside
+
+
+def load_parts(
+    params: Mapping, batch_stats: Mapping, config: ConfigDict
+) -> tuple[dict, dict, list[str]]:
+    """Replaces whole components of the model by those of config.init.
+
+    Args:
+      params: nested.
+      batch_stats: nested.
+      config: the whole configuration; reads `init` and `model`.
+
+    Returns:
+      (params, batch_stats, a line per component: how many tensors of which folder). Arrays have the
+      dtype and sharding of those they replace.
+
+    Raises:
+      InputError: the folder holds another component or a whole model, a component of another
+        configuration, or other tensors; or the model has no such component.
+      FileNotFoundError: there is no checkpoint.
+    """
+    params, batch_stats, lines = dict(params), dict(batch_stats), []
+    for part, directory in _folders(params, config).items():
+        checkpoint = Checkpoint.find(directory)
+        _check_section(part, checkpoint, config)
+        ours = params[part], batch_stats.get(part, {})
+        checkpoint.check_fits(*ours, f"config.model.{_section(part)} (config.init.{part})")
+        theirs = checkpoint.variables()
+        count = len(jax.tree.leaves(theirs))
+        for tree, new, old in zip((params, batch_stats), theirs, ours, strict=True):
+            if jax.tree.leaves(old):
+                tree[part] = _place_tree_like(new, old)
+        lines.append(f"{part}: {count} tensors of {directory}")
+    return params, batch_stats, lines
+
+
+def _place_tree_like(values: Mapping, like: Mapping) -> dict:
+    values = flatten(values)
+    return unflatten({path: _place_like(values[path], x) for path, x in flatten(like).items()})
+
+
+def _place_like(value: np.ndarray, like: jax.Array) -> jax.Array:
+    """The value with the dtype and sharding of another array of its shape."""
+    value = np.asarray(value, like.dtype)
+    return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])
+
+
+def _section(part: str) -> str:
+    return SECTIONS.get(part, part)
+
+
+def _folders(params: Mapping, config: ConfigDict) -> dict[str, pathlib.Path]:
+    """Component of the parameter tree -> folder."""
+    wanted = config.init.to_dict()
+    if wanted.get("pre_sam_backbone") == SAME:
+        wanted["pre_sam_backbone"] = wanted["backbone"] if "pre_sam_backbone" in params else ""
+    for part, directory in wanted.items():
+        if directory and part not in params:
+            raise InputError(
+                f"config.init.{part}={directory!r}: the model has no {part}; it has "
+                f"{sorted(set(params) & set(wanted))}"
+            )
+    return {part: pathlib.Path(folder).expanduser() for part, folder in wanted.items() if folder}
+
+
+def _check_section(part: str, checkpoint: Checkpoint, config: ConfigDict) -> None:
+    """Compares what shapes do not tell, such as the number of attention heads.
+
+    A key that the folder's configuration lacks is newer than the folder: its present value holds.
+    """
+    stored, section = checkpoint.config, _section(part)
+    where = f"config.init.{part}={str(checkpoint.directory)!r}"
+    kind = stored.get("part")
+    if kind != section:
+        what = "a whole model; config.train.init_from takes those" if kind is None else f"a {kind}"
+        raise InputError(f"{where}: the folder holds {what}, expected a {section}")
+    theirs, ours = stored[section].to_dict(), config.model[section].to_dict()
+    differing = [
+        f"{key}: {theirs[key]!r} in the folder, {ours.get(key, 'absent')!r} now"
+        for key in sorted(theirs)
+        if key not in FREE_KEYS and _plain(theirs[key]) != _plain(ours.get(key, "absent"))
+    ]
+    if differing:
+        raise InputError(
+            f"{where}: made for another config.model.{section}; convert the file again with this "
+            "configuration:\n  " + "\n  ".join(differing)
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them."""
+    return list(value) if isinstance(value, tuple) else value
