@@ -24,8 +24,9 @@ FACTS = ("config", "step", "weights", "dataset", "split", "ground_truth", "clips
 PROTOCOLS = ("stream", "dataset", "cavp", "semantic(frames=real)")
 INTRODUCTION = """# Results
 
-Written by `scripts/write_results.py` from the files in `docs/results/`. No model has been trained on AVSBench here yet: the recipes'
-headers name the published numbers that they aim at, with their sources. No number here was measured on a GPU.
+Written by `scripts/write_results.py` from the files in `docs/results/`. No model has been trained
+on AVSBench here yet: the recipes' headers name the published numbers that they aim at, with their
+sources. No number here was measured on a GPU.
 """
 
 
