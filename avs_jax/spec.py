@@ -20,7 +20,7 @@ Outputs of the models of task `segment`, a dict:
   audio_embed    [B, T, D]            unit length, where the model has prototypes
   proto_embed    [K', D]              unit length, where the model has prototypes
   logit_scale    []                   learned log temperature of the prototype loss, likewise
-  motion_weight  [B, T, g, g]         AMA's normalised map (g = 24), where AMA is on
+  motion_weight  [B, T, g, g]         AMA's normalized map (g = 24), where AMA is on
   edge_logits    [B, T, h, w]         logits of the objects' edges, stride 4, where BRM is on
   intermediates  dict of everything else worth looking at; XLA drops what nobody reads
 """
@@ -38,7 +38,7 @@ FRAME_OFFSET_SECONDS = 15 / 16  # dataset frame k shows the moment k + 15/16 s
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # of RGB 0..255
 PIXEL_STD = (58.395, 57.12, 57.375)
 SIZE_DIVISOR = 32  # images are padded to a multiple of the coarsest stride
-IMAGE_PAD = 128  # grey value that training crops are padded with
+IMAGE_PAD = 128  # gray value that training crops are padded with
 IGNORE_LABEL = 255  # "no ground truth for this pixel"
 
 FRAMES_PER_CLIP = 1024  # above any frame_index, keeps the frame ids of different clips apart

@@ -50,7 +50,7 @@ def segment_config() -> ConfigDict:
     data.motion.compensate_camera = False  # take a robust affine motion off; needs flow (u, v)
     # of own videos (predict --video): "difference" | "raft_large" | "raft_small"
     data.motion.model = "difference"
-    data.motion.pairs = "frames"  # "frames": 1 s apart; "video": neighbours in the video
+    data.motion.pairs = "frames"  # "frames": 1 s apart; "video": neighbors in the video
     data.augment = ConfigDict()  # joint over image, pre-mask, ground truth and motion
     data.augment.min_sizes = (  # short side after the resize, drawn per clip
         192, 230, 268, 307, 345, 384, 422, 460, 499, 537, 576, 614, 652, 691, 729, 768,

@@ -25,7 +25,7 @@ original trains.
 
 Memory: ours is what XLA allocates for the compiled function (arguments, temporaries, output).
 PyTorch's is the peak of its allocator on a GPU, and on a CPU the growth of the process from before
-the model was made to its largest. Both hold parameters and, in `step`, the optimiser's state.
+the model was made to its largest. Both hold parameters and, in `step`, the optimizer's state.
 """
 
 import contextlib

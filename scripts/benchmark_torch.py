@@ -246,7 +246,7 @@ def criterion(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
 
 
 def pictures(config: ConfigDict, frames: int, device: str) -> torch.Tensor:
-    """Images and colour masks of frames: [2, N, 3, S, S]."""
+    """Images and color masks of frames: [2, N, 3, S, S]."""
     side = config.data.image_size
     return torch.randn(2, frames, 3, side, side, device=device)
 

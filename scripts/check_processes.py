@@ -3,7 +3,7 @@
   python scripts/check_processes.py --output=DIR [--processes=2,4]
 
 A small model trains for a few steps in one process, which has one device; then in jobs of several
-processes, which share parameters, optimiser and average among them. Checked is that
+processes, which share parameters, optimizer and average among them. Checked is that
 
   - losses and parameters are those of the one process, up to the order of float32 sums;
   - only process 0 speaks, and metrics.jsonl has each step once;

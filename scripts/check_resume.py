@@ -6,7 +6,7 @@
 Trains in OUTPUT/run without interruption and puts the result aside as OUTPUT/whole. Then trains in
 OUTPUT/run again, where the same command is killed and started anew: in turn at a random moment and
 while its second checkpoint is being written (then at the latest), so that lives get further. What
-both last checkpoints hold (parameters, statistics, optimiser, step) is compared bit for bit. All
+both last checkpoints hold (parameters, statistics, optimizer, step) is compared bit for bit. All
 flags but its own go to avs_jax.main. The exit status is 0 where a run was killed and nothing
 differs.
 """

@@ -8,7 +8,7 @@
     are those it kept aside (VGGish's unused MLP, the class weights of the loss); a run that started
     from converted weights finds them with --kept_from=CONVERTED, or goes without by
     --allow_missing. PyTorch is not needed; `torch.load(FILE, weights_only=True)["model"]` reads it.
---format=orbax      parameters without the optimiser's state, with the configuration: a folder that
+--format=orbax      parameters without the optimizer's state, with the configuration: a folder that
     predict, evaluate and config.train.init_from read; --weights=raw|ema says which.
 --format=stablehlo  forward pass, postprocess and weights in one .npz that runs with JAX alone;
     any number of clips and frames. See avs_jax/runtime/stablehlo.py.

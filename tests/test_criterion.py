@@ -15,10 +15,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from avs_jax.losses.criterion import (
-    Draws,
+    PointSamples,
     compute_losses,
     criterion,
-    sample_draws,
+    sample_points,
     uncertain_points,
 )
 from avs_jax.losses.matcher import match, matching_cost
@@ -106,7 +106,7 @@ def golden_problem(arrays, task, run):
     draws = golden_draws(
         arrays, f"{task}/{run}", target_frames, num_frames, num_targets, NUM_LAYERS
     )
-    return outputs, targets, Draws(*map(jnp.asarray, draws)), target_frames
+    return outputs, targets, PointSamples(*map(jnp.asarray, draws)), target_frames
 
 
 @functools.partial(jax.jit, static_argnames="loss_config")
@@ -175,7 +175,9 @@ def test_costs_assignments_and_points_equal_the_original(golden_dir, loss_config
         return cost, query, uncertain_points(jnp.moveaxis(matched, -1, 1), draws, loss_config)
 
     for layer, prediction in enumerate([outputs, *outputs["aux_outputs"]]):
-        cost, query, points = map(np.asarray, stages(prediction, Draws(*(x[layer] for x in draws))))
+        cost, query, points = map(
+            np.asarray, stages(prediction, PointSamples(*(x[layer] for x in draws)))
+        )
         pairs = []
         assignment = golden_assignment(arrays, f"{task}/mixed", len(target_frames), layer)
         for i, frame in enumerate(target_frames):
@@ -268,9 +270,9 @@ def test_a_batch_without_supervision_has_no_loss(loss_config):
 
 def test_the_draws_of_a_frame_are_its_own(loss_config):
     key = jax.random.key(3)
-    many = sample_draws(key, jnp.array([0, 1, 1024, 1025]), jnp.int32(2), 2, loss_config)
-    few = sample_draws(key, jnp.array([1025]), jnp.int32(2), 2, loss_config)
-    for name in Draws._fields:
+    many = sample_points(key, jnp.array([0, 1, 1024, 1025]), jnp.int32(2), 2, loss_config)
+    few = sample_points(key, jnp.array([1025]), jnp.int32(2), 2, loss_config)
+    for name in PointSamples._fields:
         points = np.asarray(getattr(many, name))
         np.testing.assert_array_equal(points[3], getattr(few, name)[0])
         assert len(np.unique(points)) > 0.99 * points.size  # nothing is drawn twice
@@ -278,7 +280,7 @@ def test_the_draws_of_a_frame_are_its_own(loss_config):
     assert many.matcher.shape == (4, 48, 2)
     assert many.candidates.shape == (4, 2, 144, 2)
     assert many.random.shape == (4, 2, 12, 2)
-    other = sample_draws(key, jnp.array([1025]), jnp.int32(1), 2, loss_config)
+    other = sample_points(key, jnp.array([1025]), jnp.int32(1), 2, loss_config)
     assert not np.any(other.matcher == few.matcher)
 
 

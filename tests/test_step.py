@@ -15,7 +15,7 @@ import pytest
 
 from avs_jax.convert.rules import invert_rules
 from avs_jax.convert.tables import vct_rules
-from avs_jax.losses.criterion import Draws, criterion
+from avs_jax.losses.criterion import PointSamples, criterion
 from avs_jax.models import build_model
 from avs_jax.models.decoders import vct_decoder
 from avs_jax.runtime import optim, sharding
@@ -327,7 +327,7 @@ class SmallStep:
             (8, layers, 2, 3 * points, 2),
             (8, layers, 2, points // 4, 2),
         )
-        batch["draws"] = Draws(*(rng.random(shape, dtype=np.float32) for shape in shapes))
+        batch["draws"] = PointSamples(*(rng.random(shape, dtype=np.float32) for shape in shapes))
         return batch
 
     def run(self, mesh, accumulate=1, steps=5):

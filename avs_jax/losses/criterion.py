@@ -68,7 +68,7 @@ def norms(
     return {name: value.astype(jnp.float32) for name, value in found.items()}
 
 
-class Draws(NamedTuple):
+class PointSamples(NamedTuple):
     """Uniform random points in 0..1, (x, y), of one decoder layer."""
 
     matcher: jax.Array  # [N, P, 2]  shared by all masks of the frame
@@ -76,9 +76,9 @@ class Draws(NamedTuple):
     random: jax.Array  # [N, M, P - int(importance_sample_ratio * P), 2]
 
 
-def sample_draws(
+def sample_points(
     key: jax.Array, ids: jax.Array, layer: jax.Array, num_targets: int, loss_config: Any
-) -> Draws:
+) -> PointSamples:
     """Draws the points of one layer; those of a frame depend on key, layer and frame id only.
 
     Args:
@@ -99,7 +99,7 @@ def sample_draws(
         # One call for all: the generator is most of what there is to compile here.
         points = jax.random.uniform(jax.random.fold_in(layer_key, frame_id), (ends[-1], 2))
         matcher, candidates, random = jnp.split(points, ends[:-1])
-        return Draws(
+        return PointSamples(
             matcher=matcher,
             candidates=candidates.reshape(num_targets, num_candidates, 2),
             random=random.reshape(num_targets, num_random, 2),
@@ -135,7 +135,7 @@ def compute_losses(
     num_targets = batch["target_valid"].shape[2]
 
     def draw(layer):
-        return sample_draws(key, ids, layer, num_targets, loss_config)
+        return sample_points(key, ids, layer, num_targets, loss_config)
 
     return criterion(outputs, batch, draw, loss_config, norms)
 
@@ -143,7 +143,7 @@ def compute_losses(
 def criterion(
     outputs: Mapping[str, Any],
     targets: Mapping[str, jax.Array],
-    draw: Callable[[jax.Array], Draws],
+    draw: Callable[[jax.Array], PointSamples],
     loss_config: Any,
     norms: Mapping[str, jax.Array] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -203,7 +203,7 @@ def _layer_losses(
     pred_masks: jax.Array,
     query: jax.Array,
     frames: Mapping[str, jax.Array],
-    draws: Draws,
+    draws: PointSamples,
     loss_config: Any,
     norms: Mapping[str, jax.Array],
 ) -> dict[str, jax.Array]:
@@ -261,7 +261,7 @@ def _class_loss(
     return (weight * nll).sum() / norm
 
 
-def uncertain_points(masks: jax.Array, draws: Draws, loss_config: Any) -> jax.Array:
+def uncertain_points(masks: jax.Array, draws: PointSamples, loss_config: Any) -> jax.Array:
     """The points at which a matched mask is compared with its target: [N, M, P, 2], constants.
 
     First the least certain candidates (logit nearest 0), then the uniform ones.

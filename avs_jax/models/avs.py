@@ -328,7 +328,7 @@ def pad_to_divisor(x: jax.Array) -> jax.Array:
 
 
 def prepare_images(images: jax.Array) -> jax.Array:
-    """RGB 0..255 [B, T, H, W, 3] to normalised float32 [N, H', W', 3], padded with zeros."""
+    """RGB 0..255 [B, T, H, W, 3] to normalized float32 [N, H', W', 3], padded with zeros."""
     mean, std = (np.array(c, np.float32)[None, None, None] for c in (PIXEL_MEAN, PIXEL_STD))
     return pad_to_divisor((fold(images).astype(jnp.float32) - mean) / std)
 

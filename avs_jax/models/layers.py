@@ -34,11 +34,11 @@ def torch_uniform(fan_in: int) -> Initializer:
     return init
 
 
-def recomputed_apart(body: Callable[..., Any]) -> Callable[..., Any]:
-    """`body`, made again in the backward pass, which keeps only its arguments.
+def remat_in_loop(body: Callable[..., Any]) -> Callable[..., Any]:
+    """`body`, recomputed in the backward pass, which keeps only its arguments.
 
-    It stands in a loop of one turn: a compiler that orders operations anew would otherwise leave
-    gradients of parameters for last, and keep all that they are made from until then.
+    It is wrapped in a length-1 scan. XLA:CPU would otherwise schedule the gradients of parameters
+    last, and keep everything that they are computed from until then.
 
     Args:
       body: (module, *args) -> arrays, with args arrays or None; the parameters that it reads are
@@ -49,10 +49,10 @@ def recomputed_apart(body: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def run(module, *args):
-        def turn(module, carry, _):
+        def iterate(module, carry, _):
             return carry, nn.remat(body)(module, *args)
 
-        loop = nn.scan(turn, variable_broadcast="params", split_rngs={"params": False}, length=1)
+        loop = nn.scan(iterate, variable_broadcast="params", split_rngs={"params": False}, length=1)
         _, results = loop(module, None, None)
         return jax.tree.map(lambda x: x[0], results)
 
@@ -121,7 +121,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[N, h, w, C] with an odd kernel [k, k, C, D], stride 1, zero-padded: [N, h, w, D].
 
     On CPUs its gradients are another convolution and k * k products. As autodiff writes them,
-    XLA:CPU takes five and a hundred times longer for them in a loop (`recomputed_apart`).
+    XLA:CPU takes five and a hundred times longer for them in a loop (`remat_in_loop`).
     """
     return _convolution(x, kernel)
 
@@ -288,7 +288,7 @@ class GroupNorm(nn.Module):
 class BatchNorm(nn.Module):
     """PyTorch's BatchNorm2d on [N, h, w, C], with padded frames left out of the statistics.
 
-    In training it normalises by the biased variance of the batch and moves the running statistics
+    In training it normalizes by the biased variance of the batch and moves the running statistics
     (collection `batch_stats`: mean, var) a tenth of the way to those of the batch, the variance
     unbiased. Under jit on a mesh the batch is the global one.
     """

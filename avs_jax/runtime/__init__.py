@@ -1,1 +1,1 @@
-"""Whatever owns a device or a directory: step, optimiser, sharding, checkpoints, log."""
+"""Whatever owns a device or a directory: step, optimizer, sharding, checkpoints, log."""

@@ -1,10 +1,10 @@
-"""Exponential moving average of what is learned, beside the parameters that the optimiser moves.
+"""Exponential moving average of what is learned, beside the parameters that the optimizer moves.
 
   d_t = min(decay, (1 + t) / (10 + t))
   ema <- ema + (1 - d_t) * (value - ema)         after step t = 1, 2, ...
 
 The growing d_t keeps the random start from weighing for 1 / (1 - decay) steps. Averaged are the
-trainable parameters and the running statistics of batch normalisation, which belong to them; frozen
+trainable parameters and the running statistics of batch normalization, which belong to them; frozen
 parameters are what they are.
 
 Source: Polyak and Juditsky, 1992; the growing decay is TensorFlow's ExponentialMovingAverage.

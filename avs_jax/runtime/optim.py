@@ -7,17 +7,17 @@ factors (a, b):
   p <- p - lr(t) * a * (m_hat / (sqrt(v_hat) + 1e-8) + b * weight_decay * p)
   lr(t) = base * ((steps - t) / steps) ** power, times (t + 1) / warmup_steps during the warm-up
 
-m can be kept in bfloat16, for a quarter less of optimiser state: g moves it by a tenth, which eight
+m can be kept in bfloat16, for a quarter less of optimizer state: g moves it by a tenth, which eight
 bits hold, and the update is computed from its float32 value before it is rounded. v stays float32:
 g^2 moves it by a thousandth, less than half of bfloat16's spacing, so it would never fall again.
 
 Source: VCT train_net.py (build_optimizer, FullModelGradientClippingOptimizer, WarmupPolyLR),
 torch.optim.AdamW.
 Departures: groups are rows of a table of regular expressions over parameter paths, where the
-original asks for module types; frozen parameters have no optimiser state at all; the warm-up has no
+original asks for module types; frozen parameters have no optimizer state at all; the warm-up has no
 constant part.
 
-Trees of parameters are nested dicts; here and in the optimiser's state they are flat,
+Trees of parameters are nested dicts; here and in the optimizer's state they are flat,
 {"backbone/norm0/scale": array}.
 """
 
@@ -135,14 +135,14 @@ def describe_groups(params: Mapping, config: ConfigDict) -> str:
 def make_optimizer(
     params: Mapping, config: ConfigDict
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser of `config.optim`, for the flat trainable part of `params`, and its schedule.
+    """The optimizer of `config.optim`, for the flat trainable part of `params`, and its schedule.
 
     Args:
       params: nested parameters, or their ShapeDtypeStructs; only the paths are read.
       config: the whole configuration.
 
     Returns:
-      (optimiser over {path: gradient}, learning rate by step).
+      (optimizer over {path: gradient}, learning rate by step).
 
     Raises:
       ValueError: a path without a group; a dtype that the moments cannot have.

@@ -17,7 +17,7 @@ from avs_jax.spec import Array, InputError
 
 AXES = ("data", "fsdp")
 # (path regex, how a leaf is laid out): the first row that matches the whole path counts. "shard"
-# splits the largest axis that the fsdp devices divide. The optimiser's moments carry the path of
+# splits the largest axis that the fsdp devices divide. The optimizer's moments carry the path of
 # their parameter as a suffix.
 RULES = (
     (r".*(kernel|embedding)", "shard"),

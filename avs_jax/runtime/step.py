@@ -43,8 +43,8 @@ class TrainState:
     Attributes:
       step: int32 [], steps done.
       params: nested parameters, float32, frozen ones included.
-      batch_stats: running statistics of batch normalisation, {} where there is none.
-      opt_state: the optimiser's, over the flat trainable parameters.
+      batch_stats: running statistics of batch normalization, {} where there is none.
+      opt_state: the optimizer's, over the flat trainable parameters.
       ema: averages of trainable parameters and batch_stats (ema.py), {} where they are off.
     """
 

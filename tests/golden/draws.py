@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from avs_jax.losses.criterion import Draws
+from avs_jax.losses.criterion import PointSamples
 
 
 def golden_assignment(
@@ -27,7 +27,7 @@ def golden_draws(
     num_frames: int,
     num_targets: int,
     num_layers: int,
-) -> Draws:
+) -> PointSamples:
     """float32 draws with a leading layer axis, zero where the original drew nothing.
 
     Args:
@@ -44,7 +44,7 @@ def golden_draws(
         first = layer * per_layer
         rand = [archive[f"{prefix}/rand/{first + i:03d}"] for i in range(per_layer)]
         *matcher, candidates, random = rand
-        draws = Draws(
+        draws = PointSamples(
             matcher=np.zeros((num_frames, *matcher[0].shape[1:]), np.float32),
             candidates=np.zeros((num_frames, num_targets, *candidates.shape[1:]), np.float32),
             random=np.zeros((num_frames, num_targets, *random.shape[1:]), np.float32),
@@ -59,4 +59,4 @@ def golden_draws(
                 pair += 1
         assert pair == len(candidates) == len(random)
         layers.append(draws)
-    return Draws(*(np.stack(field) for field in zip(*layers, strict=True)))
+    return PointSamples(*(np.stack(field) for field in zip(*layers, strict=True)))

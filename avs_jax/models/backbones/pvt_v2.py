@@ -76,7 +76,7 @@ class PVTv2(nn.Module):
         """Feature maps of frames.
 
         Args:
-          x: [N, H, W, 3] normalised images; sides of at least 32 px.
+          x: [N, H, W, 3] normalized images; sides of at least 32 px.
           train: draw drop path, from the rng stream "drop_path".
           frame_ids: int32 [N], as of Swin: a frame's draws follow from the key and its id.
 

@@ -49,7 +49,7 @@ class ResNet(nn.Module):
         """Feature maps of frames.
 
         Args:
-          x: [N, H, W, 3] normalised images, any H and W.
+          x: [N, H, W, 3] normalized images, any H and W.
           train, frame_ids: change nothing here; every backbone takes them.
 
         Returns:

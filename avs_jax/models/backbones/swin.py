@@ -40,7 +40,7 @@ from avs_jax.models.rules import STAGES, Config, Rule, at_least, within
 from avs_jax.spec import InputError, check_shape
 
 PATCH = 4  # pixels per side of a token of the first stage
-MASKED = -100.0  # added to the score of two tokens that only the cyclic shift made neighbours
+MASKED = -100.0  # added to the score of two tokens that only the cyclic shift made neighbors
 # What a block keeps for its backward pass, unless it is to recompute everything.
 KEPT = ("qkv", "attended", "residual", "hidden")
 
@@ -106,7 +106,7 @@ class Swin(nn.Module):
         """Feature maps of frames.
 
         Args:
-          x: [N, H, W, 3] normalised images, any H and W.
+          x: [N, H, W, 3] normalized images, any H and W.
           train: draw drop path, from the rng stream "drop_path".
           frame_ids: int32 [N], what tells the frames of a batch apart: a frame's draws follow from
             the key and its id, whichever other frames are there. None: 0 .. N - 1.

@@ -23,7 +23,7 @@ from avs_jax.models.layers import (
     Linear,
     NormedConv,
     kaiming_uniform,
-    recomputed_apart,
+    remat_in_loop,
     sine_position_encoding,
     xavier_uniform,
 )
@@ -102,7 +102,7 @@ class DeformableAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention and a ReLU network, each added and then normalised."""
+    """Deformable self-attention and a ReLU network, each added and then normalized."""
 
     ffn_dim: int
     num_heads: int
@@ -241,7 +241,7 @@ class PixelDecoder(nn.Module):
         multi_scale, intermediates = transformer(projected)
         merge = PixelDecoder._merge
         if self.remat:
-            merge = recomputed_apart(merge)
+            merge = remat_in_loop(merge)
         mask_features, seen = merge(self, features["res2"], multi_scale[-1])
         intermediates |= {"input_proj": projected} | seen
         return multi_scale, mask_features, intermediates

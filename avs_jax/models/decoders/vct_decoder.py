@@ -24,7 +24,7 @@ from avs_jax.models.layers import (
     LayerNorm,
     Linear,
     MultiheadAttention,
-    recomputed_apart,
+    remat_in_loop,
     sine_position_encoding,
     xavier_uniform,
 )
@@ -196,7 +196,7 @@ class VCTDecoder(nn.Module):
             return PPQG(*fields, name="visual_query_block")(*args)
 
         if self.remat:
-            generate = recomputed_apart(generate)
+            generate = remat_in_loop(generate)
         generated, prototypes, seen = generate(self, mask_features, motion_weight, gumbel_noise)
         width = mask_features.shape[-1]
         query_feat = Embedding(self.num_queries, width, name="query_feat")()

@@ -3,7 +3,7 @@
   f1, f2 = feature encoder(picture 1, 2);  h, context = tanh | relu of context encoder(picture 1)
   repeat: c = correlation of f1 with f2 around x + flow, at four scales
           h = GRU(h, [context, motion encoder(c, flow)]);  flow += flow head(h)
-  flow at 1/8 -> full size: a learned convex combination of 3 x 3 neighbours (large), or bilinear
+  flow at 1/8 -> full size: a learned convex combination of 3 x 3 neighbors (large), or bilinear
 
 Flow (u, v) is in px: what is at (x, y) in picture 1 is at (x + u, y + v) in picture 2.
 
@@ -404,7 +404,7 @@ def upsample_convex(flow: jax.Array, mask: jax.Array) -> jax.Array:
 
     Args:
       flow: [N, h, w, 2], in cells.
-      mask: logits [N, h, w, 9 * 64], of neighbours row by row, then of the 8 x 8 px of the cell.
+      mask: logits [N, h, w, 9 * 64], of neighbors row by row, then of the 8 x 8 px of the cell.
 
     Returns:
       [N, 8 h, 8 w, 2], in px.

@@ -16,9 +16,9 @@ Against over-fitting, in training and off by default (the notes name the rates, 
   map_dropout         a clip goes without its map
 
 With "minmax" a frame where nothing moves keeps its map of zeros under all three. A plain dropout of
-attention or keys would make its cells differ, and the normalisation would stretch that to 0..1.
+attention or keys would make its cells differ, and the normalization would stretch that to 0..1.
 
-Departure: of a frame whose attention is flat (max - min < 1e-6: nothing moves) the normalisation
+Departure: of a frame whose attention is flat (max - min < 1e-6: nothing moves) the normalization
 passes no gradient. There the original divides rounding noise by 1e-8 and learns from that. The
 forward values are the original's.
 """
