@@ -520,8 +520,7 @@ KILLED = """
     import numpy as np, jax.numpy as jnp, optax
     from avs_jax.runtime.run_checkpoints import Checkpoints
     from avs_jax.runtime.step import TrainState
-    from configs import parts
-from configs.segment import segment_config
+    from configs.segment import segment_config
 
     checkpoints = Checkpoints(sys.argv[1], segment_config())
     for step in (1, 2):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax import flow, predict
+from avs_jax import flow
 from avs_jax.data import flow_files, motion, synthetic_files
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_rgb
 from avs_jax.data.records import open_records
 from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import VideoError, read_pairs, read_windows
+from avs_jax.inference.clip_video import make_estimator
 from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
 from scripts import build_dataset, convert_weights
 from tests.test_pipeline import make_config
@@ -293,10 +294,9 @@ def test_flow_of_a_window_is_stored_flow_s():
 
 def test_estimator_of_own_videos(weights):
     config = make_config()
-    config.model.fusion.name = "ama"
-    assert predict._make_estimator(config, None) is None
+    assert make_estimator(config, None, True) is None
     config.data.motion.model = "raft_small"
-    assert predict._make_estimator(config, str(weights)).model == "raft_small"
+    assert make_estimator(config, str(weights), True).model == "raft_small"
     for keys, given, match in (
         ({}, None, "model = 'raft_small' needs --flow-weights"),
         ({"model": "difference"}, weights, "--flow-weights is not read"),
@@ -307,7 +307,7 @@ def test_estimator_of_own_videos(weights):
         other = config.copy_and_resolve_references()
         other.data.motion.update(keys)
         with pytest.raises(ValueError, match=match):
-            predict._make_estimator(other, given)
+            make_estimator(other, given, True)
 
 
 # ---- AVSS ----
