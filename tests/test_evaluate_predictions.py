@@ -1,7 +1,6 @@
 """The evaluation of files of predictions, from the command line to the report."""
 
 import json
-import types
 
 import pytest
 
@@ -13,7 +12,7 @@ from tests.test_predictions import SCORE, a_config, random_predictions, records,
 class Source(list):
     """Records with the metadata that a builder leaves."""
 
-    dataset_info = types.SimpleNamespace(metadata={"ground_truth": "drawn"})
+    metadata = {"ground_truth": "drawn"}
 
 
 @pytest.fixture
@@ -27,9 +26,10 @@ def source(monkeypatch):
 def test_report(source, tmp_path):
     config = a_config()
     write_all(config, source, random_predictions(config), tmp_path / "p")
-    report = evaluation.evaluate_predictions(config, tmp_path / "p", tmp_path / "out")
+    report = evaluation.evaluate_predictions(config, tmp_path / "p", "test", tmp_path / "out")
     assert report.facts["ground_truth"] == "drawn" and report.facts["frames"] == 10
-    stored = json.loads((tmp_path / "out" / "evaluation" / "test" / "report.json").read_text())
+    (folder,) = (tmp_path / "out" / "evaluation").glob("avsbench_s4_test_*")
+    stored = json.loads((folder / "report.json").read_text())
     assert stored["scores"] == report.scores and report.notes == []
 
 
@@ -38,8 +38,8 @@ def test_refused_predictions_leave_nothing_behind(source, tmp_path):
     write_all(config, source, random_predictions(config), tmp_path)
     (tmp_path / "dog/clip.0/clip.0_1.npy").unlink()
     with pytest.raises(InputError, match="missing"):
-        evaluation.evaluate_predictions(config, tmp_path)
-    assert not (tmp_path / "evaluation").exists()
+        evaluation.evaluate_predictions(config, tmp_path, "test")
+    assert not list(tmp_path.rglob("report.json"))
 
 
 def test_command_line(source, tmp_path, capsys):
@@ -48,7 +48,8 @@ def test_command_line(source, tmp_path, capsys):
     arguments = ["evaluate", "--config=configs/s4_vct.py", "--config.data.num_frames=3"]
     sizes = [f"--config.evaluate.score_size={SCORE}", "--config.data.pre_masks=False"]
     assert evaluation.main([*arguments, *sizes, f"--predictions={tmp_path}/p", "--split=val"]) == 0
-    assert "boundary_iou" in (tmp_path / "p" / "evaluation" / "val" / "report.md").read_text()
+    (folder,) = (tmp_path / "p" / "evaluation").glob("avsbench_s4_val_*")
+    assert "boundary_iou" in (folder / "report.md").read_text()
     for flags, words in (
         ([], "either --checkpoint or --predictions"),
         (["--predictions=a", "--checkpoint=b"], "either --checkpoint or --predictions"),

@@ -1,5 +1,7 @@
 """Predictions as files: how they are read, which are refused, and writing and reading back."""
 
+import functools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,9 +10,11 @@ from avs_jax.data.clip import ClipRows
 from avs_jax.data.pipeline import EvalBatches
 from avs_jax.label_images import CLASS_PALETTE, indexed_image
 from avs_jax.ops.sampling import resize_bilinear
-from avs_jax.results import metrics, predictions, segmentation
+from avs_jax.results import metrics, segmentation
 from avs_jax.results.counts import FrameCounter
+from avs_jax.results.predictions import PredictionFiles, write_batch
 from avs_jax.spec import InputError
+from avs_jax.tasks.segment import prediction_layout
 from configs.segment import segment_config
 
 SCORE, NUM_CLIPS = 16, 4
@@ -52,9 +56,9 @@ def records(num_classes=2, side=16):
 
 def score_files(config, source, directory):
     """The table of a folder of predictions, and notes."""
-    return segmentation.read_predictions(
-        directory, source, {"split": "test"}, rows=ClipRows(config), config=config
-    )
+    rows, layout = ClipRows(config), functools.partial(prediction_layout, config)
+    facts = {"split": "test"}
+    return segmentation.read_predictions(directory, source, facts, rows=rows, layout=layout)
 
 
 def random_predictions(config, seed=1):
@@ -68,7 +72,7 @@ def random_predictions(config, seed=1):
 def write_all(config, source, pred, directory):
     for i in range(len(source)):
         batch = EvalBatches(source, ClipRows(config), 1)[i]
-        predictions.write_batch(directory, config, pred[i : i + 1], batch)
+        write_batch(directory, prediction_layout(config), pred[i : i + 1], batch)
 
 
 def truth_of(config, source):
@@ -121,10 +125,10 @@ def test_prepare_labels_is_the_ground_truth_of_a_whole_row(num_classes):
 def test_names_are_those_of_the_dataset(dataset, want):
     config = a_config()
     config.data.dataset = dataset
-    assert predictions.file_stem(config, "clip.0", "dog", 0) == want
+    assert prediction_layout(config).stem("clip.0", "dog", 0) == want
     config.data.dataset = "my_clips"
     with pytest.raises(InputError, match="my_clips"):
-        predictions.file_stem(config, "clip.0", "dog", 0)
+        prediction_layout(config).stem("clip.0", "dog", 0)
 
 
 def read_one(tmp_path, save, num_classes=2, side=SCORE):
@@ -132,10 +136,10 @@ def read_one(tmp_path, save, num_classes=2, side=SCORE):
     config = a_config(num_classes)
     (truth,) = truth_of(config, records(num_classes)[1:2])
     for t in range(3):
-        stem = tmp_path / predictions.file_stem(config, truth["clip_id"], truth["category"], t)
+        stem = tmp_path / prediction_layout(config).stem(truth["clip_id"], truth["category"], t)
         stem.parent.mkdir(parents=True, exist_ok=True)
         save(str(stem))
-    files = predictions.PredictionFiles(tmp_path, config)
+    files = PredictionFiles(tmp_path, prediction_layout(config))
     pred = files.read_clip(truth)
     files.finish()
     assert files.num_read == 3 and files.num_resized == (0 if side == SCORE else 3)
@@ -212,11 +216,11 @@ def test_what_gray_files_hold_is_decided_by_folder(tmp_path):
     bilinear[5] = 0.5
     for name, second, want in (("masks", mask, nearest), ("probabilities", between, bilinear)):
         for t in range(3):
-            stem = tmp_path / name / predictions.file_stem(config, truth["clip_id"], "cat", t)
+            stem = tmp_path / name / prediction_layout(config).stem(truth["clip_id"], "cat", t)
             stem.parent.mkdir(parents=True, exist_ok=True)
             depth = np.uint16(257) if t else np.uint8(1)
             png(depth * (second if t == 1 else mask))(str(stem))
-        files = predictions.PredictionFiles(tmp_path / name, config)
+        files = PredictionFiles(tmp_path / name, prediction_layout(config))
         pred = files.read_clip(truth)
         files.finish()
         np.testing.assert_allclose(pred[:, 4], np.tile(want, (3, 1)), atol=1e-6)
@@ -231,7 +235,7 @@ def test_the_ground_truth_itself_scores_1(tmp_path, depth):
     largest = np.array(2**depth - 1, f"uint{depth}")
     for record in source:
         for t, mask in zip(record["mask_index"], record["masks"], strict=True):
-            stem = predictions.file_stem(config, record["clip_id"], record["category"], t)
+            stem = prediction_layout(config).stem(record["clip_id"], record["category"], t)
             (tmp_path / stem).parent.mkdir(parents=True, exist_ok=True)
             png(mask.astype(largest.dtype) * largest)(str(tmp_path / stem))
     table, _ = score_files(config, source, tmp_path)
@@ -246,10 +250,10 @@ def test_inverted_palettes_are_noted(tmp_path):
     mask = np.zeros((SCORE, SCORE), bool)
     mask[3:8] = True
     for t, palette in enumerate(([0, 0, 0, 255, 0, 0], [255, 255, 255, 0, 0, 0], [0] * 6)):
-        stem = tmp_path / predictions.file_stem(config, truth["clip_id"], truth["category"], t)
+        stem = tmp_path / prediction_layout(config).stem(truth["clip_id"], truth["category"], t)
         stem.parent.mkdir(parents=True, exist_ok=True)
         indexed_image(mask, np.array(palette, np.uint8)).save(f"{stem}.png")
-    files = predictions.PredictionFiles(tmp_path, config)
+    files = PredictionFiles(tmp_path, prediction_layout(config))
     np.testing.assert_array_equal(files.read_clip(truth), np.tile(mask, (3, 1, 1)))
     files.finish()
     (note,) = files.notes()

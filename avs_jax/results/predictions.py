@@ -26,9 +26,10 @@ classes by the nearest pixel, probabilities and scores bilinearly (pixel centers
 and the report counts them.
 """
 
+import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -43,45 +44,44 @@ from avs_jax.label_images import (
 )
 from avs_jax.spec import InputError
 
-LAYOUTS = {
-    "avsbench_s4": "{category}/{clip_id}/{clip_id}_{number}",
-    "avsbench_ms3": "{clip_id}/{clip_id}_{number}",
-    "avsbench_semantic": "{clip_id}/{t}",
-}
 SUFFIXES = (".png", ".npy")
 
 
-def file_stem(config: Any, clip_id: str, category: str, t: int) -> str:
-    """Name of frame t of a clip below the folder of predictions, without its suffix.
+class Layout(NamedTuple):
+    """What files of predictions look like.
 
-    Raises:
-      InputError: config.data.dataset is none of AVSBench's settings.
+    Attributes:
+      template: of a frame's name below the folder, without the suffix, from {name} of the clip,
+        {category}, {number} of the frame from 1 and {t} from 0.
+      num_classes: K, background included; 2 is the binary task.
+      score_size: S, in px.
     """
-    setting = config.data.dataset.split("/")[0]
-    if setting not in LAYOUTS:
-        raise InputError(
-            f"config.data.dataset is {config.data.dataset!r}: predictions are laid out for "
-            f"{', '.join(LAYOUTS)}"
-        )
-    return LAYOUTS[setting].format(clip_id=clip_id, category=category, number=t + 1, t=t)
+
+    template: str
+    num_classes: int
+    score_size: int
+
+    def stem(self, clip_id: str, category: str, t: int) -> str:
+        """Name of frame t of a clip."""
+        return self.template.format(name=clip_id, category=category, number=t + 1, t=t)
 
 
 def write_batch(
-    directory: pathlib.Path, config: Any, pred: np.ndarray, batch: Mapping[str, Any]
+    directory: pathlib.Path, layout: Layout, pred: np.ndarray, batch: Mapping[str, Any]
 ) -> None:
     """Writes a batch's existing frames: npy of the probability, palette png of the classes.
 
     Args:
       directory: of the predictions, created if needed.
-      config: the whole configuration; reads data.dataset and data.num_classes.
+      layout: of the files; its score size is not read.
       pred: [B, T, S, S], float32 probability of the object, or class of each pixel.
       batch: evaluation batch (spec.py); reads clip_id, category, valid and frame_index.
     """
     for b, clip_id in enumerate(batch["clip_id"]):
         for row in np.flatnonzero(batch["valid"][b]) if clip_id else ():
             t = int(batch["frame_index"][b, row])
-            stem = directory / file_stem(config, clip_id, batch["category"][b], t)
-            if config.data.num_classes == 2:
+            stem = directory / layout.stem(clip_id, batch["category"][b], t)
+            if layout.num_classes == 2:
                 with atomic_file(f"{stem}.npy") as file:
                     np.save(file, pred[b, row])
             else:
@@ -97,18 +97,13 @@ class PredictionFiles:
       num_resized: those of another size than the score size.
     """
 
-    def __init__(self, directory: str | pathlib.Path, config: Any):
+    def __init__(self, directory: str | os.PathLike, layout: Layout):
         """Lists the folder and, in the binary task, looks at all pngs to learn what they hold.
-
-        Args:
-          directory: laid out as described above.
-          config: the whole configuration; reads data.dataset, data.num_classes and
-            evaluate.score_size.
 
         Raises:
           FileNotFoundError: the folder does not exist or holds neither png nor npy files.
         """
-        self._root, self._config = pathlib.Path(directory).expanduser(), config
+        self._root, self._layout = pathlib.Path(directory).expanduser(), layout
         self.num_read = self.num_resized = 0
         self._problems: list[str] = []
         self._known: set[str] = set()
@@ -122,25 +117,24 @@ class PredictionFiles:
         if not self._files:
             raise FileNotFoundError(f"{self._root}: no such folder, or no png and no npy in it")
         self._are_masks = True  # the gray pngs of the binary task
-        if config.data.num_classes == 2:
+        if layout.num_classes == 2:
             self._survey_pngs()
 
     def read_clip(self, truth: Mapping[str, Any]) -> np.ndarray:
         """The predictions of one clip, zero where there is no ground truth.
 
         Args:
-          truth: of the clip, from `data.clip.prepare_labels`.
+          truth: of the clip, from `data.clip.ClipRows.prepare_labels`.
 
         Returns:
           float32 [T, S, S] probabilities, or int32 classes; also zero for files that `finish` will
           report.
         """
-        binary = self._config.data.num_classes == 2
-        size = self._config.evaluate.score_size
+        binary, size = self._layout.num_classes == 2, self._layout.score_size
         pred = np.zeros((len(truth["valid"]), size, size), np.float32 if binary else np.int32)
         first = None
         for t in np.flatnonzero(truth["valid"]):
-            stem = file_stem(self._config, truth["clip_id"], truth["category"], int(t))
+            stem = self._layout.stem(truth["clip_id"], truth["category"], int(t))
             self._known.add(stem)
             if not truth["supervised"][t]:
                 continue
@@ -177,7 +171,7 @@ class PredictionFiles:
         if self.num_resized:
             notes.append(
                 f"{self.num_resized} of {self.num_read} files resized to "
-                f"{self._config.evaluate.score_size} px: masks and classes by the nearest pixel, "
+                f"{self._layout.score_size} px: masks and classes by the nearest pixel, "
                 "probabilities and scores bilinearly"
             )
         if self._inverted:
@@ -222,7 +216,7 @@ class PredictionFiles:
             return values.astype(np.float32) if is_float else values
         with Image.open(path) as image:
             values, mode, largest = label_pixels(image), image.mode, _largest_gray(image)
-        if self._config.data.num_classes > 2:
+        if self._layout.num_classes > 2:
             return _classes_of_colors(values) if values.ndim == 3 else values
         if largest is not None:
             if self._are_masks:
@@ -244,7 +238,7 @@ class PredictionFiles:
         return self._resized(values.astype(np.uint8)).astype(np.float32)
 
     def _classes(self, values: np.ndarray) -> np.ndarray:
-        num_classes = self._config.data.num_classes
+        num_classes = self._layout.num_classes
         if values.dtype == np.float32:
             if values.ndim != 3 or values.shape[2] != num_classes or not np.isfinite(values).all():
                 raise InputError(
@@ -259,7 +253,7 @@ class PredictionFiles:
         return self._resized(values.astype(np.uint8))
 
     def _resized(self, values: np.ndarray) -> np.ndarray:
-        size = self._config.evaluate.score_size
+        size = self._layout.score_size
         height, width = values.shape[:2]
         if (height, width) == (size, size):
             return values

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from avs_jax.label_images import CLASS_PALETTE
 from avs_jax.results import negatives, visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts
-from avs_jax.results.predictions import PredictionFiles, write_batch
+from avs_jax.results.predictions import Layout, PredictionFiles, write_batch
 from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
 
@@ -65,19 +65,19 @@ def read_predictions(
     facts: Mapping[str, Any],
     *,
     rows: Any,
-    config: Any,
+    layout: Callable[[], Layout],
 ) -> tuple[FrameCounts, list[str]]:
     """The counts of files of predictions (results/predictions.py), and notes.
 
     Args:
       rows: prepares the records' ground truth.
-      config: the whole configuration.
+      layout: of the files; raises where the dataset has none.
 
     Raises:
       InputError: lists every file that is missing, superfluous or unreadable.
     """
-    files = PredictionFiles(directory, config)
-    counter = FrameCounter(config.data.num_classes, facts)
+    files = PredictionFiles(directory, layout())
+    counter = FrameCounter(layout().num_classes, facts)
     for record in tqdm(records, desc="predictions", unit="clip", leave=False):
         truth = rows.prepare_labels(record)
         counter.add(files.read_clip(truth)[None], stack_rows([truth], rows.fields))
@@ -90,10 +90,10 @@ def write_predictions(
     scores: Mapping[str, np.ndarray],
     batch: Mapping[str, Any],
     *,
-    config: Any,
+    layout: Callable[[], Layout],
 ) -> None:
     """Writes a batch's predictions as `read_predictions` reads them."""
-    write_batch(pathlib.Path(directory).expanduser(), config, scores["pred"], batch)
+    write_batch(pathlib.Path(directory).expanduser(), layout(), scores["pred"], batch)
 
 
 def draw_clip(

@@ -12,11 +12,13 @@ import jax
 from ml_collections import ConfigDict
 
 from avs_jax.controls.clip_controls import clip_controls
+from avs_jax.data.avsbench_folders import BY_DATASET
 from avs_jax.data.clip import ClipRows
 from avs_jax.inference import clip_video
 from avs_jax.losses import criterion
 from avs_jax.models import avs, build_model
 from avs_jax.results import metrics, pixel_scores, segmentation
+from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
 from avs_jax.task import Task
@@ -70,6 +72,21 @@ HOSTS = {
 }
 
 
+def prediction_layout(config: ConfigDict) -> Layout:
+    """What files of predictions look like.
+
+    Raises:
+      InputError: config.data.dataset is none of AVSBench's settings.
+    """
+    setting = BY_DATASET.get(config.data.dataset.split("/")[0])
+    if setting is None:
+        raise InputError(
+            f"config.data.dataset is {config.data.dataset!r}: predictions are laid out for "
+            f"{', '.join(BY_DATASET)}"
+        )
+    return Layout(setting.predictions, config.data.num_classes, config.evaluate.score_size)
+
+
 def make_task(config: ConfigDict) -> Task:
     """The task under one configuration.
 
@@ -97,6 +114,7 @@ def make_task(config: ConfigDict) -> Task:
         outputs += stage.outputs
         streams += stage.rng_streams
     size = config.evaluate.score_size
+    layout = functools.partial(prediction_layout, config)
     return Task(
         name="segment",
         rows=rows,
@@ -122,8 +140,8 @@ def make_task(config: ConfigDict) -> Task:
         array_inputs=functools.partial(
             clip_video.complete_arrays, channels=rows.sizes["C"], reads=model.reads()
         ),
-        read_predictions=functools.partial(segmentation.read_predictions, rows=rows, config=config),
-        write_predictions=functools.partial(segmentation.write_predictions, config=config),
+        read_predictions=functools.partial(segmentation.read_predictions, rows=rows, layout=layout),
+        write_predictions=functools.partial(segmentation.write_predictions, layout=layout),
         answer=functools.partial(clip_video.predict_video, scores=host.scores),
         answer_flags=("pre_masks", "flow_weights"),
     )
