@@ -116,18 +116,19 @@ def qd_detr_names(model_config: Mapping[str, Any]) -> list[str]:
         for i in range(model_config[count]):
             names += [f"transformer.{stack}.layers.{i}.{name}" for name in layer]
     names += [f"transformer.decoder.{name}" for name in _decoder(model_config)]
+    names.append("txt_position_embed.position_embeddings.weight")
+    names += _both("txt_position_embed.LayerNorm")
+    names += _both(*(f"span_embed.layers.{i}" for i in range(3)), "class_embed")
+    names += ["query_embed.weight", *_projection("txt")]
     for i in range(fusion["num_layers"] if is_gated else 0):
         names += [f"fusion.fusion_layers.{i}.{name}" for name in _custom(fusion)]
-    names += [
-        "txt_position_embed.position_embeddings.weight",
-        *_both("txt_position_embed.LayerNorm"),
-    ]
-    names += _both(*(f"span_embed.layers.{i}" for i in range(3)), "class_embed")
-    names.append("query_embed.weight")
-    for part in ("txt", "vid", "aud")[: 2 + is_gated]:
-        for i in range(2):
-            names += _both(f"input_{part}_proj.{i}.LayerNorm", f"input_{part}_proj.{i}.net.1")
+    names += _projection("vid") + (_projection("aud") if is_gated else [])
     return names + _both("saliency_proj1", "saliency_proj2")
+
+
+def _projection(kind: str) -> list[str]:
+    source = f"input_{kind}_proj"
+    return _both(*(f"{source}.{i}.{part}" for i in range(2) for part in ("LayerNorm", "net.1")))
 
 
 def _decoder(model_config: Mapping[str, Any]) -> Iterator[str]:
@@ -146,7 +147,7 @@ def _decoder(model_config: Mapping[str, Any]) -> Iterator[str]:
 
 def _custom(fusion: Mapping[str, Any]) -> Iterator[str]:
     """Names of one gated layer of the fork."""
-    is_film, is_current = fusion["gate"].get("film", False), fusion["name"] == "custom"
+    is_film, is_current = fusion.get("gate", {}).get("film", False), fusion["name"] == "custom"
     if is_current:
         scalars = ("mha_bias", "mha_scale", "ffn_alpha", "ffn_beta")[: 3 + is_film]
         yield from (f"gating_function.{name}" for name in scalars)
