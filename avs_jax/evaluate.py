@@ -24,7 +24,7 @@ import functools
 import hashlib
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -129,15 +129,19 @@ def evaluate_split(
         "digest": number_digest(config),
         **controls.facts,
     }
-    run = _Evaluator(task, config, checkpoint, weights, facts)
-    results = {REFERENCE: run(records, REFERENCE, write_predictions)}
+    run, recorders = _Evaluator(task, config, checkpoint, weights, facts), task.recorders(split)
+    observers = [recorder.add for recorder in recorders]
+    if write_predictions is not None:
+        observers.append(functools.partial(task.write_predictions, write_predictions))
+    results = {REFERENCE: run(records, REFERENCE, observers)}
     results |= {name: run(altered, name) for name, altered in controls.records.items()}
     tables = {name: result.table for name, result in results.items()}
     report = make_report(task, facts, tables, len(records), [*notes, *controls.notes])
     folder = report_folder(config, checkpoint, split, weights, output)
     with locked(folder.parent, "evaluation"):
         if jax.process_index() == 0:
-            _write(report, results, folder, controls.files)
+            files = {k: text for recorder in recorders for k, text in recorder.files().items()}
+            _write(report, results, folder, {**controls.files, **files})
     return report
 
 
@@ -195,12 +199,9 @@ class _Evaluator:
         self,
         records: Sequence[Record],
         condition: str,
-        write_predictions: str | pathlib.Path | None = None,
+        observers: Sequence[Callable] = (),
     ) -> Evaluation:
         """One pass over records, to which `condition` was done."""
-        each_batch = None
-        if write_predictions is not None:
-            each_batch = functools.partial(self._task.write_predictions, write_predictions)
         config, task = self._config, self._task
         size = eval_batch_size(config, self._mesh)
         share = jax.process_index(), jax.process_count()
@@ -215,7 +216,7 @@ class _Evaluator:
                 facts={**self._facts, "audio": condition},
                 title=condition.replace("_", " "),
                 num_figures=config.evaluate.num_pictures,
-                each_batch=each_batch,
+                observers=observers,
                 records=records,
             )
 

@@ -129,6 +129,8 @@ class Task:
         have nothing to score them by.
       summarize: {condition: Table}, facts -> numbers across conditions, or None.
       controls: (records, split) -> Controls.
+      recorders: split -> objects with add(scores, batch), called for every batch of the records as
+        they are, and files() -> {name: text} for the report's folder.
       draw: (scores, batch, row, title, records) -> {name: figure uint8 [H, W, 3]} of one row; {}
         where there is nothing to see.
       join: (the processes' tables, rows that each has of a batch) -> one table.
@@ -159,6 +161,7 @@ class Task:
     sizes: Callable[[Any, int], dict[str, int]] = lambda table, count: {"records": count}
     summarize: Callable[..., dict[str, Any] | None] = lambda tables, facts: None
     controls: Callable[[Sequence[Record], str], Controls] = no_controls
+    recorders: Callable[[str], Sequence[Any]] = lambda split: ()
     draw: Callable[..., dict[str, np.ndarray]] = lambda *_: {}
     check_inputs: Callable[..., None] = lambda params, inputs: None
     array_inputs: Callable[..., tuple[dict, list[str]]] = nothing_missing

@@ -131,7 +131,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
                 main, scores = next(iter(protocols.items()))
                 log.scalars(step, _joined(name, protocols))
                 log.pictures(step, {f"{name}/{k}": v for k, v in result.figures.items()})
-                log.say(f"{what}, {main}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+                known = ((k, v) for k, v in scores.items() if v is not None)
+                log.say(f"{what}, {main}: " + ", ".join(f"{k} {v:.4f}" for k, v in known))
+                scores = {k: value for k, value in scores.items() if value is not None}
                 kept = {f"raw_{measure}": value for measure, value in kept.items()} | scores
             return kept
 
@@ -277,4 +279,5 @@ def _joined(name: str, protocols: Mapping[str, Mapping[str, float]]) -> dict[str
         f"{name}/{protocol}/{measure}": value
         for protocol, measures in protocols.items()
         for measure, value in measures.items()
+        if value is not None
     }

@@ -20,10 +20,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = sorted(
     p.stem for p in (ROOT / "configs").glob("*.py") if "def get_config(" in p.read_text()
 )
+SEGMENT = [name for name in RECIPES if name.split("_")[0] in ("s4", "ms3", "avss")]
+OTHERS = [name for name in RECIPES if name not in SEGMENT]
 MS3_VARIANTS = ("v2", "regularized", "regularized_demo")
 VARIANTS = [
     (name, variant)
-    for name in RECIPES
+    for name in SEGMENT
     for variant in ("", "demo", "tiny", *(MS3_VARIANTS if name.startswith("ms3") else ()))
 ]
 
@@ -37,7 +39,7 @@ def load(name: str, variant: str):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_unknown_variant_names_the_choices(name):
-    with pytest.raises(ValueError, match="'small': choose nothing or one of .*demo"):
+    with pytest.raises(ValueError, match="'small': choose nothing or one of .*tiny"):
         load(name, "small")
 
 
@@ -131,6 +133,17 @@ def test_every_recipe_makes_a_training_step(name, variant, golden_dir):
     assert ("loss_proto" in metrics) == (not name.startswith("ms3"))
     assert ("loss_boundary" in metrics) == ("boundary_ramp" in metrics) == name.endswith("brm")
     assert ("tau" in metrics) == ("ama" in name)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("variant", ["", "tiny"])
+def test_recipes_of_other_tasks_make_a_training_step(name, variant):
+    config = load(name, variant)
+    config.train.batch_size = 8
+    setup = make_train_setup(make_task(config), config, sharding.make_mesh(config))
+    _, metrics = jax.eval_shape(setup.make_train_step(), setup.state, setup.batch_shapes())
+    assert metrics["total_loss"].shape == () and "loss_saliency" in metrics
+    assert config.name == name + (f"_{variant}" if variant else "")
 
 
 def test_resnet_norms_are_frozen_whole():

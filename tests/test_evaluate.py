@@ -211,7 +211,7 @@ def test_counts_of_a_real_model_depend_on_neither_batch_nor_devices(tmp_path):
             (params, batch_stats),
             [batches[i] for i in range(len(batches))],
             mesh,
-            each_batch=lambda scores, _, pred=pred: pred.append(scores["pred"]),
+            observers=[lambda scores, _, pred=pred: pred.append(scores["pred"])],
         )
         results.append((np.concatenate(pred).tobytes(), as_bytes(result.table, tmp_path)))
     assert np.ptp(np.concatenate(pred)) > 1e-3

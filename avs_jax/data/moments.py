@@ -288,13 +288,18 @@ def log_rms(waveform: np.ndarray, sample_rate: int, num_clips: int, seconds: flo
     return np.log(rms + SILENCE).astype(np.float32)
 
 
+def decode_array(data: Any) -> np.ndarray:
+    """Features of a record, which are an array or .npy bytes, as float32."""
+    if isinstance(data, bytes):
+        data = np.load(io.BytesIO(data), allow_pickle=False)
+    return np.asarray(data, np.float32)
+
+
 def _decode_array(data: Any, name: str, width: int, key: str) -> np.ndarray:
     """Features float32 [n, width], n > 0, of an array or of .npy bytes."""
-    if isinstance(data, bytes):
-        if not data:
-            raise InputError(f"the record has no {name}, but {key} asks for it")
-        data = np.load(io.BytesIO(data), allow_pickle=False)
-    array = np.asarray(data, np.float32)
+    if isinstance(data, bytes) and not data:
+        raise InputError(f"the record has no {name}, but {key} asks for it")
+    array = decode_array(data)
     if array.ndim != 2 or not len(array) or array.shape[1] != width:
         raise InputError(f"{name} are {list(array.shape)}, expected [n, {width}] as {key} says")
     return array

@@ -36,5 +36,8 @@ def build_model(model_config: Mapping[str, Any], module: type[nn.Module] = AVS) 
         )
     if missing:
         raise InputError(f"the model configuration lacks {missing}")
-    check_rules([*getattr(module, "RULES", ()), *part_rules(config)], config)
+    rules = [*getattr(module, "RULES", ())]
+    if getattr(module, "HAS_PARTS", False):
+        rules += part_rules(config)
+    check_rules(rules, config)
     return module(**config)

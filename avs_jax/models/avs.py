@@ -84,6 +84,7 @@ class AVS(nn.Module):
     remat: str
     dtype: str
 
+    HAS_PARTS = True  # its sections choose rows of models/parts.py
     RULES = (
         *at_least(2, "num_classes"),
         *at_least(0, "num_prototypes"),

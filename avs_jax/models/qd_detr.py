@@ -183,7 +183,12 @@ class QDDETR(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, jax.Array], train: bool = False) -> dict[str, Any]:
+    def __call__(
+        self,
+        inputs: Mapping[str, jax.Array],
+        train: bool = False,
+        progress: jax.Array | float = 1.0,
+    ) -> dict[str, Any]:
         """Grounds queries.
 
         Training draws from the rng stream `dropout`, where a rate is not 0.
@@ -191,6 +196,7 @@ class QDDETR(nn.Module):
         Args:
           inputs: see the module's docstring. Without audio_mask the sound is valid where the video
             is, if both are as long, else everywhere.
+          progress: unused.
           train: draw dropouts, and make `saliency_neg`: that of row b with the text of row b + 1 of
             the batch (of the first, for the last row). Under jit on a mesh this is the global
             batch; a step that accumulates rolls within each micro-batch.
@@ -207,6 +213,7 @@ class QDDETR(nn.Module):
           ValueError: a missing input or a wrong shape.
           InputError: a value that cannot be, lengths that do not align.
         """
+        del progress
         self._check(inputs)
         valid, dtype = inputs["video_mask"], jnp.dtype(self.dtype)
         layer = FrozenDict(

@@ -87,8 +87,13 @@ def write_gate_log(
     """Writes FOLDER/gate_logs_{split}_N{num_samples or all}.jsonl and returns its path."""
     count = "all" if num_samples < 0 else num_samples
     path = pathlib.Path(folder) / f"gate_logs_{split}_N{count}.jsonl"
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomically(path, gate_log_text(lines))
     return path
+
+
+def gate_log_text(lines: Sequence[Line]) -> str:
+    """The content of a log."""
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def read_gate_log(path: str | os.PathLike) -> list[Line]:

@@ -71,7 +71,7 @@ def evaluate(
     facts: Mapping[str, Any] | None = None,
     title: str = "evaluate",
     num_figures: int = 0,
-    each_batch: Callable[[Scores, Batch], None] | None = None,
+    observers: Sequence[Callable[[Scores, Batch], None]] = (),
     records: Sequence[Record] = (),
 ) -> Evaluation:
     """One pass over records.
@@ -85,7 +85,7 @@ def evaluate(
       facts: identify the run in the table.
       title: of the progress line and the figures.
       num_figures: draw the first records that this process reads.
-      each_batch: called with this process's scores of each batch, and the batch.
+      observers: called with this process's scores of each batch, and the batch.
       records: of the pass, for the figures.
 
     Returns:
@@ -98,8 +98,8 @@ def evaluate(
     for batch in tqdm(loader, desc=title, total=total, unit="batch", disable=quiet, leave=False):
         scores = _score(task, eval_step, variables, batch, mesh)
         meter.add(scores, batch)
-        if each_batch is not None:
-            each_batch(scores, batch)
+        for observe in observers:
+            observe(scores, batch)
         share = len(next(iter(scores.values())))
         for row in range(share):
             if len(figures) >= num_figures:

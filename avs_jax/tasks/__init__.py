@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from avs_jax.spec import InputError, nearest
 from avs_jax.task import Task
 
-TASKS = ("segment",)
+TASKS = ("segment", "ground")
 
 
 def make_task(config: ConfigDict) -> Task:

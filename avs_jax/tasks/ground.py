@@ -1,0 +1,141 @@
+"""Task `ground`: when in a video a query happens, and how salient each moment is to it."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from avs_jax.controls.moment_controls import moment_controls
+from avs_jax.data.moments import MomentRows
+from avs_jax.losses import moments as losses
+from avs_jax.models import build_model
+from avs_jax.models.qd_detr import QDDETR
+from avs_jax.results import moments, windows
+from avs_jax.results.gate_log import GateLog, flatten_gates, gate_log_text
+from avs_jax.results.table import interleave
+from avs_jax.spec import InputError
+from avs_jax.task import Task
+
+OUTPUTS = ("pred_logits", "pred_spans", "saliency_scores", "gates")
+ROW_KEYS = (  # of config.data, that rows are made by
+    "max_clips max_words max_windows video_dims text_dim audio_dim energy clip_seconds normalize "
+    "normalize_text endpoints saliency num_pairs num_annotators"
+).split()
+
+
+def make_task(config: ConfigDict) -> Task:
+    """The task under one configuration.
+
+    Raises:
+      InputError: an unknown part or protocol, or a value that cannot be.
+    """
+    if config.evaluate.protocol not in PROTOCOLS:
+        raise InputError(
+            f"config.evaluate.protocol = {config.evaluate.protocol!r}: choose one of "
+            f"{sorted(PROTOCOLS)}"
+        )
+    data = config.data.copy_and_resolve_references()
+    rows = MomentRows(**{key: data[key] for key in ROW_KEYS})
+    post_process = windows.PostProcess(**config.evaluate.post_process)
+    return Task(
+        name="ground",
+        rows=rows,
+        model=build_model(config.model, QDDETR),
+        loss=functools.partial(_losses, loss_config=config.loss),
+        norms=None,
+        rng_streams=("dropout", "loss"),
+        outputs=OUTPUTS,
+        score=_flat,
+        derive=_flat,
+        meter=functools.partial(windows.MomentMeter, post_process),
+        protocols=PROTOCOLS[config.evaluate.protocol],
+        measure="mAP",
+        join=functools.partial(interleave, by="qid"),
+        sizes=_sizes,
+        controls=functools.partial(moment_controls, bool(data.audio_dim)),
+        recorders=functools.partial(_recorders, config),
+        read_predictions=functools.partial(_read_predictions, rows=rows),
+        write_predictions=_SubmissionWriter(post_process),
+    )
+
+
+def _losses(outputs, batch, key, norms, loss_config):
+    return losses.compute_losses(outputs, batch, key, loss_config, norms)
+
+
+def _flat(outputs: Mapping[str, Any], inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The outputs with the gates by layer and name, as "gates/0/gate_mha"."""
+    del inputs
+    flat = {name: value for name, value in outputs.items() if name != "gates"}
+    return flat | flatten_gates(outputs.get("gates", ()))
+
+
+def _qvhighlights(table: moments.MomentTable) -> dict[str, dict[str, float | None]]:
+    numbers = {"moments": moments.moments(table)}
+    numbers |= {
+        f"moments({length})": moments.moments(table, length)
+        for length in moments.LENGTHS
+        if length != "full"
+    }
+    return numbers | {
+        f"highlights({level})": moments.highlights(table, level) for level in moments.LEVELS
+    }
+
+
+def _tvsum(table: moments.MomentTable) -> dict[str, dict[str, float | None]]:
+    return {"tvsum(top 5)": moments.tvsum(table)}
+
+
+PROTOCOLS: dict[str, Callable] = {"qvhighlights": _qvhighlights, "tvsum": _tvsum}
+
+
+def _sizes(table: moments.MomentTable, num_records: int) -> dict[str, int]:
+    if len(table) < num_records:
+        raise InputError(f"{num_records - len(table)} of {num_records} records have no qid")
+    return {"queries": len(table), "videos": len(np.unique(table["vid"]))}
+
+
+def _recorders(config: ConfigDict, split: str) -> list:
+    if not config.evaluate.gates:
+        return []
+    if config.model.fusion.name == "concat":
+        raise InputError("config.evaluate.gates: the fusion 'concat' has no gates to log")
+    log = GateLog(config.model.fusion.name, config.evaluate.gates, config.evaluate.every_channel)
+    return [_GateRecorder(log, split, config.evaluate.gates)]
+
+
+class _GateRecorder:
+    """Logs gates during an evaluation, for the report's folder."""
+
+    def __init__(self, log: GateLog, split: str, num_samples: int):
+        self.add, self._log = log.add, log
+        count = "all" if num_samples < 0 else num_samples
+        self._name = f"gate_logs_{split}_N{count}.jsonl"
+
+    def files(self) -> dict[str, str]:
+        """Name -> text."""
+        return {self._name: gate_log_text(self._log.lines)}
+
+
+def _read_predictions(
+    path: Any, records: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], *, rows: MomentRows
+) -> tuple[moments.MomentTable, list[str]]:
+    truth = [rows.truth(record) for record in records]
+    table = windows.read_submission(path, truth)
+    return moments.MomentTable(table.columns, {**facts, **table.facts}), []
+
+
+class _SubmissionWriter:
+    """Writes DIRECTORY/submission.jsonl, growing with every batch."""
+
+    def __init__(self, post_process: windows.PostProcess):
+        self._meters: dict[str, windows.MomentMeter] = {}
+        self._post_process = post_process
+
+    def __call__(self, directory: Any, scores: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        meter = self._meters.setdefault(str(directory), windows.MomentMeter(self._post_process))
+        meter.add(scores, batch)
+        windows.write_submission(meter.table(), f"{directory}/submission.jsonl")

@@ -1,0 +1,21 @@
+"""tvsum_custom.py with FiLM.
+
+Data:    python scripts/build_dataset.py --dataset=tvsum/BK --manual_dir=DIR \
+             --data_dir=~/tensorflow_datasets
+Command: python -m avs_jax.main --config=configs/tvsum_custom_film.py --workdir=DIR \
+             --config.data.dataset=tvsum/BT    # one run per domain
+Aims at: no published number. Not trained here.
+`:tiny` is the same recipe, as small as it can be, for tests.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import ground
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ground.tvsum_config()
+    config.name = "tvsum_custom_film"
+    ground.add_sound(config, 2048)  # PANNs
+    config.model.fusion = ground.custom("elementwise", film=True)
+    return ground.shrink(config, variant)
