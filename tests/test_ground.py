@@ -1,4 +1,4 @@
-"""Task `ground` through the programs: train, evaluate with controls and gates, predict, score files.
+"""Task `ground` through the programs: train, evaluate with controls and gates, predict, submit.
 
 Records are those of the layout fixture, through the real builder; the model is `:tiny`.
 """
