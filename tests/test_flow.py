@@ -4,19 +4,23 @@ import csv
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax import flow, predict
+from avs_jax import flow
 from avs_jax.data import flow_files, motion, synthetic_files
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_rgb
 from avs_jax.data.records import open_records
 from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import VideoError, read_pairs, read_windows
+from avs_jax.inference.clip_video import make_estimator
 from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
+from avs_jax.runtime.lock import locked
 from scripts import build_dataset, convert_weights
 from tests.test_pipeline import make_config
 from tests.test_raft import state_dict
@@ -137,6 +141,19 @@ def test_resumes_where_it_was_stopped(clips, tmp_path, capsys, monkeypatch):
     assert not list(output.rglob("*.unfinished*"))
     assert run(clips, output, "--model=difference") == 0
     assert "0 files written, 2 clips were complete" in capsys.readouterr().out
+
+
+def test_two_runs_do_not_share_a_folder(clips, tmp_path, capsys):
+    with locked(tmp_path / "flow/s4", "the other one"):
+        # Within one process a lock may be taken again, so the second run is a program of its own.
+        command = ["--dataset=s4", f"--root={clips}", f"--output={tmp_path}/flow"]
+        done = subprocess.run(
+            [sys.executable, "-m", "avs_jax.flow", *command, "--model=difference"],
+            capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1 and "the other one" in done.stderr
+    assert not files(tmp_path / "flow") and not (tmp_path / "flow/s4/flow.json").exists()
+    assert run(clips, tmp_path / "flow", "--model=difference") == 0
 
 
 def test_failures_are_listed_at_the_end_and_the_rest_is_made(clips, tmp_path, capsys):
@@ -293,10 +310,9 @@ def test_flow_of_a_window_is_stored_flow_s():
 
 def test_estimator_of_own_videos(weights):
     config = make_config()
-    config.model.fusion.name = "ama"
-    assert predict._make_estimator(config, None) is None
+    assert make_estimator(config, None, True) is None
     config.data.motion.model = "raft_small"
-    assert predict._make_estimator(config, str(weights)).model == "raft_small"
+    assert make_estimator(config, str(weights), True).model == "raft_small"
     for keys, given, match in (
         ({}, None, "model = 'raft_small' needs --flow-weights"),
         ({"model": "difference"}, weights, "--flow-weights is not read"),
@@ -307,7 +323,7 @@ def test_estimator_of_own_videos(weights):
         other = config.copy_and_resolve_references()
         other.data.motion.update(keys)
         with pytest.raises(ValueError, match=match):
-            predict._make_estimator(other, given)
+            make_estimator(other, given, True)
 
 
 # ---- AVSS ----
