@@ -57,6 +57,7 @@ from avs_jax.files import write_atomically
 from avs_jax.inference.flow_estimator import FlowEstimator
 from avs_jax.models.flow.raft import VARIANTS
 from avs_jax.runtime.command_line import quiet_libraries
+from avs_jax.runtime.lock import locked
 from avs_jax.spec import InputError
 
 DIFFERENCE = "difference"
@@ -360,12 +361,15 @@ def run(args: argparse.Namespace) -> Outcome:
     else:
         estimate = difference
     output = pathlib.Path(args.output).expanduser() / args.dataset
-    check_settings(output, settings)
+    with locked(output, "flow"):
+        check_settings(output, settings)
+        return make_flow(
+            clips, output, args.source, estimate, has_vectors, args.batch_size, _say, side
+        )
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
-    return make_flow(clips, output, args.source, estimate, has_vectors, args.batch_size, say, side)
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

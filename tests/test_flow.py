@@ -4,6 +4,8 @@ import csv
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import VideoError, read_pairs, read_windows
 from avs_jax.inference.clip_video import make_estimator
 from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
+from avs_jax.runtime.lock import locked
 from scripts import build_dataset, convert_weights
 from tests.test_pipeline import make_config
 from tests.test_raft import state_dict
@@ -138,6 +141,19 @@ def test_resumes_where_it_was_stopped(clips, tmp_path, capsys, monkeypatch):
     assert not list(output.rglob("*.unfinished*"))
     assert run(clips, output, "--model=difference") == 0
     assert "0 files written, 2 clips were complete" in capsys.readouterr().out
+
+
+def test_two_runs_do_not_share_a_folder(clips, tmp_path, capsys):
+    with locked(tmp_path / "flow/s4", "the other one"):
+        # Within one process a lock may be taken again, so the second run is a program of its own.
+        command = ["--dataset=s4", f"--root={clips}", f"--output={tmp_path}/flow"]
+        done = subprocess.run(
+            [sys.executable, "-m", "avs_jax.flow", *command, "--model=difference"],
+            capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1 and "the other one" in done.stderr
+    assert not files(tmp_path / "flow") and not (tmp_path / "flow/s4/flow.json").exists()
+    assert run(clips, tmp_path / "flow", "--model=difference") == 0
 
 
 def test_failures_are_listed_at_the_end_and_the_rest_is_made(clips, tmp_path, capsys):

@@ -492,7 +492,8 @@ class TinyClips(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, count):
         for index in range(count):
-            yield index, make_record(index, flow=index % 2 == 1)
+            record = make_record(index, flow=index % 2 == 1)
+            yield index, record | {"flow_has_first": False}
 
 
 @pytest.fixture(scope="module")
