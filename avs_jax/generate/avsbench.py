@@ -24,8 +24,9 @@ Masks of s4 and ms3 are 0 or 255. Pre-masks are palette PNGs (data/pre_masks.py)
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,6 +45,29 @@ SUBSETS = ("v1s", "v2", "v1m", "v2")  # of AVSBench-semantic, by index modulo 4:
 GROUND_TRUTH = ("mask", "classes", "rgb")  # kinds of files
 
 
+def class_map(clip: RenderedClip, plan: Plan, t: int) -> np.ndarray:
+    """Class of every pixel of dataset frame t, uint8 [H, W]: 0 where nothing sounds."""
+    classes = np.zeros(clip.labels.shape[1:], np.uint8)
+    for i, item in enumerate(plan.objects):
+        if clip.sounding[t, i]:
+            classes[clip.labels[t] == i + 1] = SEMANTIC_CLASSES.index(item.category.semantic)
+    return classes
+
+
+def _draw_classes(clip: RenderedClip, plan: Plan, t: int) -> Image.Image:
+    return indexed_image(class_map(clip, plan, t), CLASS_PALETTE)
+
+
+DrawImage = Callable[[RenderedClip, Plan, int], Image.Image]
+IMAGES: Mapping[str, DrawImage] = {  # kind of file -> its content for dataset frame t
+    "frame": lambda clip, plan, t: Image.fromarray(clip.frames[clip.frame_index[t]]),
+    "mask": lambda clip, plan, t: Image.fromarray(clip.mask[t].astype(np.uint8) * 255),
+    "pre_mask": lambda clip, plan, t: pre_masks.to_image(clip.pre_masks[t]),
+    "classes": _draw_classes,
+    "rgb": lambda clip, plan, t: _draw_classes(clip, plan, t).convert("RGB"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The files of a setting.
@@ -54,6 +78,7 @@ class Layout:
       columns: column -> template of its values.
       files: kind of file -> template of its path; {t} counts frames from 0, {number} from 1.
       has_one_mask: whether a clip has ground truth for its first frame only.
+      images: kind of image file -> what it shows.
       aspect: width / height.
       fps: of the videos.
       sample_rate: Hz.
@@ -65,6 +90,7 @@ class Layout:
     columns: Mapping[str, str]
     files: Mapping[str, str]
     has_one_mask: Callable[[Plan], bool]
+    images: Mapping[str, DrawImage] = dataclasses.field(default_factory=lambda: IMAGES)
     aspect: float = 1.0
     fps: int = VIDEO_FPS
     sample_rate: int = 16_000
@@ -187,32 +213,11 @@ def write_clip(root: Path, plan: Plan, options: Options, layout: Layout) -> None
             with atomic_path(path) as unfinished:
                 write_video(unfinished, clip.frames, clip.fps, clip.audio, clip.sample_rate)
         else:
-            image = _image(kind, clip, plan, int(number) - 1)
+            image = layout.images[kind](clip, plan, int(number) - 1)
             write_atomically(path, encode_image(image, path.suffix))
 
 
-def _image(kind: str, clip: RenderedClip, plan: Plan, t: int) -> Image.Image:
-    """The content of an image file of dataset frame t."""
-    if kind == "frame":
-        return Image.fromarray(clip.frames[clip.frame_index[t]])
-    if kind == "mask":
-        return Image.fromarray(clip.mask[t].astype(np.uint8) * 255)
-    if kind == "pre_mask":
-        return pre_masks.to_image(clip.pre_masks[t])
-    classes = indexed_image(class_map(clip, plan, t), CLASS_PALETTE)
-    return classes.convert("RGB") if kind == "rgb" else classes
-
-
-def class_map(clip: RenderedClip, plan: Plan, t: int) -> np.ndarray:
-    """Class of every pixel of dataset frame t, uint8 [H, W]: 0 where nothing sounds."""
-    classes = np.zeros(clip.labels.shape[1:], np.uint8)
-    for i, item in enumerate(plan.objects):
-        if clip.sounding[t, i]:
-            classes[clip.labels[t] == i + 1] = SEMANTIC_CLASSES.index(item.category.semantic)
-    return classes
-
-
-def tables(plans: list[Plan], layout: Layout) -> dict[str, str]:
+def tables(plans: Sequence[Plan], layout: Layout) -> dict[str, str]:
     """The objects of every clip, avss's class numbers, and the csv."""
     objects = {
         plan.name: sorted(layout.category_name(item.category) for item in plan.objects)
@@ -230,31 +235,32 @@ def tables(plans: list[Plan], layout: Layout) -> dict[str, str]:
     return texts
 
 
-def _setting(layout: Layout, **fields) -> Setting:
-    return Setting(
-        counts=(1000, 60, 100),
-        paths=lambda root, plan: clip_paths(root, plan, layout).values(),
-        write=functools.partial(write_clip, layout=layout),
-        tables=functools.partial(tables, layout=layout),
-        **fields,
-    )
+def make_setting(layout: Layout, **fields: Any) -> Setting:
+    """A setting whose clips are laid out as `layout` says; `fields` override."""
+    defaults = {
+        "counts": (1000, 60, 100),
+        "paths": lambda root, plan: clip_paths(root, plan, layout).values(),
+        "write": functools.partial(write_clip, layout=layout),
+        "tables": lambda plans, options: tables(plans, layout),
+    }
+    return Setting(**defaults | fields)
 
 
-S4 = _setting(
+S4 = make_setting(
     S4_LAYOUT,
     title="AVSBench Single-source: one of several objects sounds",
     example="--output=demo/clips",
     plan=_plan_s4,
     num_categories=10,
 )
-MS3 = _setting(
+MS3 = make_setting(
     MS3_LAYOUT,
     title="AVSBench Multi-sources: one to three objects sound, each for a while",
     example="--setting=ms3 --output=demo/clips_ms3",
     plan=_plan_ms3,
     num_categories=10,
 )
-AVSS = _setting(
+AVSS = make_setting(
     AVSS_LAYOUT,
     title="AVSBench-semantic: as ms3, with the class of every pixel",
     example="--setting=avss --output=demo/clips_avss",

@@ -18,17 +18,17 @@ from typing import Any
 import tqdm
 
 from avs_jax.files import write_atomically
-from avs_jax.generate import avsbench
+from avs_jax.generate import avsbench, twins
 from avs_jax.generate.plans import SPLITS
-from avs_jax.generate.setting import Options, Setting
+from avs_jax.generate.setting import MANIFEST, Options, Setting
 from avs_jax.spec import InputError
 
-MANIFEST = "generated_clips.json"  # the options of a generated dataset
 _UNFINISHED_MANIFEST = "generated_clips.unfinished.json"  # what a kill may leave of it
 SETTINGS: Mapping[str, Setting] = {
     "s4": avsbench.S4,
     "ms3": avsbench.MS3,
     "avss": avsbench.AVSS,
+    "twins": twins.TWINS,
 }
 
 
@@ -84,7 +84,7 @@ def write_clips(
             if not all(path.exists() for path in row.paths(root, plan)):
                 jobs.append((root, setting, options, split, index))
     _render_all(jobs, workers)
-    for name, text in row.tables(plans).items():
+    for name, text in row.tables(plans, options).items():
         write_atomically(root / name, text)
     return len(jobs)
 

@@ -1,12 +1,13 @@
 """What a setting of the generator is: one row of `datasets.SETTINGS`."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from avs_jax.generate.plans import SPLITS
 
+MANIFEST = "generated_clips.json"  # the options of a generated dataset
 OBJECTS = "generated_objects.json"  # name of a clip -> the categories in its frames
 DETAILS = "generated_details.json"  # what else the generator knows and the layout has no place for
 
@@ -38,8 +39,8 @@ class Setting:
       plan: (options, split, index) -> plan of a clip; draws no pixels and no samples.
       paths: (root, plan) -> every file of the clip.
       write: (root, plan, options) draws the clip and writes these files.
-      tables: plans of all clips -> name and text of every file beside the clips, in the order in
-        which they are written. The last one is the table that readers look for.
+      tables: (plans of all clips, options) -> name and text of every file beside the clips, in the
+        order in which they are written. The last one is the table that readers look for.
       size: height of the frames in pixels unless the user says otherwise.
       num_categories: how many categories there are unless the user says otherwise; None: the
         setting has a set of its own and takes no number.
@@ -54,7 +55,7 @@ class Setting:
     plan: Callable[[Options, str, int], Any]
     paths: Callable[[Path, Any], Iterable[Path]]
     write: Callable[[Path, Any, Options], None]
-    tables: Callable[[list[Any]], Mapping[str, str]]
+    tables: Callable[[Sequence[Any], Options], Mapping[str, str]]
     size: int = 128
     num_categories: int | None = None
     kinds: tuple[str, ...] = ()
