@@ -18,7 +18,7 @@ from typing import Any
 import tqdm
 
 from avs_jax.files import write_atomically
-from avs_jax.generate import avsbench, twins
+from avs_jax.generate import avsbench, moments, twins
 from avs_jax.generate.plans import SPLITS
 from avs_jax.generate.setting import MANIFEST, Options, Setting
 from avs_jax.spec import InputError
@@ -29,6 +29,7 @@ SETTINGS: Mapping[str, Setting] = {
     "ms3": avsbench.MS3,
     "avss": avsbench.AVSS,
     "twins": twins.TWINS,
+    "moments": moments.MOMENTS,
 }
 
 

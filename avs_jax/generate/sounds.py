@@ -5,6 +5,7 @@ multiplied by decaying pulses, by a loudness curve and by an on/off gate with sh
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,6 +30,25 @@ class Timbre:
     vibrato: tuple[float, float]  # (Hz, relative depth)
     pulse_rate: tuple[float, float]  # Hz; (0, 0) = continuous
     pulse_decay: float = 0.0  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """A timbre that sounds in some seconds of a video."""
+
+    timbre: Timbre
+    loudness: np.ndarray  # knots, two per second, in 0.4..1
+    active: np.ndarray  # bool, per second
+
+
+def shift_timbre(timbre: Timbre, octaves: float) -> Timbre:
+    """Moves pitch and spectral center up (or down, if negative)."""
+    factor = 2**octaves
+    return dataclasses.replace(
+        timbre,
+        pitch=tuple(hertz * factor for hertz in timbre.pitch),
+        center=tuple(hertz * factor for hertz in timbre.center),
+    )
 
 
 def synthesize(
@@ -96,6 +116,44 @@ def gate_at(active: np.ndarray, time: np.ndarray) -> np.ndarray:
     start = np.arange(len(active))
     knots = np.stack([start + FADE_SECONDS / 2, start + 1 - FADE_SECONDS / 2], -1).ravel()
     return np.interp(time, knots, np.repeat(active, 2).astype(np.float64))
+
+
+def mix(
+    sounds: Sequence[Sound], level: float, sample_rate: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Mixes sounds to int16 [n], each with the same root mean square while it is active.
+
+    Each run of active seconds is synthesized on its own: silence costs nothing in a long video.
+
+    Args:
+      sounds: at least one; all of the same number of seconds.
+      level: dBFS of each.
+      sample_rate: Hz.
+      rng: draws pitches, pulses and noise.
+    """
+    num_samples = len(sounds[0].active) * sample_rate
+    mixture = np.zeros(num_samples)
+    for sound in sounds:
+        pieces, energy, weight = [], 0.0, 0.0
+        for start, stop in runs(sound.active):
+            first = max(0, round((start - FADE_SECONDS / 2) * sample_rate))
+            last = min(num_samples, round((stop + FADE_SECONDS / 2) * sample_rate))
+            time = np.arange(first, last) / sample_rate
+            gate = gate_at(sound.active, time)
+            wave = synthesize(sound.timbre, last - first, sample_rate, rng)
+            wave = wave * loudness_at(sound.loudness, time) * gate
+            pieces.append((first, wave))
+            energy, weight = energy + np.sum(wave**2), weight + np.sum(gate**2)
+        for first, wave in pieces:
+            gain = 10 ** (level / 20) * np.sqrt(weight / energy)
+            mixture[first : first + len(wave)] += gain * wave
+    return to_int16(mixture, rng)
+
+
+def runs(active: np.ndarray) -> list[tuple[int, int]]:
+    """The intervals [start, stop) in which a bool array [n] is true."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], active, [False]]).astype(np.int8)))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
 def to_int16(mixture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
