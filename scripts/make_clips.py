@@ -18,10 +18,11 @@ from avs_jax.spec import InputError
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags and generates; returns the exit status."""
     args = _parser().parse_args(argv)
-    counts = SETTINGS[args.setting].default_counts()
+    setting = SETTINGS[args.setting]
+    counts = setting.default_counts()
     asked = {split: getattr(args, split) for split in counts}
     counts |= {split: count for split, count in asked.items() if count is not None}
-    total = sum(counts.values())
+    total = sum(setting.splits(counts).values())
     print(f"make_clips: {args.output}: {total} clips of setting {args.setting}", flush=True)
     try:
         written = write_clips(

@@ -249,6 +249,17 @@ def test_write_video_stereo_portrait(tmp_path):
         write_video(tmp_path / "b.mp4", clip.frames, 24, clip.audio / 32768.0)
 
 
+def test_write_video_repeats_its_bytes(tmp_path):
+    clip = render_clip(plan_clip(0, "test", 1, seconds=3), 80)
+    written = set()
+    for k in range(30):
+        used = [np.full(20_000 + 700 * i, (k * 37 + i) % 256, np.uint8) for i in range(30)]
+        del used  # memory that the encoder may find, different each time
+        write_video(tmp_path / "a.mp4", clip.frames, 8)
+        written.add((tmp_path / "a.mp4").read_bytes())
+    assert len(written) == 1
+
+
 # ---- several sources ----
 
 

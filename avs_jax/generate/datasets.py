@@ -18,7 +18,7 @@ from typing import Any
 import tqdm
 
 from avs_jax.files import write_atomically
-from avs_jax.generate import avsbench, moments, twins
+from avs_jax.generate import avsbench, moments, refer, twins
 from avs_jax.generate.plans import SPLITS
 from avs_jax.generate.setting import MANIFEST, Options, Setting
 from avs_jax.spec import InputError
@@ -30,6 +30,7 @@ SETTINGS: Mapping[str, Setting] = {
     "avss": avsbench.AVSS,
     "twins": twins.TWINS,
     "moments": moments.MOMENTS,
+    "refer": refer.REFER,
 }
 
 
