@@ -2,8 +2,9 @@
 
 {settings}
 
-Run the same command again to resume: clips that exist are kept and missing ones are added. Other
-options for an existing folder are an error that shows the difference.
+Numbers, sizes and kinds in parentheses are defaults; the first kind is the default. Run the same
+command again to resume: clips that exist are kept and missing ones are added. Other options for an
+existing folder are an error that shows the difference.
 """
 
 import argparse
@@ -18,12 +19,6 @@ from avs_jax.spec import InputError
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags and generates; returns the exit status."""
     args = _parser().parse_args(argv)
-    setting = SETTINGS[args.setting]
-    counts = setting.default_counts()
-    asked = {split: getattr(args, split) for split in counts}
-    counts |= {split: count for split, count in asked.items() if count is not None}
-    total = sum(setting.splits(counts).values())
-    print(f"make_clips: {args.output}: {total} clips of setting {args.setting}", flush=True)
     try:
         written = write_clips(
             args.output,
@@ -43,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("make_clips: interrupted; run the same command again to resume", file=sys.stderr)
         return 130
-    print(f"{args.output}: {total} clips, {written} generated now, {total - written} were there")
+    print(f"{args.output}: complete, {written} clips generated now")
     return 0
 
 
@@ -54,12 +49,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, help="folder of the dataset")
     parser.add_argument("--setting", choices=list(SETTINGS), default="s4", help="(%(default)s)")
-    parser.add_argument("--kind", help="variant of the setting, where it has variants")
+    parser.add_argument("--kind", help="variant of twins or moments, see above")
     for split in ("train", "val", "test"):
-        parser.add_argument(f"--{split}", type=int, help=f"{split} clips")
-    parser.add_argument("--seed", type=int, default=0, help="everything follows (%(default)s)")
-    parser.add_argument("--size", type=int, help="height in pixels")
-    parser.add_argument("--categories", type=int, help="kinds of objects, at most 12")
+        parser.add_argument(f"--{split}", type=int, help=f"number of {split} clips")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="every byte follows from it (%(default)s)"
+    )
+    parser.add_argument("--size", type=int, help="height of the frames in pixels")
+    parser.add_argument(
+        "--categories", type=int, help="number of categories of objects, at most 12"
+    )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)"
     )

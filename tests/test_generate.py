@@ -12,6 +12,7 @@ from PIL import Image
 
 from avs_jax.data import pre_masks
 from avs_jax.data.avsbench_folders import S4_CATEGORIES
+from avs_jax.generate import datasets
 from avs_jax.generate.categories import SEMANTIC_CLASSES
 from avs_jax.generate.datasets import write_clips
 from avs_jax.generate.drawing import outline_share
@@ -21,6 +22,7 @@ from avs_jax.generate.setting import MANIFEST, OBJECTS
 from avs_jax.generate.sounds import loudness_at
 from avs_jax.generate.video_writer import write_video
 from avs_jax.label_images import CLASS_PALETTE
+from avs_jax.spec import InputError
 from scripts import make_clips
 
 COUNTS = dict(num_train=4, num_val=2, num_test=2, size=64, workers=1)
@@ -345,6 +347,45 @@ def test_semantic_masks(semantic_root):
         with wave.open(str(semantic_root / row["label"] / row["uid"] / "audio.wav")) as file:
             seconds = 10 if row["label"] == "v2" else 5
             assert file.getparams()[:4] == (2, 2, 48_000, 48_000 * seconds)
+
+
+# ---- the command line ----
+
+
+def test_help_has_an_example_per_setting(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        make_clips.main(["--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    for name, setting in datasets.SETTINGS.items():
+        assert f"{name}: " in text
+        assert f"    python scripts/make_clips.py {setting.example}\n" in text
+
+
+def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(job):
+        raise KeyboardInterrupt
+
+    command = [f"--output={tmp_path / 'a'}", "--train=1", "--val=0", "--test=0", "--size=32"]
+    command.append("--workers=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "_write_clip", interrupted)
+        assert make_clips.main(command) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "Generating 1 clips\nmake_clips: interrupted; run the same command again to resume\n"
+    )
+    assert make_clips.main(command) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'a'}: complete, 1 clips generated now\n"
+    assert make_clips.main(command) == 0
+    assert "0 clips generated now" in capsys.readouterr().out
+
+
+def test_damaged_manifest_is_named(tmp_path):
+    (tmp_path / MANIFEST).write_text("[1]")
+    with pytest.raises(InputError, match="generated_clips.json: not the options of generated"):
+        write_clips(tmp_path, **COUNTS)
 
 
 def test_unknown_setting(tmp_path):

@@ -229,6 +229,8 @@ def test_unseen_classes(plans):
             for expression in plan.expressions:
                 if split == "test_u":
                     assert expression.target.class_name in refer.UNSEEN
+    unseen = [t for p in plans["test_u"] for t in p.things if t.class_name in refer.UNSEEN]
+    assert 0.3 < np.mean([bool(thing.register) for thing in unseen]) < 0.9
     words = {w for p in plans["train"] for e in p.expressions for w in e.text.split()}
     for split in ("val", "test_s", "test_u"):
         assert {w for p in plans[split] for e in p.expressions for w in e.text.split()} <= words

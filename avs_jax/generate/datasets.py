@@ -178,11 +178,14 @@ def _write_clip(job: tuple[Path, str, Options, str, int]) -> None:
 
 
 def _render_all(jobs: list[tuple], workers: int) -> None:
-    """Renders clips in this process or in several, with a progress bar on a terminal."""
+    """Renders clips in this process or in several; shows progress on a terminal."""
     if not jobs:
         return
+    on_terminal = sys.stderr.isatty()
+    if not on_terminal:
+        print(f"Generating {len(jobs)} clips", file=sys.stderr, flush=True)
     with tqdm.tqdm(
-        total=len(jobs), desc="Generating clips", unit="clip", disable=not sys.stderr.isatty()
+        total=len(jobs), desc="Generating clips", unit="clip", disable=not on_terminal
     ) as progress:
         if workers <= 1:
             for job in jobs:
