@@ -52,13 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", help="variant of twins or moments, see above")
     for split in ("train", "val", "test"):
         parser.add_argument(f"--{split}", type=int, help=f"number of {split} clips")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="every byte follows from it (%(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="of all random draws (%(default)s)")
     parser.add_argument("--size", type=int, help="height of the frames in pixels")
-    parser.add_argument(
-        "--categories", type=int, help="number of categories of objects, at most 12"
-    )
+    parser.add_argument("--categories", type=int, help="categories of objects, at most 12")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)"
     )

@@ -183,7 +183,7 @@ def _render_all(jobs: list[tuple], workers: int) -> None:
         return
     on_terminal = sys.stderr.isatty()
     if not on_terminal:
-        print(f"Generating {len(jobs)} clips", file=sys.stderr, flush=True)
+        print(f"Generating clips: {len(jobs)}", file=sys.stderr, flush=True)
     with tqdm.tqdm(
         total=len(jobs), desc="Generating clips", unit="clip", disable=not on_terminal
     ) as progress:
