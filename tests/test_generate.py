@@ -11,14 +11,13 @@ import pytest
 from PIL import Image
 
 from avs_jax.data import pre_masks
-from avs_jax.data.avsbench_folders import S4_CATEGORIES
+from avs_jax.data.avsbench_folders import MANIFEST, OBJECTS, S4_CATEGORIES
 from avs_jax.generate import datasets
 from avs_jax.generate.categories import SEMANTIC_CLASSES
 from avs_jax.generate.datasets import write_clips
 from avs_jax.generate.drawing import outline_share
 from avs_jax.generate.plans import object_track, plan_clip, plan_mixture
 from avs_jax.generate.rendering import render_clip
-from avs_jax.generate.setting import MANIFEST, OBJECTS
 from avs_jax.generate.sounds import loudness_at
 from avs_jax.generate.video_writer import write_video
 from avs_jax.label_images import CLASS_PALETTE

@@ -6,11 +6,12 @@ import av
 import numpy as np
 import pytest
 
+from avs_jax.data.avsbench_folders import MANIFEST, OBJECTS
 from avs_jax.generate import moments, sounds
 from avs_jax.generate.categories import CATEGORIES
 from avs_jax.generate.datasets import write_clips
 from avs_jax.generate.rendering import draw_frames, video_times
-from avs_jax.generate.setting import DETAILS, MANIFEST, OBJECTS, Options
+from avs_jax.generate.setting import DETAILS, Options
 from avs_jax.spec import InputError
 
 COUNTS = dict(num_train=2, num_val=1, num_test=1, size=32, setting="moments")

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from avs_jax.data.avsbench_folders import MANIFEST, OBJECTS
 from avs_jax.generate import refer, sounds
 from avs_jax.generate.datasets import write_clips
 from avs_jax.generate.expressions import Thing, expressions, null_expressions
 from avs_jax.generate.plans import object_track
 from avs_jax.generate.rendering import draw_frames, video_times
-from avs_jax.generate.setting import DETAILS, MANIFEST, OBJECTS, Options
+from avs_jax.generate.setting import DETAILS, Options
 
 COUNTS = dict(num_train=3, num_val=1, num_test=2, size=48, setting="refer")
 OPTIONS = Options(seed=0, size=48)

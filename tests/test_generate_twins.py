@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from avs_jax.data.avsbench_folders import OBJECTS
 from avs_jax.generate import twins
 from avs_jax.generate.avsbench import clip_paths
 from avs_jax.generate.datasets import write_clips
 from avs_jax.generate.plans import object_track
 from avs_jax.generate.rendering import render_clip
-from avs_jax.generate.setting import DETAILS, OBJECTS, Options
+from avs_jax.generate.setting import DETAILS, Options
 from avs_jax.generate.sounds import loudness_at
 from avs_jax.spec import InputError
 from tests import avsbench_folders as folders

@@ -1,22 +1,9 @@
-"""The settings s4, ms3 and avss: clips in the layouts of AVSBench's three settings.
+"""The settings s4, ms3 and avss: clips in AVSBench's layouts as released (avsbench_folders.py).
 
-  s4     s4_meta_data.csv          name,start,category,split
-         s4_data/visual_frames/{split}/{category}/{name}/{name}_{1..5}.png         RGB
-         s4_data/gt_masks/{split}/{category}/{name}/{name}_{1..5}.png              train: only _1
-         s4_data/pre_SAM_mask/{split}/{category}/{name}/{name}_{1..5}_mask_color.png
-         s4_data/audio_wav/{split}/{category}/{name}.wav                           16 kHz, mono
-         s4_data/raw_videos/{split}/{category}/{name}.mp4                          h264, aac
-  ms3    ms3_meta_data.csv         video_id,split,a_obj
-         ms3_data/visual_frames/{name}/{name}.mp4_{1..5}.png
-         ms3_data/gt_masks/{split}/{name}/{name}_{1..5}.png
-         ms3_data/pre_SAM_mask/{name}/{name}.mp4_{1..5}_mask_color.png
-         ms3_data/audio_wav/{split}/{name}.wav                                     16 kHz, mono
-         ms3_data/raw_videos/{name}.mp4
-  avss   metadata.csv              vid,uid,s_min,s_sec,a_obj,split,label; and label2idx.json
-         {v1s,v1m,v2}/{name}/frames/{0..}.jpg                                      4:3; 5, 5, 10
-         {v1s,v1m,v2}/{name}/labels_semantic/{0..}.png, labels_rgb/{0..}.png       v1s train: only 0
-         {v1s,v1m,v2}/{name}/audio.wav                                             48 kHz, stereo
-         pre_SAM_mask/AVSBench_semantic/{v1s,v1m,v2}/{name}/frames/{0..}_mask_color.png
+  s4    5 frames (png) and a video, 16 kHz mono; train has masks of the first frame only
+  ms3   5 frames (png) and a video, 16 kHz mono
+  avss  5 or 10 frames (jpg, 4:3), no video, 48 kHz stereo; v1s, v1m and v2 clips, v2 half of them;
+        v1s in train has masks of the first frame only
 
 Masks of s4 and ms3 are 0 or 255. Pre-masks are palette PNGs (data/pre_masks.py).
 """
@@ -31,18 +18,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from avs_jax.data import pre_masks
+from avs_jax.data import avsbench_folders, pre_masks
+from avs_jax.data.avsbench_folders import CLASSES, OBJECTS
 from avs_jax.files import atomic_path, write_atomically
 from avs_jax.generate.categories import SEMANTIC_CLASSES, Category
 from avs_jax.generate.encoding import encode_image, encode_wav
-from avs_jax.generate.plans import NUM_FRAMES, Plan, plan_clip, plan_mixture
+from avs_jax.generate.plans import Plan, plan_clip, plan_mixture
 from avs_jax.generate.rendering import VIDEO_FPS, RenderedClip, render_clip
-from avs_jax.generate.setting import OBJECTS, Options, Setting
+from avs_jax.generate.setting import Options, Setting
 from avs_jax.generate.video_writer import write_video
 from avs_jax.label_images import CLASS_PALETTE, indexed_image
 
-SUBSETS = ("v1s", "v2", "v1m", "v2")  # of AVSBench-semantic, by index modulo 4: half are v2
-GROUND_TRUTH = ("mask", "classes", "rgb")  # kinds of files
+SUBSETS = ("v1s", "v2", "v1m", "v2")  # of AVSBench-semantic, by index modulo 4
 
 
 def class_map(clip: RenderedClip, plan: Plan, t: int) -> np.ndarray:
@@ -62,22 +49,22 @@ DrawImage = Callable[[RenderedClip, Plan, int], Image.Image]
 IMAGES: Mapping[str, DrawImage] = {  # kind of file -> its content for dataset frame t
     "frame": lambda clip, plan, t: Image.fromarray(clip.frames[clip.frame_index[t]]),
     "mask": lambda clip, plan, t: Image.fromarray(clip.mask[t].astype(np.uint8) * 255),
-    "pre_mask": lambda clip, plan, t: pre_masks.to_image(clip.pre_masks[t]),
     "classes": _draw_classes,
     "rgb": lambda clip, plan, t: _draw_classes(clip, plan, t).convert("RGB"),
+    "pre_mask": lambda clip, plan, t: pre_masks.to_image(clip.pre_masks[t]),
 }
+GROUND_TRUTH = ("mask", "classes", "rgb")  # kinds of files
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The files of a setting.
+    """How clips become the files of a setting.
 
     Attributes:
+      folders: where its files lie.
       category_name: what the setting calls a category.
-      csv: name of the csv.
-      columns: column -> template of its values.
-      files: kind of file -> template of its path; {t} counts frames from 0, {number} from 1.
-      has_one_mask: whether a clip has ground truth for its first frame only.
+      columns: column of the csv -> template of its values.
+      more_files: kind of file -> template of its path, beside those of `folders`.
       images: kind of image file -> what it shows.
       aspect: width / height.
       fps: of the videos.
@@ -85,62 +72,48 @@ class Layout:
       stereo: whether the mono sound is written to two channels.
     """
 
+    folders: avsbench_folders.Setting
     category_name: Callable[[Category], str]
-    csv: str
     columns: Mapping[str, str]
-    files: Mapping[str, str]
-    has_one_mask: Callable[[Plan], bool]
+    more_files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     images: Mapping[str, DrawImage] = dataclasses.field(default_factory=lambda: IMAGES)
     aspect: float = 1.0
     fps: int = VIDEO_FPS
     sample_rate: int = 16_000
     stereo: bool = False
 
+    def files(self, split: str) -> dict[str, str]:
+        """Kind of file -> template of its path below the folder of the csv."""
+        released = self.folders.layouts[0]
+        has_classes = self.folders.num_classes > 2
+        found = {
+            "frame": released.frames[split],
+            "classes" if has_classes else "mask": released.masks[split],
+            "rgb": self.folders.colored_masks,
+            "pre_mask": released.pre_masks[0][split],
+            "wav": released.wav,
+            "video": self.folders.video,
+        }
+        return {kind: path for kind, path in found.items() if path} | dict(self.more_files)
 
-_S4, _S4_CLIP = "s4_data", "{split}/{category}/{name}"
-_MS3 = "ms3_data"
-_AVSS = "{subset}/{name}"
+
 S4_LAYOUT = Layout(
+    avsbench_folders.S4,
     category_name=lambda category: category.name,
-    csv="s4_meta_data.csv",
     columns={"name": "{name}", "start": "0", "category": "{category}", "split": "{split}"},
-    files={
-        "frame": f"{_S4}/visual_frames/{_S4_CLIP}/{{name}}_{{number}}.png",
-        "mask": f"{_S4}/gt_masks/{_S4_CLIP}/{{name}}_{{number}}.png",
-        "pre_mask": f"{_S4}/pre_SAM_mask/{_S4_CLIP}/{{name}}_{{number}}_mask_color.png",
-        "wav": f"{_S4}/audio_wav/{_S4_CLIP}.wav",
-        "video": f"{_S4}/raw_videos/{_S4_CLIP}.mp4",
-    },
-    has_one_mask=lambda plan: plan.split == "train",
 )
 MS3_LAYOUT = Layout(
+    avsbench_folders.MS3,
     category_name=lambda category: category.name,
-    csv="ms3_meta_data.csv",
     columns={"video_id": "{name}", "split": "{split}", "a_obj": "{category}"},
-    files={
-        "frame": f"{_MS3}/visual_frames/{{name}}/{{name}}.mp4_{{number}}.png",
-        "mask": f"{_MS3}/gt_masks/{{split}}/{{name}}/{{name}}_{{number}}.png",
-        "pre_mask": f"{_MS3}/pre_SAM_mask/{{name}}/{{name}}.mp4_{{number}}_mask_color.png",
-        "wav": f"{_MS3}/audio_wav/{{split}}/{{name}}.wav",
-        "video": f"{_MS3}/raw_videos/{{name}}.mp4",
-    },
-    has_one_mask=lambda plan: False,
 )
 AVSS_LAYOUT = Layout(
+    avsbench_folders.AVSS,
     category_name=lambda category: category.semantic,
-    csv="metadata.csv",
     columns={
         "vid": "{name}", "uid": "{name}", "s_min": "0", "s_sec": "0",
         "a_obj": "{category}", "split": "{split}", "label": "{subset}",
     },
-    files={
-        "frame": f"{_AVSS}/frames/{{t}}.jpg",
-        "classes": f"{_AVSS}/labels_semantic/{{t}}.png",
-        "rgb": f"{_AVSS}/labels_rgb/{{t}}.png",
-        "pre_mask": f"pre_SAM_mask/AVSBench_semantic/{_AVSS}/frames/{{t}}_mask_color.png",
-        "wav": f"{_AVSS}/audio.wav",
-    },
-    has_one_mask=lambda plan: plan.split == "train" and plan.subset == "v1s",
     aspect=4 / 3,
     sample_rate=48_000,
     stereo=True,
@@ -161,7 +134,7 @@ def _plan_avss(options: Options, split: str, index: int) -> Plan:
         options.seed,
         split,
         index,
-        seconds=2 * NUM_FRAMES if subset == "v2" else NUM_FRAMES,
+        seconds=avsbench_folders.AVSS.num_frames[subset],
         num_categories=options.num_categories,
         max_sounding=1 if subset == "v1s" else 3,
         changes=subset != "v1s",
@@ -178,14 +151,13 @@ def clip_paths(root: Path, plan: Plan, layout: Layout = S4_LAYOUT) -> dict[str, 
       layout: of the setting.
     """
     fields = _fields(plan, layout)
-    first_only = layout.has_one_mask(plan)
+    labeled = layout.folders.labeled_frames(plan.split, plan.subset)
     paths = {}
-    for kind, template in layout.files.items():
+    for kind, template in layout.files(plan.split).items():
         if kind in ("wav", "video"):
             paths[kind] = root / template.format(**fields)
             continue
-        count = 1 if first_only and kind in GROUND_TRUTH else int(plan.seconds)
-        for t in range(count):
+        for t in labeled if kind in GROUND_TRUTH else range(int(plan.seconds)):
             paths[f"{kind}/{t + 1}"] = root / template.format(t=t, number=t + 1, **fields)
     return paths
 
@@ -224,14 +196,14 @@ def tables(plans: Sequence[Plan], layout: Layout) -> dict[str, str]:
         for plan in plans
     }
     texts = {OBJECTS: json.dumps(objects, indent=0) + "\n"}
-    if layout is AVSS_LAYOUT:
+    if layout.folders.num_classes > 2:
         numbers = {name: position + 1 for position, name in enumerate(SEMANTIC_CLASSES)}
-        texts["label2idx.json"] = json.dumps(numbers, indent=2) + "\n"
+        texts[CLASSES] = json.dumps(numbers, indent=2) + "\n"
     rows = [",".join(layout.columns)]
     for plan in plans:
         fields = _fields(plan, layout)
         rows.append(",".join(value.format(**fields) for value in layout.columns.values()))
-    texts[layout.csv] = "\n".join(rows) + "\n"
+    texts[layout.folders.csv] = "\n".join(rows) + "\n"
     return texts
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import tqdm
 
+from avs_jax.data.avsbench_folders import MANIFEST, SPLITS
 from avs_jax.files import write_atomically
 from avs_jax.generate import avsbench, moments, refer, twins
-from avs_jax.generate.plans import SPLITS
-from avs_jax.generate.setting import MANIFEST, Options, Setting
+from avs_jax.generate.setting import Options, Setting
 from avs_jax.spec import InputError
 
 _UNFINISHED_MANIFEST = "generated_clips.unfinished.json"  # what a kill may leave of it

@@ -40,11 +40,11 @@ from pathlib import Path
 
 import numpy as np
 
+from avs_jax.data.avsbench_folders import OBJECTS, SPLITS
 from avs_jax.files import atomic_path
 from avs_jax.generate import sounds
 from avs_jax.generate.categories import CATEGORIES, Category
 from avs_jax.generate.plans import (
-    SPLITS,
     Object,
     Plan,
     check_categories,
@@ -54,7 +54,7 @@ from avs_jax.generate.plans import (
     place_centers,
 )
 from avs_jax.generate.rendering import draw_frames, video_times
-from avs_jax.generate.setting import DETAILS, OBJECTS, Options, Setting
+from avs_jax.generate.setting import DETAILS, Options, Setting
 from avs_jax.generate.sounds import Sound, Timbre
 from avs_jax.generate.video_writer import write_video
 from avs_jax.spec import SAMPLE_RATE

@@ -27,13 +27,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from avs_jax.data.avsbench_folders import SPLITS
 from avs_jax.generate.categories import CATEGORIES, Category
 from avs_jax.generate.drawing import outline_share
 from avs_jax.generate.sounds import gate_at, loudness_at
 from avs_jax.spec import InputError
 
 NUM_FRAMES = 5
-SPLITS = ("train", "val", "test")
 LARGEST_AREA = {2: 0.25, 3: 0.17, 4: 0.12}  # of an object, by the number of objects in the clip
 
 

@@ -40,6 +40,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from avs_jax.data.avsbench_folders import OBJECTS
 from avs_jax.files import atomic_path, write_atomically
 from avs_jax.generate import sounds
 from avs_jax.generate.categories import CATEGORIES, Category
@@ -53,7 +54,7 @@ from avs_jax.generate.expressions import (
 )
 from avs_jax.generate.plans import LARGEST_AREA, Plan, finish_plan, make_objects, place_centers
 from avs_jax.generate.rendering import VIDEO_FPS, draw_frames, video_times
-from avs_jax.generate.setting import DETAILS, OBJECTS, Options, Setting
+from avs_jax.generate.setting import DETAILS, Options, Setting
 from avs_jax.generate.sounds import Sound, Timbre
 from avs_jax.generate.video_writer import write_video
 from avs_jax.spec import SAMPLE_RATE

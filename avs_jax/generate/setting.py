@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from avs_jax.generate.plans import SPLITS
+from avs_jax.data.avsbench_folders import SPLITS
 
-MANIFEST = "generated_clips.json"  # the options of a generated dataset
-OBJECTS = "generated_objects.json"  # name of a clip -> the categories in its frames
 DETAILS = "generated_details.json"  # what else the generator knows and the layout has no place for
 
 

@@ -39,6 +39,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from avs_jax.data.avsbench_folders import S4
 from avs_jax.generate import avsbench
 from avs_jax.generate.categories import CATEGORIES
 from avs_jax.generate.plans import (
@@ -53,7 +54,7 @@ from avs_jax.generate.plans import (
 )
 from avs_jax.generate.rendering import RenderedClip
 from avs_jax.generate.setting import DETAILS, Options
-from avs_jax.palette import CLASS_PALETTE, indexed_image
+from avs_jax.label_images import CLASS_PALETTE, indexed_image
 
 KINDS = ("still", "moving", "delayed")
 FPS = 24
@@ -136,10 +137,9 @@ def tables(plans: Sequence[Plan], options: Options) -> dict[str, str]:
     return {DETAILS: text} | avsbench.tables(plans, LAYOUT)
 
 
-_FILES = avsbench.S4_LAYOUT.files
 LAYOUT = dataclasses.replace(
     avsbench.S4_LAYOUT,
-    files=_FILES | {"object_mask": _FILES["mask"].replace("gt_masks", "object_masks")},
+    more_files={"object_mask": S4.layouts[0].masks["test"].replace("gt_masks", "object_masks")},
     images=avsbench.IMAGES | {"object_mask": draw_object_mask},
     fps=FPS,
 )
