@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from avs_jax.data import synthetic, synthetic_files
 from avs_jax.data.avsbench_folders import MS3, S4
+from avs_jax.generate import datasets, plans
 from tests import avsbench_folders as folders
 from tfds_builders.avsbench import list_clips
 
@@ -24,7 +24,7 @@ def records(data_dir, split, layout="object224"):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("source") / "Multi-sources"
-    synthetic_files.write_clips(path, 4, 2, 2, seed=5, size=32, workers=1, setting="ms3")
+    datasets.write_clips(path, 4, 2, 2, seed=5, size=32, workers=1, setting="ms3")
     return path
 
 
@@ -34,7 +34,7 @@ def test_reads_back_the_same_bytes(source, tmp_path):
         got = records(tmp_path, split)
         assert len(got) == count
         for index, record in enumerate(got):
-            plan = synthetic.plan_mixture(5, split, index)
+            plan = plans.plan_mixture(5, split, index)
             name = plan.name
             assert record["clip_id"] == name.encode() and record["category_label"] == 0
             heard = sorted(category.name for category in plan.heard)

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax.data import synthetic, synthetic_files
-from avs_jax.data.avsbench_folders import S4
+from avs_jax.data.avsbench_folders import OBJECTS, S4
 from avs_jax.data.input_files import read_wav
 from avs_jax.data.records import Records
+from avs_jax.generate import avsbench, datasets, plans
 from tests import avsbench_folders as folders
 from tfds_builders.avsbench import list_clips
 from tfds_builders.clip_files import read_clip
@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("source") / "Single-source"
-    synthetic_files.write_clips(path, 12, 4, 4, seed=5, size=32, workers=1)
+    datasets.write_clips(path, 12, 4, 4, seed=5, size=32, workers=1)
     return path
 
 
@@ -67,21 +67,21 @@ def test_reads_back_the_same_bytes(source, built):
     }  # fmt: skip
     assert info.metadata["num_clips"] == 20 and info.metadata["num_skipped"] == 0
     assert info.metadata["ground_truth"] == "generated clips"
-    objects = json.loads((source / synthetic_files.OBJECTS).read_text())
+    objects = json.loads((source / OBJECTS).read_text())
     for split, count in (("train", 12), ("val", 4), ("test", 4)):
         records = open_built(built).as_data_source(split)
         assert len(records) == count
         for index, record in enumerate(records):
-            plan = synthetic.plan_clip(5, split, index)  # the csv's order is kept
+            plan = plans.plan_clip(5, split, index)  # the csv's order is kept
             category = plan.objects[plan.sounding].category.name
             assert record["clip_id"] == plan.name.encode()
             assert record["category"] == category.encode()
             assert S4.categories[record["category_label"] - 1] == category
-            paths = synthetic_files.clip_paths(source, plan)
+            paths = avsbench.clip_paths(source, plan)
             with_mask = [0] if split == "train" else list(range(5))
             assert record["mask_index"].tolist() == with_mask
             assert record["frames"] == [paths[f"frame/{k}"].read_bytes() for k in range(1, 6)]
-            assert record["pre_masks"] == [paths[f"colour/{k}"].read_bytes() for k in range(1, 6)]
+            assert record["pre_masks"] == [paths[f"pre_mask/{k}"].read_bytes() for k in range(1, 6)]
             assert record["masks"] == [paths[f"mask/{t + 1}"].read_bytes() for t in with_mask]
             waveform, rate = read_wav(paths["wav"])
             assert rate == record["sample_rate"] == 16_000
@@ -106,7 +106,7 @@ def read_pickled(job):
 def test_random_access_in_several_processes(built):
     order = [7, 0, 11, 3]
     records = open_built(built).as_data_source("train")
-    expected = [synthetic.plan_clip(5, "train", i).name.encode() for i in order]
+    expected = [plans.plan_clip(5, "train", i).name.encode() for i in order]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
         assert list(pool.map(read_one, [(built, i) for i in order])) == expected
@@ -129,8 +129,8 @@ def test_needs_no_tensorflow(source, tmp_path):
 
 
 def frame(root, split, number, kind="frame/1"):
-    plan = synthetic.plan_clip(5, split, number)
-    return synthetic_files.clip_paths(root, plan)[kind]
+    plan = plans.plan_clip(5, split, number)
+    return avsbench.clip_paths(root, plan)[kind]
 
 
 def damage(root):
@@ -145,7 +145,7 @@ def damage(root):
     short.write_bytes(short.read_bytes()[:100_000])
     resized = frame(root, "val", 0, "mask/4")
     Image.new("L", (16, 32)).save(resized)
-    colour = frame(root, "val", 1, "colour/2")
+    colour = frame(root, "val", 1, "pre_mask/2")
     colour.write_text("no picture")
     folder = frame(root, "test", 0).parent
     shutil.rmtree(folder)

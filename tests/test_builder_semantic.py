@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax.data import synthetic_files, synthetic_parts
-from avs_jax.data.avsbench_folders import AVSS, DatasetLayoutError
+from avs_jax.data.avsbench_folders import AVSS, OBJECTS, DatasetLayoutError
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_labels
+from avs_jax.generate import avsbench, categories, datasets
 from configs.avss_vct import get_config
 from tests import avsbench_folders as folders
 from tfds_builders import clip_files, shards
 from tfds_builders.avsbench import category_labels
 
-CLASSES = synthetic_parts.SEMANTIC_CLASSES
+CLASSES = categories.SEMANTIC_CLASSES
 
 
 def run(manual_dir, data_dir, *flags, dataset="avsbench_semantic"):
@@ -33,7 +33,7 @@ def open_built(data_dir, layout="original"):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("source") / "AVSBench_semantic"
-    synthetic_files.write_clips(path, 4, 4, 4, seed=5, size=32, workers=1, setting="avss")
+    datasets.write_clips(path, 4, 4, 4, seed=5, size=32, workers=1, setting="avss")
     return path
 
 
@@ -47,12 +47,12 @@ def built(source, tmp_path_factory):
 def test_reads_back_the_same_bytes(source, built):
     info = open_built(built).info
     assert info.metadata["classes"] == list(CLASSES) and info.metadata["num_clips"] == 12
-    objects = json.loads((source / synthetic_files.OBJECTS).read_text())
+    objects = json.loads((source / OBJECTS).read_text())
     for split in ("train", "val", "test"):
         records = open_built(built).as_data_source(split)
         assert len(records) == 4
         for index, record in enumerate(records):
-            name, subset = f"{split}_5_{index:05d}", synthetic_files.subset(index)
+            name, subset = f"{split}_5_{index:05d}", avsbench.SUBSETS[index % 4]
             folder, count = source / subset / name, 10 if subset == "v2" else 5
             only_first = subset == "v1s" and split == "train"
             with_mask = [0] if only_first else list(range(count))

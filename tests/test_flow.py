@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from avs_jax import flow
-from avs_jax.data import flow_files, motion, synthetic_files
+from avs_jax.data import flow_files, motion
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_rgb
 from avs_jax.data.records import open_records
 from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import VideoError, read_pairs, read_windows
+from avs_jax.generate import datasets
 from avs_jax.inference.clip_video import make_estimator
 from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
 from avs_jax.runtime.lock import locked
@@ -31,7 +32,7 @@ SIDE = 64
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     root = tmp_path_factory.mktemp("clips")
-    synthetic_files.write_clips(root, num_train=1, num_val=0, num_test=1, size=SIDE, workers=1)
+    datasets.write_clips(root, num_train=1, num_val=0, num_test=1, size=SIDE, workers=1)
     return root
 
 
@@ -332,7 +333,7 @@ def test_estimator_of_own_videos(weights):
 def test_avss_clips_of_any_size_and_length(tmp_path, capsys):
     """Five and ten frames, numbered from 0, squashed to one size; the builder takes the files."""
     root, output = tmp_path / "clips", tmp_path / "flow"
-    synthetic_files.write_clips(
+    datasets.write_clips(
         root, setting="avss", num_train=3, num_val=0, num_test=1, size=SIDE, workers=1
     )
     with open(root / "metadata.csv", newline="") as file:

@@ -19,7 +19,7 @@ from avs_jax.data import transforms
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.flow_files import list_clips
 from avs_jax.data.video import read_windows
-from avs_jax.data.video_writer import write_video
+from avs_jax.generate.video_writer import write_video
 from avs_jax.spec import FRAME_OFFSET_SECONDS
 from tests.test_pipeline import make_config
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from avs_jax import predict
-from avs_jax.data.video_writer import write_video
+from avs_jax.generate.video_writer import write_video
 from avs_jax.inference import clip_video
 from avs_jax.inference.predictor import Predictor
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax.data import synthetic_files
 from avs_jax.data.avsbench_csv import read_rows
-from avs_jax.data.avsbench_folders import MS3, S4
+from avs_jax.data.avsbench_folders import MANIFEST, MS3, S4
 from avs_jax.data.input_files import read_wav
+from avs_jax.generate import datasets
 from scripts import prepare_avsbench
 from tfds_builders import download_check, prepare_384
 from tfds_builders.avsbench import list_clips
@@ -27,7 +27,7 @@ def pristine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("download")
     for setting, name in FOLDERS.items():
         options = dict(seed=5, size=32, workers=1, setting=setting)
-        synthetic_files.write_clips(folder / name, **COUNTS, **options)
+        datasets.write_clips(folder / name, **COUNTS, **options)
     return folder
 
 
@@ -155,7 +155,7 @@ def test_all_damages_at_once(download, capsys):
 
 
 def test_expected_counts_of_the_real_sets(download, capsys):
-    (download / "Single-source" / synthetic_files.MANIFEST).unlink()
+    (download / "Single-source" / MANIFEST).unlink()
     _, problems, _ = check(download, capsys)
     assert [p["message"] for p in problems] == [
         "train: 2 usable rows, expected 3452",

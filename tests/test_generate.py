@@ -1,6 +1,7 @@
 """Generated clips: the layout, the promises about sound and motion, and that the seed decides."""
 
 import csv
+import dataclasses
 import json
 import wave
 
@@ -9,10 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax.data import pre_masks, synthetic, synthetic_files, synthetic_parts
-from avs_jax.data.avsbench_folders import S4_CATEGORIES
-from avs_jax.data.video_writer import write_video
+from avs_jax.data import pre_masks
+from avs_jax.data.avsbench_folders import MANIFEST, OBJECTS, S4_CATEGORIES
+from avs_jax.generate import datasets
+from avs_jax.generate.categories import SEMANTIC_CLASSES
+from avs_jax.generate.datasets import write_clips
+from avs_jax.generate.drawing import outline_share
+from avs_jax.generate.plans import object_track, plan_clip, plan_mixture
+from avs_jax.generate.rendering import render_clip
+from avs_jax.generate.sounds import loudness_at
+from avs_jax.generate.video_writer import write_video
 from avs_jax.label_images import CLASS_PALETTE
+from avs_jax.spec import InputError
 from scripts import make_clips
 
 COUNTS = dict(num_train=4, num_val=2, num_test=2, size=64, workers=1)
@@ -21,18 +30,22 @@ COUNTS = dict(num_train=4, num_val=2, num_test=2, size=64, workers=1)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     path = tmp_path_factory.mktemp("clips") / "Single-source"
-    assert synthetic_files.write_clips(path, seed=3, **COUNTS) == 8
+    assert write_clips(path, seed=3, **COUNTS) == 8
     return path
 
 
 @pytest.fixture(scope="module")
 def clips():
-    plans = [synthetic.plan_clip(0, "train", i) for i in range(40)]
-    return plans, [synthetic.render_clip(plan, 48) for plan in plans]
+    plans = [plan_clip(0, "train", i) for i in range(40)]
+    return plans, [render_clip(plan, 48) for plan in plans]
 
 
 def files(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def area_of(item):
+    return 4 * item.half_size**2 * outline_share(item.category.outline)
 
 
 def test_layout(root):
@@ -41,7 +54,7 @@ def test_layout(root):
     assert list(rows[0]) == ["name", "start", "category", "split"]
     assert [row["split"] for row in rows] == ["train"] * 4 + ["val"] * 2 + ["test"] * 2
     assert len({row["name"] for row in rows}) == 8
-    expected = {"s4_meta_data.csv", synthetic_files.MANIFEST, synthetic_files.OBJECTS}
+    expected = {"s4_meta_data.csv", MANIFEST, OBJECTS}
     for row in rows:
         name, inner = row["name"], f"{row['split']}/{row['category']}"
         assert row["category"] in S4_CATEGORIES
@@ -93,41 +106,39 @@ def test_video_shows_the_moments_of_the_frames(root):
 
 def test_everything_follows_from_the_seed(root, tmp_path):
     """The same bytes from two processes, and other clips from another seed."""
-    synthetic_files.write_clips(tmp_path / "again", seed=3, **COUNTS | {"workers": 2})
+    write_clips(tmp_path / "again", seed=3, **COUNTS | {"workers": 2})
     assert files(tmp_path / "again") == files(root)
-    one = synthetic.render_clip(synthetic.plan_clip(3, "train", 0), 48)
+    one = render_clip(plan_clip(3, "train", 0), 48)
     for other in ((4, "train", 0), (3, "val", 0), (3, "train", 1)):
-        assert not np.array_equal(
-            synthetic.render_clip(synthetic.plan_clip(*other), 48).frames, one.frames
-        )
+        assert not np.array_equal(render_clip(plan_clip(*other), 48).frames, one.frames)
 
 
 def test_interrupted_run_continues(root, tmp_path):
     folder = tmp_path / "clips"
-    synthetic_files.write_clips(folder, seed=3, **COUNTS)
-    assert synthetic_files.write_clips(folder, seed=3, **COUNTS) == 0
+    write_clips(folder, seed=3, **COUNTS)
+    assert write_clips(folder, seed=3, **COUNTS) == 0
     (folder / "s4_meta_data.csv").unlink()
     next(folder.glob("s4_data/audio_wav/val/*/*.wav")).unlink()
-    (folder / "s4_data/visual_frames/.x.png.part").write_bytes(b"")
-    assert synthetic_files.write_clips(folder, seed=3, **COUNTS) == 1
-    (folder / "s4_data/visual_frames/.x.png.part").unlink()
+    (folder / "s4_data/visual_frames/x.unfinished.png").write_bytes(b"")
+    assert write_clips(folder, seed=3, **COUNTS) == 1
+    (folder / "s4_data/visual_frames/x.unfinished.png").unlink()
     assert files(folder) == files(root)
 
 
 def test_other_parameters_or_other_content_are_refused(root, tmp_path, capsys):
     with pytest.raises(ValueError, match="size: 64 there, 96 asked for"):
-        synthetic_files.write_clips(root, seed=3, **COUNTS | {"size": 96})
+        write_clips(root, seed=3, **COUNTS | {"size": 96})
     (tmp_path / "s4_data").mkdir()
     with pytest.raises(ValueError, match="does not come from this generator"):
-        synthetic_files.write_clips(tmp_path, **COUNTS)
+        write_clips(tmp_path, **COUNTS)
     with pytest.raises(ValueError, match="categories=13, expected 2 to 12"):
-        synthetic.plan_clip(0, "train", 0, categories=13)
+        plan_clip(0, "train", 0, num_categories=13)
     assert make_clips.main([f"--output={root}", "--seed=4"]) == 1
     assert "seed: 3 there, 4 asked for" in capsys.readouterr().err
 
 
 def test_one_sounds_and_a_silent_one_is_as_salient():
-    plans = [synthetic.plan_clip(0, "test", i) for i in range(400)]
+    plans = [plan_clip(0, "test", i) for i in range(400)]
     movers, areas, silent_areas = [], [], []
     for plan in plans:
         sounding = plan.objects[plan.sounding]
@@ -136,8 +147,7 @@ def test_one_sounds_and_a_silent_one_is_as_salient():
         assert 2 <= len(names) == len(plan.objects) <= 4
         assert sounding.amplitude > 0
         movers.append(any(o.amplitude > 0 for o in silent))
-        share = synthetic_parts.outline_share
-        area = [4 * o.half_size**2 * share(o.category.outline) for o in (sounding, *silent)]
+        area = [area_of(o) for o in (sounding, *silent)]
         areas.append(area[0])
         silent_areas.append(max(area[1:]))
         assert 0.07 < min(area) <= max(area) < 0.27
@@ -149,12 +159,12 @@ def test_one_sounds_and_a_silent_one_is_as_salient():
 
 def test_motion_follows_loudness():
     """The speed of an object along its path is proportional to the squared loudness."""
-    item = synthetic.plan_clip(0, "train", 0).objects[0]
-    item = synthetic.dataclasses.replace(item, amplitude=0.1)
+    item = plan_clip(0, "train", 0).objects[0]
+    item = dataclasses.replace(item, amplitude=0.1)
     time = np.arange(0.5, 4.5, 0.01)
-    x, y = synthetic.object_track(item, time).T / 0.1
+    x, y = object_track(item, time).T / 0.1
     speed = np.abs(np.gradient(np.arccos(np.clip(x, -1, 1)), time))
-    loudness = synthetic._loudness(item.loudness, time)
+    loudness = loudness_at(item.loudness, time)
     inner = np.abs(x) < 0.9
     expected = 2 * np.pi * item.rate * loudness**2
     np.testing.assert_allclose(speed[inner], expected[inner], rtol=0.05)
@@ -189,7 +199,7 @@ def test_categories_differ_by_sound_alone():
         return logs - logs.mean()
 
     def features(split, count):
-        made = [synthetic.render_clip(synthetic.plan_clip(0, split, i), 32) for i in range(count)]
+        made = [render_clip(plan_clip(0, split, i), 32) for i in range(count)]
         return np.stack([feature(c) for c in made]), np.array([c.category for c in made])
 
     known, labels = features("train", 60)
@@ -201,9 +211,9 @@ def test_categories_differ_by_sound_alone():
 
 
 def test_objects_file_lists_what_is_in_the_picture(root):
-    objects = json.loads((root / synthetic_files.OBJECTS).read_text())
+    objects = json.loads((root / OBJECTS).read_text())
     for index in range(4):
-        plan = synthetic.plan_clip(3, "train", index)
+        plan = plan_clip(3, "train", index)
         assert objects[plan.name] == sorted(o.category.name for o in plan.objects)
 
 
@@ -222,8 +232,8 @@ def test_paint_by_area_small_masks_win():
 
 
 def test_write_video_stereo_portrait(tmp_path):
-    plan = synthetic.plan_clip(0, "test", 1, seconds=2)
-    clip = synthetic.render_clip(plan, (96, 64), fps=24, sample_rate=48_000)
+    plan = plan_clip(0, "test", 1, seconds=2)
+    clip = render_clip(plan, (96, 64), fps=24, sample_rate=48_000)
     assert clip.frames.shape == (48, 96, 64, 3)
     write_video(tmp_path / "a.mp4", clip.frames, 24, clip.audio, 48_000, stereo=True)
     with av.open(str(tmp_path / "a.mp4")) as container:
@@ -240,12 +250,23 @@ def test_write_video_stereo_portrait(tmp_path):
         write_video(tmp_path / "b.mp4", clip.frames, 24, clip.audio / 32768.0)
 
 
+def test_write_video_repeats_its_bytes(tmp_path):
+    clip = render_clip(plan_clip(0, "test", 1, seconds=3), 80)
+    written = set()
+    for k in range(30):
+        used = [np.full(20_000 + 700 * i, (k * 37 + i) % 256, np.uint8) for i in range(30)]
+        del used  # memory that the encoder may find, different each time
+        write_video(tmp_path / "a.mp4", clip.frames, 8)
+        written.add((tmp_path / "a.mp4").read_bytes())
+    assert len(written) == 1
+
+
 # ---- several sources ----
 
 
 def test_mixtures_start_stop_and_pause():
     """One to three sound at some time, sets change, some seconds are silent, something never is."""
-    plans = [synthetic.plan_mixture(0, "train", i) for i in range(200)]
+    plans = [plan_mixture(0, "train", i) for i in range(200)]
     heard = [np.stack([o.active & o.audible for o in plan.objects], -1) for plan in plans]
     assert {int(h.any(0).sum()) for h in heard} == {1, 2, 3}
     assert all(h.any() for h in heard)
@@ -260,9 +281,9 @@ def test_mixtures_start_stop_and_pause():
 
 
 def test_mixture_sounds_and_moves_only_while_active():
-    plans = [synthetic.plan_mixture(0, "train", i) for i in range(60)]
+    plans = [plan_mixture(0, "train", i) for i in range(60)]
     plan = next(p for p in plans if not p.objects[p.sounding].active.all() and len(p.heard) == 1)
-    clip = synthetic.render_clip(plan, 32)
+    clip = render_clip(plan, 32)
     active = plan.objects[plan.sounding].active
     second = clip.audio.reshape(5, 16_000)[:, 1000:-1000] / 32768.0
     level = 20 * np.log10(np.sqrt(np.mean(second**2, axis=1)))
@@ -270,7 +291,7 @@ def test_mixture_sounds_and_moves_only_while_active():
     np.testing.assert_array_equal(clip.sounding.any(1), active)
     assert clip.mask.any((1, 2)).tolist() == active.tolist()
     time = np.arange(0, 5, 0.05)
-    track = synthetic.object_track(plan.objects[plan.sounding], time)
+    track = object_track(plan.objects[plan.sounding], time)
     moved = np.abs(np.diff(track, axis=0)).sum(-1)
     inner = [np.floor(t + 0.05) == np.floor(t - 0.05) for t in time[:-1]]
     still = ~active[np.floor(time[:-1]).astype(int)] & inner
@@ -281,8 +302,8 @@ def test_mixture_sounds_and_moves_only_while_active():
 def semantic_root(tmp_path_factory):
     path = tmp_path_factory.mktemp("clips") / "AVSBench_semantic"
     counts = COUNTS | {"size": 48}
-    assert synthetic_files.write_clips(path, seed=3, setting="avss", **counts) == 8
-    assert synthetic_files.write_clips(path, seed=3, setting="avss", **counts) == 0
+    assert write_clips(path, seed=3, setting="avss", **counts) == 8
+    assert write_clips(path, seed=3, setting="avss", **counts) == 0
     return path
 
 
@@ -291,7 +312,7 @@ def test_semantic_layout(semantic_root):
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["vid", "uid", "s_min", "s_sec", "a_obj", "split", "label"]
     assert [row["label"] for row in rows[:4]] == ["v1s", "v2", "v1m", "v2"]
-    expected = {"metadata.csv", "label2idx.json", synthetic_files.MANIFEST, synthetic_files.OBJECTS}
+    expected = {"metadata.csv", "label2idx.json", MANIFEST, OBJECTS}
     for row in rows:
         folder = f"{row['label']}/{row['uid']}"
         count = 10 if row["label"] == "v2" else 5
@@ -308,7 +329,7 @@ def test_semantic_layout(semantic_root):
 
 
 def test_semantic_masks(semantic_root):
-    """Index and colour images agree, and hold the classes that the csv says sound."""
+    """Index and color images agree, and hold the classes that the csv says sound."""
     with (semantic_root / "metadata.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row in rows:
@@ -318,17 +339,56 @@ def test_semantic_masks(semantic_root):
                 assert image.mode == "P" and image.size == (64, 48)
                 index = np.asarray(image)
             with Image.open(path.parent.parent / "labels_rgb" / path.name) as rgb:
-                colours = np.asarray(rgb)
-            np.testing.assert_array_equal(colours, CLASS_PALETTE[index])
-            seen |= {synthetic_parts.SEMANTIC_CLASSES[c] for c in np.unique(index) if c}
+                colors = np.asarray(rgb)
+            np.testing.assert_array_equal(colors, CLASS_PALETTE[index])
+            seen |= {SEMANTIC_CLASSES[c] for c in np.unique(index) if c}
         assert seen <= set(row["a_obj"].split("+"))
         with wave.open(str(semantic_root / row["label"] / row["uid"] / "audio.wav")) as file:
             seconds = 10 if row["label"] == "v2" else 5
             assert file.getparams()[:4] == (2, 2, 48_000, 48_000 * seconds)
 
 
+# ---- the command line ----
+
+
+def test_help_has_an_example_per_setting(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        make_clips.main(["--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    for name, setting in datasets.SETTINGS.items():
+        assert f"{name}: " in text
+        assert f"    python scripts/make_clips.py {setting.example}\n" in text
+
+
+def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(job):
+        raise KeyboardInterrupt
+
+    command = [f"--output={tmp_path / 'a'}", "--train=1", "--val=0", "--test=0", "--size=32"]
+    command.append("--workers=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "_write_clip", interrupted)
+        assert make_clips.main(command) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "Generating clips: 1\nmake_clips: interrupted; run the same command again to resume\n"
+    )
+    assert make_clips.main(command) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'a'}: complete, 1 clips generated now\n"
+    assert make_clips.main(command) == 0
+    assert "0 clips generated now" in capsys.readouterr().out
+
+
+def test_damaged_manifest_is_named(tmp_path):
+    (tmp_path / MANIFEST).write_text("[1]")
+    with pytest.raises(InputError, match="generated_clips.json: not the options of generated"):
+        write_clips(tmp_path, **COUNTS)
+
+
 def test_unknown_setting(tmp_path):
     with pytest.raises(ValueError, match="expected one of s4, ms3, avss"):
-        synthetic_files.write_clips(tmp_path, setting="ms4")
+        write_clips(tmp_path, setting="ms4")
     with pytest.raises(ValueError, match="categories=3, expected 4 to 12"):
-        synthetic_files.write_clips(tmp_path, setting="ms3", categories=3)
+        write_clips(tmp_path, setting="ms3", num_categories=3)
