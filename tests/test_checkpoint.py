@@ -25,10 +25,10 @@ from avs_jax.runtime import sharding, stored_config
 from avs_jax.runtime.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
-    full_disk_is_os_error,
     load_variables,
     save_variables,
 )
+from avs_jax.runtime.orbax_items import full_disk_is_os_error
 from avs_jax.runtime.run_checkpoints import Checkpoints, Validation
 from avs_jax.runtime.step import TrainState
 from avs_jax.runtime.stored_config import flat_config, update_stored
