@@ -52,7 +52,7 @@ def locked(
 
     Args:
       directory: what the job writes to.
-      job: what runs, for whoever finds the lock: "training".
+      job: what runs, such as "training"; shown to a process that is refused.
       coordinator: address that the processes of one job share, if there are several.
 
     Raises:
