@@ -14,6 +14,8 @@ import numpy as np
 
 from avs_jax.results.counts import FrameCounter
 from avs_jax.runtime import evaluation, sharding
+from avs_jax.runtime.checksums import tree_checksums
+from avs_jax.runtime.lock import locked
 from avs_jax.runtime.processes import distributed_job
 from avs_jax.spec import InputError
 from avs_jax.tasks import make_task
@@ -43,19 +45,23 @@ def count_clips(rows: range):
 
 
 def main(coordinator: str, count: int, process: int, folder: pathlib.Path) -> None:
-    """Sums over the mesh, gathers counts; then process 1 is killed and process 0 goes on."""
-    with distributed_job(coordinator, count, process, expected=(InputError,)):
+    """Sums over the mesh, gathers counts; then process 1 is killed and process 0 continues."""
+    with (
+        distributed_job(coordinator, count, process, expected=(InputError,)),
+        locked(folder, "test", coordinator),
+    ):
         mesh = sharding.make_mesh(segment_config())
         rows = BATCH // count
         values = np.arange(BATCH, dtype=np.float32)[process * rows : (process + 1) * rows]
         batch = sharding.put_batch({"x": values}, mesh)
         add = jax.jit(lambda x: jnp.square(x).sum(), out_shardings=sharding.replicated(mesh))
         np.save(folder / f"sum{process}.npy", jax.device_get(add(batch["x"])))
+        (folder / f"checksum{process}").write_text(tree_checksums(batch)["x"])
         share = range(process * rows, (process + 1) * rows)
-        evaluation._gather(make_task(segment_config()), count_clips(share), rows).save(
-            folder / f"counts{process}.npz"
-        )
+        counts = evaluation._gather(make_task(segment_config()), count_clips(share), rows)
+        counts.save(folder / f"counts{process}.npz")
         if process == 1:
+            (folder / "seen_lock").write_bytes((folder / ".lock").read_bytes())
             os.kill(os.getpid(), signal.SIGKILL)
         while True:
             jax.device_get(add(batch["x"]))

@@ -25,13 +25,13 @@ from avs_jax.runtime import sharding, stored_config
 from avs_jax.runtime.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
-    full_disk_is_os_error,
     load_variables,
     save_variables,
 )
+from avs_jax.runtime.orbax_items import full_disk_is_os_error
 from avs_jax.runtime.run_checkpoints import Checkpoints, Validation
 from avs_jax.runtime.step import TrainState
-from avs_jax.runtime.stored_config import flat_config, update_stored
+from avs_jax.runtime.stored_config import check_same_config, flat_config, update_stored
 from avs_jax.spec import InputError
 from configs import parts
 from configs.segment import segment_config
@@ -100,6 +100,16 @@ def test_a_state_saved_on_eight_devices_comes_back_on_any_number(tmp_path, count
     assert_same(restored, state)
     for got, want in zip(jax.tree.leaves(restored), jax.tree.leaves(target), strict=True):
         assert got.sharding == want.sharding
+
+
+def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
+    state, expected = make_state(), jax.tree.map(np.array, make_state())
+    checkpoints = Checkpoints(tmp_path, make_config())
+    checkpoints.save(state, 3)
+    jax.jit(lambda x: jax.tree.map(lambda y: y * 0 - 1, x), donate_argnums=0)(state)
+    restored, _ = checkpoints.restore(as_target(make_state(seed=1)))
+    checkpoints.close()
+    assert_same(jax.tree.map(np.asarray, restored), expected)
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path):
@@ -331,7 +341,7 @@ def flip(path, place=None, count=1):
 
 @pytest.mark.parametrize("count", [1, 8])
 def test_flipped_bytes_are_an_error_that_names_the_tensor(tmp_path, count):
-    """Converted weights and the tensors beside them, like the checkpoints of a run."""
+    """In converted weights and the tensors kept with them."""
     params = {"fc": {"kernel": np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)}}
     save_variables(
         tmp_path / "a", {"params": params}, make_config(), {"old": params["fc"]["kernel"]}
@@ -386,8 +396,25 @@ def test_damaged_files_are_one_line_and_the_run_resumes_from_an_older_step(
     assert Checkpoint.find(run_of_two).name == "1"
 
 
+@pytest.mark.parametrize(
+    "file, old, new",
+    [("config/metadata", '"clip_norm": 0.01', '"clip_norm": 0.07'),
+     ("loader/metadata", '"position": 2', '"position": 3'),
+     ("validation/metadata", '"best_step": 2', '"best_step": 1'),
+     ("metrics/metrics", '"mIoU": 0.2', '"mIoU": 0.9')],
+)  # fmt: skip
+def test_another_value_in_a_json_file_is_damage(run_of_two, file, old, new):
+    path = run_of_two / "checkpoints" / "2" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    item = file.split("/")[0]
+    with pytest.raises(DamagedCheckpoint, match=f"2 is damaged: {item}: it changed since it was"):
+        Checkpoint(path.parent.parent).read_json(item)
+    assert save_and_restore(run_of_two, make_config())[1] == 1
+
+
 def test_a_damaged_best_checkpoint_that_is_not_the_newest(run_of_two):
-    """Does not stop the run; whoever asks for it learns about it."""
+    """It does not stop the run; reading it is an error."""
     checkpoints = Checkpoints(run_of_two, make_config())
     checkpoints.save(make_state(3), 3)
     checkpoints.close()
@@ -481,6 +508,28 @@ def test_stored_keys_are_renamed_removed_and_added(monkeypatch):
         "part": "fusion", "decoder": {"init": 3.0}, "host": "vct",
     }  # fmt: skip
     assert update_stored(ConfigDict({"name": "raft"})).to_dict() == {"name": "raft"}
+
+
+def test_a_run_of_fc75a40_resumes_under_the_same_configuration(golden_dir):
+    run = Checkpoint.find(golden_dir / "fc75a40" / "run")
+    check_same_config(run.config, config_of_fc75a40_run(), run.directory)
+    run.config.optim.clip_norm = 7.0
+    with pytest.raises(InputError, match="optim.clip_norm: 7.0 in the checkpoint"):
+        check_same_config(run.config, config_of_fc75a40_run(), run.directory)
+
+
+def config_of_fc75a40_run():
+    """Its frozen parameters keep the state, and the fixture, small."""
+    config = tiny_config()
+    config.model.num_queries = 4
+    config.model.backbone.update(embed_dim=4, num_heads=(1, 1, 2, 2))
+    config.model.audio_backbone.width = 1
+    config.model.audio_hidden_dim = 8
+    config.model.pixel_decoder.update(ffn_dim=8, num_heads=2)
+    config.model.decoder.update(ffn_dim=8, num_heads=2)
+    config.optim.frozen = (r"(?!ama/).*",)
+    config.train.ema_decay = 0.9
+    return config
 
 
 def test_a_digest_follows_the_keys_that_matter():

@@ -3,6 +3,7 @@
 The whole of training in several processes takes minutes: scripts/check_processes.py.
 """
 
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from avs_jax.runtime import processes
+from avs_jax.runtime.checksums import tree_checksums
 from avs_jax.spec import InputError
 from tests import process_worker
 from tests.conftest import ROOT
@@ -41,6 +43,12 @@ def test_two_processes_of_which_one_is_killed(tmp_path):
         for worker in workers:
             worker.kill()
 
+    values = np.arange(process_worker.BATCH, dtype=np.float32)
+    checksums = [(tmp_path / f"checksum{i}").read_text() for i in range(2)]
+    assert checksums == [tree_checksums({"x": values})["x"]] * 2
+    lock = json.loads((tmp_path / "seen_lock").read_text())
+    assert (lock["pid"], lock["job"]) == (workers[0].pid, "test")
+    assert not (tmp_path / ".lock").exists()
     assert [float(np.load(tmp_path / f"sum{i}.npy")) for i in range(2)] == [14.0, 14.0]
     process_worker.count_clips(range(process_worker.BATCH)).save(tmp_path / "alone.npz")
     alone = (tmp_path / "alone.npz").read_bytes()
@@ -80,3 +88,4 @@ def test_what_counts_as_a_peer_failure():
     assert not processes.is_peer_failure(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"))
     assert processes.is_peer_failure(ValueError("UNKNOWN: Gloo all-reduce failed"))
     assert not processes.is_peer_failure(InputError("--config.gloo"))
+    assert processes._describe(KeyboardInterrupt(), ()) == "error: interrupted"

@@ -10,16 +10,14 @@ Both have the item `checksums` (checksums.py), which every read is compared with
 are older than checksums are read without.
 """
 
-import asyncio
 import contextlib
 import functools
 import json
-import logging
 import math
 import operator
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,20 +25,26 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from avs_jax.runtime.checksums import changed_arrays, json_checksum, tree_checksums
+from avs_jax.runtime.checksums import changed_arrays, json_checksum
 from avs_jax.runtime.ema import ema_variables
+from avs_jax.runtime.orbax_items import (
+    CHECKSUMS,
+    KEPT,
+    ArrayError,
+    full_disk_is_os_error,
+    item_handlers,
+    save_args,
+    state_handler,
+)
 from avs_jax.runtime.stored_config import plain_config, update_stored
 from avs_jax.spec import InputError, nearest
 
 FOLDER = "checkpoints"
-KEPT = "kept"  # item of converted weights
 INDEX = "_CHECKPOINT_METADATA"  # Orbax's own note of the items
 JSON_FILES = {INDEX: INDEX, "metrics": "metrics/metrics"}  # the file of other items is "metadata"
-CHECKSUMS = "checksums"  # item: {item: {path: checksum} for arrays, or one checksum for JSON}
 WEIGHTS = ("raw", "ema")  # the parameters, and their average
 FIRST_MEASURE = "mIoU"  # chooses the best checkpoint of runs that do not say which measure does
 MAX_LINES = 20  # of tensors listed where a checkpoint does not fit
-FULL_DISK = "No space left on device"
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 NOT_DAMAGE = "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED"
 
@@ -133,7 +137,7 @@ class Checkpoint:
     def shapes(self) -> dict[str, Any]:
         """The stored state as a tree whose leaves have shape and dtype."""
         with self.reading("state"):
-            return dict(_state_handler().metadata(self.directory / "state").tree)
+            return dict(state_handler().metadata(self.directory / "state").tree)
 
     @property
     def available_weights(self) -> tuple[str, ...]:
@@ -184,7 +188,7 @@ class Checkpoint:
         if not (self.directory / KEPT).is_dir():
             return {}
         with self.reading(KEPT):
-            handler, folder = _state_handler(), self.directory / KEPT
+            handler, folder = state_handler(), self.directory / KEPT
             as_numpy = jax.tree.map(
                 lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree
             )
@@ -207,12 +211,17 @@ class Checkpoint:
           DamagedCheckpoint: names the tensor.
         """
         target = dict(target)
-        stored = {name: tree for name, tree in self.shapes.items() if name in target}
-        problems = shape_mismatches(_shapes(stored), _shapes(target))
+        stored = _leaves({name: tree for name, tree in self.shapes.items() if name in target})
+        wanted = _leaves(target)
+        problems = shape_mismatches(_shapes(stored), _shapes(wanted)) or [
+            f"{path}: {stored[path].dtype} in the checkpoint, {leaf.dtype} in the model"
+            for path, leaf in wanted.items()
+            if stored[path].dtype != leaf.dtype
+        ]
         if problems:
             raise misfit(self.directory, "the configuration", problems)
         with self.reading("state"):
-            restored = _state_handler().restore(
+            restored = state_handler().restore(
                 self.directory / "state",
                 args=ocp.args.PyTreeRestore(
                     item=target,
@@ -225,11 +234,8 @@ class Checkpoint:
 
     def _check_arrays(self, item: str, tree: Any) -> None:
         # Orbax returns the description of an array that is missing on disk, without an error.
-        bad = [
-            jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-            if not isinstance(leaf, (jax.Array, np.ndarray))
-        ]
+        arrays = (jax.Array, np.ndarray)
+        bad = [path for path, leaf in _leaves(tree).items() if not isinstance(leaf, arrays)]
         if not bad and item in self._checksums:
             bad = changed_arrays(tree, self._checksums[item])
         if bad:
@@ -257,8 +263,8 @@ class Checkpoint:
         """
         problems = []
         for name, wanted in (("params", params), ("batch_stats", batch_stats)):
-            stored = _shapes(self.shapes.get(name, {}))
-            problems += shape_mismatches(stored, _shapes(wanted))
+            stored = _leaves(self.shapes.get(name, {}))
+            problems += shape_mismatches(_shapes(stored), _shapes(_leaves(wanted)))
         if problems:
             raise misfit(self.directory, model_name, problems)
 
@@ -290,15 +296,15 @@ class Checkpoint:
         except (InputError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:
-            if isinstance(error, _ArrayError):
+            if isinstance(error, ArrayError):
                 item = f"{item}/{error}"
             cause: BaseException = error
-            while type(cause) in (Exception, _ArrayError) and cause.__cause__:  # wrapped by Orbax
+            while type(cause) in (Exception, ArrayError) and cause.__cause__:  # wrapped by Orbax
                 cause = cause.__cause__
+            if isinstance(error, OSError) and not isinstance(error, MISSING):
+                raise
             reason = (str(cause) or type(cause).__name__).splitlines()[0]
             reason = reason.partition(" [tensorstore_spec")[0]
-            if isinstance(cause, OSError) and not isinstance(cause, MISSING):
-                raise OSError(f"{self.directory}: {item} cannot be read: {reason}") from error
             if re.match(NOT_DAMAGE, reason):
                 raise OSError(f"{self.directory}: {item} cannot be read: {reason}") from error
             raise DamagedCheckpoint(f"{self.directory} is damaged: {item}: {reason}") from error
@@ -346,90 +352,6 @@ def save_variables(
         saver.save(directory, args=items)
 
 
-def save_args(
-    trees: Mapping[str, Any], values: Mapping[str, Mapping], metrics: Mapping | None = None
-) -> ocp.args.Composite:
-    """What Orbax saves of one checkpoint: the given items and their checksums.
-
-    Args:
-      trees: item -> nested arrays. Their checksums are computed here, before a step that runs
-        during the save can take over their memory.
-      values: item -> JSON object.
-      metrics: the item of this name, which Orbax saves by itself.
-    """
-    checksums: dict[str, Any] = {item: tree_checksums(tree) for item, tree in trees.items()}
-    checksums |= {item: json_checksum(value) for item, value in values.items()}
-    if metrics is not None:
-        checksums["metrics"] = json_checksum(metrics)
-    return ocp.args.Composite(
-        **{item: ocp.args.PyTreeSave(tree) for item, tree in trees.items()},
-        **{item: ocp.args.JsonSave(value) for item, value in values.items()},
-        **{CHECKSUMS: ocp.args.JsonSave(checksums)},
-    )
-
-
-def item_handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-    """Orbax's handlers of the items of a checkpoint."""
-    registry = ocp.DefaultCheckpointHandlerRegistry()
-    for item in ("state", KEPT):
-        registry.add(item, ocp.args.PyTreeSave, _state_handler())
-    for item in ("loader", "config", "validation", CHECKSUMS):
-        registry.add(item, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
-    return registry
-
-
-def _state_handler() -> ocp.PyTreeCheckpointHandler:
-    """Orbax's handler of nested arrays, with the array handlers below."""
-    return ocp.PyTreeCheckpointHandler(
-        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-            (np.number, ocp.type_handlers.ScalarHandler()),
-            (np.ndarray, _NumpyHandler()),
-            # By default every device that holds a copy writes a slice of it, which takes hundreds
-            # of compilations at the first save.
-            (jax.Array, _JaxHandler(use_replica_parallel=False)),
-        )
-    )
-
-
-class _NumpyHandler(ocp.type_handlers.NumpyHandler):
-    """Orbax's, with errors that name the array."""
-
-    async def metadata(self, infos):
-        return await _one_by_one(super().metadata, infos)
-
-    async def deserialize(self, infos, args=None):
-        return await _one_by_one(super().deserialize, infos, args)
-
-
-class _JaxHandler(ocp.type_handlers.ArrayHandler):
-    """Orbax's, with errors that name the array."""
-
-    async def metadata(self, infos):
-        # Shape and dtype are wanted. The sharding would take a file of its own for each array.
-        return await _NumpyHandler().metadata(infos)
-
-    async def deserialize(self, infos, args=None):
-        return await _one_by_one(super().deserialize, infos, args)
-
-
-async def _one_by_one(read: Callable, *sequences: Sequence) -> list:
-    """Calls `read` for each array and waits for all of them.
-
-    Orbax stops at the first error. It then closes the event loop to which the other reads report,
-    and each of them prints a traceback.
-    """
-    calls = [read(*([value] for value in row)) for row in zip(*sequences, strict=True)]
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for info, result in zip(sequences[0], results, strict=True):
-        if isinstance(result, BaseException):
-            raise _ArrayError(info.name) from result
-    return [value for (value,) in results]
-
-
-class _ArrayError(Exception):
-    """One array cannot be read; the cause says why."""
-
-
 def shape_mismatches(
     stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
@@ -469,37 +391,13 @@ def misfit(
     )
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
+def _leaves(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
 
 
-@contextlib.contextmanager
-def full_disk_is_os_error(
-    directory: pathlib.Path,
-    advice: str = "the last complete one is kept; make room and give the same command to resume "
-    "from it",
-) -> Iterator[None]:
-    """Turns Orbax's report of a full disk, a ValueError of many lines, into an OSError of one.
-
-    Each of Orbax's background threads also logs the error with its traceback. Those records are
-    dropped, because the error itself arrives here at the next save, wait or close.
-    """
-    logging.getLogger("absl").addFilter(_is_not_a_full_disk)  # adding it again has no effect
-    try:
-        yield
-    except Exception as error:
-        if FULL_DISK not in str(error):
-            raise
-        raise OSError(f"{directory}: no space left for a checkpoint; {advice}") from error
-
-
-def _is_not_a_full_disk(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    return FULL_DISK not in record.getMessage() and FULL_DISK not in str(error)
+def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
 # ---- the functions that `Checkpoint` replaces, for callers that have not moved yet ----

@@ -1,11 +1,11 @@
-"""Exponential moving average of what is learned, beside the parameters that the optimizer moves.
+"""Exponential moving average of trainable parameters and batch statistics.
 
   d_t = min(decay, (1 + t) / (10 + t))
   ema <- ema + (1 - d_t) * (value - ema)         after step t = 1, 2, ...
 
-The growing d_t keeps the random start from weighing for 1 / (1 - decay) steps. Averaged are the
-trainable parameters and the running statistics of batch normalization, which belong to them; frozen
-parameters are what they are.
+The growing d_t keeps the random start from weighing for 1 / (1 - decay) steps. The average covers
+the trainable parameters and the running statistics of batch normalization, which belong to them.
+Frozen parameters need none.
 
 Source: Polyak and Juditsky, 1992; the growing decay is TensorFlow's ExponentialMovingAverage.
 """
@@ -29,16 +29,16 @@ def init_ema(trainable: Mapping[str, Array], batch_stats: Any, decay: float) -> 
       decay: of config.train.ema_decay.
 
     Returns:
-      {"params": {path: array}, "batch_stats": nested}, copies; {} where decay is 0.
+      {"params": {path: array}, "batch_stats": nested}, copies; {} if decay is 0.
 
     Raises:
-      ValueError: a decay outside 0 <= decay < 1.
+      InputError: a decay outside 0 <= decay < 1.
     """
     if not 0 <= decay < 1:
         raise InputError(f"config.train.ema_decay = {decay}: expected 0 (off) <= decay < 1")
     if not decay:
         return {}
-    # Copies: the state is donated, and a buffer can be given away once only.
+    # Copies, because the state is donated and a buffer can be donated only once.
     return jax.tree.map(jnp.copy, {"params": dict(trainable), "batch_stats": batch_stats})
 
 
@@ -51,7 +51,7 @@ def update_ema(
       ema: from `init_ema`, or {}.
       trainable: {path: parameter} after the step.
       batch_stats: after the step.
-      step: int [], steps done, this one included.
+      step: int [], steps done, including this one.
       decay: as in `init_ema`.
     """
     if not ema:
@@ -62,10 +62,10 @@ def update_ema(
 
 
 def ema_variables(params: Mapping, ema: Mapping) -> tuple[dict, Any]:
-    """The averaged (params, batch_stats), both nested; frozen parameters from `params`.
+    """The averaged (params, batch_stats), both nested; frozen parameters come from `params`.
 
     Args:
-      params: nested, all.
+      params: nested, all of them.
       ema: from `update_ema`, not empty.
     """
     return unflatten(flatten(params) | dict(ema["params"])), ema.get("batch_stats", {})

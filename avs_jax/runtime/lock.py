@@ -21,10 +21,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from avs_jax.spec import InputError
@@ -45,12 +46,13 @@ def locked(
 ) -> Iterator[None]:
     """Holds the lock of a directory, which is created if missing.
 
-    Of the processes of one job, process 0 takes the lock and the others wait until it has it. A
-    block within a block of the same process and directory takes nothing.
+    Of the processes of one job, process 0 takes the lock before any of them enters the block, and
+    releases it after all have left. A block within a block of the same process and directory takes
+    nothing.
 
     Args:
       directory: what the job writes to.
-      job: what runs, for whoever finds the lock: "training".
+      job: what runs, such as "training"; shown to a process that is refused.
       coordinator: address that the processes of one job share, if there are several.
       name: of the lock file; jobs that write to different entries of a directory name theirs.
 
@@ -59,24 +61,46 @@ def locked(
         directory has changed.
     """
     directory = pathlib.Path(directory).expanduser().resolve()
-    path, num_processes = directory / name, 1
-    if jax.distributed.is_initialized():
-        num_processes = jax.process_count()
-    is_owner = path not in _held and (num_processes == 1 or jax.process_index() == 0)
-    with contextlib.ExitStack() as stack:
-        if is_owner:
-            directory.mkdir(parents=True, exist_ok=True)
-            me = _describe_me(job, coordinator)
-            _take(path, me)
-            _held.add(path)
-            stack.callback(_release, path, me["token"])
-            stop = threading.Event()
-            stack.callback(stop.set)
-            beat = threading.Thread(target=_beat, args=(path, me["token"], stop), daemon=True)
-            beat.start()
-        if num_processes > 1:
-            multihost_utils.sync_global_devices("locked")
+    path = directory / name
+    if path in _held:
         yield
+        return
+    num_processes = jax.process_count() if jax.distributed.is_initialized() else 1
+    with contextlib.ExitStack() as stack:
+        if num_processes == 1:
+            stack.enter_context(_holding(path, job, coordinator))
+        else:
+            _agree(lambda: stack.enter_context(_holding(path, job, coordinator)))
+        yield
+        if num_processes > 1:
+            multihost_utils.sync_global_devices("done under the lock")
+
+
+@contextlib.contextmanager
+def _holding(path: pathlib.Path, job: str, coordinator: str | None) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    me, stop = _describe_me(job, coordinator), threading.Event()
+    _take(path, me)
+    _held.add(path)
+    beat = threading.Thread(target=_beat, args=(path, me["token"], stop), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        _release(path, me["token"])
+
+
+def _agree(take: Callable[[], Any]) -> None:
+    """Calls `take` in process 0; raises in all processes if it does."""
+    error = None
+    if jax.process_index() == 0:
+        try:
+            take()
+        except (InputError, OSError) as raised:
+            error = raised
+    if not multihost_utils.broadcast_one_to_all(np.array(error is None)):
+        raise error or InputError("process 0 of this job cannot lock the folder; it says why")
 
 
 def _take(path: pathlib.Path, me: dict[str, Any]) -> None:

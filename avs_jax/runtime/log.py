@@ -20,7 +20,7 @@ from tensorboardX import SummaryWriter
 from avs_jax.files import write_atomically
 
 EMA_WEIGHT = 0.1  # of the last interval, in the running mean of the time per step
-SHOWN_TERMS = r"loss_[a-z_]+"  # beside the total; loss_ce_0 is of one layer
+SHOWN_TERM = r"loss_[a-z_]+"  # in addition to the total; loss_ce_0 is one layer's
 
 
 class Log:
@@ -92,7 +92,7 @@ class Log:
             is no such time. The remaining time is estimated from its running mean.
         """
         line = [f"step {step}/{self._total}"]
-        shown = [name for name in values if re.fullmatch(SHOWN_TERMS, name)]
+        shown = [name for name in values if re.fullmatch(SHOWN_TERM, name)]
         shown = ["total_loss", *shown] if "total_loss" in values else shown
         line += [f"{name} {float(values[name]):.4f}" for name in shown]
         if seconds_per_step is not None:

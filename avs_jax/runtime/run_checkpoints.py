@@ -24,12 +24,10 @@ from avs_jax.runtime.checkpoint import (
     INDEX,
     Checkpoint,
     DamagedCheckpoint,
-    full_disk_is_os_error,
-    item_handlers,
-    save_args,
     score_of,
     step_directories,
 )
+from avs_jax.runtime.orbax_items import full_disk_is_os_error, item_handlers, save_args
 from avs_jax.runtime.step import TrainState
 from avs_jax.runtime.stored_config import check_same_config, plain_config
 from avs_jax.spec import InputError
