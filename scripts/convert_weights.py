@@ -1,4 +1,4 @@
-"""Turns a foreign weight file into an Orbax checkpoint that training and prediction read.
+"""Converts a weight file of another program to an Orbax checkpoint for training and prediction.
 
   python scripts/convert_weights.py --source=vct --input=model_best.pth --config=configs/s4_vct.py
       --output=checkpoints/vct_s4
@@ -7,24 +7,26 @@
   python scripts/convert_weights.py --source=raft --input=raft_large_C_T_SKHT_V2-ff5fadd5.pth
       --output=checkpoints/raft_large
 
-  source    what it holds                layouts
+  source    becomes                      layouts
   vct       the whole model              spyflying/VCT_AVS
   swin      config.model.backbone        Microsoft's, timm's, VCT's backbone alone
   pvt_v2    config.model.backbone        the official one and AVSBench's encoder, timm's
   resnet50  config.model.backbone        torchvision's, AVSBench's two-branch net
   vggish    config.model.audio_backbone  AVSBench's and VCT's
-  raft      a model of its own           torchvision's, princeton-vl's
+  raft      RAFT, a separate model       torchvision's, princeton-vl's
 
-Input: .npz, .safetensors, .pth, .pt or .pkl; nothing in it is executed. Every tensor of the file
-must have its place and every parameter its tensor, else all disagreements are listed and nothing is
-written. Parts that the file cannot know (AMA and BRM, for a VCT file) are initialised from the seed
-of the configuration and listed; --strict refuses them. Parameters are float32: a tensor of another
-dtype is refused, --cast turns floats of another width into float32. A Swin of another window size
-gets its tables of relative positions interpolated, which is said.
+Input: .npz, .safetensors, .pth, .pt or .pkl. Nothing in it is executed, and a file whose tensors
+take more memory than --max_size is refused before it is read.
 
-A part of the model goes into training by --config.init.backbone=DIR or --config.init.audio_backbone
-=DIR. RAFT, large or small, which the file tells, needs no configuration; avs_jax.flow and
-avs_jax.predict read it.
+Every tensor must match a parameter, and every parameter a tensor; otherwise all mismatches are
+listed and nothing is written. Parameters that such files do not have (AMA and BRM, for VCT) are
+initialized from the configuration's seed and listed; --strict refuses that. Parameters are float32:
+tensors of another dtype are refused, but --cast converts other floats. For a Swin with another
+window size, the tables of relative positions are interpolated, and a note says so.
+
+To train from a converted backbone, pass --config.init.backbone=DIR or --config.init.audio_backbone
+=DIR. RAFT takes no configuration, since the file tells large from small; avs_jax.flow and
+avs_jax.predict read the result.
 """
 
 import collections
@@ -43,10 +45,10 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from avs_jax.convert.bias_tables import resize_bias_tables
-from avs_jax.convert.reader import read_state_dict
+from avs_jax.convert.reader import MAX_SIZE, read_state_dict
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules
 from avs_jax.convert.tables import (
-    KEPT_ASIDE,
+    UNUSED_SOURCE_TENSORS,
     pvt_v2_rules,
     raft_rules,
     resnet_rules,
@@ -61,6 +63,7 @@ from avs_jax.models.flow.raft import MIN_SIDE, RAFT
 from avs_jax.models.parts import find_part, make_part
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.memory import parse_bytes
 from avs_jax.runtime.step import init_variables
 from avs_jax.spec import MEL_BANDS, MEL_FRAMES, SIZE_DIVISOR, InputError
 
@@ -70,24 +73,24 @@ MIXER = "sem_seg_head.predictor.visual_query_block.query_mixer.layers.0.weight" 
 
 
 class Source(NamedTuple):
-    """A family of weight files."""
+    """A family of weight files that hold the whole model."""
 
-    rules: Callable[[Mapping[str, Any]], list[Rule]]  # of config.model
-    fresh: tuple[str, ...]  # path regexes of what such files do not hold
+    rules: Callable[[Mapping[str, Any]], list[Rule]]  # config.model -> table
+    fresh: tuple[str, ...]  # regexes for the paths that such files do not hold
 
 
-RAFT_SOURCE = "raft"  # a model of its own, not a part of a configuration's
+RAFT_SOURCE = "raft"  # a separate model, not described by a configuration
 NOT_IN_VCT = (r"(batch_stats/)?(ama|brm)/.*", r"predictor/visual_query_block/lambda")
 SOURCES = {"vct": Source(vct_rules, NOT_IN_VCT)}
 
 
 class Part(NamedTuple):
-    """A family of weight files that hold one part of the model, the row of that name.
+    """A family of weight files that hold one backbone.
 
     Attributes:
-      section: of config.model.
-      rules: (that section, names of the file) -> table.
-      fresh: names of the file -> path regexes of what a file with such names does not hold.
+      section: the key of config.model that describes it.
+      rules: (that section, names in the file) -> table.
+      fresh: names in the file -> regexes for the paths that the file does not hold.
     """
 
     section: str
@@ -96,7 +99,7 @@ class Part(NamedTuple):
 
 
 def swin_fresh(names: Collection[str]) -> tuple[str, ...]:
-    """The norms of the four outputs, which VCT's Swin has and a classifier has not."""
+    """The norms of the four outputs, which VCT's Swin has and a classifier lacks."""
     has_norms = any(re.match(r"norm\d\.", name) for name in names)
     return () if has_norms else (r"norm\d/(scale|bias)",)
 
@@ -119,9 +122,9 @@ class Conversion(NamedTuple):
     Attributes:
       variables: {"params", "batch_stats"}, nested, float32.
       fresh: paths that hold initial values.
-      ignored: names of the source that were not taken.
-      kept: those of them that export needs, as they are.
-      notes: what else was done, in words.
+      ignored: names in the source that no parameter uses.
+      kept: the ignored tensors that export needs, unchanged.
+      notes: sentences about anything else that was done.
     """
 
     variables: dict[str, dict]
@@ -134,40 +137,40 @@ class Conversion(NamedTuple):
 def convert(
     state_dict: Mapping[str, np.ndarray], source: str, config: ConfigDict, strict: bool = False
 ) -> Conversion:
-    """Carries a state dict into the variables of a configuration's model.
+    """Maps a state dict to the variables of the model that a configuration describes.
 
     Args:
-      state_dict: name -> array, as `read_state_dict` gives it.
+      state_dict: name -> array, as `read_state_dict` returns it.
       source: key of SOURCES.
       config: the whole configuration; reads `model`, `seed` and data.image_size.
-      strict: refuse to initialise anything.
+      strict: refuse to initialize anything.
 
     Raises:
-      ConversionError: every disagreement, in one message.
+      ConversionError: every mismatch, in one message.
     """
     rules, fresh = SOURCES[source].rules(config.model), () if strict else SOURCES[source].fresh
     init = make_init(config, image_size(state_dict, config))
-    return _carry(state_dict, rules, init, fresh)
+    return _fill(state_dict, rules, init, fresh)
 
 
 def convert_part(
     state_dict: Mapping[str, np.ndarray], source: str, config: ConfigDict, strict: bool = False
 ) -> tuple[Conversion, ConfigDict]:
-    """Carries the state dict of a backbone into the variables of that part of the model.
+    """Maps the state dict of a backbone to the variables of that part of the model.
 
     Args:
-      state_dict: name -> array, as `read_state_dict` gives it.
+      state_dict: name -> array, as `read_state_dict` returns it.
       source: key of PARTS.
       config: the whole configuration; reads the part's section of `model`, and `seed`.
-      strict: refuse to initialise anything.
+      strict: refuse to initialize anything.
 
     Returns:
-      the conversion, paths without the part's name; and what belongs beside it: {"part": section,
-      section: its configuration}, which runtime/pretrained.py compares.
+      the conversion, whose paths lack the part's name; the configuration to store with it, {"part":
+      section, section: its configuration}, which runtime/pretrained.py compares.
 
     Raises:
-      ConversionError: every disagreement, in one message.
-      UsageError: the configuration has another part in that place.
+      ConversionError: every mismatch, in one message.
+      UsageError: the configuration describes another backbone.
     """
     part = PARTS[source]
     section = config.model[part.section]
@@ -186,25 +189,25 @@ def convert_part(
         ]
     rules = part.rules(section, state_dict)
     fresh = () if strict else part.fresh(state_dict)
-    result = _carry(state_dict, rules, make_part_init(config, part.section), fresh)
+    result = _fill(state_dict, rules, make_part_init(config, part.section), fresh)
     beside = ConfigDict({"part": part.section, part.section: section.to_dict()})
     return result._replace(notes=notes + result.notes), beside
 
 
-def _carry(
+def _fill(
     state_dict: Mapping[str, np.ndarray],
     rules: Sequence[Rule],
     init: Callable[[], tuple[dict, dict]],
     fresh: Sequence[str],
 ) -> Conversion:
-    """Fills what `init` makes, leaving initial values where `fresh` allows."""
+    """Fills the variables of `init`; the paths in `fresh` may keep their initial values."""
     wanted = _flatten(*jax.eval_shape(init))
     shapes = {path: x.shape for path, x in wanted.items()}
     found = apply_rules(state_dict, rules, shapes, fresh, np.float32)
     missing = sorted(set(wanted) - set(found))
     if missing:
 
-        @jax.jit  # XLA drops whatever does not lead to the leaves that are missing
+        @jax.jit  # XLA removes unused outputs, here all leaves that are not missing
         def initial():
             flat = _flatten(*init())
             return {path: flat[path] for path in missing}
@@ -215,13 +218,13 @@ def _carry(
         _unflatten(found),
         [path.removeprefix(BATCH_STATS) for path in missing],
         ignored,
-        {name: state_dict[name] for name in ignored if re.fullmatch(KEPT_ASIDE, name)},
+        {name: state_dict[name] for name in ignored if re.fullmatch(UNUSED_SOURCE_TENSORS, name)},
         [],
     )
 
 
 def other_floats(state_dict: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of tensors of floats that are not float32."""
+    """Names of the tensors with another float dtype than float32."""
     return [
         name
         for name, x in state_dict.items()
@@ -230,10 +233,10 @@ def other_floats(state_dict: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def cast(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """A state dict whose floats are float32; a sentence per dtype that was not.
+    """Converts other floats to float32; also returns a sentence per dtype.
 
     Raises:
-      ConversionError: naming a tensor with numbers beyond float32's.
+      ConversionError: naming a tensor with numbers beyond float32's range.
     """
     result, kinds = dict(state_dict), collections.Counter()
     for name in other_floats(state_dict):
@@ -246,7 +249,7 @@ def cast(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], l
 
 
 def _flatten(params: Mapping, batch_stats: Mapping) -> dict[str, Any]:
-    """Both collections as one flat tree, the rules' target."""
+    """Both collections as one flat tree, as rules address them."""
     flat = traverse_util.flatten_dict(params, sep="/")
     stats = traverse_util.flatten_dict(batch_stats, sep="/")
     return flat | {BATCH_STATS + path: x for path, x in stats.items()}
@@ -263,33 +266,34 @@ def _unflatten(flat: Mapping[str, Any]) -> dict[str, dict]:
 
 
 def convert_raft(state_dict: Mapping[str, np.ndarray]) -> tuple[Conversion, ConfigDict]:
-    """Carries a state dict of RAFT into its variables; the configuration holds the `name` alone.
+    """Maps a state dict of RAFT to its variables; its configuration is {"name": ...}.
 
     Raises:
-      ConversionError: every disagreement, in one message.
+      ConversionError: every mismatch, in one message.
     """
     is_large = any(re.match(r"(mask_predictor|update_block\.mask)\.", name) for name in state_dict)
     name, rules = "raft_large" if is_large else "raft_small", raft_rules()
-    pictures = np.zeros((1, MIN_SIDE, MIN_SIDE, 3), np.uint8)
+    frames = np.zeros((1, MIN_SIDE, MIN_SIDE, 3), np.uint8)
 
     def init():
-        tree = RAFT(name).init(jax.random.key(0), pictures, pictures, 1)
+        tree = RAFT(name).init(jax.random.key(0), frames, frames, 1)
         return tree["params"], tree.get("batch_stats", {})
 
-    return _carry(state_dict, rules, init, ()), ConfigDict({"name": name})
+    return _fill(state_dict, rules, init, ()), ConfigDict({"name": name})
 
 
 def _ignored(state_dict: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> list[str]:
-    """Names whose rule says that they are not taken."""
-    taken = [re.compile(rule.pattern) for rule in rules if rule.target is None]
-    return [name for name in state_dict if any(pattern.fullmatch(name) for pattern in taken)]
+    """Names that a rule without a target matches."""
+    ignored = [re.compile(rule.pattern) for rule in rules if rule.target is None]
+    return [name for name in state_dict if any(pattern.fullmatch(name) for pattern in ignored)]
 
 
 def image_size(state_dict: Mapping[str, np.ndarray], config: ConfigDict) -> tuple[int, int]:
-    """(H, W) of images that the file's query mixer accepts, a linear map over the stride-4 pixels.
+    """(H, W) of the images that the file's query mixer accepts.
 
-    The file decides: the mixer is the only parameter whose shape follows from the image size. Where
-    it fits config.data.image_size that is the answer, else the squarest size that gives the number.
+    The mixer is a linear layer over the stride-4 pixels, the only parameter whose shape depends on
+    the image size. If it fits config.data.image_size, that is the answer; otherwise it is the size
+    closest to a square with that number of pixels.
     """
     side = -(-config.data.image_size // SIZE_DIVISOR) * SIZE_DIVISOR
     mixer = state_dict.get(MIXER)
@@ -298,7 +302,7 @@ def image_size(state_dict: Mapping[str, np.ndarray], config: ConfigDict) -> tupl
     cell = (SIZE_DIVISOR // MASK_STRIDE) ** 2  # mixer pixels per coarsest cell
     cells, rest = divmod(mixer.shape[1], cell)
     if rest or not cells:
-        return side, side  # no image has that many pixels: the shapes will disagree
+        return side, side  # no image has that many pixels, so the shapes will not match
     rows = max(n for n in range(1, math.isqrt(cells) + 1) if cells % n == 0)
     return rows * SIZE_DIVISOR, cells // rows * SIZE_DIVISOR
 
@@ -346,7 +350,7 @@ def run(argv: Sequence[str]) -> None:
     output = pathlib.Path(values.output)
     if output.exists():
         raise UsageError(f"--output={output} exists; choose a new folder, nothing was written")
-    state_dict, notes = read_state_dict(values.input), []
+    state_dict, notes = read_state_dict(values.input, parse_bytes(values.max_size)), []
     beside = config
     try:
         if values.cast:
@@ -370,17 +374,17 @@ def report(
     result: Conversion,
     config: ConfigDict,
 ) -> None:
-    """Prints what was taken and what was not."""
+    """Prints which tensors were used and which were not."""
     output = values.output
     params = traverse_util.flatten_dict(result.variables["params"], sep="/")
     count = sum(leaf.size for leaf in params.values())
-    print(f"{output}: {len(state_dict) - len(result.ignored)} tensors of {values.input} taken")
+    print(f"{output}: {len(state_dict) - len(result.ignored)} tensors of {values.input} used")
     print(f"  parameters: {count:,} in {len(params)} leaves")
-    print(f"  not taken, on purpose: {summary(result.ignored)}")
+    print(f"  ignored on purpose: {summary(result.ignored)}")
     if result.kept:
-        print(f"  of these kept aside for export: {summary(list(result.kept))}")
+        print(f"  of these, stored for export: {summary(list(result.kept))}")
     if result.fresh:
-        print(f"  freshly initialised (seed {config.seed}): {', '.join(result.fresh)}")
+        print(f"  freshly initialized (seed {config.seed}): {', '.join(result.fresh)}")
     for note in result.notes:
         print(f"  {note}")
     if values.source == RAFT_SOURCE:
@@ -392,7 +396,7 @@ def report(
 
 
 def report_size(size: tuple[int, int], config: ConfigDict) -> None:
-    """Says so where the file's query mixer was made for other images than the configuration's."""
+    """Prints a note if the file's query mixer is for other images than the configuration's."""
     if max(size) != min(size) or size[0] != config.data.image_size:
         pixels = size[0] * size[1] // MASK_STRIDE**2
         print(
@@ -402,22 +406,28 @@ def report_size(size: tuple[int, int], config: ConfigDict) -> None:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags beside --config."""
+    """The flags other than --config."""
     flags.DEFINE_enum(
         "source",
         None,
         sorted([*SOURCES, *PARTS, RAFT_SOURCE]),
-        "what made the file",
+        "kind of weight file",
         flag_values=values,
     )
     flags.DEFINE_string("input", None, "the weight file", flag_values=values)
-    flags.DEFINE_string("output", None, "folder to make", flag_values=values)
-    flags.DEFINE_bool("strict", False, "initialise nothing freshly", flag_values=values)
-    flags.DEFINE_bool("cast", False, "turn other floats into float32", flag_values=values)
+    flags.DEFINE_string("output", None, "folder to create", flag_values=values)
+    flags.DEFINE_bool("strict", False, "refuse to initialize parameters", flag_values=values)
+    flags.DEFINE_bool("cast", False, "convert other floats to float32", flag_values=values)
+    flags.DEFINE_string(
+        "max_size",
+        f"{MAX_SIZE >> 30}GiB",
+        "memory that the file's tensors may take, such as 64GiB",
+        flag_values=values,
+    )
 
 
 def summary(names: Sequence[str]) -> str:
-    """The names, those that differ in numbers alone counted together: "layers.*.index (24)"."""
+    """The names; counts those that differ only in numbers together: "layers.*.index (24)"."""
     kinds = collections.Counter(re.sub(r"\d+", "*", name) for name in names)
     listed = (f"{kind} ({count})" if count > 1 else kind for kind, count in kinds.items())
     return ", ".join(listed) or "nothing"

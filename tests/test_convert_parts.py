@@ -22,8 +22,13 @@ from configs.s4_vct_resnet50 import get_config as s4_vct_resnet50
 from scripts import convert_weights
 from tests import backbone_files
 from tests.test_convert import OTHER
-from tests.test_reader import tensors_of, write_safetensors, write_torch_legacy, write_torch_zip
 from tests.vct_state import state_dict as vct_state_dict
+from tests.weight_files import (
+    tensors_of,
+    write_safetensors_of,
+    write_torch_legacy,
+    write_torch_zip,
+)
 
 CONFIGS = {
     "s4_ama": s4_ama,
@@ -151,15 +156,7 @@ def write_npz(path, state):
 
 
 def write_tensors(path, state):
-    kinds = {"float32": "F32", "int64": "I64"}
-    header, data = {}, b""
-    for name, array in state.items():
-        span = [len(data), len(data) + array.nbytes]
-        header[name] = {
-            "dtype": kinds[str(array.dtype)], "shape": list(array.shape), "data_offsets": span,
-        }  # fmt: skip
-        data += array.tobytes()
-    write_safetensors(path, header, data, {"format": "pt"})
+    write_safetensors_of(path, state, {"format": "pt"})
 
 
 def write_zip(path, state):
@@ -246,7 +243,7 @@ def test_there_and_back_is_the_identity(tmp_path, capsys, number, layout):
         left = {name for name in ignored if word in name}
         assert {n for n in state if word in n and "mlp" not in n} == left
     if layout in ("swin_microsoft", "swin_timm"):
-        assert "freshly initialised" in printed and "norm3/bias" in printed
+        assert "freshly initialized" in printed and "norm3/bias" in printed
         assert (tree["norm3/scale"] == 1).all() and (tree["norm3/bias"] == 0).all()
     else:
         assert "fresh" not in printed

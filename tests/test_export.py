@@ -15,8 +15,8 @@ from flax import traverse_util
 from avs_jax import predict
 from avs_jax.convert.names import module_versions, vct_names
 from avs_jax.convert.reader import read_state_dict
-from avs_jax.convert.tables import KEPT_ASIDE
-from avs_jax.convert.writer import WRITERS, atomic_file, write_state_dict
+from avs_jax.convert.tables import UNUSED_SOURCE_TENSORS
+from avs_jax.convert.writer import WRITERS
 from avs_jax.inference import stablehlo
 from avs_jax.models.backbones.swin import relative_position_index
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables
@@ -30,18 +30,11 @@ from tests.test_convert import OTHER, overrides
 from tests.test_predict import SMALL as PREDICT
 from tests.test_predict import make_predictor
 from tests.vct_state import entries, state_dict
+from tests.weight_files import assert_identical
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "configs/s4_ama.py:demo"
 FORMATS = tuple(WRITERS)
-
-
-def assert_identical(found, expected):
-    """Same names in the same order, same dtypes, shapes and bits."""
-    assert list(found) == list(expected)
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
-        assert found[name].tobytes() == array.tobytes(), name
 
 
 def full_state(config):
@@ -115,7 +108,7 @@ def export(checkpoint, file_format, output, *more) -> int:
     return export_weights.main(["export_weights", *flags, *more])
 
 
-# ---- names and files ----
+# ---- names ----
 
 
 @pytest.mark.parametrize("dataset, num_prototypes, num_classes", [
@@ -139,74 +132,6 @@ def test_versions_that_the_original_renames_by():
     second = {name for name, version in versions.items() if version == 2}
     assert second == {"sem_seg_head", "sem_seg_head.predictor", "x.bn"}
     assert set(versions) - second == {"", "sem_seg_head.predictor.a", "x"}
-
-
-def arrays_of_all_kinds():
-    rng = np.random.default_rng(0)
-    return {
-        "z.weight": rng.standard_normal((3, 4, 2), np.float32),
-        "scalar": np.array(2.5, np.float32),
-        "flags": np.array([True, False, True]),
-        "index": np.arange(6).reshape(2, 3),
-        "half": np.ones(3, np.float16),
-        "nothing": np.zeros((0, 3), np.float32),
-        "a.running_mean": np.asfortranarray(rng.standard_normal((2, 3))),
-        "big_endian": np.arange(4, dtype=">f4"),
-    }
-
-
-@pytest.mark.parametrize("file_format", FORMATS)
-def test_files_come_back_as_they_were(tmp_path, file_format):
-    arrays = arrays_of_all_kinds()
-    path = tmp_path / "new" / "weights"
-    write_state_dict(path, arrays, file_format, module_versions(list(arrays)))
-    expected = arrays | {"big_endian": arrays["big_endian"].astype(np.float32)}
-    assert_identical(read_state_dict(path), expected)
-    assert [p.name for p in path.parent.iterdir()] == ["weights"]
-
-
-def test_torch_reads_what_we_write(tmp_path):
-    torch = pytest.importorskip("torch")
-    arrays = arrays_of_all_kinds()
-    write_state_dict(tmp_path / "x.pth", arrays, "torch", {"": 1, "a": 2})
-    for mmap in (False, True):
-        state = torch.load(tmp_path / "x.pth", weights_only=True, mmap=mmap)["model"]
-        assert state._metadata["a"] == {"version": 2}
-        assert_identical({k: x.numpy() for k, x in state.items()}, arrays | {
-            "big_endian": arrays["big_endian"].astype(np.float32)})  # fmt: skip
-
-
-def test_a_safetensors_tensor_lies_at_a_multiple_of_its_element(tmp_path):
-    path = tmp_path / "x.safetensors"
-    write_state_dict(path, arrays_of_all_kinds(), "safetensors")
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header.pop("__metadata__")
-    assert length % 8 == 0 and list(header) == list(arrays_of_all_kinds())
-    for entry in header.values():
-        itemsize = int(re.sub(r"\D", "", entry["dtype"].replace("BOOL", "8"))) // 8
-        assert entry["data_offsets"][0] % itemsize == 0
-
-
-def test_what_a_format_does_not_have_is_named(tmp_path):
-    arrays = {"fine": np.zeros(2), "odd": np.zeros(2, np.complex64)}
-    for file_format in ("torch", "safetensors"):
-        with pytest.raises(ValueError, match="odd: complex64 has no place"):
-            write_state_dict(tmp_path / "x", arrays, file_format)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_and_a_fault_leave_nothing_behind(tmp_path):
-    (tmp_path / "x").write_text("before")
-    with pytest.raises(OSError, match="x: no space left on the disk for about 5 MB"):
-        with atomic_file(tmp_path / "x", 5_000_000) as file:
-            file.write(b"half")
-            raise OSError(28, "No space left on device")
-    with pytest.raises(KeyError), atomic_file(tmp_path / "x", 1):
-        raise KeyError("a fault")
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
-    assert (tmp_path / "x").read_text() == "before"
 
 
 # ---- the state dict ----
@@ -239,7 +164,8 @@ def test_a_run_takes_what_it_lacks_from_converted_weights(tmp_path, config, conv
     assert export(*args) == 0
     assert "left out: audio_backbone.embeddings.0.weight" in capsys.readouterr().out
     less = read_state_dict(tmp_path / "less.npz")
-    left = [n for n in found if not re.fullmatch(KEPT_ASIDE, n) or n == "criterion.empty_weight"]
+    unused = re.compile(UNUSED_SOURCE_TENSORS)
+    left = [n for n in found if not unused.fullmatch(n) or n == "criterion.empty_weight"]
     assert list(less) == left
     weight = config.loss.no_object_weight
     np.testing.assert_array_equal(less["criterion.empty_weight"], np.float32([1, 1, weight]))

@@ -1,1 +1,1 @@
-"""Foreign weights in and out: numpy only, offline; never imports jax or flax."""
+"""Reads and writes other programs' weight files: numpy only, offline, no jax or flax."""

@@ -1,9 +1,9 @@
-"""Swin's tables of relative position biases, carried from one window size to another.
+"""Resizes Swin's tables of relative position biases from one window size to another.
 
-A window of w x w tokens has (2 w - 1)^2 relative positions, so a table is a picture of 2 w - 1
-pixels per side and a channel per head. It is resized as microsoft/Swin-Transformer does in utils.py
-(load_pretrained) and mmcv where it loads a Swin: PyTorch's bicubic interpolation, pixel centres at
-halves, a = -0.75, borders repeated, no smoothing where it shrinks.
+A window of w x w tokens has (2 w - 1)^2 relative positions, so a table is an image of 2 w - 1
+pixels per side with a channel per head. It is resized as in microsoft/Swin-Transformer, utils.py
+(load_pretrained), and mmcv: PyTorch's bicubic interpolation with pixel centers at halves,
+a = -0.75, repeated borders, and no antialiasing.
 """
 
 import math
@@ -18,15 +18,15 @@ SHARPNESS = -0.75  # PyTorch's a of the cubic convolution kernel
 def resize_bias_tables(
     state_dict: Mapping[str, np.ndarray], window_size: int
 ) -> tuple[dict[str, np.ndarray], dict[int, int]]:
-    """A state dict whose tables fit windows of `window_size`; all else is left as it is.
+    """A state dict whose tables fit windows of `window_size`.
 
     Args:
-      state_dict: name -> array; tables are [(2 w - 1)^2, heads], named ...SUFFIX.
+      state_dict: name -> array; tables are [(2 w - 1)^2, G], named ...SUFFIX.
       window_size: tokens per side of the windows wanted.
 
     Returns:
-      the state dict; for each other window size that was found, the number of tables resized. What
-      is no table of any window is left to the rules, which compare shapes.
+      the state dict; window size -> number of tables resized from it. A table that fits no window
+      is left to the rules, which compare shapes.
     """
     result, resized, want = dict(state_dict), {}, 2 * window_size - 1
     for name, table in state_dict.items():
@@ -36,9 +36,9 @@ def resize_bias_tables(
         if side * side != len(table) or side % 2 == 0 or side == want:
             continue
         matrix = bicubic_matrix(side, want)
-        picture = table.astype(np.float64).reshape(side, side, -1)
-        picture = np.einsum("yi,xj,ijg->yxg", matrix, matrix, picture, optimize=True)
-        result[name] = picture.reshape(want * want, -1).astype(table.dtype)
+        image = table.astype(np.float64).reshape(side, side, -1)
+        image = np.einsum("yi,xj,ijg->yxg", matrix, matrix, image, optimize=True)
+        result[name] = image.reshape(want * want, -1).astype(table.dtype)
         window = (side + 1) // 2
         resized[window] = resized.get(window, 0) + 1
     return result, resized
@@ -57,7 +57,7 @@ def bicubic_matrix(size: int, new_size: int) -> np.ndarray:
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
-    """The kernel at distances 0 to 2."""
+    """The kernel at distances from 0 to 2."""
     a = SHARPNESS
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * a - 4 * a

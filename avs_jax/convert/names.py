@@ -1,8 +1,8 @@
-"""Names of VCT's state dict in its own order, for any configuration: what export gives back.
+"""Names of VCT's state dict in the original order, for any configuration.
 
-The table of rules (tables.py) is read backwards with them. Source: the state dicts of
-spyflying/VCT_AVS, that is, the order in which its modules register their tensors; AMA's names
-follow at the end.
+Export reads the rule table (tables.py) backwards with them. Source: the state dicts of
+spyflying/VCT_AVS, whose order is that in which modules register their tensors. AMA's names are
+appended.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +15,13 @@ NUM_LEVELS = 3  # of the pixel decoder's deformable part: strides 32, 16, 8
 ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
 VGGISH_FEATURES = (0, 3, 6, 8, 11, 13)
 VGGISH_EMBEDDINGS = (0, 2, 4)
-# Modules whose tensors were renamed in their second version. PyTorch looks the version up in the
-# `_metadata` of a state dict and renames, wrongly here, where it finds none.
+# The original renames tensors of these modules when it loads version 1. PyTorch reads the version
+# from the `_metadata` of a state dict; without it, the original renames what needs no renaming.
 SECOND_VERSION = ("sem_seg_head", "sem_seg_head.predictor")
 
 
 def vct_names(model_config: Mapping[str, Any]) -> list[str]:
-    """Every name of the state dict of a configuration's model.
-
-    Args:
-      model_config: config.model; reads which parts there are and how many layers they have.
+    """Every name in the state dict of the model that config.model describes.
 
     Raises:
       ConversionError: VCT has no such model.
@@ -57,11 +54,11 @@ def vct_names(model_config: Mapping[str, Any]) -> list[str]:
 
 
 def module_versions(names: Sequence[str]) -> dict[str, int]:
-    """Module -> version, the `_metadata` that PyTorch keeps with a state dict; "" is the whole."""
+    """Module -> version, PyTorch's `_metadata` of a state dict; "" is the whole model."""
     modules = {""} | {
         name.rsplit(".", count)[0] for name in names for count in range(1, name.count(".") + 1)
     }
-    # Batch normalisation counts batches since its second version.
+    # Batch normalization counts batches since its version 2.
     counting = {name.rsplit(".", 1)[0] for name in names if name.endswith(".running_mean")}
     second = counting | set(SECOND_VERSION)
     return {module: 2 if module in second else 1 for module in sorted(modules)}

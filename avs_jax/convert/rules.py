@@ -1,8 +1,8 @@
-"""Rules that carry tensors between a foreign state dict and a parameter tree, both ways.
+"""Rules that map tensors between a foreign state dict and a parameter tree, both ways.
 
-A rule is one row: which source name, which place in the tree, and how the layout changes. Tables
-of rules are in `tables.py`, as functions of the model's configuration. Trees are flat here:
-{"backbone/norm0/scale": array}. Nothing is left over on either side without being named.
+A rule is one row: a source name, a path in the tree, and the change of layout. `tables.py` builds
+tables of rules from the model's configuration. Trees are flat: {"backbone/norm0/scale": array}.
+Anything left over on either side is an error that names it.
 """
 
 import dataclasses
@@ -48,11 +48,10 @@ class Rule:
     r"""One row of a table.
 
     Attributes:
-      pattern: regular expression that must match the whole source name.
-      target: path in the tree, "/"-separated, `\1` standing for a group; None = known and
-        deliberately not taken.
+      pattern: regular expression for the whole source name.
+      target: path in the tree, with `\1` for a group of the pattern; None = ignored on purpose.
       transform: key of TRANSFORMS.
-      index: position along a leading axis, for layers that the model stacks and scans; None = not
+      index: position along the leading axis, for layers that the model stacks and scans; None = not
         stacked.
     """
 
@@ -73,42 +72,42 @@ def apply_rules(
     fresh: Sequence[str] = (),
     dtype: np.dtype | type | None = None,
 ) -> dict[str, np.ndarray]:
-    """Carries a state dict into a flat tree.
+    """Maps a state dict to a flat tree.
 
     Args:
       source: name -> array, in the foreign layout.
-      rules: the table; the first rule whose pattern matches a name counts.
-      shapes: path -> shape of every leaf the tree must have.
-      fresh: regular expressions of target paths that may stay unfilled (they keep their initial
-        value).
-      dtype: refuse every other; None takes all, and keeps them.
+      rules: the table; the first rule that matches a name applies.
+      shapes: path -> shape of every leaf of the tree.
+      fresh: regular expressions for the paths that may stay unfilled, because they keep their
+        initial values.
+      dtype: the only one accepted; None accepts and keeps any.
 
     Returns:
-      path -> array; fresh leaves are absent.
+      path -> array, without the fresh leaves.
 
     Raises:
       ConversionError: listing every unmatched source name, unfilled path, wrong shape or dtype, and
-        double assignment.
+        path that is filled twice.
     """
-    compiled, filling = _compile(rules), _Filling(shapes, dtype)
+    compiled, builder = _compile(rules), _TreeBuilder(shapes, dtype)
     for name, array in source.items():
         found = _first_match(compiled, name)
         if found is None:
-            filling.problems.append(f"source tensor {name} {np.shape(array)} matches no rule")
+            builder.problems.append(f"source tensor {name} {np.shape(array)} matches no rule")
         elif found[1] is not None:
-            filling.put(name, np.asarray(array), *found)
-    tree = filling.finish(fresh, _Namer(rules))
-    _raise_if_any(filling.problems)
+            builder.put(name, np.asarray(array), *found)
+    tree = builder.finish(fresh, _NameHints(rules))
+    _raise_if_any(builder.problems)
     return tree
 
 
 def invert_rules(
     tree: Mapping[str, np.ndarray], rules: Sequence[Rule], names: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Carries a flat tree back: the arrays of `names` that the tree holds, in the foreign layout.
+    """The inverse: the arrays called `names` in the foreign layout, except ignored ones.
 
     Raises:
-      ConversionError: listing names that match no rule and targets the tree does not hold.
+      ConversionError: listing the names that match no rule and the paths that the tree lacks.
     """
     compiled, problems, result = _compile(rules), [], {}
     for name in names:
@@ -130,39 +129,35 @@ def invert_rules(
     return result
 
 
-class _Filling:
-    """A flat tree while a state dict is carried into it.
-
-    Attributes:
-      problems: what was wrong, in sentences.
-    """
+class _TreeBuilder:
+    """Builds a flat tree and collects all problems, as sentences."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype | type | None):
         self._shapes, self._dtype = shapes, dtype
-        # path -> {layer of a stack, or None: array}; None for an array that does not fit, so that
-        # it is not also reported as missing.
+        # path -> {index in the stack, or None: array}. An array that does not fit is None, so that
+        # it is not reported as missing too.
         self._found: dict[str, dict[int | None, np.ndarray | None]] = {}
         self.problems: list[str] = []
 
     def put(self, name: str, array: np.ndarray, rule: Rule, target: str) -> None:
-        """Takes one tensor of the source to where its rule says."""
+        """Puts one tensor of the source where its rule says."""
         parts = self._found.setdefault(target, {})
         if rule.index in parts:
             self.problems.append(f"{name} -> {target}: filled twice")
         try:
             parts[rule.index] = self._fit(array, rule, target)
-        except _Misfit as error:
+        except _RuleError as error:
             parts[rule.index] = None
             self.problems.append(f"{name} -> {target}: {error}")
 
-    def finish(self, fresh: Sequence[str], namer: "_Namer") -> dict[str, np.ndarray]:
-        """The tree, whole where there is no problem; those of what is missing are added."""
+    def finish(self, fresh: Sequence[str], hints: "_NameHints") -> dict[str, np.ndarray]:
+        """The tree, which is complete if there are no problems; adds those of missing tensors."""
         tree = {}
         for path, shape in self._shapes.items():
             parts = self._found.get(path)
             if parts is None:
                 if not any(re.fullmatch(pattern, path) for pattern in fresh):
-                    would = namer(path)
+                    would = hints(path)
                     self.problems.append(
                         f"{path} {tuple(shape)}: nothing in the source fills it"
                         + (f"; {would} would" if would else "")
@@ -170,33 +165,35 @@ class _Filling:
             elif None in parts:
                 tree[path] = parts[None]
             else:
-                tree[path] = self._stack(path, parts, namer)
+                tree[path] = self._stack(path, parts, hints)
         return tree
 
     def _fit(self, array: np.ndarray, rule: Rule, target: str) -> np.ndarray:
         if target not in self._shapes:
-            raise _Misfit("the model has no such parameter")
+            raise _RuleError("the model has no such parameter")
         shape = tuple(self._shapes[target])
         if rule.index is not None:
             count, *shape = shape
             if rule.index >= count:
-                raise _Misfit(f"layer {rule.index} of {count}")
+                raise _RuleError(f"layer {rule.index} of {count}")
         try:
             value = TRANSFORMS[rule.transform][0](array)
         except (ValueError, IndexError) as error:
-            raise _Misfit(f"shape {array.shape}, not a {rule.transform} tensor ({error})") from None
+            raise _RuleError(
+                f"shape {array.shape}, not a {rule.transform} tensor ({error})"
+            ) from None
         if value.shape != tuple(shape):
             expected = _source_shape(rule, tuple(shape))
-            raise _Misfit(f"shape {array.shape}, expected {expected}")
+            raise _RuleError(f"shape {array.shape}, expected {expected}")
         if self._dtype is not None and value.dtype != self._dtype:
-            raise _Misfit(f"{value.dtype}, expected {np.dtype(self._dtype)}")
+            raise _RuleError(f"{value.dtype}, expected {np.dtype(self._dtype)}")
         return value
 
-    def _stack(self, path: str, parts: Mapping[int, np.ndarray | None], namer: "_Namer"):
+    def _stack(self, path: str, parts: Mapping[int, np.ndarray | None], hints: "_NameHints"):
         count = self._shapes[path][0]
         missing = sorted(set(range(count)) - parts.keys())
         if missing:
-            would = ", ".join(filter(None, (namer(path, index) for index in missing)))
+            would = ", ".join(filter(None, (hints(path, index) for index in missing)))
             self.problems.append(
                 f"{path}: layers {missing} of {count} are not in the source"
                 + (f": {would}" if would else "")
@@ -205,8 +202,8 @@ class _Filling:
         return None if any(part is None for part in whole) else np.stack(whole)
 
 
-class _Misfit(Exception):
-    """Why a tensor cannot go where its rule says."""
+class _RuleError(Exception):
+    """A tensor does not fit where its rule puts it."""
 
 
 def _raise_if_any(problems: Sequence[str]) -> None:
@@ -215,18 +212,18 @@ def _raise_if_any(problems: Sequence[str]) -> None:
 
 
 def _source_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in the source layout of a leaf (one layer of it, where stacked)."""
+    """The shape, in the source layout, of a leaf or of one entry of a stack."""
     try:
         return TRANSFORMS[rule.transform][1](np.broadcast_to(np.float32(0), shape)).shape
-    except (ValueError, IndexError):  # the leaf is nothing that this transform gives
+    except (ValueError, IndexError):  # the transform never makes such a leaf
         return shape
 
 
-class _Namer:
-    """Tells what a tensor would be called that a path lacks, where the table can be read backwards.
+class _NameHints:
+    """Finds the source names that would fill a path, by reading the table backwards.
 
-    A pattern is literal text, alternatives and groups; each group that the target repeats is known
-    from the path.
+    A pattern is literal text, alternatives and groups; the path tells the groups that its target
+    repeats.
     """
 
     def __init__(self, rules: Sequence[Rule]):
@@ -245,10 +242,11 @@ class _Namer:
         return found
 
     def __call__(self, path: str, index: int | None = None) -> str:
-        """The names, one per layout, joined by "or"; "" where it cannot be told.
+        """The names, one per layout, joined by "or"; "" if the pattern does not tell.
 
         Args:
-          index: of the layer, where the path is stacked; None: the first.
+          path: that nothing fills.
+          index: entry of the stack, if the path is one; None: the first.
         """
         found = []
         for target, rule in self._targets:
@@ -269,7 +267,7 @@ class _Namer:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """Every choice of the groups (?:a|b) and (?:a)? of a pattern."""
+    """Expands the groups (?:a|b) and (?:a)? of a pattern."""
     group = re.search(r"\(\?:([^()]*)\)(\??)", pattern)
     if group is None:
         return [pattern]

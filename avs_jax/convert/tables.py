@@ -1,7 +1,9 @@
-"""Tables of rules: where each tensor of a PyTorch state dict goes in the parameter tree.
+"""Rule tables: where each tensor of a PyTorch state dict goes in the parameter tree.
 
-One function per part of the model; prefixes are given without the separator, "" for none. Numbers
-of the source that are positions in a list become suffixes of ours: layers.0 -> layers_0.
+One function per component of the model. `source_prefix` is that of the names in the state dict,
+`target_prefix` that of the paths in the tree, both without the separator, "" for none. An index
+into a list of modules becomes a suffix: layers.0 -> layers_0. Blocks of a stage and layers of an
+encoder that the model scans are entries of one stack.
 """
 
 import re
@@ -10,8 +12,9 @@ from typing import Any
 
 from avs_jax.convert.rules import Rule
 
-# Names of a VCT state dict that no parameter takes and nothing can recompute, given back on export.
-KEPT_ASIDE = (
+# Tensors of a VCT state dict that no parameter uses and nothing can recompute. The converter stores
+# them beside the parameters, so that export can return them.
+UNUSED_SOURCE_TENSORS = (
     r"audio_backbone\.embeddings\.\d+\.(weight|bias)"
     r"|criterion\.empty_weight"
     r"|ama_module\.(v_proj\.weight|.*num_batches_tracked)"
@@ -21,14 +24,13 @@ KEPT_ASIDE = (
 def vct_rules(model_config: Mapping[str, Any]) -> list[Rule]:
     """The whole state dict of VCT (repository spyflying/VCT_AVS), all three variants, with AMA.
 
-    Known and not taken: the tables of relative positions, which follow from the window size; the
-    class weights of the loss, which are configuration; VGGish's embedding MLP, which never runs
-    (`KEPT_ASIDE` says what the converter keeps of them, for the way back).
-    Names are matched as they are: a state dict whose `sem_seg_head.pixel_decoder.` names were
-    renamed by a load without torch's metadata matches nothing.
+    Ignored: the indices of relative positions, which follow from the window size; the class weights
+    of the loss, which are configuration; VGGish's embedding MLP, which never runs.
+    A load without PyTorch's metadata renames `sem_seg_head.pixel_decoder.*`; such names match
+    nothing.
 
     Args:
-      model_config: config.model; reads the depths that are stacked.
+      model_config: config.model; reads the backbone and the number of encoder layers.
     """
     backbone = model_config["backbone"]
     return [
@@ -46,7 +48,7 @@ def vct_rules(model_config: Mapping[str, Any]) -> list[Rule]:
 def backbone_rules(
     backbone_config: Mapping[str, Any], source_prefix: str, target_prefix: str
 ) -> list[Rule]:
-    """The table of config.model.backbone, in the layout that a VCT state dict has it."""
+    """The table for config.model.backbone within a VCT state dict."""
     if backbone_config["name"] == "resnet50":
         return resnet_rules(source_prefix, target_prefix)
     table = {"swin": swin_rules, "pvt_v2": pvt_v2_rules}[backbone_config["name"]]
@@ -58,64 +60,56 @@ def swin_rules(
 ) -> list[Rule]:
     """Swin with an output norm per stage (VCT's swinb.py) -> models.backbones.swin.Swin.
 
-    Args:
-      source_prefix: of the names in the state dict, "backbone".
-      target_prefix: of the paths in the tree, "backbone".
-      depths: blocks per stage; two by two they are entries of a stack, an odd one stands alone.
-      merges_first: the source counts the merging of patches to the stage that follows, as timm.
+    Ignored: `relative_position_index`, which follows from the window size.
 
-    Returns:
-      The rules. `relative_position_index` is known and not taken: it follows from the window size.
+    Args:
+      source_prefix, target_prefix: see above.
+      depths: blocks per stage. Pairs of blocks form a stack; the last one of an odd number does
+        not.
+      merges_first: the source counts the merging of patches as part of the next stage, as timm.
     """
     source, target = _source(source_prefix), _target(target_prefix)
-    merging = [
-        (rf"{source}layers\.{i + merges_first}\.downsample\.", f"{target}layers_{i}/downsample/")
-        for i in range(len(depths) - 1)
-    ]
     rules = [
-        Rule(rf"{source}patch_embed\.proj\.weight", f"{target}patch_embed/proj/kernel", "conv"),
-        Rule(rf"{source}patch_embed\.proj\.bias", f"{target}patch_embed/proj/bias"),
-        *(Rule(f"{a}reduction\\.weight", f"{b}reduction/kernel", "linear") for a, b in merging),
+        *_linear_rules(rf"{source}patch_embed\.proj\.", f"{target}patch_embed/proj/", "conv"),
+        *_norm_rules(rf"{source}patch_embed\.norm\.", f"{target}patch_embed/norm/"),
+        *_norm_rules(rf"{source}(norm\d)\.", rf"{target}\1/"),
         Rule(rf"{source}layers\.\d+\.blocks\.\d+\.attn\.relative_position_index", None),
     ]
-    for theirs, ours in (("weight", "scale"), ("bias", "bias")):
-        rules += [
-            Rule(rf"{source}patch_embed\.norm\.{theirs}", f"{target}patch_embed/norm/{ours}"),
-            Rule(rf"{source}(norm\d)\.{theirs}", rf"{target}\1/{ours}"),
-            *(Rule(rf"{a}norm\.{theirs}", f"{b}norm/{ours}") for a, b in merging),
-        ]
+    for stage in range(len(depths) - 1):
+        theirs = rf"{source}layers\.{stage + merges_first}\.downsample\."
+        ours = f"{target}layers_{stage}/downsample/"
+        rules.append(Rule(rf"{theirs}reduction\.weight", f"{ours}reduction/kernel", "linear"))
+        rules += _norm_rules(rf"{theirs}norm\.", f"{ours}norm/")
     for stage, depth in enumerate(depths):
         for block in range(depth):
-            alone = depth % 2 == 1 and block == depth - 1
-            place = "last" if alone else f"pairs/block_{block % 2}"
+            is_alone = depth % 2 == 1 and block == depth - 1
+            place = "last" if is_alone else f"pairs/block_{block % 2}"
             rules += _swin_block_rules(
                 rf"{source}layers\.{stage}\.blocks\.{block}\.",
                 f"{target}layers_{stage}/{place}/",
-                None if alone else block // 2,
+                None if is_alone else block // 2,
             )
     return rules
 
 
 def _swin_block_rules(source: str, target: str, index: int | None) -> list[Rule]:
     table = "attn/relative_position_bias_table"
-    linear = r"(attn|mlp)\.(qkv|proj|fc1|fc2)"
+    linear = rf"{source}(attn|mlp)\.(qkv|proj|fc1|fc2)\."
     return [
-        Rule(rf"{source}(norm[12])\.weight", rf"{target}\1/scale", index=index),
-        Rule(rf"{source}(norm[12])\.bias", rf"{target}\1/bias", index=index),
-        Rule(rf"{source}{linear}\.weight", rf"{target}\1/\2/kernel", "linear", index),
-        Rule(rf"{source}{linear}\.bias", rf"{target}\1/\2/bias", index=index),
+        *_norm_rules(rf"{source}(norm[12])\.", rf"{target}\1/", index),
+        *_linear_rules(linear, rf"{target}\1/\2/", index=index),
         Rule(source + re.escape(table.replace("/", ".")), target + table, index=index),
     ]
 
 
 def swin_file_rules(depths: Sequence[int], names: Collection[str]) -> list[Rule]:
-    """Files of a Swin alone: Microsoft's, timm's, or VCT's body -> models.backbones.swin.Swin.
+    """Files of a Swin alone, Microsoft's, timm's or VCT's backbone -> models.backbones.swin.Swin.
 
-    Known and not taken: the classifier and the norm before it, and masks of shifted windows.
+    Ignored: the classifier, the norm before it, and the masks of shifted windows.
 
     Args:
       depths: blocks per stage.
-      names: of the file; tell timm's by the stage that its merging of patches is counted to.
+      names: of the file; timm's merge patches at the start of a stage.
     """
     is_timm = any(name.startswith(f"layers.{len(depths) - 1}.downsample.") for name in names)
     return [
@@ -126,14 +120,9 @@ def swin_file_rules(depths: Sequence[int], names: Collection[str]) -> list[Rule]
 
 
 def pvt_v2_rules(source_prefix: str, target_prefix: str, depths: Sequence[int]) -> list[Rule]:
-    """PVT v2 -> models.backbones.pvt_v2.PVTv2: the official names (AVSBench's too), or timm's.
+    """PVT v2 -> models.backbones.pvt_v2.PVTv2: the official names, AVSBench's too, or timm's.
 
-    Known and not taken: the classifier.
-
-    Args:
-      source_prefix: of the names in the state dict.
-      target_prefix: of the paths in the tree.
-      depths: blocks per stage, which are entries of one stack.
+    Ignored: the classifier.
     """
     source, target = _source(source_prefix), _target(target_prefix)
     rules = [Rule(rf"{source}head\.(weight|bias)", None)]
@@ -162,10 +151,10 @@ def pvt_v2_rules(source_prefix: str, target_prefix: str, depths: Sequence[int]) 
 
 
 def resnet_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
-    """ResNet -> models.backbones.resnet.ResNet and, for the statistics of its norms, `batch_stats`.
+    """ResNet -> models.backbones.resnet.ResNet, its running statistics -> `batch_stats`.
 
-    torchvision's names, or those of AVSBench's two-branch net, whose second branch never runs.
-    Known and not taken: that branch, the classifier and the counters of batches.
+    Reads torchvision's names and those of AVSBench's two-branch network.
+    Ignored: the second branch, which never runs, the classifier, and the batch counters.
     """
     source, target = _source(source_prefix), _target(target_prefix)
     block, ours = rf"{source}(layer\d)(?:_1)?\.(\d+)\.", rf"{target}\1_\2/"
@@ -187,35 +176,25 @@ def resnet_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
 
 
 def gate_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
-    """The channel gates, "scale_factor_module" on both sides -> scale_factor_module_{0..3}."""
-    source, target = re.escape(source_prefix), target_prefix
-    return [
-        Rule(rf"{source}\.(\d)\.(fc[12])\.weight", rf"{target}_\1/\2/kernel", "linear"),
-        Rule(rf"{source}\.(\d)\.(fc[12])\.bias", rf"{target}_\1/\2/bias"),
-    ]
+    """The channel gates -> {target_prefix}_{0..3}."""
+    return _linear_rules(rf"{_source(source_prefix)}(\d)\.(fc[12])\.", rf"{target_prefix}_\1/\2/")
 
 
 def vggish_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
     """VGGish -> models.backbones.vggish.VGGish.
 
-    Known and not taken: the MLP that makes its 128-d embedding, and the components of that one.
+    Ignored: the MLP of its 128-d embedding, and the principal components of that embedding.
     """
     source, target = _source(source_prefix), _target(target_prefix)
     return [
-        Rule(rf"{source}features\.(\d+)\.weight", rf"{target}features_\1/kernel", "conv"),
-        Rule(rf"{source}features\.(\d+)\.bias", rf"{target}features_\1/bias"),
+        *_linear_rules(rf"{source}features\.(\d+)\.", rf"{target}features_\1/", "conv"),
         Rule(rf"{source}embeddings\.\d+\.(weight|bias)", None),
         Rule(rf"{source}(pproc\.)?pca_(eigen_vectors|means)", None),
     ]
 
 
 def head_rules(source_prefix: str, encoder_layers: int) -> list[Rule]:
-    """VCT's head, "sem_seg_head" -> pixel_decoder, audio_transformation and predictor.
-
-    Args:
-      source_prefix: of the names in the state dict.
-      encoder_layers: deformable encoder layers, which are entries of one stack.
-    """
+    """VCT's head, "sem_seg_head" -> pixel_decoder, audio_transformation and predictor."""
     source = _source(source_prefix)
     pixel_decoder = rf"{source}pixel_decoder\."
     rules = [
@@ -268,11 +247,11 @@ def _predictor_rules(source: str, target: str) -> list[Rule]:
 
 
 def ama_rules(source_prefix: str) -> list[Rule]:
-    """AMA, "ama_module" -> `ama` and, for the running statistics, `batch_stats/ama`.
+    """AMA, "ama_module" -> `ama`, its running statistics -> `batch_stats/ama`.
 
-    The value projection, which the original never reads, and the counters of batches are known and
-    not taken. The strength of the reweighting, `predictor/visual_query_block/lambda`, is not part
-    of the original's module; `head_rules` has it.
+    Ignored: the value projection, which the original never reads, and the batch counters. The
+    strength of the reweighting, `predictor/visual_query_block/lambda`, is in `head_rules`: it is
+    not part of the original's module.
     """
     source = _source(source_prefix)
     encoder = rf"{source}flow_encoder\."
@@ -280,8 +259,7 @@ def ama_rules(source_prefix: str) -> list[Rule]:
         Rule(rf"{source}temperature", "ama/temperature"),
         *_linear_rules(rf"{encoder}0\.", "ama/flow_encoder_0/", "conv"),
         *_linear_rules(rf"{encoder}3\.", "ama/flow_encoder_3/", "conv1x1"),
-        *_norm_rules(rf"{encoder}([14])\.", r"ama/flow_encoder_\1/"),
-        Rule(rf"{encoder}([14])\.running_(mean|var)", r"batch_stats/ama/flow_encoder_\1/\2"),
+        *_batch_norm_rules(rf"{encoder}([14])\.", r"ama/flow_encoder_\1/"),
         Rule(rf"{encoder}[14]\.num_batches_tracked", None),
         *_linear_rules(rf"{source}audio_proj\.0\.", "ama/audio_proj_0/"),
         *_norm_rules(rf"{source}audio_proj\.1\.", "ama/audio_proj_1/"),
@@ -293,8 +271,8 @@ def ama_rules(source_prefix: str) -> list[Rule]:
 def raft_rules() -> list[Rule]:
     """RAFT -> models.flow.raft.RAFT: torchvision's names or princeton-vl's, large and small.
 
-    The reader takes the `module.` off that released files of the latter carry. Known and not taken:
-    counters of batches, and the norm of a shortcut where princeton-vl's registers it a second time.
+    Ignored: the batch counters, and the norm of a shortcut where princeton-vl's code registers it a
+    second time. (The reader removes the `module.` prefix of princeton-vl's files.)
     """
     rules = []
     for theirs, ours in (
@@ -351,7 +329,7 @@ def _raft_encoder_rules(source: str, target: str) -> list[Rule]:
 def _linear_rules(
     source: str, target: str, transform: str = "linear", index: int | None = None
 ) -> list[Rule]:
-    """Weight and bias of a linear map or a convolution."""
+    """Weight and bias of a linear layer or a convolution."""
     return [
         Rule(f"{source}weight", f"{target}kernel", transform, index),
         Rule(f"{source}bias", f"{target}bias", index=index),
@@ -367,7 +345,7 @@ def _norm_rules(source: str, target: str, index: int | None = None) -> list[Rule
 
 def _batch_norm_rules(source: str, target: str) -> list[Rule]:
     """Scale and bias, and the running statistics under `batch_stats`."""
-    group = len(re.findall(r"\\\d", target)) + 1  # number of the next one
+    group = len(re.findall(r"\\\d", target)) + 1  # the pattern's next one
     return [
         *_norm_rules(source, target),
         Rule(rf"{source}running_(mean|var)", rf"batch_stats/{target}\{group}"),
