@@ -222,11 +222,11 @@ def test_bfloat16_is_finite_and_close(fusion):
     assert rough["intermediates"]["memory"].dtype == jnp.bfloat16
 
 
-def test_training_draws_and_takes_the_next_row_s_text():
-    apply, variables = tiny("global")
-    read = random_inputs()
-    assert "saliency_neg" not in apply(read)
-    model = QDDETR(**(TINY | {"fusion": FUSIONS["global"]}))
+@pytest.mark.parametrize("rate", ["dropout", "input_dropout"])
+def test_training_draws(rate):
+    _, variables = tiny("global")
+    fields = {"fusion": FUSIONS["global"]} | NO_DROPOUT | {rate: 0.5}
+    model, read = QDDETR(**(TINY | fields)), random_inputs()
 
     @jax.jit
     def train(key):
@@ -246,6 +246,7 @@ def test_the_next_row_is_that_of_the_global_batch():
     sharded = jax.device_put(read, NamedSharding(mesh, PartitionSpec("data")))
     other = read | {name: np.roll(read[name], -1, axis=0) for name in ("text", "text_mask")}
     expected = apply(other)["saliency_scores"]
+    assert "saliency_neg" not in apply(read)
     for rows in (read, sharded):
         np.testing.assert_allclose(train(rows), expected, rtol=0, atol=1e-5)
 
