@@ -34,10 +34,10 @@ import tensorflow_datasets as tfds  # noqa: E402
 from avs_jax.data.avsbench_folders import (  # noqa: E402
     BY_DATASET,
     DatasetLayoutError,
-    Setting,
 )
 from avs_jax.data.records import read_folder  # noqa: E402
 from avs_jax.spec import InputError  # noqa: E402
+from tfds_builders.record_builder import Setting  # noqa: E402
 
 DATASETS = tuple(BY_DATASET)
 
@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     name, _, layout = args.dataset.partition("/")
     if name not in DATASETS:
         parser.error(f"--dataset={args.dataset}: no such builder; there are {', '.join(DATASETS)}")
+    if args.flow_dir and name not in BY_DATASET:
+        parser.error(f"--flow_dir: {name} has no optical flow")
     tfds.disable_progress_bar()  # the builders show their own, with totals
     try:
         build(name, layout, args)
@@ -85,9 +87,9 @@ def build(name: str, layout: str, args: argparse.Namespace) -> None:
       BlockingIOError: another process builds into the same folder.
       ModuleNotFoundError: --beam without Apache Beam.
     """
-    setting = BY_DATASET[name]
     beam_options = None if args.beam is None else _beam_options(args.beam)
     module = importlib.import_module(f"tfds_builders.{name}.{name}_dataset_builder")
+    setting = module.Builder.SETTING
     if not layout:
         layout = _choose_layout(setting, args.manual_dir, args.data_dir)
     choices = [x.name for x in setting.layouts]
@@ -102,7 +104,7 @@ def build(name: str, layout: str, args: argparse.Namespace) -> None:
         _remove_leftovers(version_dir)
         if version_dir.is_dir() and not args.overwrite:
             _check_same_source(version_dir, setting, args)
-            _report(version_dir, "is already built; --overwrite rebuilds it")
+            _report(version_dir, module.Builder, "is already built; --overwrite rebuilds it")
             return
         root = setting.find_root(args.manual_dir)  # before anything is touched
         print(f"building {version_dir} from {root}", flush=True)
@@ -111,8 +113,8 @@ def build(name: str, layout: str, args: argparse.Namespace) -> None:
                 data_dir=str(data_dir),
                 config=layout,
                 skip_bad=args.skip_bad,
-                flow_dir=args.flow_dir,
                 use_beam=beam_options is not None,
+                **({"flow_dir": args.flow_dir} if args.flow_dir else {}),
             )
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(
@@ -121,7 +123,7 @@ def build(name: str, layout: str, args: argparse.Namespace) -> None:
                 file_format="array_record",
             )
         shutil.rmtree(module.Builder.shards_dir(version_dir.parent), ignore_errors=True)
-        _report(version_dir, "built")
+        _report(version_dir, module.Builder, "built")
 
 
 def _check_same_source(
@@ -134,7 +136,7 @@ def _check_same_source(
     with contextlib.suppress(DatasetLayoutError):
         asked["source"] = str(setting.find_root(args.manual_dir))
     for name, value in asked.items():
-        if metadata.get(name) != value:
+        if metadata.get(name, "") != value:
             raise DatasetLayoutError(
                 f"{version_dir} was built with {name} {metadata.get(name) or 'none'}, now it is "
                 f"{value or 'none'}: rebuild it with --overwrite, or choose another --data_dir"
@@ -236,16 +238,14 @@ def _replaced(version_dir: pathlib.Path) -> pathlib.Path:
     return version_dir.with_name(f".replaced.{version_dir.name}")
 
 
-def _report(version_dir: pathlib.Path, what: str) -> None:
+def _report(version_dir: pathlib.Path, builder: type, what: str) -> None:
     folder = read_folder(version_dir)
     lengths = sorted(folder.shard_lengths.items())
     counts = ", ".join(f"{split} {sum(shards)}" for split, shards in lengths)
-    noted = folder.metadata.get
-    flow = ", ".join(f"{kind} {n}" for kind, n in sorted(noted("flow_kinds", {}).items()))
+    noted = folder.metadata
     print(
-        f"{version_dir} {what}: {counts} clips, {noted('num_skipped')} skipped; "
-        f"color masks {'yes' if noted('has_pre_masks') else 'no'}; flow {flow}; "
-        f"from {noted('source')}"
+        f"{version_dir} {what}: {counts} {builder.RECORDS}, {noted.get('num_skipped')} skipped; "
+        f"{builder.summarize(noted)}; from {noted.get('source')}"
     )
 
 

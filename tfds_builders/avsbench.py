@@ -5,14 +5,12 @@ where the files of a clip are.
 """
 
 import collections
-import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from avs_jax.data.avsbench_csv import Row, read_rows
 from avs_jax.data.avsbench_folders import (
@@ -27,20 +25,10 @@ from avs_jax.data.avsbench_folders import (
 )
 from avs_jax.data.flow_files import find_flow_root, has_first_flow, read_settings
 from avs_jax.data.input_files import read_json
-from tfds_builders import features, shards
-from tfds_builders.clip_files import ClipFiles, DatasetFilesError
-
-
-@dataclasses.dataclass
-class LayoutConfig(tfds.core.BuilderConfig):
-    """A layout as TFDS wants it."""
-
-    layout: Layout | None = None
-
-
-def make_configs(setting: Setting) -> list[LayoutConfig]:
-    """A TFDS configuration per layout of a setting."""
-    return [LayoutConfig(name=x.name, description=x.description, layout=x) for x in setting.layouts]
+from tfds_builders import features
+from tfds_builders.clip_files import ClipFiles
+from tfds_builders.record_builder import RecordBuilder
+from tfds_builders.shards import Report
 
 
 def category_labels(setting: Setting, root: pathlib.Path) -> dict[str, int]:
@@ -59,108 +47,53 @@ def category_labels(setting: Setting, root: pathlib.Path) -> dict[str, int]:
     return {name: position for position, name in enumerate(names)}  # whatever the values are
 
 
-class AVSBenchBuilder(FileReaderBuilder, skip_registration=True):
+class AVSBenchBuilder(RecordBuilder, skip_registration=True):
     """One raw record per clip (tfds_builders/features.py), in the order of the csv.
 
     Args:
-      skip_bad: leave clips with missing or damaged files out, instead of failing.
       flow_dir: folder of stored flow, or None.
-      use_beam: write through Apache Beam (the runner and its options are download_and_prepare's).
-      **kwargs: of the base class (data_dir, config, version).
+      **kwargs: of the base class.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    HOMEPAGE = "https://github.com/OpenNLPLab/AVSBench"
 
-    SETTING: Setting
-
-    def __init__(
-        self,
-        *,
-        skip_bad: bool = False,
-        flow_dir: str | os.PathLike | None = None,
-        use_beam: bool = False,
-        **kwargs: Any,
-    ):
-        self.skip_bad, self.use_beam = skip_bad, use_beam
+    def __init__(self, *, flow_dir: str | os.PathLike | None = None, **kwargs: Any):
         self.flow_dir = pathlib.Path(flow_dir).expanduser().absolute() if flow_dir else None
-        super().__init__(**{"file_format": "array_record"} | kwargs)
+        super().__init__(**kwargs)
 
-    # ---- what TFDS calls ----
+    @staticmethod
+    def record_features() -> tfds.features.FeaturesDict:
+        return features.record_features()
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return features.DatasetInfo(
-            builder=self,
-            description=f"AVSBench {self.SETTING.title}. {self.builder_config.description}.",
-            homepage="https://github.com/OpenNLPLab/AVSBench",
-            features=features.record_features(),
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,  # the order of the csv; readers shuffle by index
-        )
+    def list_sources(
+        self, root: pathlib.Path
+    ) -> tuple[Mapping[str, Sequence[ClipFiles]], list[str]]:
+        return list_clips(self.SETTING, root, self.builder_config.layout, self.flow_dir)
 
-    def _download_and_prepare(
-        self, dl_manager: tfds.download.DownloadManager, download_config: Any
-    ) -> None:
-        """Reads, checks and writes everything in shards; they become the dataset at the end.
-
-        Raises:
-          DatasetFilesError: files are missing or damaged; the good shards are kept.
-        """
-        if self.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-            raise ValueError(f"file format {self.info.file_format}: only array_record is written")
-        root = self.SETTING.find_root(dl_manager.manual_dir)
-        layout = self.builder_config.layout
-        clips, row_problems = list_clips(self.SETTING, root, layout, self.flow_dir)
-        folder = self.shards_dir(pathlib.Path(self.data_dir).parent)
-        plan = [x for split in SPLITS for x in shards.cut_shards(split, clips[split], folder)]
-        if not plan:
-            nothing = [f"{root / self.SETTING.csv}: no clip"]
-            raise DatasetFilesError(row_problems or nothing, 0, 0)
-        reports = shards.write_all(plan, self._pipeline(download_config))
-        bad = {name: lines for report in reports for name, lines in report.bad.items()}
-        problems = row_problems + [line for lines in bad.values() for line in lines]
-        num_good, num_bad = sum(r.num_clips for r in reports), len(row_problems) + len(bad)
-        if not num_good or (problems and not self.skip_bad):
-            raise DatasetFilesError(problems, num_good, num_bad, folder)
-        splits = shards.gather(plan, reports, pathlib.Path(self.data_dir), self.name)
-        self.info.set_splits(tfds.core.SplitDict(splits))
-        kept = [x for shard in plan for x in shard.clips if x.clip_id not in bad]
+    def describe(
+        self, root: pathlib.Path, kept: Sequence[ClipFiles], reports: Sequence[Report]
+    ) -> dict[str, Any]:
         is_generated = (root / MANIFEST).is_file()
         kinds = collections.Counter()
         for report in reports:
             kinds.update(report.flow_kinds)
-        self.info.metadata.update(  # readers and evaluation reports quote it
-            source=str(root),
-            ground_truth="generated clips" if is_generated else layout.ground_truth,
-            num_clips=num_good,
-            num_skipped=num_bad,
-            skipped=problems,
-            has_pre_masks=any(clip.pre_masks for clip in kept),
-            flow_dir=str(self.flow_dir or ""),
-            flow_kinds=dict(kinds),
-            flow_has_first=kept[0].flow_has_first,
-        )
+        truth = self.builder_config.layout.ground_truth
+        described = {
+            "ground_truth": "generated clips" if is_generated else truth,
+            "has_pre_masks": any(clip.pre_masks for clip in kept),
+            "flow_dir": str(self.flow_dir or ""),
+            "flow_kinds": dict(kinds),
+            "flow_has_first": kept[0].flow_has_first,
+        }
         if self.SETTING.num_classes > 2:
-            self.info.metadata["classes"] = list(category_labels(self.SETTING, root))
+            described["classes"] = list(category_labels(self.SETTING, root))
+        return described
 
-    def _pipeline(self, download_config: Any) -> Any | None:
-        if not self.use_beam:
-            return None
-        beam = tfds.core.lazy_imports.apache_beam
-        return beam.Pipeline(
-            runner=download_config.beam_runner, options=download_config.beam_options
-        )
-
-    def _log_download_bytes(self) -> None:
-        """TFDS announces a download; nothing is downloaded."""
-
-    def _log_download_done(self) -> None:
-        """Likewise."""
-
-    @classmethod
-    def shards_dir(cls, folder: pathlib.Path) -> pathlib.Path:
-        """Where the shards of an unfinished build are, in the folder of the dataset's versions."""
-        return folder / f".parts.{cls.VERSION}"
+    @staticmethod
+    def summarize(metadata: Mapping[str, Any]) -> str:
+        kinds = sorted(metadata.get("flow_kinds", {}).items())
+        flow = ", ".join(f"{kind} {count}" for kind, count in kinds)
+        return f"color masks {'yes' if metadata.get('has_pre_masks') else 'no'}; flow {flow}"
 
 
 def list_clips(

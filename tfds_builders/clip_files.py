@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 import tqdm
 
 from avs_jax.data.decode import decode_labels
 from avs_jax.data.flow_files import read_array
 from avs_jax.data.input_files import read_image, read_wav
 from avs_jax.spec import InputError
+from tfds_builders.features import record_features
 
 
 class DatasetFilesError(InputError):
@@ -68,6 +70,21 @@ class ClipFiles:
     mask_sizes: tuple[tuple[int, int], ...] = ()
     num_classes: int = 2
 
+    @property
+    def files(self) -> list[pathlib.Path]:
+        """All that the record is made from."""
+        flow = sorted(self.flow_dir.glob("*.npy")) if self.flow_dir is not None else []
+        return [*self.frames, *self.masks.values(), *self.pre_masks, self.wav, *flow]
+
+    def read(self) -> tuple[dict[str, Any], list[str]]:
+        """`read_clip`."""
+        return read_clip(self)
+
+    @staticmethod
+    def features() -> tfds.features.FeaturesDict:
+        """The features of the record."""
+        return record_features()
+
 
 def read_flow(folder: pathlib.Path | None, num_frames: int) -> tuple[np.ndarray, str]:
     """Stored flow of a clip.
@@ -90,9 +107,18 @@ def read_flow(folder: pathlib.Path | None, num_frames: int) -> tuple[np.ndarray,
     return stacked, "uv" if stacked.shape[-1] == 2 else "magnitude"
 
 
-def _check_classes(path: pathlib.Path, data: bytes, num_classes: int) -> None:
+def read_labels(path: pathlib.Path, num_classes: int) -> np.ndarray:
+    """A mask as uint8 [H, W] of classes.
+
+    Raises:
+      InputError: the file is missing or damaged, or holds other classes.
+    """
+    return _decode_labels(path, read_image(path)[0], num_classes)
+
+
+def _decode_labels(path: pathlib.Path, data: bytes, num_classes: int) -> np.ndarray:
     try:
-        decode_labels(data, num_classes)
+        return decode_labels(data, num_classes)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -149,7 +175,7 @@ def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
     if clip.num_classes > 2:
         for path, data in zip(clip.masks.values(), masks, strict=True):
             if data:
-                reader.attempt(_check_classes, path, data, clip.num_classes)
+                reader.attempt(_decode_labels, path, data, clip.num_classes)
     pre_masks = reader.images(clip.pre_masks)
     waveform, rate = reader.attempt(read_wav, clip.wav) or (None, 0)
     flow, kind = reader.attempt(read_flow, clip.flow_dir, len(clip.frames)) or (None, "none")

@@ -17,18 +17,36 @@ import os
 import pathlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
 import tqdm
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from avs_jax.files import atomic_path, write_atomically
-from tfds_builders import clip_files, features
+from tfds_builders.features import RECORD_FORMAT
 
 CLIPS_PER_SHARD = 64
 SUFFIX = "array_record"
 POLL_SECONDS = 1.0
+
+
+class Source(Protocol):
+    """The files of one record: a clip (clip_files.ClipFiles) or a query (moments.QueryFiles).
+
+    Attributes:
+      clip_id: names it in reports.
+      files: all that the record is made from.
+    """
+
+    clip_id: str
+    files: Sequence[pathlib.Path]
+
+    def read(self) -> tuple[dict[str, Any], list[str]]:
+        """The record, and what is wrong with its files; use it only if nothing is."""
+
+    def features(self) -> tfds.features.FeaturesDict:
+        """The features of the record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +55,7 @@ class Shard:
 
     split: str
     index: int
-    clips: tuple[clip_files.ClipFiles, ...]
+    clips: tuple[Source, ...]
     folder: pathlib.Path
 
     @property
@@ -71,9 +89,7 @@ class Report:
     flow_kinds: Mapping[str, int]
 
 
-def cut_shards(
-    split: str, clips: Sequence[clip_files.ClipFiles], folder: pathlib.Path
-) -> list[Shard]:
+def cut_shards(split: str, clips: Sequence[Source], folder: pathlib.Path) -> list[Shard]:
     """The shards of a split."""
     starts = range(0, len(clips), CLIPS_PER_SHARD)
     return [
@@ -110,7 +126,7 @@ def write_all(shards: Sequence[Shard], pipeline: Any | None = None) -> list[Repo
         else:
             with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
                 for shard in missing:
-                    outcomes = pool.map(clip_files.read_clip, shard.clips)
+                    outcomes = pool.map(_read, shard.clips)
                     write_shard(shard, _counted(outcomes, progress))
     return [Report(**json.loads(shard.report.read_text())) for shard in shards]
 
@@ -119,11 +135,11 @@ def write_shard(shard: Shard, outcomes: Iterable[tuple[dict, list[str]]] | None 
     """Reads a shard's clips and writes its records, then its report.
 
     Args:
-      outcomes: what `read_clip` gives for its clips, in order; None: read here.
+      outcomes: what `read` gives for its clips, in order; None: read here.
     """
     source = source_digest(shard.clips)  # before they are read: a later change shows
-    serialize = features.record_features().serialize_example
-    outcomes = outcomes or map(clip_files.read_clip, shard.clips)
+    serialize = shard.clips[0].features().serialize_example
+    outcomes = outcomes or map(_read, shard.clips)
     bad, kinds, sizes, writer = {}, collections.Counter(), [], None
     shard.records.unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
@@ -137,7 +153,7 @@ def write_shard(shard: Shard, outcomes: Iterable[tuple[dict, list[str]]] | None 
             data = serialize(record)
             writer.write(data)
             sizes.append(len(data))
-            kinds[record["flow_kind"]] += 1
+            kinds[record.get("flow_kind", "none")] += 1
         if writer is not None:
             writer.close()
     size = shard.records.stat().st_size if sizes else 0
@@ -156,12 +172,12 @@ def finished_report(shard: Shard) -> Report | None:
     return report if is_current and size == report.file_bytes else None
 
 
-def source_digest(clips: Sequence[clip_files.ClipFiles]) -> str:
+def source_digest(clips: Sequence[Source]) -> str:
     """Changes with anything that a record is made from: names, labels, files' sizes and times."""
-    digest = hashlib.sha256(str(features.RECORD_FORMAT).encode())
+    digest = hashlib.sha256(str(RECORD_FORMAT).encode())
     for clip in clips:
         digest.update(repr(clip).encode())
-        for path in _files(clip):
+        for path in clip.files:
             try:
                 status = path.stat()
                 digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -201,9 +217,8 @@ def gather(
     return splits
 
 
-def _files(clip: clip_files.ClipFiles) -> list[pathlib.Path]:
-    flow = sorted(clip.flow_dir.glob("*.npy")) if clip.flow_dir is not None else []
-    return [*clip.frames, *clip.masks.values(), *clip.pre_masks, clip.wav, *flow]
+def _read(source: Source) -> tuple[dict[str, Any], list[str]]:
+    return source.read()
 
 
 def _link(source: pathlib.Path, target: pathlib.Path) -> None:

@@ -1,7 +1,8 @@
 """AVSBench Single-source (S4) as a TFDS dataset; its folders: avs_jax/data/avsbench_folders.py."""
 
 from avs_jax.data.avsbench_folders import S4
-from tfds_builders.avsbench import AVSBenchBuilder, make_configs
+from tfds_builders.avsbench import AVSBenchBuilder
+from tfds_builders.record_builder import make_configs
 
 
 class Builder(AVSBenchBuilder):
