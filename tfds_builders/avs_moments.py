@@ -1,0 +1,126 @@
+"""Annotations of moments from AVSBench's masks: when a class sounds, from where it is seen.
+
+A clip of AVSBench shows one frame per second, and the mask of a frame marks what sounds in it. So
+the seconds in which a class has a mask are when it sounds:
+
+  query      the name of the class; of binary masks the clip's category, or `SOMETHING`
+  windows    runs of seconds whose mask is not empty
+  qid, vid   {clip}-{class}, {clip}
+
+Nobody scored such clips, so they have no saliency: only the scores of windows apply. Clips whose
+masks do not cover every frame, as S4's and AVSS's v1s in training, say nothing about when, and are
+left out.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from avs_jax.data.avsbench_folders import Setting
+from avs_jax.data.input_files import read_wav
+from avs_jax.data.moments import log_rms
+from avs_jax.spec import InputError
+from tfds_builders.avsbench import category_labels
+from tfds_builders.clip_files import ClipFiles, read_labels
+
+CLIP_SECONDS = 1.0
+SOMETHING = "something that sounds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived:
+    """What one clip gives.
+
+    Attributes:
+      lines: annotations, one per class that sounds.
+      energy: float32 [seconds, 1], log-RMS of its sound; None without lines.
+      problems: what is wrong with its files.
+      is_partial: some frames have no mask.
+    """
+
+    lines: Sequence[Mapping[str, Any]] = ()
+    energy: np.ndarray | None = None
+    problems: Sequence[str] = ()
+    is_partial: bool = False
+
+
+def derive_all(
+    clips: Sequence[ClipFiles], names: Mapping[int, str]
+) -> Iterator[tuple[ClipFiles, Derived]]:
+    """`derive` of every clip, in threads, with progress, in order."""
+    with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda clip: derive(clip, names), clips)
+        yield from zip(
+            clips,
+            tqdm.tqdm(found, "Reading masks", len(clips), unit="clip", disable=None),
+            strict=True,
+        )
+
+
+def derive(clip: ClipFiles, names: Mapping[int, str]) -> Derived:
+    """Annotations of one clip.
+
+    Args:
+      clip: its files.
+      names: class -> its name; empty where masks are binary.
+    """
+    num_seconds = len(clip.frames)
+    if len(clip.masks) < num_seconds:
+        return Derived(is_partial=True)
+    seconds: dict[int, list[int]] = {}
+    problems = []
+    for t, path in clip.masks.items():
+        try:
+            labels = read_labels(path, clip.num_classes)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        for label in np.unique(labels[(labels > 0) & (labels < clip.num_classes)]).tolist():
+            seconds.setdefault(label, []).append(t)
+    waveform, rate = None, 0
+    try:
+        waveform, rate = read_wav(clip.wav)
+    except InputError as error:
+        problems.append(str(error))
+    if problems or not seconds:
+        return Derived(problems=problems)
+    lines = []
+    for label, times in sorted(seconds.items()):
+        windows = runs(times)
+        query = names.get(label) or clip.category or SOMETHING
+        lines.append(
+            {
+                "qid": f"{clip.clip_id}-{label}",
+                "query": query.replace("_", " "),
+                "duration": num_seconds * CLIP_SECONDS,
+                "vid": clip.clip_id,
+                "clip_seconds": CLIP_SECONDS,
+                "relevant_windows": windows,
+                "relevant_clip_ids": times,
+            }
+        )
+    return Derived(lines, log_rms(waveform, rate, num_seconds, CLIP_SECONDS)[:, None])
+
+
+def runs(times: Iterable[int]) -> list[list[float]]:
+    """Consecutive seconds as windows [start, end]."""
+    windows: list[list[float]] = []
+    for t in sorted(times):
+        if windows and windows[-1][1] == t * CLIP_SECONDS:
+            windows[-1][1] += CLIP_SECONDS
+        else:
+            windows.append([t * CLIP_SECONDS, (t + 1) * CLIP_SECONDS])
+    return windows
+
+
+def class_names(setting: Setting, root: pathlib.Path) -> dict[int, str]:
+    """Class -> name of a setting with classes; {} where masks are binary."""
+    if setting.num_classes == 2:
+        return {}
+    return {label: name for name, label in category_labels(setting, root).items()}
