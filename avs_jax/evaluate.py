@@ -43,7 +43,7 @@ from avs_jax.runtime.lock import locked
 from avs_jax.runtime.sharding import make_mesh, tree_shardings
 from avs_jax.runtime.step import init_variables
 from avs_jax.runtime.stored_config import digest
-from avs_jax.spec import REFERENCE, InputError
+from avs_jax.spec import TRUE_AUDIO, InputError
 from avs_jax.task import Record, Task, stack_rows
 from avs_jax.tasks import make_task
 
@@ -130,7 +130,7 @@ def evaluate_split(
         **controls.facts,
     }
     run = _Evaluator(task, config, checkpoint, weights, facts)
-    results = {REFERENCE: run(records, REFERENCE, write_predictions)}
+    results = {TRUE_AUDIO: run(records, TRUE_AUDIO, write_predictions)}
     results |= {name: run(altered, name) for name, altered in controls.records.items()}
     tables = {name: result.table for name, result in results.items()}
     report = make_report(task, facts, tables, len(records), [*notes, *controls.notes])
