@@ -1,11 +1,11 @@
-"""Exponential moving average of what is learned, beside the parameters that the optimizer moves.
+"""Exponential moving average of the trained parameters.
 
   d_t = min(decay, (1 + t) / (10 + t))
   ema <- ema + (1 - d_t) * (value - ema)         after step t = 1, 2, ...
 
-The growing d_t keeps the random start from weighing for 1 / (1 - decay) steps. Averaged are the
-trainable parameters and the running statistics of batch normalization, which belong to them; frozen
-parameters are what they are.
+The growing d_t keeps the random initial values from dominating for 1 / (1 - decay) steps. The
+average covers the trainable parameters and the running statistics of batch normalization, which
+belong to them.
 
 Source: Polyak and Juditsky, 1992; the growing decay is TensorFlow's ExponentialMovingAverage.
 """
@@ -26,33 +26,27 @@ def init_ema(trainable: Mapping[str, Array], batch_stats: Any, decay: float) -> 
     Args:
       trainable: {path: parameter}.
       batch_stats: nested running statistics.
-      decay: of config.train.ema_decay.
+      decay: config.train.ema_decay.
 
     Returns:
-      {"params": {path: array}, "batch_stats": nested}, copies; {} where decay is 0.
-
-    Raises:
-      ValueError: a decay outside 0 <= decay < 1.
+      {"params": {path: array}, "batch_stats": nested}; {} if decay is 0.
     """
     if not 0 <= decay < 1:
         raise InputError(f"config.train.ema_decay = {decay}: expected 0 (off) <= decay < 1")
     if not decay:
         return {}
-    # Copies: the state is donated, and a buffer can be given away once only.
+    # Copies, because the state is donated and a buffer can be donated only once.
     return jax.tree.map(jnp.copy, {"params": dict(trainable), "batch_stats": batch_stats})
 
 
 def update_ema(
     ema: dict, trainable: Mapping[str, Array], batch_stats: Any, step: Array, decay: float
 ) -> dict:
-    """The average after a step.
+    """The average after a step; `trainable` and `batch_stats` are those after the step.
 
     Args:
       ema: from `init_ema`, or {}.
-      trainable: {path: parameter} after the step.
-      batch_stats: after the step.
-      step: int [], steps done, this one included.
-      decay: as in `init_ema`.
+      step: int [], number of steps done, including this one.
     """
     if not ema:
         return {}
@@ -62,10 +56,5 @@ def update_ema(
 
 
 def ema_variables(params: Mapping, ema: Mapping) -> tuple[dict, Any]:
-    """The averaged (params, batch_stats), both nested; frozen parameters from `params`.
-
-    Args:
-      params: nested, all.
-      ema: from `update_ema`, not empty.
-    """
+    """The averaged (params, batch_stats), both nested; frozen parameters come from `params`."""
     return unflatten(flatten(params) | dict(ema["params"])), ema.get("batch_stats", {})
