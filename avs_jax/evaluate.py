@@ -1,23 +1,23 @@
-"""Evaluation: a checkpoint and a split -> a row per scored thing -> every protocol's numbers.
+"""Evaluation: a checkpoint and a split -> one row per scored item -> every protocol's numbers.
 
-One pass (runtime/evaluation.py) over the split as it is, then one per control of the task: the same
-truth with another input. A model that uses the input scores lower there.
+One pass (runtime/evaluation.py) scores the unaltered split, then one each control of the task: the
+same ground truth with another input. A model that uses that input scores lower there.
 
   python -m avs_jax.evaluate --checkpoint=DIR [--config=configs/s4_ama.py] [--split=test]
       [--audio=silence,noise,offscreen,shift] [--manifest=FILE]
 
-Task, model and preprocessing are the checkpoint's. --config chooses where records lie and what is
-evaluated; without it the checkpoint's own configuration does. A key of the model changes only where
-it is written on the command line (--config.model.dtype=bfloat16), and the report says so.
+Task, model and preprocessing come from the checkpoint. --config, by default the checkpoint's own
+configuration, chooses the records and what is evaluated. Model keys change only by an override on
+the command line (--config.model.dtype=bfloat16), which the report notes.
 
-The numbers of anybody's predictions, without model or checkpoint; --config chooses dataset and
-classes only:
+To score any method's predictions without a model or checkpoint (--config only chooses the dataset
+and classes):
 
   python -m avs_jax.evaluate --config=configs/s4_ama.py --predictions=DIR [--split=test]
 
 {predictions}
 --write_predictions=DIR writes a checkpoint's predictions in this layout: float32 probabilities as
-npy (S4's test split: 0.7 GB), classes as png.
+npy (0.7 GB for S4's test split), classes as png.
 """
 
 import functools
@@ -43,12 +43,12 @@ from avs_jax.runtime.lock import locked
 from avs_jax.runtime.sharding import make_mesh, tree_shardings
 from avs_jax.runtime.step import init_variables
 from avs_jax.runtime.stored_config import digest
-from avs_jax.spec import REFERENCE, InputError
+from avs_jax.spec import TRUE_AUDIO, InputError
 from avs_jax.task import Record, Task, stack_rows
 from avs_jax.tasks import make_task
 
-# Keys that change a number of a report. Where records lie, how they are loaded, and what only
-# training reads are not among them.
+# Keys that change a number of a report; not where records are, how they are loaded, or what only
+# training reads.
 NUMBER_KEYS = (
     r"task",
     r"host",
@@ -60,7 +60,7 @@ NUMBER_KEYS = (
 )
 
 
-# ---- the job of --mode=eval ----
+# ---- evaluating a checkpoint ----
 
 
 def evaluate_checkpoint(
@@ -71,9 +71,9 @@ def evaluate_checkpoint(
     write_predictions: str | pathlib.Path | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Report]:
-    """`evaluate_split` of the parameters and of their average, as config.evaluate.weights asks.
+    """`evaluate_split` for the parameters, their average, or both (config.evaluate.weights).
 
-    Predictions of both go to folders of `write_predictions` of their own, raw/ and ema/.
+    If both, their predictions go to raw/ and ema/ under `write_predictions`.
 
     Returns:
       {"raw" or "ema": its report}.
@@ -96,19 +96,20 @@ def evaluate_split(
     write_predictions: str | pathlib.Path | None = None,
     notes: Sequence[str] = (),
 ) -> Report:
-    """Evaluates a checkpoint on a split, as it is and under the task's controls.
+    """Evaluates a checkpoint on a split, unaltered and under the task's controls.
 
-    Writes the folder `report_folder`, whole: report.json, report.md, table.npz of the split as it
-    is, table_CONDITION.npz of the controls, figures of the first config.evaluate.num_pictures
-    records under pictures/ and in pictures.html, and files of the controls.
+    Writes the folder `report_folder` as a whole: report.json, report.md, counts.npz of the
+    unaltered split, counts_CONDITION.npz of the controls, figures of the first
+    config.evaluate.num_pictures records under pictures/ and in pictures.html, and the controls'
+    files.
 
     Args:
       config: the whole configuration.
-      checkpoint: whose parameters are evaluated.
+      checkpoint: provides the parameters.
       split: of the dataset.
       weights: "raw" or "ema".
       output: directory to write under, see `report_folder`.
-      write_predictions: directory for the predictions of the split as it is.
+      write_predictions: directory for the predictions on the unaltered split.
       notes: sentences for the report.
 
     Returns:
@@ -116,8 +117,7 @@ def evaluate_split(
 
     Raises:
       FileNotFoundError: no dataset.
-      InputError: the checkpoint's tensors are not the model's; the controls ask for what does not
-        exist.
+      InputError: the checkpoint does not fit the model, or an unknown control.
     """
     task, records = make_task(config), open_records(config, split)
     controls = task.controls(records, split)
@@ -133,7 +133,7 @@ def evaluate_split(
     observers = [recorder.add for recorder in recorders]
     if write_predictions is not None:
         observers.append(functools.partial(task.write_predictions, write_predictions))
-    results = {REFERENCE: run(records, REFERENCE, observers)}
+    results = {TRUE_AUDIO: run(records, TRUE_AUDIO, observers)}
     results |= {name: run(altered, name) for name, altered in controls.records.items()}
     tables = {name: result.table for name, result in results.items()}
     report = make_report(task, facts, tables, len(records), [*notes, *controls.notes])
@@ -152,14 +152,9 @@ def report_folder(
     weights: str,
     output: str | pathlib.Path | None = None,
 ) -> pathlib.Path:
-    """The folder of the report that `evaluate_split` writes: its name is what was scored.
+    """OUTPUT/evaluation/STEP_DATASET_SPLIT_WEIGHTS_DIGEST, the folder of `evaluate_split`.
 
-    Args:
-      output: directory to write under; where it is None, the working directory of a run's
-        checkpoint, or the directory of converted weights.
-
-    Returns:
-      OUTPUT/evaluation/STEP_DATASET_SPLIT_WEIGHTS_DIGEST.
+    OUTPUT defaults to the checkpoint's workdir or the directory of converted weights.
     """
     root = checkpoint.run_directory if output is None else pathlib.Path(output).expanduser()
     dataset = config.data.dataset.replace("/", "-")
@@ -168,7 +163,7 @@ def report_folder(
 
 
 def number_digest(config: ConfigDict) -> str:
-    """Eight digits that differ where two configurations can give different numbers."""
+    """Eight hex digits that identify everything in the configuration that affects numbers."""
     code = digest(config, NUMBER_KEYS)
     if config.evaluate.get("manifest"):
         content = pathlib.Path(config.evaluate.manifest).expanduser().read_bytes()
@@ -177,7 +172,7 @@ def number_digest(config: ConfigDict) -> str:
 
 
 class _Evaluator:
-    """A checkpoint's model, ready to go over records: call it once per condition."""
+    """A checkpoint's model; call it once per condition."""
 
     def __init__(
         self,
@@ -201,7 +196,7 @@ class _Evaluator:
         condition: str,
         observers: Sequence[Callable] = (),
     ) -> Evaluation:
-        """One pass over records, to which `condition` was done."""
+        """One pass over records, altered as `condition` names."""
         config, task = self._config, self._task
         size = eval_batch_size(config, self._mesh)
         share = jax.process_index(), jax.process_count()
@@ -221,7 +216,7 @@ class _Evaluator:
             )
 
 
-# ---- anybody's predictions ----
+# ---- scoring files of predictions ----
 
 
 def evaluate_predictions(
@@ -232,19 +227,20 @@ def evaluate_predictions(
 ) -> Report:
     """Scores files of predictions against a split, by every protocol.
 
-    Writes OUTPUT/evaluation/DATASET_SPLIT_DIGEST/: report.json, report.md and table.npz.
+    Writes OUTPUT/evaluation/DATASET_SPLIT_DIGEST/: report.json, report.md and counts.npz.
 
     Args:
-      config: reads what the task's rows and protocols read.
-      directory: laid out as the task says.
-      output: directory to write under; that of the predictions, when not given.
+      config: as for the task's rows and protocols.
+      directory: of the predictions, in the task's layout.
+      split: of the dataset.
+      output: directory to write under, by default `directory`.
 
     Returns:
       The report, also printed and written.
 
     Raises:
       FileNotFoundError: no predictions, or no dataset.
-      InputError: lists every file that is missing, superfluous or unreadable.
+      InputError: lists every missing, unexpected or unreadable file.
     """
     task, records = make_task(config), open_records(config, split)
     facts = {"predictions": str(directory), **data_facts(config, records, split)}
@@ -268,19 +264,14 @@ def make_report(
     num_records: int,
     notes: Sequence[str] = (),
 ) -> Report:
-    """Every protocol's numbers of every condition, the first of which is the reference.
-
-    Raises:
-      InputError: records without ground truth.
-    """
+    """Every protocol's numbers for every condition; the first one is the reference."""
     sizes = task.sizes(next(iter(tables.values())), num_records)
     scores = {name: task.protocols(table) for name, table in tables.items()}
     return Report({**facts, **sizes}, scores, list(notes), task.summarize(tables, facts))
 
 
 def data_facts(config: ConfigDict, records: Sequence[Record], split: str) -> dict[str, Any]:
-    """What is scored: configuration, dataset, split, and what its builder noted (the source of the
-    ground truth, how many records it left out)."""
+    """What is scored: configuration, dataset, split, source of the ground truth, skipped clips."""
     noted = metadata(records)
     return {
         "config": config.name,
@@ -318,7 +309,7 @@ def _write(
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit status."""
+    """Evaluates; returns the exit status."""
     try:
         description = __doc__.replace("{predictions}", predictions.__doc__.partition("\n\n")[2])
         run(parse(argv, _define_flags, description, needs_config=False))
@@ -370,16 +361,15 @@ def _define_flags(values: flags.FlagValues) -> None:
 
     define("checkpoint", "working directory, one step's directory, or converted weights")
     define("predictions", "score the files under this directory instead of a checkpoint")
-    define("split", "config.evaluate.split if not given")
+    define("split", "default: config.evaluate.split")
     define(
         "audio",
-        "also score false sounds, any of silence,noise,offscreen,shift; config.evaluate.audio if "
-        "not given",
+        "also score false sounds, any of silence,noise,offscreen,shift; default: "
+        "config.evaluate.audio",
     )
     define(
         "manifest",
-        "which clip gets which false sound, as an earlier report wrote it; "
-        "config.evaluate.manifest if not given",
+        "false sounds of an earlier report's manifest.json; default: config.evaluate.manifest",
     )
     define("output", "write under this directory, not the checkpoint's or the predictions'")
     define("write_predictions", "write the checkpoint's predictions under this directory")

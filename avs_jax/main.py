@@ -1,13 +1,13 @@
-"""The program: trains a configuration, evaluates what it left, or says beforehand what it takes.
+"""The main program: trains a configuration, evaluates a run, or plans what a run will take.
 
   python -m avs_jax.main --config=configs/s4_ama.py --workdir=DIR [--config.train.batch_size=4 ...]
   python -m avs_jax.main --workdir=DIR --mode=eval [--config=...]
   python -m avs_jax.main --config=configs/s4_ama.py --mode=plan [--memory=24GiB] [--devices=8]
       [--gpu=rtx_4090]
 
-Several processes, on one host or many: the same command for each, on the same --workdir, with
---coordinator=HOST:PORT --num_processes=N --process_id=I, or --coordinator=auto where JAX can find
-out (Slurm, Open MPI, TPU, Kubernetes).
+For several processes, on one host or many, run the same command in each, with the same --workdir
+and --coordinator=HOST:PORT --num_processes=N --process_id=I, or with --coordinator=auto under
+Slurm, Open MPI, TPU or Kubernetes.
 """
 
 import sys
@@ -31,11 +31,11 @@ EXPECTED = (InputError, OSError, NotFiniteError)  # their message is for the use
 
 
 def main(argv: Sequence[str]) -> None:
-    """One call, nothing else.
+    """Runs the program.
 
     Raises:
-      SystemExit: with one message, where the command line, the configuration, the data or the
-        checkpoint cannot be used, the disk is full, or the loss is not finite.
+      SystemExit: with one message if the command line, configuration, data or checkpoint is
+        invalid, the disk is full, or the loss is not finite.
     """
     try:
         line = parse(argv, _define_flags, __doc__, needs_config=False)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         if config is None and values.mode != "eval":
             raise UsageError("--config is missing; --help lists the flags")
         if values.mode == "plan":
-            if values.gpu is not None:  # what is compiled without its device cannot be stored
+            if values.gpu is not None:  # JAX cannot cache programs compiled without the device
                 jax.config.update("jax_enable_compilation_cache", False)
             elif values.devices is not None:
                 jax.config.update("jax_platforms", "cpu")
@@ -76,13 +76,13 @@ def _define_flags(values: flags.FlagValues) -> None:
 
     define(flags.DEFINE_string, "workdir", None, "directory of the run: checkpoints and logs")
     define(flags.DEFINE_enum, "mode", "train", ["train", "eval", "plan"], "what to do")
-    define(flags.DEFINE_string, "memory", None, "plan: of a device, as 24GiB")
-    text = "plan: for so many pretended devices"
+    define(flags.DEFINE_string, "memory", None, "plan: memory of a device, such as 24GiB")
+    text = "plan: number of simulated devices"
     define(flags.DEFINE_integer, "devices", None, text, lower_bound=1)
-    define(flags.DEFINE_enum, "gpu", None, list(GPUS), "plan: for GPUs of this kind, not for CPUs")
+    define(flags.DEFINE_enum, "gpu", None, list(GPUS), "plan: for GPUs of this kind, not CPUs")
     define(flags.DEFINE_string, "coordinator", None, "HOST:PORT of process 0, or auto")
-    define(flags.DEFINE_integer, "num_processes", None, "how many processes there are")
-    define(flags.DEFINE_integer, "process_id", None, "which of them this is, from 0")
+    define(flags.DEFINE_integer, "num_processes", None, "number of processes")
+    define(flags.DEFINE_integer, "process_id", None, "index of this process, from 0")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Before a run: what its training step computes and takes, from compiling it without data.
+"""The cost of a training step before a run, from compiling it without data.
 
   python -m avs_jax.main --mode=plan --config=configs/s4_ama.py [--memory=24GiB] [--devices=8]
       [--gpu=rtx_4090]
 
-The bytes are those that the compiler of this machine's devices plans, or with --gpu that of a GPU
-that need not be here (runtime/gpus.py). The largest batch is a line through the bytes of two batch
-sizes, compiled to check that it fits, and drawn anew until it does.
+The bytes are those planned by the compiler of this machine's devices, or with --gpu by that of a
+GPU that this machine need not have (runtime/gpus.py). The largest batch comes from a line through
+the bytes of two batch sizes, refined by compiling until it fits.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ from avs_jax.runtime.setup import make_train_setup
 from avs_jax.runtime.step import TrainState
 from avs_jax.tasks import make_task
 
-# What is compiled here never runs; these leave the CPU compiler's planning of memory as it is.
+# Nothing compiled here ever runs. These options do not change how the CPU compiler plans memory.
 QUICK_COMPILATION = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
-TOLERANCE = 0.02  # of the memory, that the largest batch may leave free
-MAX_GROWTH = 100  # of the batch from one guess to the next
-MAX_LINES = 6  # sizes known; from then on the interval is halved
+TOLERANCE = 0.02  # fraction of the memory that the largest batch may leave free
+MAX_GROWTH = 100  # factor between successive guesses
+MAX_LINES = 6  # known sizes, after which the search bisects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +51,7 @@ class TracedStep:
 
 
 def trace_step(config: ConfigDict, mesh: Mesh) -> TracedStep:
-    """Traces the step that `train` would run, from the configuration alone.
-
-    Args:
-      config: see configs/base.py.
-      mesh: from `sharding.make_mesh`.
-
-    Raises:
-      ValueError: the batch cannot be cut over the mesh.
-    """
+    """Traces the step that `train` would run."""
     size = config.train.batch_size
     sharding.check_batch_size("config.train.batch_size", size, mesh, config.train.accumulate)
     setup = make_train_setup(make_task(config), config, mesh)
@@ -74,14 +66,13 @@ def plan(
 
     Args:
       config: see configs/base.py.
-      memory: of a device, as "24GiB"; None: what JAX takes of the device's, where it can tell.
-        Where neither says, no largest batch is looked for.
-      gpu: the kind of `gpus.GPUS` to plan for; None: JAX's devices.
-      num_gpus: how many of that kind.
+      memory: of a device, such as "24GiB"; None: what JAX may use of the device. If unknown, the
+        largest batch is not searched.
+      gpu: the kind in `gpus.GPUS` to plan for; None: JAX's devices.
+      num_gpus: number of GPUs of that kind.
 
     Raises:
-      ValueError: the configuration does not fit the devices, `memory` is no amount of memory, or
-        there is no such kind of GPU, or no compiler for it.
+      InputError: the configuration does not fit the devices, or an invalid `memory` or `gpu`.
     """
     devices = jax.devices() if gpu is None else gpus.compile_only_devices(gpu, num_gpus)
     if memory is not None:
@@ -117,7 +108,7 @@ def plan(
         if batch_size not in known:
             other = config.copy_and_resolve_references()
             other.train.batch_size = batch_size
-            # A rate given by rule follows the batch size; no byte depends on it.
+            # An automatic learning rate follows the batch size; memory does not depend on it.
             known[batch_size] = _compile(trace_step(other, mesh), options)
             print(f"batch of {batch_size}: {known[batch_size]}", flush=True)
         return known[batch_size].total
@@ -130,17 +121,11 @@ def plan(
 
 
 def largest_batch(measure: Callable[[int], int], unit: int, limit: int) -> int:
-    """The largest multiple of `unit` whose bytes are within `limit`; 0 where there is none.
+    """The largest multiple of `unit` whose bytes `measure(batch size)` are within `limit`, or 0.
 
-    Bytes grow almost in proportion to the batch, so the line through two sizes says where to
-    look; the size it gives is measured, and the line drawn anew through the two that are nearest
-    to the limit. Where the line leads out of what is left, the interval is halved. A size that
-    leaves less than TOLERANCE of the limit free counts as the largest.
-
-    Args:
-      measure: bytes of a batch size, a multiple of `unit`.
-      unit: the smallest batch.
-      limit: bytes.
+    Bytes grow almost linearly, so each guess comes from the line through the two known sizes
+    nearest to the limit. If the line leaves the remaining interval, the search bisects. It stops
+    at a size that leaves less than TOLERANCE of the limit free.
     """
     known = {n: measure(n * unit) for n in (1, 2)}
     while True:
@@ -159,7 +144,7 @@ def largest_batch(measure: Callable[[int], int], unit: int, limit: int) -> int:
 
 
 def describe_parameters(params: Mapping[str, Any], config: ConfigDict) -> str:
-    """One line per top-level module: values, how many are frozen, and their bytes."""
+    """One line per top-level module: number of values, frozen values, and MiB."""
     trainable, _ = optim.split_frozen(params, config.optim.frozen)
     rows = {}
     for path, leaf in optim.flatten(params).items():
@@ -184,5 +169,5 @@ def _compile(step: TracedStep, options: Mapping[str, Any]) -> StepBytes:
 
 
 def _device_limit() -> int | None:
-    """Memory of the first device that JAX may use, where it can tell."""
+    """The memory that JAX may use on the first device, if known."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -1,16 +1,16 @@
-"""Prediction: own videos, or arrays, to what the task answers.
+"""Prediction on your own videos, or on arrays.
 
   python -m avs_jax.predict --checkpoint=DIR [--config=configs/s4_ama.py]
       --video=clip.mp4 --output=DIR     or     --arrays=in.npz --output=out.npz
 
-Task, model and preprocessing are the checkpoint's; what is written as --config.any.key=value
-overrides them. --output of a video is a folder that is replaced as a whole.
+Task, model and preprocessing come from the checkpoint; --config.any.key=value overrides them. The
+--output folder of a video is replaced as a whole.
 
-Arrays are named as the task's input fields, results as the model's outputs. With --arrays and
---help, or without a file (--arrays --checkpoint=DIR), the fields of that task are listed.
+Arrays have the names of the task's input fields, results those of the model's outputs.
+--arrays --checkpoint=DIR, without a file, lists the fields.
 
 {answers}
-What was compiled is kept in ~/.cache/avs_jax, so that only the first start compiles.
+Compiled programs are cached in ~/.cache/avs_jax, so only the first start compiles.
 """
 
 import pathlib
@@ -41,17 +41,14 @@ MAX_ARRAY_BYTES = 8 << 30
 def predict_arrays(
     predictor: Predictor, arrays: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Predicts from arrays, row by row.
-
-    Args:
-      arrays: named as the task's input fields.
+    """Predicts row by row from arrays with the names of the task's input fields.
 
     Returns:
-      the results, and what was assumed or left unused, in sentences.
+      the results, and notes on assumed or unused arrays.
 
     Raises:
-      InputError: a name, dtype or shape is wrong, a number is not finite, or the checkpoint does
-        not fit.
+      InputError: a wrong name, dtype or shape, a non-finite number, or a checkpoint that does not
+        fit.
     """
     checked, _ = check_arrays(arrays, predictor.task.rows)
     inputs, notes = predictor.task.array_inputs(checked)
@@ -59,10 +56,10 @@ def predict_arrays(
 
 
 def read_arrays(path: str | pathlib.Path, max_bytes: int = MAX_ARRAY_BYTES) -> dict:
-    """The arrays of an .npz; nothing in it is executed.
+    """The arrays of an .npz, which never executes code.
 
     Raises:
-      InputError: it is none, or its arrays take more than max_bytes.
+      InputError: not an .npz, or its arrays take more than max_bytes.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -80,7 +77,7 @@ def read_arrays(path: str | pathlib.Path, max_bytes: int = MAX_ARRAY_BYTES) -> d
 
 
 def main(argv: Sequence[str]) -> int:
-    """Predicts; returns the exit status, 1 with one line on stderr where it is not possible."""
+    """Predicts; returns the exit status, after an error 1 with one line on stderr."""
     try:
         answers = clip_video.__doc__.partition("\n\n")[2]
         argv = [f"{arg}=" if arg in ("--arrays", "-arrays") else arg for arg in argv]
@@ -162,7 +159,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     define("video", "frames and sound: mp4, mov, webm")
     define("arrays", ".npz of arrays, instead of a video")
     define("output", "folder (--video) or .npz (--arrays) to write")
-    text = "that the arrays of --arrays may take in memory"
+    text = "memory limit for the arrays of --arrays"
     flags.DEFINE_integer("max_bytes", MAX_ARRAY_BYTES, text, lower_bound=1, flag_values=values)
     for name, text in ANSWER_FLAGS.items():
         define(name, text)

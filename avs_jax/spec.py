@@ -6,11 +6,11 @@ Axis letters (upper case in shapes, the same letters lower case in einops):
   Q queries   M padded targets   K classes (background is class 0)   L levels   P points
   N frames of all clips folded together, n = b * T + t (or tokens, where said)   G heads
 
-Images are channel-last everywhere. Frames are an axis of their own outside the model; it folds
-them into N at its entry and unfolds them at its exit.
+Images are channel-last everywhere. Frames are an axis of their own outside the model, which folds
+them into N on entry and unfolds them on exit.
 
-A batch is a dict of fields. Each task's rows hold the table of theirs (for `segment` FIELDS of
-avs_jax/data/clip.py): dtype, axes, meaning, and a role that says who reads it.
+A batch is a dict of fields. Each task's rows hold a table of fields (for `segment`, FIELDS of
+avs_jax/data/clip.py): dtype, axes, meaning, and the role that says who reads the field.
 
 Outputs of the models of task `segment`, a dict:
 
@@ -38,12 +38,13 @@ FRAME_OFFSET_SECONDS = 15 / 16  # dataset frame k shows the moment k + 15/16 s
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # of RGB 0..255
 PIXEL_STD = (58.395, 57.12, 57.375)
 SIZE_DIVISOR = 32  # images are padded to a multiple of the coarsest stride
+MASK_STRIDE = 4  # pixels of the padded image per cell of pred_masks
 IMAGE_PAD = 128  # gray value that training crops are padded with
 IGNORE_LABEL = 255  # "no ground truth for this pixel"
 
 FRAMES_PER_CLIP = 1024  # above any frame_index, keeps the frame ids of different clips apart
 
-REFERENCE = "true_audio"  # the condition that an evaluation's others are compared with
+TRUE_AUDIO = "true_audio"  # the condition that all others of an evaluation are compared with
 NEGATIVE_AUDIO = {  # types of false sound -> conditions of an evaluation
     "silence": ("silence_zeros", "silence_dither"),
     "noise": ("noise_white", "noise_pink"),
@@ -59,14 +60,14 @@ class Field(NamedTuple):
 
     Attributes:
       dtype: numpy's name; "str" for host fields, which are lists.
-      axes: such as "B T H W 3"; the first is the batch's.
-      role: "input": the model reads it; "target": the loss or the evaluator does; "host": it never
-        reaches a device.
+      axes: such as "B T H W 3"; the first is the batch axis.
+      role: "input" (the model reads it), "target" (the loss or the evaluator does) or "host" (it
+        never reaches a device).
       text: what it holds, for people.
-      phase: "train", "evaluate" or "both": whose batches have it.
-      fill: value of what does not exist (a frame that pads a short clip).
-      given: of inputs in prediction from arrays: "required", "optional", or "never" where it
-        follows from the others.
+      phase: which batches have it: "train", "evaluate" or "both".
+      fill: padding value, for example of a frame that pads a short clip.
+      given: whether prediction from arrays takes this input: "required", "optional", or "never"
+        (it follows from the others).
     """
 
     dtype: str
@@ -79,10 +80,9 @@ class Field(NamedTuple):
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used: command line, configuration, checkpoint, data.
+    """The user's input is invalid: command line, configuration, checkpoint or data.
 
-    Programs print it as one message. Other exceptions are faults of the program, and keep their
-    traceback.
+    Programs print it as one message. Any other exception is a bug and keeps its traceback.
     """
 
 
@@ -115,10 +115,10 @@ def check_shape(name: str, array: Array, pattern: str, **sizes: int) -> dict[str
 
 
 def frame_ids(frame_index: Array) -> Array:
-    """int32 [B, T] places of frames in their clips to int32 [B * T] ids, unique in the batch.
+    """int32 [B, T] positions of frames in their clips to int32 [B * T] ids, unique in the batch.
 
-    Every random draw of a frame follows from its id, so a step on some frames of the clips draws
-    for them what a step on all frames does.
+    A frame's random draws depend on its id alone, so training on a subset of a clip's frames draws
+    the same numbers for them as training on all frames.
     """
     clip = np.arange(frame_index.shape[0], dtype=np.int32)[:, None]
     return (clip * FRAMES_PER_CLIP + frame_index.astype(np.int32)).reshape(-1)

@@ -1,10 +1,10 @@
-"""What the programs know of a task: one page of callables that know nothing of each other.
+"""The interface between the programs and a task: callables that know nothing of each other.
 
   record -> Rows -> row, rows -> batch -> model -> loss                              training
                                           model -> score -> Meter -> Table -> numbers  evaluation
                                           model -> derive -> arrays, answer            prediction
 
-A page, avs_jax/tasks/NAME.py, fills in a `Task`. Training, evaluation and prediction read it and
+A page, avs_jax/tasks/NAME.py, fills in a `Task`. Training, evaluation and prediction use it and
 never ask which task it is.
 """
 
@@ -23,25 +23,25 @@ Numbers = dict[str, float | None]
 
 
 class Rows(Protocol):
-    """How a record becomes a row of a batch: numpy only, picklable, used in loader processes.
+    """Turns records into rows of a batch: numpy only, picklable, used in loader processes.
 
     Attributes:
-      fields: name -> Field of everything that a batch of this configuration holds.
-      sizes: the letters of the fields' axes that the configuration fixes.
+      fields: name -> Field of everything in a batch under this configuration.
+      sizes: axis letter -> size, for the axes that the configuration fixes.
     """
 
     fields: Mapping[str, Field]
     sizes: Mapping[str, int]
 
     def empty(self, train: bool) -> Row:
-        """A row of nothing; it fills the last batch of an evaluation."""
+        """An empty row; it pads the last batch of an evaluation."""
 
     def prepare(self, record: Record, rng: np.random.Generator | None) -> Row:
-        """A record as a row; rng draws augmentation, None prepares it as it is evaluated."""
+        """A record as a row; rng draws augmentation, None prepares it for evaluation."""
 
 
 class Table(Protocol):
-    """What an evaluation stores: one row per scored thing, from which all numbers follow."""
+    """The stored result of an evaluation: one row per scored item, the source of all numbers."""
 
     def save(self, path: Any) -> None:
         """Writes the table to a path or an open file."""
@@ -55,21 +55,21 @@ class Meter(Protocol):
     """Collects the scores of batches into a table."""
 
     def add(self, scores: Mapping[str, np.ndarray], batch: Batch) -> None:
-        """Adds the rows of one batch; rows without anything valid are left out."""
+        """Adds the rows of one batch; skips rows without anything valid."""
 
     def table(self) -> Table:
-        """All rows, in the order in which they were added."""
+        """All rows, in the order they were added."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Controls:
-    """What an evaluation scores beside the records as they are: same truth, other input.
+    """Conditions scored besides the unaltered records: the same ground truth, another input.
 
     Attributes:
       records: condition -> records.
-      notes: a sentence per condition that is left out or covers some of the records only.
+      notes: a sentence per condition that is skipped or covers only some records.
       facts: for the report, and part of its identity.
-      files: name -> text of files to lay beside the report.
+      files: name -> text of files to write next to the report.
     """
 
     records: Mapping[str, Sequence[Record]] = dataclasses.field(default_factory=dict)
@@ -79,7 +79,6 @@ class Controls:
 
 
 def no_controls(records: Sequence[Record], split: str) -> Controls:
-    """For tasks without any."""
     del records, split
     return Controls()
 
@@ -90,12 +89,10 @@ def no_predictions(*_: Any) -> Any:
 
 
 def nothing_missing(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """For tasks whose models need every array."""
     return dict(arrays), []
 
 
 def nothing_derived(outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """For tasks whose outputs are what a user wants."""
     del inputs
     return dict(outputs)
 
@@ -106,41 +103,38 @@ class Task:
 
     Attributes:
       name: of the page.
-      rows: makes rows of records.
-      model: Linen module, apply(variables, inputs, train=, progress=, rngs=, mutable=) -> outputs,
-        a dict.
-      rng_streams: random streams of a training step, "loss" among them. A stream's key follows from
-        its place: new ones come last.
-      loss: (outputs, batch, key, norms) -> (total, terms), terms weighted. Terms named "loss_*" sum
-        to the total; the others are figures for the log.
-      norms: batch -> what the terms are divided by, from its targets alone. None: the rows of a
-        batch are coupled, and train.accumulate must be 1.
-      schedules: name -> (share of the training that is done) -> number to log.
+      rows: turns records into rows.
+      model: Linen module, apply(variables, inputs, train=, progress=, rngs=, mutable=) -> dict.
+      rng_streams: random streams of a training step, including "loss". A stream's key depends on
+        its position: append new ones.
+      loss: (outputs, batch, key, norms) -> (total, weighted terms). Terms named "loss_*" sum to the
+        total; the others are only logged.
+      norms: batch -> divisors of the terms, from its targets alone. None: the rows of a batch are
+        coupled, and train.accumulate must be 1.
+      schedules: name -> (fraction of the training that is done) -> number to log.
       logged_params: name in the log -> path of a learned scalar.
-      outputs: the model's outputs that scoring and prediction read; their first axis is the
-        batch's.
+      outputs: model outputs that scoring and prediction read; their first axis is the batch.
       score: (outputs, inputs) -> arrays [B, ...], row by row, on the device, in one program with
         the forward pass.
       meter: facts -> Meter.
       protocols: Table -> {protocol: {measure: number}}.
-      validation: the same with the protocols that training logs; the first one leads.
-      measure: of the first protocol; the larger, the better the checkpoint.
-      sizes: (Table, number of records) -> facts for the report; raises InputError where records
-        have nothing to score them by.
+      validation: the same, with only the protocols that training logs.
+      measure: of the first protocol; larger is a better checkpoint.
+      sizes: (Table, number of records) -> facts for the report; raises InputError if records have
+        no ground truth.
       summarize: {condition: Table}, facts -> numbers across conditions, or None.
       controls: (records, split) -> Controls.
       recorders: split -> objects with add(scores, batch), called for every batch of the records as
         they are, and files() -> {name: text} for the report's folder.
-      draw: (scores, batch, row, title, records) -> {name: figure uint8 [H, W, 3]} of one row; {}
-        where there is nothing to see.
-      join: (the processes' tables, rows that each has of a batch) -> one table.
-      check_inputs: (params, inputs): raises where the parameters are made for other inputs.
-      array_inputs: (arrays) -> (inputs, notes): fills in what is missing of predict's arrays.
+      draw: (scores, batch, row, title, records) -> {name: figure uint8 [H, W, 3]} of a row, or {}.
+      join: (tables of all processes, rows of each per batch) -> one table.
+      check_inputs: (params, inputs): raises if the parameters do not fit the inputs.
+      array_inputs: (arrays) -> (inputs, notes): fills in missing arrays of predict.
       derive: (outputs, inputs) -> arrays that prediction returns; traceable.
       read_predictions: (directory, records, facts) -> (Table, notes).
       write_predictions: (directory, scores, batch) -> None.
-      answer: what predict writes for a video; see avs_jax/predict.py.
-      answer_flags: predict's flags that `answer` reads.
+      answer: writes predict's output for a video; see avs_jax/predict.py.
+      answer_flags: flags of predict that `answer` reads.
     """
 
     name: str
@@ -172,12 +166,12 @@ class Task:
     answer_flags: tuple[str, ...] = ()
 
     def inputs(self, batch: Batch) -> dict[str, Array]:
-        """The fields that the model may read: no target ever reaches it."""
+        """The fields that the model may read, never a target."""
         return select(batch, self.rows.fields, "input")
 
 
 def select(batch: Batch, fields: Mapping[str, Field], *roles: str) -> dict[str, Any]:
-    """The fields of a batch that have one of the roles."""
+    """The fields of a batch with one of the roles."""
     return {
         name: value
         for name, value in batch.items()
@@ -186,11 +180,7 @@ def select(batch: Batch, fields: Mapping[str, Field], *roles: str) -> dict[str, 
 
 
 def empty_row(fields: Mapping[str, Field], sizes: Mapping[str, int], train: bool) -> Row:
-    """A row whose arrays hold their fields' fill values, and whose host fields are empty.
-
-    Args:
-      sizes: of every letter in the fields' axes but the batch's.
-    """
+    """A row of fill values and empty host fields; `sizes` has every axis letter except B."""
     row: Row = {}
     for name, field in fields.items():
         if field.phase not in ("both", "train" if train else "evaluate"):
@@ -216,15 +206,15 @@ def stack_rows(rows: Sequence[Row], fields: Mapping[str, Field]) -> dict[str, An
 def check_arrays(
     arrays: Mapping[str, np.ndarray], rows: Rows
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Checks what a user gives instead of records against the input fields.
+    """Checks a user's arrays against the input fields.
 
     A last axis of size 1 may be absent. Numbers must be finite.
 
     Returns:
-      the arrays, such axes added, and the sizes of the letters.
+      the arrays with such axes added, and the sizes of the axis letters.
 
     Raises:
-      InputError: naming the array and what it should be.
+      InputError: naming the array and what is expected.
     """
     fields = array_fields(rows.fields)
     for name in arrays:
@@ -266,7 +256,7 @@ def array_fields(fields: Mapping[str, Field]) -> dict[str, Field]:
 
 
 def describe_fields(fields: Mapping[str, Field]) -> str:
-    """A line per field that prediction takes as an array, for --help."""
+    """For --help, one line per field that prediction takes as an array."""
     lines: Iterable[str] = (
         f"  {name:<12} {field.dtype:<8} [{field.axes}]{' optional' * (field.given == 'optional')}"
         f"  {field.text}"

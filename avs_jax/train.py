@@ -1,9 +1,9 @@
 """Training: one function, read from top to bottom.
 
-What a run leaves in its directory: checkpoints/ (runtime/run_checkpoints.py), metrics.jsonl and
-tensorboard/ (runtime/log.py), evaluation/ (evaluate.py), compilation_cache/. The same call on the
-same directory resumes from the last complete checkpoint, with the same numbers as if it had never
-stopped.
+A run writes checkpoints/ (runtime/run_checkpoints.py), metrics.jsonl and tensorboard/
+(runtime/log.py), evaluation/ (evaluate.py) and compilation_cache/ to its workdir. The same call on
+the same workdir resumes from the last complete checkpoint, with the numbers of an uninterrupted
+run.
 """
 
 import contextlib
@@ -46,21 +46,22 @@ To see everything work without it, use the `:demo` variant of the configuration
 
 
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
-    """Trains `config.train.steps` steps, or the rest of them, and evaluates the best checkpoint.
+    """Trains to `config.train.steps` steps, then evaluates the best checkpoint.
 
-    Ends early where `config.train.patience` validations in a row gave no better score. At the end
-    the best checkpoint is evaluated on config.train.final_splits; existing reports are kept.
+    Stops early after `config.train.patience` validations in a row without a better score. The best
+    checkpoint is evaluated on config.train.final_splits; existing reports are kept.
 
     Args:
       config: see configs/base.py.
-      workdir: the run's directory; made if need be.
+      workdir: the run's directory, created if missing.
 
     Returns:
-      Whether training is over; False where it was asked to stop before.
+      Whether training is finished; False if it was asked to stop.
 
     Raises:
       FileNotFoundError: the dataset is missing; says how to get it.
-      InputError: the configuration does not fit the devices or the run, or another process trains.
+      InputError: the configuration does not fit the devices or the run, or another process is
+        training in this workdir.
       interruption.NotFiniteError: the loss or its gradient is NaN or infinite.
     """
     with contextlib.ExitStack() as stack:
@@ -105,10 +106,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
         val_loader = stack.enter_context(Loader(batches, prefetch=config.data.prefetch))
 
         def validate(state: TrainState, step: int) -> dict[str, float]:
-            """Scores the parameters and, where there is one, their average; logs both.
+            """Scores the parameters and their average, if there is one, and logs both.
 
-            Returns the first protocol's measures, of the average if there is one, and then "raw_"
-            measures, of the parameters: the checkpoint keeps them.
+            Returns the first protocol's measures for the checkpoint. With an average, they are the
+            average's, and "raw_" measures are those of the parameters.
             """
             kinds = {"raw": (state.params, state.batch_stats)}
             if state.ema:
@@ -141,12 +142,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
             return step == total_steps or step % config.train.eval_every == 0
 
         def is_out_of_patience() -> bool:
-            seen, patience = checkpoints.validation, config.train.patience
-            if not patience or seen.since_best < patience:
+            history, patience = checkpoints.validation, config.train.patience
+            if not patience or history.since_best < patience:
                 return False
             log.say(
-                f"stopped: {seen.since_best} evaluations since step {seen.best_step}, whose score "
-                f"of {seen.best:.4f} is the best"
+                f"stopped: {history.since_best} evaluations since step {history.best_step}, whose "
+                f"score of {history.best:.4f} is the best"
             )
             return True
 
@@ -158,7 +159,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
 
         # ---- loop ----
         if not is_over:
-            log.say("compiling the training step")  # before it runs, to know what it takes
+            log.say("compiling the training step")  # ahead of time, to log its memory
             train_step, used = compile_ahead(train_step, setup.state, setup.batch_shapes())
             log.say(str(used))
             log.scalars(start_step, used.as_scalars())
@@ -178,12 +179,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
             batch = waits.next(metrics)
             profiler.before(step)
             batch = sharding.put_batch(select(batch, task.rows.fields, "input", "target"), mesh)
-            with jax.transfer_guard("disallow"):  # nothing else enters or leaves the step
+            with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch)
             is_last = step == total_steps
             stop = stop_requested(step) and not is_last
             must_log = is_last or step % config.train.log_every == 0
-            validates = must_validate(step) and not stop  # a resumed run makes up for it
+            validates = must_validate(step) and not stop  # the resumed run validates instead
             saves = validates or stop or step % config.train.checkpoint_every == 0
             traced = profiler.after(step, metrics)
             if traced is not None:
@@ -223,11 +224,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
 
 
 def _open_splits(config: ConfigDict) -> dict[str, Sequence[Record]]:
-    """The records of every split that the run reads.
-
-    Raises:
-      FileNotFoundError: the dataset is missing; says how to get it.
-    """
+    """The records of every split of the run; the error for missing data says how to get it."""
     splits = ("train", VALIDATION_SPLIT, *config.train.final_splits)
     try:
         return {split: open_records(config, split) for split in splits}
@@ -239,7 +236,7 @@ def _open_splits(config: ConfigDict) -> dict[str, Sequence[Record]]:
 
 
 def _first_state(setup: TrainSetup) -> TrainState:
-    """The state of a new run: random values, and what config.train.init_from and .init replace."""
+    """The state of a new run: random, config.train.init_from, then config.init."""
     config, is_first = setup.config, jax.process_index() == 0
     params, batch_stats = setup.init_variables()
     if config.train.init_from:
@@ -260,7 +257,6 @@ def _first_state(setup: TrainSetup) -> TrainState:
 
 
 def _describe(setup: TrainSetup, records: Mapping[str, Sequence[Record]]) -> str:
-    """What is going to be trained, on what."""
     config, mesh = setup.config, setup.mesh
     return (
         f"{config.name}: {len(records['train'])} training clips, "

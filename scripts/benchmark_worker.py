@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from avs_jax.runtime.command_line import parse
 from avs_jax.spec import InputError
 
-LEVELS = ("res2", "res3", "res4", "res5")
+FEATURE_LEVELS = ("res2", "res3", "res4", "res5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def serve(argv: Sequence[str], builders: Mapping[str, Builder], description: str
 def sizes(config: ConfigDict) -> list[tuple[int, int]]:
     """(side, channels) of the backbone's maps at strides 4, 8, 16 and 32."""
     dim, side = config.model.backbone.embed_dim, config.data.image_size
-    return [(side // (4 << i), dim << i) for i in range(len(LEVELS))]
+    return [(side // (4 << i), dim << i) for i in range(len(FEATURE_LEVELS))]
 
 
 def _say(**fields) -> None:

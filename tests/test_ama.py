@@ -77,11 +77,11 @@ def trained(golden):
 @pytest.mark.parametrize("mode", ["mul", "div"])
 def test_evaluation_agrees_with_the_original(golden, mode):
     model = AMA(temperature_mode=mode)
-    weight, seen = jax.jit(model.apply)(golden.variables, golden.audio, golden.motion)
+    weight, intermediates = jax.jit(model.apply)(golden.variables, golden.audio, golden.motion)
     expected = golden.arrays[f"eval/{mode}/map"][:, 0]
     np.testing.assert_allclose(weight, expected, atol=1e-4)
     attention = golden.arrays[f"eval/{mode}/attention"][:, :, 0]
-    np.testing.assert_allclose(seen["attention"], attention, atol=1e-4 * attention.max())
+    np.testing.assert_allclose(intermediates["attention"], attention, atol=1e-4 * attention.max())
 
 
 def test_resizes_agree_with_the_original(golden):

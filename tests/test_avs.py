@@ -64,14 +64,16 @@ def train_outputs(model, variables, batch):
 
 @pytest.mark.parametrize("name", ["s4", "ms3"])
 def test_encoders_agree_with_the_original(name):
-    arrays, seen = golden(name), tiny_outputs(name)["intermediates"]
+    arrays, intermediates = golden(name), tiny_outputs(name)["intermediates"]
     for branch in ("backbone", "pre_sam_backbone", "fused"):
-        for level, x in seen[branch].items():
+        for level, x in intermediates[branch].items():
             assert_golden(arrays, f"{branch}/{level}", channels_first(x))
-    for i, gate in enumerate(seen["scale_factor"]):
+    for i, gate in enumerate(intermediates["scale_factor"]):
         assert_golden(arrays, f"scale_factor/{i}", channels_first(gate))
-    assert_golden(arrays, "audio_backbone/out", channels_first(seen["audio_backbone"]))
-    assert_golden(arrays, "predictor/audio_features", channels_first(seen["audio_features"]))
+    assert_golden(arrays, "audio_backbone/out", channels_first(intermediates["audio_backbone"]))
+    assert_golden(
+        arrays, "predictor/audio_features", channels_first(intermediates["audio_features"])
+    )
 
 
 @pytest.mark.parametrize(("recipe", "extra"), [(s4_vct, 0), (s4_ama, 215_298)])
@@ -125,8 +127,11 @@ def test_draws_follow_the_key_and_the_frame():
 
 
 def test_pre_mask_dropout_takes_the_second_branch_from_whole_clips(without_fusion):
-    seen = without_fusion[-1]["intermediates"]
-    changed = np.abs(seen["fused"]["res3"] - seen["backbone"]["res3"]).max((1, 2, 3)) > 0
+    intermediates = without_fusion[-1]["intermediates"]
+    changed = (
+        np.abs(intermediates["fused"]["res3"] - intermediates["backbone"]["res3"]).max((1, 2, 3))
+        > 0
+    )
     changed = changed.reshape(4, 3)
     assert np.all(changed == changed[:, :1])
     assert 0 < changed[:, 0].sum() < 4

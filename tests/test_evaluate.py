@@ -26,7 +26,7 @@ from avs_jax.runtime import evaluation as passes
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from avs_jax.runtime.sharding import make_mesh
 from avs_jax.runtime.step import init_variables
-from avs_jax.spec import REFERENCE, InputError
+from avs_jax.spec import TRUE_AUDIO, InputError
 from avs_jax.tasks import make_task
 from configs.segment import segment_config
 from tests import small
@@ -309,7 +309,7 @@ def test_pictures_show_flow_where_vectors_are_stored(job):
     ]
     checkpoint = Checkpoint.find(weights)
     run = evaluation._Evaluator(a_task(config), config, checkpoint, "raw", {})
-    without, shown = (run(r, REFERENCE).figures for r in (records, moving))
+    without, shown = (run(r, TRUE_AUDIO).figures for r in (records, moving))
     assert shown and shown.keys() == without.keys()
     assert all(len(shown[name]) > len(without[name]) for name in shown)
 

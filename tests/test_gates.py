@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avs_jax.convert.tables import gate_rules
-from avs_jax.models.backbones.stages import LEVELS
+from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from avs_jax.models.fusion.gates import ChannelGate
 from tests.golden.compare import assert_golden, vct_params
 from tests.test_swin import channels_first, checkpoint_entries, golden_s4, tiny_features
@@ -25,7 +25,7 @@ def test_gates_and_fused_features_agree_with_the_original():
     names = [name for name in checkpoint_entries() if name.startswith("scale_factor_module.")]
     rules = gate_rules("scale_factor_module", "scale_factor_module")
     params = vct_params(tree, rules, names)
-    for i, level in enumerate(LEVELS):
+    for i, level in enumerate(FEATURE_LEVELS):
         variables = {"params": params[f"scale_factor_module_{i}"]}
         gate = ChannelGate().apply(variables, masks[level])
         assert_golden(golden, f"scale_factor/{i}", channels_first(gate))

@@ -17,13 +17,15 @@ def case(request):
 
 
 def test_assignment_is_equal(case):
-    arrays, seen = case
-    np.testing.assert_array_equal(seen["ppqg"]["assign_index"], arrays["ppqg/assign_index"])
+    arrays, intermediates = case
+    np.testing.assert_array_equal(
+        intermediates["ppqg"]["assign_index"], arrays["ppqg/assign_index"]
+    )
 
 
 def test_stages(case):
-    arrays, seen = case
-    ppqg = seen["ppqg"]
+    arrays, intermediates = case
+    ppqg = intermediates["ppqg"]
     assert_golden(arrays, "ppqg/pre_proj", channels_first(ppqg["pre_proj"]))
     assert_golden(arrays, "ppqg/query_mixer", ppqg["query_mixer"])
     if "ppqg/pre_attn/sample" in arrays:
@@ -35,7 +37,7 @@ def test_stages(case):
     np.testing.assert_allclose(hard, expected, atol=2e-7)  # 1 - p + p
     assert_golden(arrays, "ppqg/assign_attn_out", ppqg["assign_attn_out"])
     assert_golden(arrays, "ppqg/queries", np.swapaxes(ppqg["queries"], 0, 1))
-    start = seen["decoder"]["init_output"]
+    start = intermediates["decoder"]["init_output"]
     assert_golden(arrays, "decoder/init_output", np.swapaxes(start, 0, 1))
 
 
@@ -56,8 +58,8 @@ def test_noise_decides_the_assignment():
     variables = model.init(jax.random.key(1), features)
     winner = jnp.array([[3, 1, 0, 2, 2, 1]])
     noise = 100 * jax.nn.one_hot(winner, 4, axis=1)
-    _, _, seen = model.apply(variables, features, None, noise)
-    np.testing.assert_array_equal(seen["assign_index"], winner)
+    _, _, intermediates = model.apply(variables, features, None, noise)
+    np.testing.assert_array_equal(intermediates["assign_index"], winner)
 
 
 def test_another_number_of_pixels_is_an_error_that_says_the_size():

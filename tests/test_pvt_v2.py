@@ -9,7 +9,7 @@ import pytest
 
 from avs_jax.convert.tables import pvt_v2_rules
 from avs_jax.models.backbones.pvt_v2 import PVTv2, depthwise_convolve
-from avs_jax.models.backbones.stages import LEVELS
+from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from tests.backbone_files import assert_probe, entries, fill, golden_state
 from tests.conftest import GOLDEN
 from tests.golden.weights import rand_input
@@ -46,14 +46,14 @@ def test_b5_agrees_with_the_original():
     x = rand_input(SEED + 224, (1, 3, 224, 224)).transpose(0, 2, 3, 1)
     outputs = jax.jit(model.apply)(variables, x)
     golden = np.load(GOLDEN / "golden_backbones.npz")
-    for stage, level in enumerate(LEVELS, start=1):
+    for stage, level in enumerate(FEATURE_LEVELS, start=1):
         assert_probe(outputs[level], f"pvt/224/stage{stage}", golden)
 
 
 def test_sides_that_nothing_divides_are_rounded_up():
     outputs = jax.eval_shape(SMALL.apply, variables(), images())
     sizes = [(2, 12, 18, 8), (2, 6, 9, 16), (2, 3, 5, 20), (2, 2, 3, 24)]
-    assert [outputs[level].shape for level in LEVELS] == sizes
+    assert [outputs[level].shape for level in FEATURE_LEVELS] == sizes
 
 
 def test_bottom_and_right_that_fill_no_cell_are_no_keys():

@@ -92,10 +92,10 @@ def run(model: str):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_flow_at_every_stated_iteration(model):
-    flows, seen = run(model)
+    flows, intermediates = run(model)
     data = golden(model)
     for name, field in (("fmap1", "first"), ("fmap2", "second"), ("context_out", "context")):
-        assert_probe(channels_first(seen[field]), f"{CASE}/full_{name}", data)
+        assert_probe(channels_first(intermediates[field]), f"{CASE}/full_{name}", data)
     for iteration in (1, 6, 12):
         expected = data[f"{CASE}/flow_iter{iteration}"]
         assert_close(channels_first(flows[iteration - 1]), expected, 2e-5)
@@ -104,15 +104,15 @@ def test_flow_at_every_stated_iteration(model):
 @functools.cache
 def lookup(model: str, where: str):
     """Correlations looked up as the golden file did; both ways, [1, C, h, w]."""
-    _, seen = run(model)
-    n, height, width = seen["first"].shape[:3]
+    _, intermediates = run(model)
+    n, height, width = intermediates["first"].shape[:3]
     flow = np.zeros((n, 2, height, width), np.float32)
     if where == "randflow":
         flow = rand_input(40, flow.shape, scale=3.0)
     points = np.moveaxis(flow, 1, -1) + raft.cell_grid(height, width)[None]
     points = jnp.asarray(points.reshape(n, -1, 2))
     radius = raft.VARIANTS[model].radius
-    f1, f2 = jnp.asarray(seen["first"]), jnp.asarray(seen["second"])
+    f1, f2 = jnp.asarray(intermediates["first"]), jnp.asarray(intermediates["second"])
     found = (
         jax.jit(lambda: correlation.look_up(correlation.all_pairs(f1, f2), points, radius))(),
         jax.jit(
@@ -130,8 +130,10 @@ def test_lookup_both_ways(model):
         (found, on_demand), _ = lookup(model, where)
         assert_probe(found, f"{CASE}/corr_lookup_{name}", data)
         assert_close(on_demand, found, 1e-5)
-    _, seen = run(model)
-    volume = correlation.all_pairs(jnp.asarray(seen["first"]), jnp.asarray(seen["second"]))
+    _, intermediates = run(model)
+    volume = correlation.all_pairs(
+        jnp.asarray(intermediates["first"]), jnp.asarray(intermediates["second"])
+    )
     for level, products in enumerate(volume):
         rows = np.asarray(products)[0, ::40, None]
         assert_close(rows, data[f"{CASE}/corr_level{level}_rows_every_40"])
@@ -140,9 +142,9 @@ def test_lookup_both_ways(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_one_update_from_a_random_flow(model):
     data, variant = golden(model), raft.VARIANTS[model]
-    _, seen = run(model)
+    _, intermediates = run(model)
     (found, _), flow = lookup(model, "randflow")
-    context = jnp.asarray(seen["context"])
+    context = jnp.asarray(intermediates["context"])
     params = variables(model)["params"]
     hidden, delta, motion = raft.UpdateBlock(variant, jnp.dtype("float32")).apply(
         {"params": params["update_block"]},

@@ -9,7 +9,7 @@ import pytest
 
 from avs_jax.convert.tables import resnet_rules
 from avs_jax.models.backbones.resnet import ResNet
-from avs_jax.models.backbones.stages import LEVELS
+from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from tests.backbone_files import assert_probe, b2_entries, fill, golden_state
 from tests.conftest import GOLDEN
 from tests.golden.weights import rand_input
@@ -41,14 +41,14 @@ def test_resnet50_agrees_with_the_original():
     x = rand_input(100, (10, 3, 224, 224))[:2].transpose(0, 2, 3, 1)
     outputs = jax.jit(model.apply)(variables, x)
     golden = np.load(GOLDEN / "golden_resnet50_layers.npz")
-    for level, layer in zip(LEVELS, GOLDEN_LAYERS, strict=True):
+    for level, layer in zip(FEATURE_LEVELS, GOLDEN_LAYERS, strict=True):
         assert_probe(outputs[level], f"main/backbone_{layer}", golden)
 
 
 def test_sides_that_nothing_divides_are_rounded_up():
     outputs = jax.eval_shape(SMALL.apply, variables(), images())
     sizes = [(2, 12, 18, 16), (2, 6, 9, 32), (2, 3, 5, 64), (2, 2, 3, 128)]
-    assert [outputs[level].shape for level in LEVELS] == sizes
+    assert [outputs[level].shape for level in FEATURE_LEVELS] == sizes
 
 
 def test_training_reads_the_loaded_statistics_and_leaves_them():

@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from avs_jax.convert.rules import apply_rules, invert_rules
 from avs_jax.convert.tables import swin_file_rules, swin_rules
-from avs_jax.models.backbones.stages import LEVELS, drop_path_scales
+from avs_jax.models.backbones.stages import FEATURE_LEVELS, drop_path_scales
 from avs_jax.models.backbones.swin import (
     Block,
     PatchEmbed,
@@ -103,7 +103,7 @@ def test_every_block_agrees_with_the_original(prefix):
             assert pairs.shape[0] == 1  # one pair
             tokens = pairs[0].reshape(10, -1, pairs.shape[-1])
             assert_golden(golden, f"{prefix}/layers.{stage}.blocks.{block}", tokens)
-    for level in LEVELS:
+    for level in FEATURE_LEVELS:
         assert_golden(golden, f"{prefix}/{level}", channels_first(outputs[level]))
 
 
@@ -112,7 +112,7 @@ def test_odd_sizes_agree_with_the_original():
     golden = golden_s4()
     x = np.moveaxis(golden["swin_odd/in"], 1, -1)
     outputs, _ = run_tiny({"params": tiny_params("backbone")}, x)
-    for level in LEVELS:
+    for level in FEATURE_LEVELS:
         assert outputs[level].shape[1:3] == tuple(golden[f"swin_odd/{level}_shape"][2:])
         assert_golden(golden, f"swin_odd/{level}", channels_first(outputs[level]))
 
@@ -127,7 +127,7 @@ def test_swin_b_at_384_px_agrees_with_the_original():
     x = rand_input(700 + 384, (1, 3, 384, 384)).transpose(0, 2, 3, 1)
     outputs = jax.jit(model.apply)({"params": variables["params"]}, x)
     golden = np.load(GOLDEN / "golden_backbones.npz")
-    for level in LEVELS:
+    for level in FEATURE_LEVELS:
         assert_probe(outputs[level], f"vct_swin/384/{level}", golden)
 
 
@@ -161,7 +161,7 @@ def test_depths_of_any_parity_are_the_blocks_one_after_another():
                     block = jax.tree.map(lambda leaf, j=j: leaf[j // 2], pairs)
                 layer = Block(ODD.num_heads[i], 3, 32 * 2**i, dtype, shifted=j % 2 == 1)
                 x = layer.apply({"params": block}, x, None)
-            outputs[LEVELS[i]] = LayerNorm().apply({"params": params[f"norm{i}"]}, x)
+            outputs[FEATURE_LEVELS[i]] = LayerNorm().apply({"params": params[f"norm{i}"]}, x)
             if i < 3:
                 x = PatchMerging(dtype).apply({"params": stage["downsample"]}, x)
         return outputs
@@ -169,7 +169,7 @@ def test_depths_of_any_parity_are_the_blocks_one_after_another():
     assert "pairs" not in params["layers_0"] and "last" not in params["layers_2"]
     x = odd_images()
     expected, outputs = composed(params, x), jax.jit(ODD.apply)({"params": params}, x)
-    for level in LEVELS:
+    for level in FEATURE_LEVELS:
         np.testing.assert_allclose(outputs[level], expected[level], rtol=0, atol=2e-5)
 
 
@@ -258,7 +258,7 @@ def test_bfloat16_stays_close_to_float32():
     params = tiny_params("backbone")
     outputs = jax.jit(model.apply)({"params": params}, golden_input("images"))
     reference, _ = tiny_features("backbone")
-    for level in LEVELS:
+    for level in FEATURE_LEVELS:
         assert outputs[level].dtype == jnp.bfloat16
         error = np.asarray(outputs[level], np.float32) - np.asarray(reference[level])
         assert 1e-4 < np.sqrt(np.square(error).mean()) < 0.03  # of values with a deviation of 1

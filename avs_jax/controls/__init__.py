@@ -1,1 +1,1 @@
-"""The controls of an evaluation: the same truth with another sound, motion or text. NumPy only."""
+"""Controls of an evaluation: the same ground truth with another sound or motion. NumPy only."""

@@ -1,4 +1,4 @@
-"""Records some of whose fields are replaced as they are read."""
+"""Records with fields replaced on read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,11 +1,10 @@
-"""The conditions of an evaluation: the same pictures and ground truth with another sound or motion.
+"""The conditions of an evaluation: the same frames and ground truth with another sound or motion.
 
-swapped_audio     each clip with the sound of a clip of another category
-audio_in_picture  each clip with the sound of a category that its picture shows, silent; only
-                  where the records name the objects in them (generated clips do)
-config.evaluate.audio: any of silence, noise, offscreen and shift (false_sounds.py); where the
-                  model reads motion also false motion, config.evaluate.motion
-                  (false_motion.py)
+swapped_audio     each clip gets the sound of a clip of another category
+audio_in_picture  each clip gets the sound of a silent object in its frames, if the records name
+                  the visible objects (generated clips do)
+config.evaluate.audio    any of silence, noise, offscreen and shift (false_sounds.py)
+config.evaluate.motion   with these, false motion for models that read motion (false_motion.py)
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from avs_jax.data.records import metadata
 from avs_jax.spec import InputError
 from avs_jax.task import Controls, Record
 
-VISIBLE_FIELD = "visible_labels"  # of a record: categories in the picture, where known
+VISIBLE_FIELD = "visible_labels"  # of a record: categories in the frames, if known
 _LEFT_OUT = {
     "offscreen": "the others have no clip of another semantic group, or the records do not say "
     "what sounds in them",
@@ -31,11 +30,11 @@ _LEFT_OUT = {
 
 
 def clip_controls(config: Any, rows: ClipRows, records: Sequence[Record], split: str) -> Controls:
-    """The conditions beside the true sound that config.evaluate asks for.
+    """The conditions besides the true sound that config.evaluate asks for.
 
     Raises:
-      InputError: config.evaluate.audio or .motion names what does not exist; the file
-        config.evaluate.manifest is no intact manifest of these clips, or nothing uses it.
+      InputError: unknown names in config.evaluate.audio or .motion; config.evaluate.manifest is not
+        an intact manifest of these clips, or nothing uses it.
     """
     evaluate, found, notes = config.evaluate, {}, []
     if evaluate.manifest and not evaluate.audio:
@@ -62,7 +61,7 @@ def clip_controls(config: Any, rows: ClipRows, records: Sequence[Record], split:
 
 
 def _make_manifest(config, records, ids, split: str) -> dict[str, Any]:
-    """Who gets which false sound: of config.evaluate.manifest, or as the records say."""
+    """The manifest from config.evaluate.manifest, or built from the records."""
     if config.evaluate.manifest:
         return false_sounds.load_manifest(config.evaluate.manifest, ids)
     names = metadata(records).get("classes", ())
@@ -83,7 +82,7 @@ def _swapped_sounds(records, ids, notes: list[str]) -> dict[str, Sequence[Record
     if not len(records[0].get(VISIBLE_FIELD, ())):
         notes.append(f"audio_in_picture left out: the records leave {VISIBLE_FIELD} empty")
         return found
-    # Reads every record once more, which only generated (small) datasets ask for.
+    # This reads every record again, but only for generated (small) datasets.
     labels = {clip: int(records[i]["category_label"]) for i, clip in enumerate(ids)}
     visible = {clip: np.asarray(records[i][VISIBLE_FIELD]).tolist() for i, clip in enumerate(ids)}
     heard = silent_audio(labels, visible)

@@ -1,10 +1,9 @@
-"""False motion for a model that reads motion: the controls of audio-motion alignment.
+"""False motion, a control for models that read motion.
 
   zero_flow      the motion map is zero everywhere: a still clip
-  shuffled_flow  the motion map of another clip of the split; its frames in turn where it is shorter
+  shuffled_flow  the motion maps of another clip of the split, repeated if it is shorter
 
-Sound, frames and ground truth stay the clip's own. The manifest of false_sounds.py says who gets
-whose motion.
+Sound, frames and ground truth are unchanged. The manifest of false_sounds.py pairs the clips.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +18,7 @@ MOTION_CONTROLS = {"zero": "zero_flow", "shuffled": "shuffled_flow"}
 
 
 def motion_controls(names: str) -> list[str]:
-    """Conditions of a comma-separated list of "zero" and "shuffled".
-
-    Raises:
-      ValueError: another word, or one twice.
-    """
+    """Conditions of a comma-separated list of "zero" and "shuffled"."""
     asked = [word.strip() for word in names.split(",") if word.strip()]
     if set(asked) - MOTION_CONTROLS.keys() or len(set(asked)) < len(asked):
         raise InputError(
@@ -40,13 +35,13 @@ def with_false_motion(
     condition: str,
     motion_maps: Callable[[Mapping[str, Any]], np.ndarray],
 ) -> Altered:
-    """The records of a split whose motion maps are those of one condition.
+    """The records of a split with the motion maps of one condition.
 
     Args:
       ids: clip id of every record.
-      manifest: of exactly these clips, two at least if their motion is to be shuffled.
+      manifest: of exactly these clips; shuffling needs at least two.
       condition: value of MOTION_CONTROLS.
-      motion_maps: record -> float32 [T, H, W, C], its own.
+      motion_maps: record -> its own maps, float32 [T, H, W, C].
     """
     place = {clip: i for i, clip in enumerate(ids)}
 

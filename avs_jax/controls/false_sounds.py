@@ -1,21 +1,21 @@
-"""False sounds for an evaluation that asks whether a model segments what sounds or what is salient.
+"""False sounds, which show whether a model segments sounding objects or just salient ones.
 
-Conditions, by type; each clip keeps its picture and its ground truth:
+Conditions, by type; each clip keeps its frames and ground truth:
 
   silence    silence_zeros   digital silence
              silence_dither  triangular noise at -80 dBFS
   noise      noise_white     Gaussian, flat
              noise_pink      Gaussian, power ~ 1 / f (-3 dB per octave)
   offscreen  offscreen       the sound of a clip of another semantic group of the same split
-  shift      shift           the clip's own sound, k seconds on: frame t hears second (t + k) mod T
+  shift      shift           the clip's own sound, shifted: frame t hears second (t + k) mod T
 
-All of them are made as mono waveforms at 16 kHz and go through the log-mel of data/audio.py like
-any sound. Noise and off-screen sound have the level (RMS over the clip, at 16 kHz) of the clip's
-own sound: a sound must not be told from its loudness. 0 dBFS is an RMS of 1. Nothing is clipped:
-the front end takes any amplitude.
+All are mono waveforms at 16 kHz and go through the log-mel of data/audio.py like any sound. Noise
+and off-screen sound get the level (RMS over the clip, at 16 kHz) of the clip's own sound, so that
+loudness reveals nothing. 0 dBFS is an RMS of 1. Nothing is clipped: the front end takes any
+amplitude.
 
-What a clip gets follows from the frozen manifest, which follows from the sorted clip ids, their
-categories and lengths alone: see `build_manifest`.
+A frozen manifest says what each clip gets. It depends only on the sorted clip ids and their
+categories and lengths: see `build_manifest`.
 
 Source: the negative audio of AVSBench-Robust (arXiv 2502.00358: silence, noise, off-screen sound).
 Departures: two kinds of silence and of noise, `shift`, matched levels, and a manifest.
@@ -40,8 +40,8 @@ EXAMPLE_HOP = MEL_FRAMES * HOP  # samples from one log-mel example to the next
 VERSION = 1  # of the manifest
 ENTRY_FIELDS = ("groups", "noise_seed", "offscreen", "shift", "motion")
 
-# What sounds alike enough to be mistaken is one group: the 23 categories of S4 (and of MS3, where
-# categories are known), and the 70 classes of AVSBench-semantic.
+# Groups of similar sounds: the 23 categories of S4 (and of MS3, where categories are known), and
+# the 70 classes of AVSBench-semantic.
 GROUPS = {
     "voice": (
         "baby_laughter male_speech female_singing "
@@ -74,13 +74,13 @@ _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.sp
 
 @dataclasses.dataclass(frozen=True)
 class ClipFacts:
-    """What the manifest needs to know about a clip.
+    """The facts of a clip that its manifest entry depends on.
 
     Attributes:
       clip_id: unique in the split.
-      names: categories or classes that sound in it; () where nobody knows.
-      visible: those in the picture, where known: their sound is not off-screen.
-      seconds: log-mel examples of its own sound that its frames hear.
+      names: sounding categories or classes; () if unknown.
+      visible: categories in the frames, if known; their sound is not off-screen.
+      seconds: number of log-mel examples that its frames hear.
     """
 
     clip_id: str
@@ -90,7 +90,7 @@ class ClipFacts:
 
 
 def groups_of(names: Iterable[str]) -> frozenset[str]:
-    """Semantic groups of categories or classes; a name that GROUPS lacks is a group of its own."""
+    """Semantic groups of categories or classes; a name not in GROUPS is its own group."""
     return frozenset(_GROUP_OF.get(name, name) for name in names)
 
 
@@ -98,7 +98,7 @@ def conditions(types: str) -> list[str]:
     """Conditions of a comma-separated list of types, in the order of NEGATIVE_AUDIO.
 
     Raises:
-      ValueError: a type that does not exist, or one twice; names the choices.
+      InputError: an unknown or repeated type.
     """
     asked = [word.strip() for word in types.split(",") if word.strip()]
     for word in asked:
@@ -115,7 +115,7 @@ def conditions(types: str) -> list[str]:
     ]
 
 
-# ---- who gets what ----
+# ---- the manifest ----
 
 
 def collect_facts(
@@ -124,10 +124,10 @@ def collect_facts(
     """Reads every record of a split once, in order.
 
     Args:
-      records: data/clip.py.
-      num_classes: with 2, what sounds is the record's category, split at "+". With more it is the
-        classes of its masks, which are decoded.
-      class_names: of the classes, background first; "class 7" where it ends.
+      records: see data/clip.py.
+      num_classes: with 2, the sounding names are the record's category, split at "+". With more,
+        they are the classes of its decoded masks.
+      class_names: background first; missing ones become "class 7".
     """
     facts = []
     labels: dict[int, str] = {}
@@ -155,20 +155,18 @@ def _classes_in(masks: Iterable[Any], num_classes: int, names: Sequence[str]) ->
 
 
 def build_manifest(facts: Sequence[ClipFacts], dataset: str, split: str) -> dict[str, Any]:
-    """The frozen pairing of a split; the same for whatever order the clips come in.
+    """The frozen pairing of a split, independent of the order of the clips.
 
-    Per clip, in the order of the sorted ids: its groups; the seed of its noise (from its id); the
-    clip whose sound it hears off-screen, of which no group is among its own, and no category in its
-    picture where that is known, each sound used as evenly as that allows; the seconds that `shift`
-    moves its sound on, 1 to its length - 1; the clip whose motion it gets in the motion control.
-    None where there is no such clip, or its sound is shorter than two seconds.
-
-    Args:
-      facts: of all clips of the split.
-      dataset, split: named in the manifest.
+    A clip's entry holds, where None means that there is none:
+      groups: its semantic groups.
+      noise_seed: from its id.
+      offscreen: the clip whose sound it gets, from another group and not of a category in its
+        frames (if known). Sounds are used as evenly as possible.
+      shift: seconds, 1 to its length - 1.
+      motion: the clip whose motion it gets.
 
     Returns:
-      what `save_manifest` writes: {"version", "dataset", "split", "clips": {id: entry}, "sha256"}.
+      {"version", "dataset", "split", "clips": {id: entry}, "sha256"}.
     """
     facts = sorted(facts, key=lambda clip: clip.clip_id)
     ids = [clip.clip_id for clip in facts]
@@ -190,7 +188,7 @@ def build_manifest(facts: Sequence[ClipFacts], dataset: str, split: str) -> dict
 
 
 def _pair_offscreen(facts: Sequence[ClipFacts]) -> list[str | None]:
-    """For each clip the least used partner that fits, the first half a split further on."""
+    """For each clip the least used partner that fits, starting half a split away."""
     groups = [groups_of(clip.names) for clip in facts]
     bit = {name: 1 << i for i, name in enumerate(sorted(frozenset().union(*groups)))}
     codes = np.array([sum(bit[name] for name in group) for group in groups], object)
@@ -210,7 +208,7 @@ def _pair_offscreen(facts: Sequence[ClipFacts]) -> list[str | None]:
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """sha256 of everything in a manifest but its "sha256", as canonical JSON."""
+    """SHA-256 of a manifest without its "sha256", as canonical JSON."""
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -222,16 +220,12 @@ def manifest_text(manifest: Mapping[str, Any]) -> str:
 
 
 def load_manifest(path: str | pathlib.Path, ids: Iterable[str]) -> dict[str, Any]:
-    """Reads a manifest and checks that it is whole and is about these clips.
-
-    Args:
-      path: of a file with `manifest_text`.
-      ids: of all clips of the split.
+    """Reads a manifest and checks that it is intact and covers exactly these clips.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not a manifest of this version; its contents are not those of its hash; its clips
-        are not `ids`, or it pairs a clip with one outside of them.
+      InputError: not a manifest of this version; its hash does not match; its clips are not `ids`,
+        or it pairs a clip with one outside of them.
     """
     path, ids = pathlib.Path(path).expanduser(), set(ids)
     try:
@@ -273,12 +267,12 @@ def _check_entry(entry: Any, ids: set[str], where: str) -> None:
 
 
 def own_sound(record: Mapping[str, Any]) -> np.ndarray:
-    """The sound of a record as the front end hears it, float64 [n] at 16 kHz."""
+    """The sound of a record as the front end gets it, float64 [n] at 16 kHz."""
     return resample(to_mono(record["waveform"]), int(record["sample_rate"]))
 
 
 def num_seconds(record: Mapping[str, Any]) -> int:
-    """Log-mel examples that the sound of a record holds."""
+    """The number of log-mel examples in the sound of a record."""
     count = len(record["waveform"]) * SAMPLE_RATE // int(record["sample_rate"])
     return max(0, (count - EXAMPLE_SAMPLES) // EXAMPLE_HOP + 1)
 
@@ -289,23 +283,21 @@ def rms(samples: np.ndarray) -> float:
 
 
 def match_level(samples: np.ndarray, level: float) -> np.ndarray:
-    """The same samples at an RMS of `level`; silence stays silent."""
+    """Scales samples to an RMS of `level`; silence stays silent."""
     own = rms(samples)
     return samples * (level / own) if own else samples
 
 
 def dither(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Triangular white noise at DITHER_DBFS."""
     return match_level(rng.triangular(-1.0, 0.0, 1.0, count), 10 ** (DITHER_DBFS / 20))
 
 
 def white_noise(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise of unit RMS."""
     return match_level(rng.standard_normal(count), 1.0)
 
 
 def pink_noise(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise of unit RMS whose power falls by 3 dB per octave; no DC."""
+    """Gaussian noise of unit RMS without DC; power falls by 3 dB per octave."""
     spectrum = np.fft.rfft(rng.standard_normal(count))
     bins = np.arange(len(spectrum))
     spectrum[1:] /= np.sqrt(bins[1:])
@@ -314,10 +306,10 @@ def pink_noise(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def shift_seconds(samples: np.ndarray, seconds: int, total: int) -> np.ndarray:
-    """A sound whose log-mel example t is example (t + seconds) mod total of the given one.
+    """A sound whose log-mel example t is example (t + seconds) mod total of the input.
 
-    Only the last 15 ms of an example, which reach into the next, are not its own at two places: at
-    the seam and at the end (the last two STFT windows).
+    Examples differ only in the last 15 ms (two STFT windows) at the seam and at the end, where they
+    reach into the next example.
     """
     span = total * EXAMPLE_HOP
     return np.concatenate([np.roll(samples[:span], -seconds * EXAMPLE_HOP), samples[span:]])
@@ -329,13 +321,13 @@ def false_sound(
     entry: Mapping[str, Any],
     partner: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
-    """What a clip hears under a condition, float64 [n] at 16 kHz, as long as its own sound.
+    """A clip's sound under a condition, float64 [n] at 16 kHz, as long as its own sound.
 
     Args:
       condition: one of NEGATIVE_AUDIO.
       record: the clip.
-      entry: its line of the manifest.
-      partner: the record whose sound is off-screen; it is repeated or cut to the clip's length.
+      entry: of the clip in the manifest.
+      partner: the record with the off-screen sound, which is repeated or cut to the clip's length.
     """
     own = own_sound(record)
     rng, count = np.random.default_rng(entry["noise_seed"]), len(own)
@@ -362,13 +354,7 @@ def with_false_sounds(
     manifest: Mapping[str, Any],
     condition: str,
 ) -> Altered:
-    """The records of a split under one condition, without the clips that have no such sound.
-
-    Args:
-      ids: clip id of every record.
-      manifest: of exactly these clips.
-      condition: one of NEGATIVE_AUDIO.
-    """
+    """The records of a split under one condition, without clips that have no such sound."""
     clips, place = manifest["clips"], {clip: i for i, clip in enumerate(ids)}
     needed = condition if condition in ("offscreen", "shift") else None
     kept = [clip for clip in ids if needed is None or clips[clip][needed] is not None]

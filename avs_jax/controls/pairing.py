@@ -1,4 +1,4 @@
-"""Whose sound a clip gets when an evaluation pairs pictures with false sounds."""
+"""Pairs of clips for evaluations with another clip's sound."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,10 +9,9 @@ from avs_jax.controls.altered import Altered
 def swap_audio(categories: Mapping[str, str]) -> dict[str, str]:
     """Pairs each clip with a clip of another category; depends on ids and categories only.
 
-    Clips stand in a circle, sorted by category and id, and take the sound of the one as many
-    places on as the largest category has clips: so every sound is used once, and never within its
-    category. Where one category has more than half of the clips, its clips take the others' sounds
-    in turn, several times over.
+    Clips are sorted by category and id. Each takes the sound of the clip n places further
+    (cyclically), n the size of the largest category, so every sound is used once and never within
+    its category. If one category has more than half of the clips, the sounds of the others repeat.
 
     Args:
       categories: clip id -> category.
@@ -38,14 +37,14 @@ def swap_audio(categories: Mapping[str, str]) -> dict[str, str]:
 
 
 def silent_audio(labels: Mapping[str, int], visible: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """Pairs each clip with a clip whose category is seen, and not heard, in its picture.
+    """Pairs each clip with a clip of a category that is visible but silent in its frames.
 
     Args:
-      labels: clip id -> category that sounds.
-      visible: clip id -> categories in the picture.
+      labels: clip id -> sounding category.
+      visible: clip id -> categories in the frames.
 
     Returns:
-      clip id -> id of the clip whose sound it gets, for the clips that have such a partner.
+      clip id -> id of the clip whose sound it gets, for clips with such a partner.
     """
     by_label: dict[int, list[str]] = {}
     for clip in sorted(labels):
@@ -62,11 +61,7 @@ def silent_audio(labels: Mapping[str, int], visible: Mapping[str, Sequence[int]]
 def with_audio_of(
     records: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[int, int]]
 ) -> Altered:
-    """Records whose sound is another record's.
-
-    Args:
-      pairs: (place of the record, place of the record whose waveform and rate it gets).
-    """
+    """Records with another record's sound, by pairs of indices (record, source of the sound)."""
 
     def replace(_: Mapping[str, Any], item: int) -> dict[str, Any]:
         heard = records[pairs[item][1]]

@@ -1,6 +1,6 @@
 """Rows of clips: a record becomes a row of a batch (decode, augment, log-mel, motion, targets).
 
-A record is one clip, raw, as the TFDS builders store it (or as prediction makes it from a video):
+A record is one raw clip, as stored by the TFDS builders or made from a video by prediction:
 
   clip_id str        category str      category_label int (1-based)
   frames             T images: encoded bytes or uint8 [H, W, 3]
@@ -8,13 +8,12 @@ A record is one clip, raw, as the TFDS builders store it (or as prediction makes
   pre_masks          T color masks like frames, or none
   waveform           int16 [n] or [n, channels], with sample_rate in Hz
   flow               float [T, H, W, 2] (u, v) or [T, H, W, 1] (magnitude), or empty
-  flow_has_first     whether flow[0] is a flow of its own; absent: guessed from its values
-  motion             only in controls of an evaluation: maps float32 [n, H, W, C] that the model
-                     gets in place of the clip's own, as `motion_maps` gives them, repeated over T
+  flow_has_first     whether flow[0] is a real flow; absent: inferred from its values
+  motion             only in controls of an evaluation: maps float32 [n, H, W, C] from
+                     `motion_maps` that replace the clip's own, repeated over T
 
-Source: VCT's data mappers for what a training or test frame is made of. One class serves S4, MS3
-and AVSS: they differ in configuration (num_frames, num_supervised, prototype_target, short_audio,
-square_first) and in what a record holds.
+Source: VCT's data mappers. One class serves S4, MS3 and AVSS, which differ in configuration
+(num_frames, num_supervised, prototype_target, short_audio, square_first) and in their records.
 """
 
 import functools
@@ -30,7 +29,7 @@ from avs_jax.data.decode import decode_labels, decode_rgb, decode_text
 from avs_jax.spec import IGNORE_LABEL, MEL_BANDS, MEL_FRAMES, Field, InputError
 from avs_jax.task import Record, Row, empty_row
 
-CHOICES = {  # key of config.data -> what it may be
+CHOICES = {  # key of config.data -> allowed values
     "train_frames": ("supervised", "all"),
     "supervised_choice": ("first", "random"),
     "prototype_target": ("category", "classes", "none"),
@@ -82,20 +81,11 @@ class ClipRows:
     """Rows of clips under one configuration.
 
     Attributes:
-      fields: what a batch holds: FIELDS without those that the configuration turns off.
-      sizes: of the letters of their axes, in evaluation.
+      fields: of a batch: FIELDS without those that the configuration turns off.
+      sizes: of the fields' axes, in evaluation.
     """
 
     def __init__(self, config: Any):
-        """Checks the configuration.
-
-        Args:
-          config: the whole configuration; reads `data`, `evaluate.score_size`, `evaluate.audio` and
-            `evaluate.moving_threshold`.
-
-        Raises:
-          InputError: naming a key, its value and the choices.
-        """
         data = self._data = config.data.copy_and_resolve_references()
         _check_data(data)
         self._threshold = config.evaluate.moving_threshold
@@ -118,7 +108,6 @@ class ClipRows:
         }
 
     def empty(self, train: bool) -> Row:
-        """A clip without frames."""
         frames = self._data.num_frames
         if train and self._data.train_frames == "supervised":
             frames = self._data.num_supervised
@@ -128,17 +117,16 @@ class ClipRows:
         """One record as one row.
 
         Args:
-          record: see the text of this file.
-          rng: training: augments and makes the target_* and proto_* fields. None: the whole clip,
-            resized to a square of data.image_size, with `labels` at the score size.
+          record: see above.
+          rng: for training: augments and adds the target_* and proto_* fields. None: the whole
+            clip, resized to a square of data.image_size, with `labels` at the score size.
 
         Returns:
           T = data.num_frames frames, or data.num_supervised in training with data.train_frames =
-          "supervised"; frames that do not exist have valid False.
+          "supervised"; padding frames have valid False.
 
         Raises:
-          InputError: naming the clip, what is wrong with it and, where a configuration key is to
-            blame, that key.
+          InputError: naming the clip, the problem and the configuration key, if one is to blame.
         """
         try:
             return self._prepare(record, rng)
@@ -147,13 +135,10 @@ class ClipRows:
             raise kind(f"clip {decode_text(record.get('clip_id', '?'))}: {error}") from error
 
     def prepare_labels(self, record: Record) -> Row:
-        """The ground truth of one record as `prepare` gives it for evaluation, and nothing else.
+        """Only the ground truth of `prepare` in evaluation.
 
         Returns:
           labels, valid, supervised, frame_index, clip_id and category.
-
-        Raises:
-          InputError: naming the clip and what is wrong with it.
         """
         empty = self.empty(train=False)
         row = {name: empty[name] for name in ("labels", "valid", "supervised", "frame_index")}
@@ -169,12 +154,9 @@ class ClipRows:
         return row | _host_fields(record)
 
     def motion_maps(self, record: Record) -> np.ndarray:
-        """The clip's own motion as an evaluation gives it to the model.
+        """The clip's own motion as in evaluation: float32 [T, H, W, C], without padding frames.
 
-        A configuration whose model reads no motion takes stored flow, else frame difference.
-
-        Returns:
-          float32 [T, H, W, C], the frames that exist.
+        If the model reads no motion, this is stored flow, else frame difference.
         """
         settings, side = self._data.motion, self._data.image_size
         if settings.source == "none":
@@ -235,7 +217,7 @@ class ClipRows:
         return row
 
     def _write_labels(self, row: Row, i: int, labels: np.ndarray, draw: Any) -> None:
-        """Writes one frame's ground truth, uint8 [H, W], into the fields of a row."""
+        """Writes one frame's ground truth, uint8 [H, W], into a row."""
         if "labels" in row:
             side = self.sizes["S"]
             row["labels"][i] = transforms.resize(labels, (side, side), transforms.NEAREST)
@@ -253,7 +235,7 @@ class ClipRows:
             row["target_valid"][i, target] = True
 
     def _write_moving(self, row: Row, record: Record, num_frames: int) -> None:
-        """Writes which pixels move by the clip's own motion, whatever the model is given."""
+        """Writes which pixels move by the clip's own motion, even if the model gets another."""
         has_own = "motion" in row and "motion" not in record
         own = row["motion"][:num_frames] if has_own else self.motion_maps(record)
         size = self.sizes["S"]
@@ -261,7 +243,7 @@ class ClipRows:
 
 
 def moving_pixels(motion_map: np.ndarray, size: int, threshold: float) -> np.ndarray:
-    """Where the strength of a map [H, W, C], at `size` px, exceeds a threshold: bool [S, S]."""
+    """Where the strength of a map [H, W, C], resized to `size` px, exceeds a threshold: [S, S]."""
     strength = np.linalg.norm(motion_map, axis=-1)
     return transforms.resize(strength, (size, size), transforms.BILINEAR) > threshold
 
@@ -302,7 +284,7 @@ def _check_pre_masks(record: Record, num_frames: int) -> None:
 
 
 def _draw_augmentation(rng: np.random.Generator, shape: tuple[int, ...], data: Any) -> Any:
-    """One draw for all frames of a clip, whose first one has this shape."""
+    """One draw for all frames of a clip with frames of this shape."""
     size = (min(shape[:2]),) * 2 if data.square_first else shape[:2]
     return transforms.draw_augmentation(rng, size, data.num_frames, data.image_size, **data.augment)
 
@@ -317,7 +299,7 @@ def _masks_by_frame(record: Record, num_frames: int) -> dict[int, Any]:
 
 
 def _choose_supervised(frames: list[int], data: Any, rng: np.random.Generator) -> list[int]:
-    """At most data.num_supervised of the frames, in order; draws only where there are more."""
+    """At most data.num_supervised of the frames, in order; draws only if there are more."""
     if len(frames) <= data.num_supervised:
         return frames
     if data.supervised_choice == "first":
@@ -381,13 +363,13 @@ def _motion_map(record: Record, frame: Any, t: int, num_frames: int, settings: A
 
 
 def _has_first_flow(record: Record) -> bool:
-    """Whether frame 0 has a flow of its own; datasets without the field tell by its values."""
-    said = record.get("flow_has_first")
-    return bool(np.any(record["flow"][0])) if said is None else bool(said)
+    """Whether frame 0 has a real flow; inferred from its values without the field."""
+    stored = record.get("flow_has_first")
+    return bool(np.any(record["flow"][0])) if stored is None else bool(stored)
 
 
 def _write_prototypes(row: Row, i: int, record: Record, data: Any) -> None:
-    """Writes the prototype loss's target of a frame whose other targets are written."""
+    """Writes a frame's target of the prototype loss, after its other targets."""
     if data.prototype_target == "category" and row["frame_index"][i] == 0:
         row["proto_target"][i, _category_index(record, data.num_prototypes)] = 1.0
         row["proto_valid"][i] = True

@@ -1,4 +1,4 @@
-"""Values of a record as arrays and text: encoded frames, label images, bytes."""
+"""Decodes the values of a record: frames, label images, text."""
 
 import io
 from typing import Any
@@ -11,7 +11,7 @@ from avs_jax.spec import IGNORE_LABEL, InputError
 
 
 def decode_rgb(image: bytes | np.ndarray) -> np.ndarray:
-    """An encoded image, or one already decoded, as uint8 RGB [H, W, 3]."""
+    """An encoded or already decoded image as uint8 RGB [H, W, 3]."""
     if isinstance(image, np.ndarray) and image.ndim == 3:
         return image
     with Image.open(io.BytesIO(bytes(image))) as opened:
@@ -19,13 +19,13 @@ def decode_rgb(image: bytes | np.ndarray) -> np.ndarray:
 
 
 def decode_labels(image: bytes | np.ndarray, num_classes: int) -> np.ndarray:
-    """A label image as uint8 [H, W] of classes.
+    """A label image, read by label_images.py, as classes, uint8 [H, W].
 
-    With two classes, whatever is not 0 is 1; with more, values are classes. Pixels are read as
-    label_images.py says; color images (two classes only) count by their brightest channel.
+    With two classes, every nonzero value is 1; with more, values are classes. Color images (two
+    classes only) count by their brightest channel.
 
     Raises:
-      InputError: values that are no classes, or an alpha channel that may be the mask.
+      InputError: values that are not classes, or an alpha channel that may be the mask.
     """
     if isinstance(image, np.ndarray) and image.ndim >= 2:
         labels = image

@@ -1,20 +1,20 @@
-"""Motion maps: how each pixel moves, from stored flow or from the difference of frames.
+"""Motion maps, from stored optical flow or from frame differences.
 
-Map t belongs to the pair (t-1, t). Frame 0 has no predecessor: with first_frame = "next" it takes
-map 1 (the motion from 0 to 1), unless a flow of its own is stored (estimated within the video),
-with "zeros" it does not move. What a map holds, from flow (u, v) in px per frame of one second:
+Map t belongs to the frames (t-1, t). Frame 0 has no predecessor: with first_frame = "next" it takes
+map 1 (the motion from 0 to 1), unless its own flow is stored (estimated within the video); with
+"zeros" it does not move. Maps from flow (u, v), in px per frame of one second:
 
   magnitude_max       sqrt(u^2 + v^2), divided by its maximum over the frame, then augmented
-  magnitude_absolute  sqrt(u^2 + v^2) / scale, of vectors that were augmented with the image
+  magnitude_absolute  sqrt(u^2 + v^2) / scale, of vectors augmented with the image
   uv                  (u, v) / scale, likewise
 
-The motion of the camera, an affine function of position that fits most pixels, can be taken off
+Optionally, the camera motion, an affine function of position that fits most pixels, is subtracted
 first.
 
-Source: the motion input of VCT + AMA (per-frame maximum + 1e-6; frame difference where no flow is
-stored; frame 0 zeros). Departures: "next", because S4 trains on frame 0 only and zeros would give
-the motion branch no gradient; the absolute maps, because a maximum turns a still frame into noise;
-camera compensation.
+Source: the motion input of VCT + AMA (per-frame maximum + 1e-6; frame difference without stored
+flow; frame 0 zeros). Departures: "next", because S4 trains on frame 0 only and zeros would give
+the motion branch no gradient; the absolute maps, because dividing by the maximum turns a still
+frame into noise; camera compensation.
 """
 
 from typing import Any
@@ -29,19 +29,15 @@ MAPS = ("magnitude_max", "magnitude_absolute", "uv")
 MODELS = ("difference", "raft_large", "raft_small")
 PAIRS = ("frames", "video")
 
-_FIT_SIDE = 48  # points per side that the camera's motion is fitted to
+_FIT_SIDE = 48  # points per side for fitting the camera motion
 _MEDIAN_STEPS, _TUKEY_STEPS = 15, 15
-_TUKEY = 4.685  # standard deviations beyond which a pixel has no say
+_TUKEY = 4.685  # standard deviations beyond which a pixel has no weight
 _RAYLEIGH_MEDIAN = 1.1774  # median length of a vector of two unit normals
 _LEAST_SCALE = 0.02  # px; below, residuals are rounding
 
 
 def check_config(config: Any) -> None:
-    """Checks config.data.motion.
-
-    Raises:
-      ValueError: naming the key, its value and the choices.
-    """
+    """Checks config.data.motion; InputError names the key, its value and the choices."""
     choices_of = {"source": SOURCES, "first_frame": FIRST_FRAME, "map": MAPS}
     choices_of |= {"model": MODELS, "pairs": PAIRS}
     for key, choices in choices_of.items():
@@ -59,17 +55,16 @@ def check_config(config: Any) -> None:
 
 
 def needs_vectors(config: Any) -> bool:
-    """Whether the maps of config.data.motion cannot be made from magnitudes or differences."""
+    """Whether config.data.motion needs flow (u, v) rather than magnitudes or differences."""
     return config.map != "magnitude_max" or config.compensate_camera
 
 
 def num_channels(config: Any) -> int:
-    """Channels of the maps of config.data.motion."""
     return 2 if config.map == "uv" else 1
 
 
 def map_index(frame: int, num_frames: int, first_frame: str) -> int | None:
-    """The map that a frame takes, between 1 and num_frames - 1, or None for zeros."""
+    """The index of a frame's map, 1 to num_frames - 1, or None for zeros."""
     if first_frame not in FIRST_FRAME:
         raise InputError(
             f"config.data.motion.first_frame is {first_frame!r}, expected {FIRST_FRAME}"
@@ -80,24 +75,24 @@ def map_index(frame: int, num_frames: int, first_frame: str) -> int | None:
 
 
 def before_augmentation(flow: np.ndarray, config: Any) -> np.ndarray:
-    """Stored flow as what the augmentation moves: float32, strengths or vectors in px.
+    """Stored flow as input of the augmentation.
 
     Args:
       flow: (u, v) [H, W, 2], or its magnitude [H, W, 1], any float.
       config: config.data.motion.
 
     Returns:
-      [H, W, 1] in [0, 1] for magnitude_max, else [H, W, 2].
+      float32, strengths [H, W, 1] in [0, 1] for magnitude_max, else vectors [H, W, 2] in px.
 
     Raises:
-      ValueError: a magnitude where vectors are needed.
+      InputError: vectors are needed, but a magnitude is stored.
     """
     _check_flow(flow)
     if needs_vectors(config) and flow.shape[-1] != 2:
         raise InputError(
             f"config.data.motion.map = {config.map!r} with compensate_camera = "
             f"{config.compensate_camera} needs flow (u, v), but magnitudes are stored: "
-            "make the flow anew (python -m avs_jax.flow)"
+            "estimate the flow again (python -m avs_jax.flow)"
         )
     flow = flow.astype(np.float32)
     if config.compensate_camera:
@@ -106,7 +101,7 @@ def before_augmentation(flow: np.ndarray, config: Any) -> np.ndarray:
 
 
 def after_augmentation(motion: np.ndarray, config: Any) -> np.ndarray:
-    """What came of `before_augmentation` as the model reads it: float32 [H, W, num_channels]."""
+    """The augmented result of `before_augmentation` as model input [H, W, num_channels]."""
     if config.map == "magnitude_max":
         return motion
     scaled = motion / np.float32(config.scale)
@@ -132,17 +127,11 @@ def frame_difference(previous: np.ndarray, frame: np.ndarray) -> np.ndarray:
 
 
 def camera_flow(flow: np.ndarray) -> np.ndarray:
-    """The affine motion that most pixels share: translation, rotation, zoom and shear.
+    """The affine motion that most pixels share (translation, rotation, zoom, shear): [H, W, 2].
 
-    Reweighted least squares on a grid of points: first towards the geometric median of the
-    residuals (weights 1 / r), which 30 % of outliers do not turn, then with Tukey's biweight
-    (1 - (r / c s)^2)^2, which leaves them out altogether; s is estimated from the median of r.
-
-    Args:
-      flow: (u, v) [H, W, 2], any float.
-
-    Returns:
-      float32 [H, W, 2].
+    Iteratively reweighted least squares on a grid of points: first toward the geometric median of
+    the residuals (weights 1 / r), which is robust to 30 % of outliers, then with Tukey's biweight
+    (1 - (r / c s)^2)^2, which excludes them; s is estimated from the median of r.
     """
     height, width = flow.shape[:2]
     rows = np.linspace(-1, 1, height) if height > 1 else np.zeros(1)

@@ -1,9 +1,8 @@
 """Batches from records: shuffling, grain's read-ahead. No jax.
 
 A training loader's position is the step: batch s holds positions s * batch_size ... of an endless
-sequence in which every run of num_clips positions is one shuffled epoch. What a position holds
-follows from the seed alone, so a loader can start at any step and gives the same batches on any
-number of workers and processes.
+sequence of shuffled epochs. A position's content depends on the seed alone, so a loader can start
+at any step and yields the same batches on any number of workers and processes.
 """
 
 import functools
@@ -22,19 +21,16 @@ _SHUFFLE, _AUGMENT = 1, 2  # streams of random numbers
 _ENDLESS = 1 << 40  # steps
 
 
-# ---- batches ----
-
-
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, _SHUFFLE, epoch)).permutation(count)
 
 
 class TrainBatches:
-    """Endless random access to batches: item i is this process's part of step start_step + i.
+    """Endless random access to batches: item i is this process's share of step start_step + i.
 
-    Process p of P holds rows p * batch_size/P ... of the batch, so the processes' rows in order are
-    the one-process batch.
+    Process p of P holds rows p * batch_size/P ... of the batch, so the concatenated rows of all
+    processes equal the one-process batch.
     """
 
     def __init__(
@@ -68,7 +64,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """The batches of one pass, in the records' order; empty rows fill the last one."""
+    """The batches of one pass, in the order of the records; empty rows pad the last one."""
 
     def __init__(
         self,
@@ -105,10 +101,10 @@ def _process_places(batch_size: int, process_index: int, process_count: int) -> 
 
 
 class Loader:
-    """Iterates over batches made ahead of use, by threads or by worker processes; every time anew.
+    """Iterates over batches that threads or worker processes prefetch; each iteration restarts.
 
-    Worker processes are spawned: the program needs an `if __name__ == "__main__"` guard. Use as a
-    context manager, or call close(), to end them.
+    Worker processes are spawned, so the program needs an `if __name__ == "__main__"` guard. Use it
+    as a context manager, or call close().
     """
 
     def __init__(self, batches: Sequence[dict[str, Any]], num_workers: int = 0, prefetch: int = 2):
@@ -116,7 +112,6 @@ class Loader:
         self._iterator: Any = None
 
     def __len__(self) -> int:
-        """Batches of one pass; of a training loader a number that is never reached."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -137,7 +132,7 @@ class Loader:
         return self._iterator
 
     def close(self) -> None:
-        """Ends threads and workers of the iteration under way, if any."""
+        """Stops threads and workers of the current iteration, if any."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None

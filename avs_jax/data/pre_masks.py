@@ -1,12 +1,12 @@
-"""Class-agnostic pre-masks: one palette image per frame, made from a set of overlapping masks.
+"""Class-agnostic pre-masks: one palette image per frame, from a set of overlapping masks.
 
-Masks are painted in order of area, smallest first, and never over an already painted pixel, so
-small masks win. The index is 1 + the rank by area; a pixel in no mask is 0. The palette has the 150
-colors commonly used for ADE20K; index 0 is (120, 120, 120). A color says how a mask's area ranks
-in its frame, nothing about its class or its identity over time.
+Masks are painted by area, smallest first, and never over a painted pixel, so small masks win. The
+index is 1 + the rank by area, or 0 outside all masks. The palette has the 150 colors commonly used
+for ADE20K; index 0 is (120, 120, 120). A color encodes the rank of a mask's area in its frame, not
+its class or its identity over time.
 
-Source: VCT (repository spyflying/VCT_AVS), its pre-mask tool. Departure: that tool has no color for
-mask 150 and beyond; here masks beyond the 149 smallest are not painted.
+Source: VCT (repository spyflying/VCT_AVS), its pre-mask tool, which has no color for mask 150 and
+beyond. Departure: only the 149 smallest masks are painted.
 """
 
 from collections.abc import Sequence
@@ -36,17 +36,7 @@ PALETTE = np.array(
 
 
 def paint_by_area(masks: Sequence[np.ndarray]) -> np.ndarray:
-    """Combines overlapping masks into one index map by the rule above.
-
-    Args:
-      masks: bool arrays [H, W], at least one; empty masks are skipped.
-
-    Returns:
-      uint8 [H, W]: 0 where there is no mask, else 1 + the rank by area, at most 149.
-
-    Raises:
-      ValueError: there is no mask, hence no size.
-    """
+    """Combines bool masks [H, W], at least one, into an index map uint8 [H, W] as above."""
     if len(masks) == 0:
         raise ValueError("paint_by_area: no masks given; pass at least one, even if it is empty")
     areas = [int(np.count_nonzero(mask)) for mask in masks]

@@ -1,17 +1,17 @@
-"""Prediction of task `segment` on own videos, and on arrays that leave something out.
+"""Prediction of task `segment` on your own videos, and on incomplete arrays.
 
-A video is cut into windows of config.data.num_frames seconds. Each goes the way of an evaluation
-clip, except that scores are resized to the video's own size. Written are
+A video is split into windows of config.data.num_frames seconds. Each is processed like an
+evaluation clip, but scores are resized to the video's own size. The output is
 
-  masks/0000.png ...  one per second, of the video's size: 255 where the object sounds; the class
-                      index where there are more than two classes
+  masks/0000.png ...  one per second at the video's size: 255 on the sounding object, or the class
+                      index with more than two classes
   overlay.mp4         one frame per second, with the video's sound
-  results.json        per second: area (share of the frame in the mask) and score (mean probability
-                      of the mask's pixels, 0 where it is empty)
+  results.json        per second: area (fraction of the frame in the mask) and score (mean
+                      probability of the mask's pixels, 0 if it is empty)
 
-Color masks that are not given come from scikit-image's felzenszwalb, and the output says so. The
-motion of a video is estimated as config.data.motion.model says: the difference of frames, or RAFT
-with --flow-weights=DIR between the frames that config.data.motion.pairs names.
+Without --pre-masks, color masks come from scikit-image's felzenszwalb, and the output says so.
+config.data.motion.model chooses the motion: frame difference, or RAFT with --flow-weights=DIR
+between the frames chosen by config.data.motion.pairs.
 """
 
 import functools
@@ -38,7 +38,7 @@ from avs_jax.results.postprocess import object_probability
 from avs_jax.results.visualize import overlay
 from avs_jax.spec import InputError
 
-SEGMENT_SIDE = 256  # px, longer side at which frames are segmented
+SEGMENT_SIDE = 256  # px, longer side for felzenszwalb segmentation
 FELZENSZWALB = "felzenszwalb"
 
 
@@ -54,16 +54,13 @@ def predict_video(
 
     Args:
       path: mp4, mov, webm: frames and sound.
-      output: folder, replaced as a whole once everything is written.
+      output: folder, replaced as a whole at the end.
       scores: of the host, see tasks/segment.py.
-      pre_masks: folder with one color mask PNG per second, in the order of their names.
-      flow_weights: of RAFT, for the motion that the model reads.
+      pre_masks: folder with one color mask PNG per second, sorted by name.
+      flow_weights: of RAFT, for the model's motion input.
 
     Returns:
-      what to tell the user, in lines.
-
-    Raises:
-      VideoError, InputError, OSError: no usable video, masks or weights; one line.
+      lines to print.
     """
     video, config = probe(path), predictor.config
     given = _pre_mask_files(pre_masks, video.num_seconds) if pre_masks else None
@@ -97,9 +94,9 @@ def predict_video(
 
 
 def _labels(outputs, inputs, size, *, scores):
-    """Class of each pixel [B, T, *size], and its probability, float32.
+    """Class of each pixel [B, T, *size], and its float32 probability.
 
-    With two classes the probability is the object's, and a pixel is 1 where it exceeds 0.5.
+    With two classes, it is the object's probability, and the class is 1 above 0.5.
     """
     found = scores(outputs, inputs, size)
     if found.shape[-1] == 2:
@@ -158,13 +155,9 @@ def _window_pre_masks(config: ConfigDict, frames, given, start: int) -> list:
 
 
 def segment_colors(image: np.ndarray) -> np.ndarray:
-    """A class-agnostic color mask of a frame, painted by the rule of data/pre_masks.py.
+    """A class-agnostic color mask of a frame, painted as in data/pre_masks.py.
 
-    Args:
-      image: uint8 [H, W, 3].
-
-    Returns:
-      uint8 [h, w, 3], of the same aspect, its longer side SEGMENT_SIDE px at most.
+    uint8 [H, W, 3] -> uint8 [h, w, 3], the same aspect ratio with sides of at most SEGMENT_SIDE px.
     """
     height, width = image.shape[:2]
     scale = min(1.0, SEGMENT_SIDE / max(height, width))
@@ -185,10 +178,10 @@ def _pre_mask_files(folder: str | os.PathLike, count: int) -> list[pathlib.Path]
 def make_estimator(
     config: ConfigDict, weights: str | os.PathLike | None, reads_motion: bool
 ) -> FlowEstimator | None:
-    """The estimator of motion that the configuration asks for; None for frame difference or none.
+    """The flow estimator of the configuration; None for frame difference or no motion.
 
     Raises:
-      InputError: weights that nothing reads, or none where they are needed.
+      InputError: unused or missing weights.
     """
     motion = config.data.motion
     check_config(motion)
@@ -213,7 +206,7 @@ def make_estimator(
 def complete_arrays(
     arrays: Mapping[str, np.ndarray], channels: int, reads: Collection[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Fills in what is missing of the arrays of a user, and leaves out what the model ignores.
+    """Fills in missing arrays of a user, and drops those that the model does not read.
 
     Args:
       arrays: checked input fields, [B, T, ...].
@@ -221,7 +214,7 @@ def complete_arrays(
       reads: fields that the model reads.
 
     Returns:
-      the inputs, and what was assumed or left unused, in sentences.
+      the inputs, and notes on assumed or unused arrays.
     """
     inputs, notes = dict(arrays), []
     images = inputs["images"]

@@ -1,8 +1,6 @@
-"""Optical flow on the device: pairs of pictures of any size to vectors in px, one compilation per
-size.
+"""Optical flow on the device: frame pairs of any size to vectors in px, compiled once per size.
 
-Weights are a folder that `scripts/convert_weights.py --source=raft` wrote; it says which RAFT they
-are of.
+Weights are a folder written by `scripts/convert_weights.py --source=raft`, which names its RAFT.
 """
 
 import itertools
@@ -20,7 +18,7 @@ from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.optim import flatten
 from avs_jax.spec import InputError, check_shape
 
-# Correlations of all pairs that may lie in memory at once; larger pictures go row by row.
+# Memory limit for all-pairs correlations; larger frames use on-demand correlations.
 ALL_PAIRS_BYTES = 2 << 30
 
 
@@ -29,7 +27,7 @@ class FlowEstimator:
 
     Attributes:
       model: "raft_large" or "raft_small".
-      batch_size: pairs that are estimated at once.
+      batch_size: pairs per call of the model.
       num_iterations: updates of the flow.
     """
 
@@ -41,12 +39,7 @@ class FlowEstimator:
         num_iterations: int = 12,
         dtype: str = "float32",
     ):
-        """Reads the weights.
-
-        Raises:
-          FileNotFoundError: there are none.
-          ValueError: an unknown model, or weights of another one; names both.
-        """
+        """Reads the weights; InputError if they are of another model."""
         if model not in VARIANTS:
             raise InputError(f"flow model {model!r}: choose one of {sorted(VARIANTS)}")
         checkpoint = Checkpoint.find(weights)
@@ -60,14 +53,10 @@ class FlowEstimator:
         self._apply = jax.jit(self._estimate)
 
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Flow from the first pictures to the second.
+        """Flow from the first frames to the second: float32 [N, H, W, 2], (u, v) in px.
 
-        Args:
-          first, second: uint8 RGB [N, H, W, 3], any N and any size. Sides grow to multiples of 8,
-            and to 128 px at least, by repeating the edge.
-
-        Returns:
-          float32 [N, H, W, 2], (u, v) in px.
+        Frames are uint8 RGB [N, H, W, 3] of any number and size. Edge padding extends the sides to
+        multiples of 8 and at least 128 px.
         """
         sizes = check_shape("first", first, "N H W 3")
         check_shape("second", second, "N H W 3", **sizes)
@@ -81,7 +70,7 @@ class FlowEstimator:
         return np.concatenate(parts)
 
     def fingerprint(self) -> str:
-        """Eight digits that differ where the weights do."""
+        """Eight hex digits that identify the weights."""
         code = 0
         for _, leaf in sorted(flatten(self._variables).items()):
             code = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), code)
@@ -103,21 +92,21 @@ class FlowEstimator:
 def window_flow(
     estimator: Callable[..., np.ndarray], frames: np.ndarray, pairs: Iterator | None, side: int
 ) -> np.ndarray:
-    """Flow of a window's frames, as avs_jax.flow stores it for a dataset's.
+    """Flow of a window's frames, as avs_jax.flow stores it for datasets.
 
     Args:
       estimator: a FlowEstimator.
-      frames: uint8 [T, H, W, 3], a second apart.
-      pairs: the video's `read_pairs` at the first of these frames; T of them are taken. None: flow
-        from each frame to the next.
-      side: px that pictures are squashed to first.
+      frames: uint8 [T, H, W, 3], one second apart.
+      pairs: the video's `read_pairs`, positioned at the first of these frames; T are consumed.
+        None: flow from each frame to the next.
+      side: px per side to which frames are resized first.
 
     Returns:
-      float32 [T, side, side, 2], (u, v) in px per second; without pairs the first is zeros.
+      float32 [T, side, side, 2], (u, v) in px per second; without pairs the first is zero.
     """
 
-    def squash(pictures):
-        return np.stack([resize(picture, (side, side), BILINEAR) for picture in pictures])
+    def squash(images):
+        return np.stack([resize(image, (side, side), BILINEAR) for image in images])
 
     if pairs is not None:
         before, shown, seconds = zip(*itertools.islice(pairs, len(frames)), strict=True)

@@ -1,7 +1,4 @@
-"""A trained model on the device: inputs to outputs, for own videos and arrays.
-
-stablehlo.py exports the same functions.
-"""
+"""A trained model on the device: inputs to outputs. stablehlo.py exports the same functions."""
 
 from collections.abc import Mapping
 
@@ -19,18 +16,11 @@ class Predictor:
     """A task's model with the parameters of a checkpoint.
 
     Attributes:
-      task: under `config`.
-      config: the whole configuration.
-      checkpoint: where the parameters come from.
       variables: (params, batch_stats), on the device.
     """
 
     def __init__(self, task: Task, config: ConfigDict, checkpoint: Checkpoint):
-        """Reads the parameters: their average where config.evaluate.weights says so.
-
-        Raises:
-          InputError: the checkpoint has no such weights.
-        """
+        """Reads the weights that config.evaluate.weights chooses; InputError if there are none."""
         self.task, self.config, self.checkpoint = task, config, checkpoint
         self.variables = jax.device_put(checkpoint.variables(config.evaluate.weights))
         self._checked: set[tuple] = set()
@@ -40,19 +30,12 @@ class Predictor:
         self._derive = jax.jit(task.derive)
 
     def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The model's outputs, those of task.outputs.
-
-        Args:
-          inputs: the input fields of the task's rows, [B, ...].
-
-        Raises:
-          InputError: the checkpoint does not fit the configuration, or these inputs.
-        """
+        """The model's task.outputs for the task's input fields [B, ...]; see `check`."""
         self.check(inputs)
         return self._forward(*self.variables, dict(inputs))
 
     def arrays(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What prediction returns for the same inputs, row by row, on the host."""
+        """The predictions for the same inputs, computed row by row, on the host."""
         count = len(next(iter(inputs.values())))
         parts = []
         for row in range(count):
@@ -61,13 +44,13 @@ class Predictor:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def check(self, inputs: Mapping[str, jax.ShapeDtypeStruct | np.ndarray]) -> None:
-        """Checks once per shape that configuration, checkpoint and inputs belong together.
+        """Checks, once per shape, that configuration, checkpoint and inputs fit together.
 
         Args:
-          inputs: as in `outputs`; anything with shapes and dtypes.
+          inputs: as in `outputs`; only shapes and dtypes are read.
 
         Raises:
-          InputError: they do not.
+          InputError: they do not fit.
         """
         shapes = tuple(sorted((name, tuple(x.shape[2:])) for name, x in inputs.items()))
         if shapes in self._checked:

@@ -1,14 +1,14 @@
-"""A trained model as one file that runs with JAX alone: StableHLO and its weights.
+"""A trained model as one file that needs only JAX to run: StableHLO and weights.
 
 The file is an .npz:
 
-  program     uint8, what `jax.export` serializes: the forward pass and what prediction derives
-  weights/*   float32, the parameters and running statistics, by path
+  program     uint8, serialized by `jax.export`: the forward pass and task.derive
+  weights/*   float32, parameters and running statistics by path
   about       JSON text: inputs and outputs with dtypes and axes, the configuration, versions
 
-The program takes (weights, arrays) and returns arrays, those of `predict --arrays`. Weights are
-arguments instead of constants of the program, which keeps the program small and lets every platform
-share them. The numbers of rows and frames are symbols; other sizes are the configuration's.
+The program maps (weights, arrays) to the arrays of `predict --arrays`. Weights are arguments, not
+constants, which keeps the program small and lets all platforms share them. Numbers of rows and
+frames are symbolic; all other sizes are fixed by the configuration.
 """
 
 import json
@@ -34,7 +34,7 @@ FREE_AXES = ("B", "T")
 
 
 def input_shapes(task: Task, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the program reads: the task's input fields, without last axes of size 1.
+    """The program's inputs: the task's input fields, without last axes of size 1.
 
     Args:
       task: under the configuration.
@@ -52,7 +52,7 @@ def input_shapes(task: Task, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def make_program(task: Task):
-    """(weights, arrays) -> results, as the file's text describes them; pure and traceable."""
+    """(weights, arrays) -> results, see above; pure and traceable."""
     fields = task.rows.fields
 
     def program(weights: Mapping[str, jax.Array], arrays: Mapping[str, jax.Array]):
@@ -69,7 +69,7 @@ def make_program(task: Task):
 def export_program(
     predictor: Predictor, platforms: Sequence[str] = ("cpu", "cuda")
 ) -> export.Exported:
-    """Lowers the program of a predictor for all platforms at once, B and T as symbols."""
+    """Lowers a predictor's program for all platforms, with symbolic B and T."""
     sizes = zip(FREE_AXES, export.symbolic_shape(", ".join(FREE_AXES)), strict=True)
     weights = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat_weights(predictor).items()
@@ -91,19 +91,13 @@ def flat_weights(predictor: Predictor) -> dict[str, jax.Array]:
 def write_program(
     path: str | os.PathLike, predictor: Predictor, platforms: Sequence[str] = ("cpu", "cuda")
 ) -> dict[str, Any]:
-    """Writes the file.
-
-    Args:
-      path: of the .npz.
-      predictor: task, weights and configuration.
-      platforms: of PLATFORMS.
+    """Writes the .npz for some of PLATFORMS.
 
     Returns:
-      `about`, and the number of bytes of "program".
+      `about`, and the size of the program as "program_bytes".
 
     Raises:
       InputError: the checkpoint does not fit the configuration.
-      OSError: the file cannot be written.
     """
     task = predictor.task
     one = input_shapes(task, B=1, T=1)

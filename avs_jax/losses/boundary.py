@@ -1,21 +1,21 @@
 """The loss of the boundary refinement module: its edge map against the edges of the ground truth.
 
-  target   b = maxpool3(m) - minpool3(m), m the union of the foreground masks, area-averaged to the
-           stride of the edge map: 0..1, softly
+  target     b = maxpool3(m) - minpool3(m), soft in 0..1; m is the union of the foreground masks,
+             area-averaged to the stride of the edge map
   weighted   BCE with `positive_weight` on the positive part, mean over pixels
   balanced   BCE with weights (1 - p) b and p (1 - b) over 2 p (1 - p), p the frame's mean of b
              clipped to PREVALENCE: the best constant prediction costs ln 2, whatever p is
              + Dice 1 - (2 <s, b> + 1) / (|s|^2 + |b|^2 + 1) where the frame has an edge
 
-Both are means over the supervised frames. The term in the total is weight * loss, with
+Both are means over the supervised frames. The total gets weight * loss, with
 
   weight = min(boundary.weight, boundary.max_share * sg(loss_mask + loss_dice) / sg(loss))
 
-(no minimum where max_share is 0), the last decoder layer's weighted terms in the numerator: the
-edges cannot outweigh the masks that they serve.
+or boundary.weight alone if max_share is 0. The numerator holds the last decoder layer's weighted
+terms, so the edge loss cannot outweigh the mask losses it supports.
 
-"weighted" is that of the notes on VCT + AMA; "balanced" and the cap are a departure, against an
-early fall of the plain BCE that a constant alone explains: at 3.5 % prevalence it costs 0.15.
+"weighted" follows the notes on VCT + AMA. "balanced" and the cap are departures: with the plain
+BCE, a constant prediction explains most of the early drop (it costs 0.15 at 3.5 % prevalence).
 """
 
 from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from avs_jax.spec import InputError
+from avs_jax.ops.frames import fold_frames
+from avs_jax.spec import MASK_STRIDE, InputError
 
-STRIDE = 4  # pixels of the targets per cell of the edge map
 PREVALENCE = (0.02, 0.5)
 
 
@@ -37,18 +37,18 @@ def boundary_loss(
     loss_config: Any,
     norms: Mapping[str, jax.Array],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The weighted term, and the figures worth a curve.
+    """The weighted term, and values to log.
 
     Args:
       outputs: edge_logits [B, T, h, w] of the model.
       targets: target_masks, target_labels, target_valid and supervised, see spec.py.
       mask_terms: [], loss_mask + loss_dice of the last layer, weighted.
       loss_config: config.loss; reads `boundary`.
-      norms: `frames` of the whole batch, where this is a part of it; {}: this is all.
+      norms: `frames` of the whole batch if this is a micro-batch, else {}.
 
     Returns:
       float32 [], `loss_boundary`; and boundary_bce and boundary_dice (unweighted) and
-      boundary_weight (what their sum was multiplied with; of a part of a batch, its share of that).
+      boundary_weight, the factor of their sum (for a micro-batch, its share of it).
 
     Raises:
       InputError: an unknown `boundary.kind`.
@@ -56,8 +56,8 @@ def boundary_loss(
     config = loss_config.boundary
     if config.kind not in KINDS:
         raise InputError(f"loss.boundary.kind = {config.kind!r}: choose one of {sorted(KINDS)}")
-    logits = _fold(outputs["edge_logits"]).astype(jnp.float32)
-    supervised = _fold(targets["supervised"])
+    logits = fold_frames(outputs["edge_logits"]).astype(jnp.float32)
+    supervised = fold_frames(targets["supervised"])
     edges = edge_target(foreground(targets), logits.shape[1:])
     count = norms.get("frames", jnp.maximum(supervised.sum(), 1))
     bce, dice = (
@@ -75,28 +75,24 @@ def boundary_loss(
 
 
 def foreground(targets: Mapping[str, jax.Array]) -> jax.Array:
-    """The union of a frame's masks of other classes than background: bool [N, H, W]."""
+    """The union of each frame's masks, background excluded: bool [N, H, W]."""
     masks, labels, valid = (
-        _fold(targets[name]) for name in ("target_masks", "target_labels", "target_valid")
+        fold_frames(targets[name]) for name in ("target_masks", "target_labels", "target_valid")
     )
     counts = valid & (labels > 0)
     return (masks & counts[:, :, None, None]).any(1)
 
 
 def edge_target(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """How much of an edge every cell holds.
+    """Soft edges of masks, bool [N, H, W] -> float32 [N, h, w] in 0..1.
 
-    Args:
-      mask: bool [N, H, W].
-      size: (h, w) of the edge map, which covers the image padded at the bottom and right.
-
-    Returns:
-      float32 [N, h, w] in 0..1. The border of the picture is no edge.
+    `size` is (h, w) of the edge map, which covers the image padded at the bottom and right. The
+    border of the image is not an edge.
     """
-    height, width = size
-    bottom, right = STRIDE * height - mask.shape[1], STRIDE * width - mask.shape[2]
+    (height, width), stride = size, MASK_STRIDE
+    bottom, right = stride * height - mask.shape[1], stride * width - mask.shape[2]
     mask = jnp.pad(mask.astype(jnp.float32), ((0, 0), (0, bottom), (0, right)))
-    area = mask.reshape(-1, height, STRIDE, width, STRIDE).mean((2, 4))
+    area = mask.reshape(-1, height, stride, width, stride).mean((2, 4))
 
     def pool(start, reduce):
         return jax.lax.reduce_window(area, start, reduce, (1, 3, 3), (1, 1, 1), "SAME")
@@ -105,7 +101,7 @@ def edge_target(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def weighted_bce(logits: jax.Array, edges: jax.Array, config: Any) -> tuple[jax.Array, jax.Array]:
-    """BCE [N] with a weight on the positive part, and no Dice. logits, edges [N, h, w]."""
+    """BCE [N] with a weight on the positive part, and zeros for Dice. logits, edges [N, h, w]."""
     missed = config.positive_weight * edges * jax.nn.softplus(-logits)
     bce = (missed + (1 - edges) * jax.nn.softplus(logits)).mean((1, 2))
     return bce, jnp.zeros_like(bce)
@@ -115,7 +111,7 @@ def balanced_bce_and_dice(
     logits: jax.Array, edges: jax.Array, config: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Class-balanced BCE [N] and Dice [N], 0 in frames without an edge. logits, edges [N, h, w]."""
-    del config  # nothing to choose
+    del config
     prevalence = jnp.clip(edges.mean((1, 2)), *PREVALENCE)
     missed = (edges * jax.nn.softplus(-logits)).mean((1, 2)) / (2 * prevalence)
     invented = ((1 - edges) * jax.nn.softplus(logits)).mean((1, 2)) / (2 * (1 - prevalence))
@@ -131,7 +127,3 @@ KINDS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
     "weighted": weighted_bce,
     "balanced": balanced_bce_and_dice,
 }
-
-
-def _fold(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, *x.shape[2:])

@@ -1,4 +1,4 @@
-"""The training loss: classes, masks and prototypes, with a fresh matching for every decoder layer.
+"""The training loss of classes, masks and prototypes; every decoder layer gets its own matching.
 
 For each prediction (the last layer and every auxiliary one), over the supervised frames:
 
@@ -7,24 +7,24 @@ For each prediction (the last layer and every auxiliary one), over the supervise
   loss_mask  BCE, mean over points, sum over matched masks / num_masks
   loss_dice  1 - (2 <p, t> + 1) / (sum p + sum t + 1) at the same points, sum / num_masks
 
-and once, where the model has prototypes, over the frames of `proto_valid`:
+With prototypes, once over the frames of `proto_valid`:
 
   loss_proto mean BCE of exp(logit_scale) * audio_embed . proto_embed with `proto_target`
 
-and, where it has a boundary refinement module, loss_boundary of losses/boundary.py.
+With a boundary refinement module, loss_boundary of losses/boundary.py.
 
-num_masks is the number of targets of the supervised frames, at least 1. Points: the
+num_masks is the number of targets of the supervised frames, at least 1. The points are the
 `importance_sample_ratio * P` least certain of `oversample_ratio * P` uniform candidates on the
-prediction, the rest uniform (PointRend).
+prediction; the rest are uniform (PointRend).
 
-Every term is a sum divided by a norm that follows from the targets of the global batch (`norms`).
-A micro-batch is divided by the norms of the whole batch, so that its terms add up to the batch's.
+Every term is a sum divided by a norm computed from the targets of the global batch (`norms`).
+Micro-batches use the norms of the whole batch, so their terms add up to the batch's.
 
-Every random draw follows from (key, layer, clip, frame), so training on a subset of a clip's frames
-draws the numbers that training on all of them draws.
+Every random draw depends only on (key, layer, clip, frame), so training on a subset of a clip's
+frames draws the same numbers as training on all of them.
 
-Source: Mask2Former (arXiv 2112.01527, section 3.3 and 4) and VCT (CVPR 2025), criterion_*.py. There
-the points of a mask come from one generator in call order; the distribution is the same.
+Source: Mask2Former (arXiv 2112.01527, section 3.3 and 4) and VCT (CVPR 2025), criterion_*.py. They
+draw points from one generator in call order; the distribution is the same.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,6 +36,7 @@ import numpy as np
 
 from avs_jax.losses.boundary import boundary_loss
 from avs_jax.losses.matcher import match, matching_cost
+from avs_jax.ops.frames import fold_frames
 from avs_jax.ops.sampling import sample_bilinear
 from avs_jax.spec import frame_ids
 
@@ -43,16 +44,16 @@ from avs_jax.spec import frame_ids
 def norms(
     batch: Mapping[str, jax.Array], num_queries: int, no_object_weight: float
 ) -> dict[str, jax.Array]:
-    """What the terms of a batch are divided by, from its targets alone: {name: float32 []}.
+    """The divisors of a batch's loss terms, from its targets alone.
 
     Args:
-      batch: target_valid, supervised and, where the model has prototypes, proto_valid.
-      num_queries: Q. A frame has one matched query of class weight 1 per target, Q at most.
+      batch: target_valid, supervised and, with prototypes, proto_valid.
+      num_queries: Q. A frame matches one query of class weight 1 per target, at most Q.
       no_object_weight: class weight of the other queries.
 
     Returns:
-      class_weight, of loss_ce; masks, of loss_mask and loss_dice; frames, of loss_boundary; and
-      prototype_frames, of loss_proto. None is 0.
+      float32 [] each: class_weight (loss_ce), masks (loss_mask, loss_dice), frames (loss_boundary)
+      and prototype_frames (loss_proto). None is 0.
     """
     targets = (batch["target_valid"] & batch["supervised"][..., None]).sum(-1)  # [B, T]
     matched = jnp.minimum(targets, num_queries)
@@ -79,12 +80,12 @@ class PointSamples(NamedTuple):
 def sample_points(
     key: jax.Array, ids: jax.Array, layer: jax.Array, num_targets: int, loss_config: Any
 ) -> PointSamples:
-    """Draws the points of one layer; those of a frame depend on key, layer and frame id only.
+    """Draws the points of one layer; a frame's points depend on key, layer and frame id only.
 
     Args:
       key: of the step.
-      ids: int32 [N], of the frames.
-      layer: int32 [], 0 is the last layer of the decoder, 1 + i the auxiliary output i.
+      ids: int32 [N], frame ids.
+      layer: int32 [], 0 for the last layer of the decoder, 1 + i for auxiliary output i.
       num_targets: M.
       loss_config: config.loss.
     """
@@ -92,11 +93,10 @@ def sample_points(
     num_candidates = int(loss_config.oversample_ratio * num_points)
     num_random = num_points - int(loss_config.importance_sample_ratio * num_points)
     layer_key = jax.random.fold_in(key, layer)
-
     ends = np.cumsum([num_points, num_targets * num_candidates, num_targets * num_random])
 
     def draw(frame_id):
-        # One call for all: the generator is most of what there is to compile here.
+        # One call for all points: the generator dominates the compile time here.
         points = jax.random.uniform(jax.random.fold_in(layer_key, frame_id), (ends[-1], 2))
         matcher, candidates, random = jnp.split(points, ends[:-1])
         return PointSamples(
@@ -116,20 +116,20 @@ def compute_losses(
     *,
     loss_config: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of a batch, or a micro-batch's part of it.
+    """The loss of a batch, or a micro-batch's share of it.
 
     Args:
-      outputs: the model's, see spec.py.
-      batch: target_masks, target_labels, target_valid, supervised, frame_index and, where the
-        model has prototypes, proto_target and proto_valid, see spec.py.
+      outputs: of the model, see spec.py.
+      batch: target_masks, target_labels, target_valid, supervised, frame_index and, with
+        prototypes, proto_target and proto_valid.
       key: of the step.
-      norms: of the whole batch, where this is a part of it; None: this is all.
+      norms: of the whole batch if this is a micro-batch, else None.
       loss_config: config.loss.
 
     Returns:
-      float32 [], the sum of all terms; and the terms, weighted, by name: loss_ce, loss_mask and
-      loss_dice of the last layer, the same with suffix _i of auxiliary output i, loss_proto,
-      loss_boundary. Beside loss_boundary stand figures that are not in the sum, boundary_*.
+      float32 [], the sum of all terms; and the weighted terms by name: loss_ce, loss_mask and
+      loss_dice of the last layer, the same with suffix _i for auxiliary output i, loss_proto and
+      loss_boundary. With loss_boundary come values that are not in the sum, boundary_*.
     """
     ids = frame_ids(batch["frame_index"])
     num_targets = batch["target_valid"].shape[2]
@@ -147,12 +147,8 @@ def criterion(
     loss_config: Any,
     norms: Mapping[str, jax.Array] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`compute_losses` with the random points given: `draw(layer)` is called with a traced int32.
-
-    Its frames are those of the batch in order, n = b * T + t.
-    """
-    norms = norms or {}
-    fold = _fold_frames
+    """`compute_losses` with given points: `draw(layer)` takes a traced int32, frames are folded."""
+    norms, fold = norms or {}, fold_frames
     frames = {name: fold(targets[name]) for name in ("target_masks", "target_labels")}
     frames["supervised"] = fold(targets["supervised"])
     frames["target_valid"] = fold(targets["target_valid"]) & frames["supervised"][:, None]
@@ -163,8 +159,8 @@ def criterion(
     num_layers = len(layers)
     steps = jnp.arange(num_layers)
 
-    # One layer at a time keeps only one layer's points in memory, which is why `draw` is called
-    # twice per layer. All layers are matched at once: the matching is many tiny steps in sequence.
+    # Mapping over layers keeps one layer's points in memory at a time, so `draw` runs twice per
+    # layer. All layers are matched at once, because the matching is many tiny sequential steps.
     def layer_cost(inputs):
         layer, logits, masks = inputs
         points = draw(layer).matcher
@@ -192,10 +188,6 @@ def criterion(
         terms["loss_boundary"] = edge_term
         total += edge_term
     return total, terms | figures
-
-
-def _fold_frames(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, *x.shape[2:])
 
 
 def _layer_losses(
@@ -247,7 +239,7 @@ def _class_loss(
     no_object_weight: float,
     norm: jax.Array | None,
 ) -> jax.Array:
-    """Weighted mean cross entropy over the queries of the supervised frames; 0 without any."""
+    """Weighted mean cross entropy over queries of supervised frames; 0 if there are none."""
     no_object = logits.shape[-1] - 1
     is_match = jax.nn.one_hot(query, logits.shape[1], dtype=bool) & valid[:, :, None]  # [N, M, Q]
     label = jnp.where(is_match, labels[:, :, None], 0).sum(1)
@@ -264,12 +256,8 @@ def _class_loss(
 def uncertain_points(masks: jax.Array, draws: PointSamples, loss_config: Any) -> jax.Array:
     """The points at which a matched mask is compared with its target: [N, M, P, 2], constants.
 
-    First the least certain candidates (logit nearest 0), then the uniform ones.
-
-    Args:
-      masks: float32 [N, M, h, w], logits.
-      draws: of this layer.
-      loss_config: config.loss.
+    The least certain candidates (logit nearest 0) come first, then the uniform ones. `masks` are
+    logits, float32 [N, M, h, w].
     """
     num_uncertain = int(loss_config.importance_sample_ratio * loss_config.num_points)
     logits = _sample_masks(jax.lax.stop_gradient(masks), draws.candidates)
@@ -279,7 +267,7 @@ def uncertain_points(masks: jax.Array, draws: PointSamples, loss_config: Any) ->
 
 
 def _sample_masks(masks: jax.Array, points: jax.Array) -> jax.Array:
-    """[N, M, h, w] at [N, M, P, 2] → float32 [N, M, P], every mask at its own points."""
+    """[N, M, h, w] at [N, M, P, 2] -> float32 [N, M, P], every mask at its own points."""
     num_frames, num_targets, height, width = masks.shape
     images = masks.reshape(num_frames * num_targets, height, width, 1)
     values = sample_bilinear(images, points.reshape(num_frames * num_targets, -1, 2))
@@ -291,7 +279,7 @@ def _prototype_loss(
     targets: Mapping[str, jax.Array],
     norms: Mapping[str, jax.Array],
 ) -> jax.Array:
-    """Mean BCE over [frames of proto_valid, K'], unweighted; 0 without any."""
+    """Unweighted mean BCE over [frames of proto_valid, K']; 0 if there are none."""
     audio, proto = (outputs[name].astype(jnp.float32) for name in ("audio_embed", "proto_embed"))
     similarity = jnp.einsum("btd,kd->btk", audio, proto, precision="highest")
     logits = jnp.exp(outputs["logit_scale"].astype(jnp.float32)) * similarity

@@ -1,15 +1,15 @@
 """Bipartite matching of queries to ground-truth masks, on the device.
 
-The cost of giving target m to query q, at random points that all masks of a frame share, is
+The cost of assigning query q to target m, at random points that all masks of a frame share, is
 
   w_class * -softmax(logits_q)[label_m] + w_mask * mean BCE(mask_q, target_m)
     + w_dice * (1 - (2 <p_q, t_m> + 1) / (sum p_q + sum t_m + 1)),   p = sigmoid(mask)
 
-with the weights of the loss itself. Every target gets the one query that makes the sum over the
-frame least.
+with the weights of the loss. The matching minimizes the total cost of the frame.
 
-Source: MaskFormer and Mask2Former (arXiv 2112.01527, section 3.3) as used by VCT (CVPR 2025). There
-SciPy solves the assignment on the host; here targets are padded to a fixed M and optax solves it.
+Source: MaskFormer and Mask2Former (arXiv 2112.01527, section 3.3) as used by VCT (CVPR 2025). They
+solve the assignment with SciPy on the host; here targets are padded to a fixed M and optax solves
+it.
 """
 
 from typing import Any
@@ -30,13 +30,13 @@ def matching_cost(
     points: jax.Array,
     loss_config: Any,
 ) -> jax.Array:
-    """The cost of every pair of a query and a target, frame by frame.
+    """The cost of every (query, target) pair of each frame.
 
     Args:
       pred_logits: [N, Q, K+1].
       pred_masks: [N, h, w, Q], logits.
       target_masks: bool [N, M, H, W].
-      target_labels: int32 [N, M]; anything in range where there is no target.
+      target_labels: int32 [N, M]; padded targets hold any class in range.
       points: float32 [N, P, 2], (x, y) in 0..1.
       loss_config: config.loss.
 
@@ -64,17 +64,17 @@ def matching_cost(
 
 
 def match(cost: jax.Array, target_valid: jax.Array) -> jax.Array:
-    """The query of each target in the assignment of least total cost.
+    """The query of each target in the assignment of minimum total cost.
 
     Args:
       cost: float32 [N, Q, M].
-      target_valid: bool [N, M]; the others take queries that are left over.
+      target_valid: bool [N, M]; padded targets take leftover queries.
 
     Returns:
-      int32 [N, M], all different within a frame; meaningless where there is no target.
+      int32 [N, M], distinct within a frame.
 
     Raises:
-      ValueError: if there are more targets than queries.
+      InputError: there are more targets than queries.
     """
     num_queries, num_targets = cost.shape[1:]
     if num_targets > num_queries:
@@ -82,8 +82,8 @@ def match(cost: jax.Array, target_valid: jax.Array) -> jax.Array:
             f"{num_targets} targets per frame cannot each have one of {num_queries} queries: "
             "model.num_queries must be at least data.max_targets"
         )
-    # A constant column leaves the optimum of the others as it is. Costs that are not finite
-    # would make optax's result garbage; the loss itself still shows them.
+    # A constant column does not change the optimum of the others. Non-finite costs would make
+    # optax's result garbage; the loss itself still reports them.
     cost = jnp.where(target_valid[:, None, :], cost, 0)
     cost = jnp.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
     # optax returns the pairs in no particular order.

@@ -18,13 +18,12 @@ def build_model(model_config: Mapping[str, Any], module: type[nn.Module] = AVS) 
     """The model of a configuration.
 
     Args:
-      model_config: config.model, an ml_collections.ConfigDict or nested dicts, with one key per
-        field of the module.
-      module: of the model.
+      model_config: config.model, a ConfigDict or nested dicts, with one key per module field.
+      module: the model's class.
 
     Raises:
-      InputError: a key that is missing or unknown, a part that no table has, a value that cannot
-        be; names the key, the value and the choices.
+      InputError: a missing or unknown key, an unknown part, or an invalid value; names the key,
+        the value and the choices.
     """
     config = model_config.to_dict() if hasattr(model_config, "to_dict") else dict(model_config)
     fields = {f.name: f for f in dataclasses.fields(module) if f.name not in ("parent", "name")}

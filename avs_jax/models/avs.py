@@ -1,12 +1,12 @@
-"""Audio-visual segmentation: frames with sound to masks of what sounds.
+"""Audio-visual segmentation: frames and their sound to masks of the sounding objects.
 
 images, pre_masks -> Swin each, res_i + gate(mask res_i) * mask res_i -> pixel decoder
 log_mel -> VGGish -> MLP -> audio tokens;  audio, motion -> AMA -> map
 mask features, res2 -> BRM -> edges, mask features
 mask features [, map] -> PPQG -> queries -> decoder over (audio, stride 32, 16, 8) -> masks, classes
 
-VCT (Huang et al., CVPR 2025; repository spyflying/VCT_AVS), AMA and BRM on top of it. Frames meet
-nowhere: everything is per frame, and clips and frames are one folded axis N inside.
+Source: VCT (Huang et al., CVPR 2025; repository spyflying/VCT_AVS), with AMA and BRM on top. Frames
+are never mixed: inside, clips and frames are one folded axis N.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.models.backbones.stages import LEVELS
+from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from avs_jax.models.decoders.pixel_decoder import PixelDecoder
 from avs_jax.models.decoders.vct_decoder import VCTDecoder
 from avs_jax.models.fusion.gates import ChannelGate
@@ -27,7 +27,9 @@ from avs_jax.models.layers import MLP
 from avs_jax.models.parts import find_part, make_part
 from avs_jax.models.rules import at_least, divides, one_of, within
 from avs_jax.models.stage import Stage, StageInputs, StageResult
+from avs_jax.ops.frames import fold_frames, unfold_frames
 from avs_jax.spec import (
+    MASK_STRIDE,
     MEL_BANDS,
     MEL_FRAMES,
     PIXEL_MEAN,
@@ -38,7 +40,7 @@ from avs_jax.spec import (
     frame_ids,
 )
 
-INPUTS = {  # what the model reads, where the configuration asks for it
+INPUTS = {  # which of them the model reads depends on the configuration
     "images": "B T H W 3",
     "log_mel": f"B T {MEL_FRAMES} {MEL_BANDS}",
     "pre_masks": "B T H W 3",
@@ -46,16 +48,15 @@ INPUTS = {  # what the model reads, where the configuration asks for it
     "valid": "B T",
     "frame_index": "B T",
 }
-STAGES = ("refiner", "fusion")  # sections of the configuration, in the order in which they run
+STAGES = ("refiner", "fusion")  # sections of the configuration, in execution order
 REMAT_POLICIES = ("none", "backbone", "all")  # what the backward pass recomputes
 DTYPES = ("float32", "bfloat16")
-GROUPS = 32  # of channels, of every GroupNorm
-MASK_STRIDE = 4  # pixels of the padded image per cell of pred_masks
-RNG_STREAMS = ("gumbel", "drop_path", "pre_mask_dropout")  # of training, beside the stages' own
+GROUPS = 32  # channel groups of every GroupNorm
+RNG_STREAMS = ("gumbel", "drop_path", "pre_mask_dropout")  # of training; stages add their own
 
 
 def gumbel(key: jax.Array, ids: jax.Array, num_queries: int, num_pixels: int) -> jax.Array:
-    """Gumbel(0, 1) noise float32 [N, num_queries, num_pixels]; a frame's follows key and id."""
+    """Gumbel(0, 1) noise float32 [N, num_queries, num_pixels], per frame from (key, id)."""
 
     def draw(frame):
         return jax.random.gumbel(jax.random.fold_in(key, frame), (num_queries, num_pixels))
@@ -64,7 +65,7 @@ def gumbel(key: jax.Array, ids: jax.Array, num_queries: int, num_pixels: int) ->
 
 
 class AVS(nn.Module):
-    """The whole model. The fields are the keys of config.model, explained in configs/base.py."""
+    """The whole model. Its fields are the keys of config.model, explained in configs/base.py."""
 
     num_classes: int
     num_prototypes: int
@@ -110,34 +111,33 @@ class AVS(nn.Module):
     ) -> dict[str, Any]:
         """Segments clips.
 
-        Training draws from the rng streams `gumbel` (unless noise is given), `drop_path` (where
-        the backbone has a rate), `pre_mask_dropout` (where it is on) and those of the stages, and
-        updates `batch_stats` (where a stage has BatchNorms).
+        Training draws from the rng streams `gumbel`, `drop_path`, `pre_mask_dropout` and those of
+        the stages, and updates `batch_stats` if a stage has BatchNorms.
 
         Args:
-          batch: images and log_mel; pre_masks if `pre_masks`; what the stages read; valid (absent:
-            all) and frame_index (absent: 0 .. T-1). data/clip.py has the table.
+          batch: images and log_mel; pre_masks if `pre_masks`; the fields the stages read; valid
+            (default: all) and frame_index (default: 0 .. T-1). See the table in data/clip.py.
           train: training behavior.
-          progress: [], share of the training that is done.
-          gumbel_noise: float32 [B*T, Q, h*w] added to the assignment's scores, h*w the pixels at
-            stride 4. None: drawn in training, none in evaluation.
+          progress: [], fraction of the training that is done.
+          gumbel_noise: float32 [B*T, Q, h*w] added to the assignment scores, h*w the pixels at
+            stride 4. None: drawn in training, absent in evaluation.
 
         Returns:
-          Outputs, as avs_jax.spec describes them. Images whose sides are not multiples of 32 are
-          padded at the bottom and right; pred_masks cover the padded image. `intermediates`
-          holds, with frames folded ([N, ...]), backbone, pre_sam_backbone, scale_factor, fused,
-          audio_backbone, audio_features, pixel_decoder, ppqg, decoder and, by parameter name, the
-          stages.
+          Outputs as described in avs_jax.spec. Images are padded at the bottom and right to sides
+          that are multiples of 32, and pred_masks cover the padded image. `intermediates` holds,
+          with frames folded ([N, ...]), backbone, pre_sam_backbone, scale_factor, fused,
+          audio_backbone, audio_features, pixel_decoder, ppqg, decoder and each stage by its
+          parameter name.
 
         Raises:
-          ValueError: a missing field, a wrong shape, an unknown part.
+          ValueError: a missing field or a wrong shape.
+          InputError: an unknown part.
         """
         sizes = self._check_batch(batch)
-        clips_frames = sizes["B"], sizes["T"]
-        ids = _frame_ids(batch, clips_frames) if train else None  # of random draws
-        features, seen = self._encode_images(batch, train, ids)
-        audio, seen["audio_backbone"] = self._encode_audio(batch["log_mel"])
-        seen["audio_features"] = audio
+        ids = _frame_ids(batch, sizes) if train else None  # of random draws
+        features, intermediates = self._encode_images(batch, train, ids)
+        audio, intermediates["audio_backbone"] = self._encode_audio(batch["log_mel"])
+        intermediates["audio_features"] = audio
 
         pixel_decoder = make_part(
             "pixel_decoder",
@@ -147,16 +147,16 @@ class AVS(nn.Module):
             remat=self.remat == "all",
             name="pixel_decoder",
         )
-        levels, mask_features, seen["pixel_decoder"] = pixel_decoder(features)
-        seen["pixel_decoder"] |= {"multi_scale": levels, "mask_features": mask_features}
+        levels, mask_features, intermediates["pixel_decoder"] = pixel_decoder(features)
+        intermediates["pixel_decoder"] |= {"multi_scale": levels, "mask_features": mask_features}
 
         now = StageInputs(
-            fields={name: _prepare(name, batch[name]) for name in self.stage_fields()},
+            fields={name: _prepare(batch[name]) for name in self.stage_fields()},
             audio=audio,
             features=features,
             levels=levels,
             mask_features=mask_features,
-            valid=fold(batch["valid"]) if "valid" in batch else None,
+            valid=fold_frames(batch["valid"]) if "valid" in batch else None,
             ids=ids,
             train=train,
             progress=progress,
@@ -165,7 +165,7 @@ class AVS(nn.Module):
         for section, stage in self.stages().items():
             result = self._run_stage(section, stage, now)
             named |= result.outputs
-            seen[stage.parameter] = result.intermediates
+            intermediates[stage.parameter] = result.intermediates
             if stage.acts_on == "queries":
                 query_map = result.value
             elif stage.acts_on == "features":
@@ -188,7 +188,8 @@ class AVS(nn.Module):
             name="predictor",
         )
         decoded, steps = predictor(now.levels, now.mask_features, audio, query_map, gumbel_noise)
-        return self._unfold(decoded, named, clips_frames) | {"intermediates": seen | steps}
+        outputs = self._unfold(decoded, named, sizes["T"])
+        return outputs | {"intermediates": intermediates | steps}
 
     def stages(self) -> dict[str, Stage]:
         """Section of the configuration -> row of the stages that are on, in order."""
@@ -211,7 +212,7 @@ class AVS(nn.Module):
         return stage.apply(module, inputs)
 
     def _check_batch(self, batch):
-        """Sizes of the letters of a batch that has what this model reads."""
+        """Axis sizes of a batch; raises if a field is missing or has the wrong shape."""
         missing = sorted(self.reads() - set(batch))
         if missing:
             raise ValueError(
@@ -228,7 +229,7 @@ class AVS(nn.Module):
         return sizes
 
     def _encode_images(self, batch, train, ids):
-        """Feature maps res2..res5 of all frames, the second branch gated in."""
+        """Feature maps res2..res5 of all frames, with the gated pre-mask branch added."""
         module = find_part("backbone", self.backbone)
 
         def encode(field, name):
@@ -243,39 +244,38 @@ class AVS(nn.Module):
             return backbone(prepare_images(batch[field]), train, ids)
 
         features = encode("images", "backbone")
-        seen = {"backbone": features}
+        intermediates = {"backbone": features}
         if self.pre_masks:
             second = encode("pre_masks", "pre_sam_backbone")
             gates = [
                 ChannelGate(name=f"scale_factor_module_{i}")(second[level])
-                for i, level in enumerate(LEVELS)
+                for i, level in enumerate(FEATURE_LEVELS)
             ]
             kept = self._drop_pre_mask_branch(batch["images"].shape[:2], train)
             features = {
                 level: features[level] + (gate * kept).astype(self.dtype) * second[level]
-                for level, gate in zip(LEVELS, gates, strict=True)
+                for level, gate in zip(FEATURE_LEVELS, gates, strict=True)
             }
-            seen |= {"pre_sam_backbone": second, "scale_factor": gates}
-        return features, seen | {"fused": features}
+            intermediates |= {"pre_sam_backbone": second, "scale_factor": gates}
+        return features, intermediates | {"fused": features}
 
     def _drop_pre_mask_branch(self, shape, train):
-        """1 or 0 per clip, for each of its frames: [N, 1, 1, 1]."""
+        """Whether each frame keeps the pre-mask branch, decided per clip: bool [N, 1, 1, 1]."""
         num_clips, num_frames = shape
         kept = jnp.ones(num_clips, bool)
         if train and self.pre_mask_dropout > 0:
             key = self.make_rng("pre_mask_dropout")
             kept = jax.random.bernoulli(key, 1 - self.pre_mask_dropout, (num_clips,))
-        kept = jnp.broadcast_to(kept[:, None], (num_clips, num_frames))
-        return kept.reshape(-1)[:, None, None, None]
+        return jnp.repeat(kept, num_frames)[:, None, None, None]
 
     def _encode_audio(self, log_mel):
-        """Audio tokens [N, 6, 4, D] and the backbone's map [N, 6, 4, C]."""
+        """Audio tokens [N, 6, 4, D] and the backbone map [N, 6, 4, C]."""
         module = find_part("audio_backbone", self.audio_backbone)
         backbone = make_part(
             "audio_backbone", module, self.audio_backbone, dtype=self.dtype, name="audio_backbone"
         )
-        x = fold(log_mel)
-        encoded = backbone((x - self.audio_mean) / self.audio_std)
+        x = (fold_frames(log_mel) - self.audio_mean) / self.audio_std
+        encoded = backbone(x)
         widths = (self.audio_hidden_dim, self.audio_hidden_dim, self.hidden_dim)
         transform = MLP(
             widths,
@@ -286,11 +286,11 @@ class AVS(nn.Module):
         )
         return transform(encoded), encoded
 
-    def _unfold(self, decoded, named, clips_frames):
-        """Outputs with the axes B and T, but for the intermediates."""
+    def _unfold(self, decoded, named, num_frames):
+        """The outputs with axes B and T."""
 
         def unfold(x):
-            return x.reshape(*clips_frames, *x.shape[1:])
+            return unfold_frames(x, num_frames)
 
         *earlier, last = jax.tree.map(unfold, decoded["predictions"])
         outputs = last | {"aux_outputs": earlier}
@@ -305,41 +305,32 @@ class AVS(nn.Module):
         return outputs | {name: unfold(x) for name, x in named.items()}
 
 
-def _frame_ids(batch, clips_frames):
+def _frame_ids(batch, sizes):
     index = batch.get("frame_index")
     if index is None:
-        index = jnp.broadcast_to(jnp.arange(clips_frames[1]), clips_frames)
+        index = jnp.broadcast_to(jnp.arange(sizes["T"]), (sizes["B"], sizes["T"]))
     return frame_ids(index)
 
 
-def _prepare(name: str, x: jax.Array) -> jax.Array:
-    """A field as stages get it: frames folded, images padded."""
-    return pad_to_divisor(fold(x)) if x.ndim == 5 else fold(x)
-
-
-def fold(x: jax.Array) -> jax.Array:
-    """[B, T, ...] to [B * T, ...]."""
-    return x.reshape(-1, *x.shape[2:])
+def _prepare(x: jax.Array) -> jax.Array:
+    """A field as a stage reads it: frames folded, images padded."""
+    return pad_to_divisor(fold_frames(x)) if x.ndim == 5 else fold_frames(x)
 
 
 def pad_to_divisor(x: jax.Array) -> jax.Array:
-    """[N, H, W, C] with zeros at the bottom and right up to multiples of SIZE_DIVISOR."""
+    """Zero-pads [N, H, W, C] at the bottom and right to multiples of SIZE_DIVISOR."""
     bottom, right = (-x.shape[1]) % SIZE_DIVISOR, (-x.shape[2]) % SIZE_DIVISOR
     return jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
 
 
 def prepare_images(images: jax.Array) -> jax.Array:
-    """RGB 0..255 [B, T, H, W, 3] to normalized float32 [N, H', W', 3], padded with zeros."""
+    """RGB 0..255 [B, T, H, W, 3] to normalized, zero-padded float32 [N, H', W', 3]."""
     mean, std = (np.array(c, np.float32)[None, None, None] for c in (PIXEL_MEAN, PIXEL_STD))
-    return pad_to_divisor((fold(images).astype(jnp.float32) - mean) / std)
+    return pad_to_divisor((fold_frames(images).astype(jnp.float32) - mean) / std)
 
 
 def example_inputs(size: tuple[int, int], motion_channels: int = 1) -> dict[str, np.ndarray]:
-    """One empty frame with every field that a model may read, to initialize parameters with.
-
-    Args:
-      size: (H, W) of its image.
-    """
+    """One empty frame of (H, W) = size with every field a model may read, for initialization."""
     images = np.zeros((1, 1, *size, 3), np.uint8)
     return {
         "images": images,
@@ -351,11 +342,7 @@ def example_inputs(size: tuple[int, int], motion_channels: int = 1) -> dict[str,
 
 
 def check_image_size(params: Mapping[str, Any], size: tuple[int, int]) -> None:
-    """Raises where the query mixer, whose width is a number of pixels, is made for other images.
-
-    Args:
-      params: nested, of an AVS.
-      size: (H, W) of the images.
+    """Checks that the query mixer, whose width is a pixel count, fits images of `size` (H, W).
 
     Raises:
       InputError: naming both sizes.

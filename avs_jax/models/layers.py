@@ -1,8 +1,7 @@
-"""Layers that several parts share, with PyTorch's parameters, initial values and semantics.
+"""Shared layers with PyTorch's parameters, initial values and semantics.
 
-Parameters are float32 and named as Flax names them (kernel, bias, scale, embedding); `dtype` is
-that of the computation. Norms compute in float32 at least, whatever comes in, and return the dtype
-of their input.
+Parameters are float32 with Flax's names (kernel, bias, scale, embedding); `dtype` is the compute
+dtype. Norms compute in at least float32 and return their input's dtype.
 """
 
 import functools
@@ -25,7 +24,7 @@ kaiming_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 def torch_uniform(fan_in: int) -> Initializer:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives kernels and biases by default."""
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for kernels and biases."""
     bound = 1 / math.sqrt(fan_in)
 
     def init(key, shape, dtype=jnp.float32):
@@ -35,17 +34,14 @@ def torch_uniform(fan_in: int) -> Initializer:
 
 
 def remat_in_loop(body: Callable[..., Any]) -> Callable[..., Any]:
-    """`body`, recomputed in the backward pass, which keeps only its arguments.
+    """`body`, recomputed in the backward pass from its arguments.
 
-    It is wrapped in a length-1 scan. XLA:CPU would otherwise schedule the gradients of parameters
-    last, and keep everything that they are computed from until then.
+    It is wrapped in a length-1 scan. Otherwise XLA:CPU schedules the parameter gradients last and
+    keeps all of their inputs alive until then.
 
     Args:
-      body: (module, *args) -> arrays, with args arrays or None; the parameters that it reads are
-        those of `module` and its submodules, and it draws nothing random.
-
-    Returns:
-      A function with the arguments, results and parameters of `body`.
+      body: (module, *args) -> arrays, args arrays or None. It reads only the parameters of `module`
+        and its submodules, and draws nothing random.
     """
 
     def run(module, *args):
@@ -60,14 +56,7 @@ def remat_in_loop(body: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Linear(nn.Module):
-    """x W + b on the last axis.
-
-    Attributes:
-      features: width of the output.
-      use_bias: whether b exists.
-      kernel_init, bias_init: None = PyTorch's default, `torch_uniform`.
-      dtype: of the computation and of the output.
-    """
+    """x W + b on the last axis; initializers default to `torch_uniform`."""
 
     features: int
     use_bias: bool = True
@@ -120,8 +109,8 @@ def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[N, h, w, C] with an odd kernel [k, k, C, D], stride 1, zero-padded: [N, h, w, D].
 
-    On CPUs its gradients are another convolution and k * k products. As autodiff writes them,
-    XLA:CPU takes five and a hundred times longer for them in a loop (`remat_in_loop`).
+    On CPUs the gradients are another convolution and k * k products. In a loop (`remat_in_loop`),
+    XLA:CPU takes 5 and 100 times longer for the gradients that autodiff writes.
     """
     return _convolution(x, kernel)
 
@@ -141,9 +130,7 @@ def _convolve_backward(kept, gradient):
 
 
 def _convolution_gradients(x, kernel, gradient):
-    """A map's gradient is its own gradient's convolution with the kernel turned around; that of an
-    entry of the kernel is the product of x, as this entry sees it, with the gradient.
-    """
+    """d_x convolves the gradient with the flipped kernel; each entry of d_kernel is a product."""
     d_x = _convolution(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
     wide = jnp.promote_types(x.dtype, jnp.float32)
     d_kernel = [
@@ -159,7 +146,7 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 def views_of_entries(
     x: jax.Array, kernel_size: tuple[int, int]
 ) -> Iterator[tuple[int, int, jax.Array]]:
-    """(i, j, x [N, h, w, C] as the entry [i, j] of an odd kernel sees it, zero-padded) of each."""
+    """Yields (i, j, view): zero-padded x [N, h, w, C] as entry [i, j] of an odd kernel sees it."""
     (h, w), (rows, columns) = x.shape[1:3], kernel_size
     padded = jnp.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))
     for i in range(rows):
@@ -181,7 +168,7 @@ class NormedConv(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table [num, features] of learned vectors, from a unit normal; called, it returns it."""
+    """A learned table [num, features], initially unit normal."""
 
     num: int
     features: int
@@ -197,7 +184,7 @@ class MLP(nn.Module):
     features: tuple[int, ...]
     dtype: jnp.dtype = jnp.float32
     prefix: str = "layers"
-    stride: int = 1  # of the numbers in the names: 2 where activations are counted too
+    stride: int = 1  # of the numbers in the names; 2 if activations are numbered too
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -222,8 +209,7 @@ def _normalize(
 ) -> jax.Array:
     """Zero mean and unit variance over `axes`, then scale and shift, which broadcast to x.
 
-    For its gradient it keeps x and two numbers per row, where differentiating the steps would keep
-    four maps of the size of x.
+    The backward pass needs x and two numbers per row; autodiff would keep four maps of x's size.
     """
     return _normalize_forward(x, scale, bias, axes, epsilon)[0]
 
@@ -286,11 +272,11 @@ class GroupNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """PyTorch's BatchNorm2d on [N, h, w, C], with padded frames left out of the statistics.
+    """PyTorch's BatchNorm2d on [N, h, w, C]; padded frames do not enter the statistics.
 
-    In training it normalizes by the biased variance of the batch and moves the running statistics
-    (collection `batch_stats`: mean, var) a tenth of the way to those of the batch, the variance
-    unbiased. Under jit on a mesh the batch is the global one.
+    Training normalizes by the biased variance of the batch and moves the running statistics
+    (collection `batch_stats`: mean, var) a tenth of the way to the batch's mean and unbiased
+    variance. Under jit on a mesh, the batch is the global one.
     """
 
     momentum: float = 0.1
@@ -300,15 +286,10 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: jax.Array, *, train: bool = False, valid: jax.Array | None = None
     ) -> jax.Array:
-        """Normalises.
+        """Normalizes [N, h, w, C].
 
-        Args:
-          x: [N, h, w, C].
-          train: use and record the statistics of the batch instead of the running ones.
-          valid: bool [N], the frames that count; None = all.
-
-        Returns:
-          [N, h, w, C]
+        `train` uses and records the batch's statistics, over the frames of `valid`, bool [N] (None
+        for all).
         """
         y, channels = _wide(x), x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
@@ -317,7 +298,7 @@ class BatchNorm(nn.Module):
             mean, var, count = _moments(y, valid)
             if not self.is_initializing():
                 unbiased = var * (count / jnp.maximum(count - 1, 1))
-                # A batch without a single valid frame has no statistics to learn from.
+                # A batch without valid frames has no statistics.
                 rate = jnp.where(count > 0, self.momentum, 0.0)
                 running_mean.value += rate * (mean - running_mean.value)
                 running_var.value += rate * (unbiased - running_var.value)
@@ -337,12 +318,12 @@ def _moments(x: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Arra
     count = weight.sum() * (height * width)
     weight = weight[:, None, None, None] / jnp.maximum(count, 1)
     mean = (x * weight).sum((0, 1, 2))
-    centred = x - jnp.broadcast_to(mean, x.shape)
-    return mean, (jnp.square(centred) * weight).sum((0, 1, 2)), count
+    centered = x - jnp.broadcast_to(mean, x.shape)
+    return mean, (jnp.square(centered) * weight).sum((0, 1, 2)), count
 
 
 class InProjection(nn.Module):
-    """The three input projections of an attention, kept in one kernel [C, 3C] as PyTorch does."""
+    """The three input projections of an attention, in one kernel [C, 3C] as in PyTorch."""
 
     dtype: jnp.dtype = jnp.float32
 
@@ -363,7 +344,7 @@ class InProjection(nn.Module):
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, masked: jax.Array | None) -> jax.Array:
     """Attention of G heads: q [N, Q, G, c], k and v [N, S, G, c] to [N, Q, G, c].
 
-    The backward pass makes the maps [N, G, Q, S] again instead of keeping them.
+    The backward pass recomputes the maps [N, G, Q, S].
     """
     wide = jnp.promote_types(v.dtype, jnp.float32)
     q = q * q.shape[-1] ** -0.5
@@ -375,9 +356,9 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, masked: jax.Array | None) 
 
 
 class MultiheadAttention(nn.Module):
-    """softmax(q k^T / sqrt(C / G)) v with learned projections in and out; the softmax in float32.
+    """softmax(q k^T / sqrt(C / G)) v with learned input and output projections, float32 softmax.
 
-    Kernels start Xavier-uniform (as Mask2Former resets them), biases at zero.
+    Kernels start Xavier-uniform (as in Mask2Former), biases at zero.
     """
 
     num_heads: int
@@ -391,15 +372,9 @@ class MultiheadAttention(nn.Module):
         value: jax.Array,
         masked: jax.Array | None = None,
     ) -> jax.Array:
-        """Attends.
+        """query [N, Q, C], key and value [N, S, C] -> [N, Q, C] in `dtype`.
 
-        Args:
-          query: [N, Q, C].
-          key, value: [N, S, C].
-          masked: bool [N, Q, S], True where a query must not look; no row may be all True.
-
-        Returns:
-          [N, Q, C] in `dtype`.
+        `masked` is bool [N, Q, S], True where a query must not look; no row may be all True.
         """
         width = query.shape[-1]
         if width % self.num_heads:

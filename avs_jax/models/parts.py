@@ -1,6 +1,6 @@
-"""The parts that a configuration chooses by name: tables of rows, and how a part is made.
+"""Tables of the parts that a configuration chooses by name, and how parts are built.
 
-A new part is a file, a row here, a configuration and a test.
+A new part takes a file, a row here, a configuration and a test.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from avs_jax.models.decoders import boundary
 from avs_jax.models.fusion import ama
 from avs_jax.spec import InputError, nearest
 
-# Section of config.model -> name -> module or stage; None: the part is absent.
+# Section of config.model -> name -> module or stage; None if the part is absent.
 BACKBONES = {"swin": Swin, "pvt_v2": PVTv2, "resnet50": ResNet}
 AUDIO_BACKBONES = {"vggish": VGGish}
 FUSIONS = {"none": None, "ama": ama.STAGE}
@@ -31,11 +31,7 @@ TABLES = {
 
 
 def find_part(section: str, config: Mapping[str, Any]) -> Any:
-    """The row that a section's `name` chooses.
-
-    Raises:
-      InputError: naming the key, its value and the choices.
-    """
+    """The row that a section's `name` chooses; InputError if there is none."""
     table, name = TABLES[section], config.get("name")
     if name not in table:
         raise InputError(f"model.{section}.name = {name!r}: choose one of {sorted(table)}")
@@ -43,11 +39,7 @@ def find_part(section: str, config: Mapping[str, Any]) -> Any:
 
 
 def make_part(section: str, module: type, config: Mapping[str, Any], **fields: Any) -> nn.Module:
-    """A module whose fields are the keys of its section of the configuration, `name` apart.
-
-    Raises:
-      InputError: naming a key that the module does not have, and the nearest it has.
-    """
+    """A module with the keys of its section as fields, except `name`; InputError for others."""
     known = {field.name for field in dataclasses.fields(module)} - {"parent", "name"} - set(fields)
     given = {key: value for key, value in config.items() if key != "name"}
     for key in given:
@@ -60,7 +52,7 @@ def make_part(section: str, module: type, config: Mapping[str, Any], **fields: A
 
 
 def part_rules(config: Mapping[str, Any]) -> list:
-    """The rules of all parts that config.model chooses."""
+    """The rules of every part that config.model chooses."""
     rules = []
     for section in TABLES.keys() & config.keys():
         part = find_part(section, config[section])

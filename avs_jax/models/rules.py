@@ -1,7 +1,7 @@
-"""What the values of a module's configuration must fulfill, checked before anything is traced.
+"""Rules for the values of a model configuration, checked before anything is traced.
 
-A module lists its `RULES`, and of parts that a module has of its own accord, the rules of their
-sections. What is wrong here would otherwise surface as a shape error deep inside a trace.
+A module lists its `RULES` and those of its fixed parts. Without them, a bad value would surface as
+a shape error deep inside a trace.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +14,12 @@ STAGES = 4  # of a hierarchical backbone
 
 
 class Rule(NamedTuple):
-    """A requirement of one value.
+    """A requirement on one value.
 
     Attributes:
-      key: of config.model, "." between levels.
+      key: dotted key of config.model.
       holds: (value, config.model) -> bool.
-      wanted: (config.model) -> what the value may be, in words.
+      wanted: (config.model) -> the allowed values, in words.
     """
 
     key: str
@@ -28,8 +28,6 @@ class Rule(NamedTuple):
 
 
 def at_least(least: int, *keys: str) -> list[Rule]:
-    """Whole numbers from `least` on."""
-
     def holds(value, _):
         return isinstance(value, int) and value >= least
 
@@ -37,17 +35,15 @@ def at_least(least: int, *keys: str) -> list[Rule]:
 
 
 def within(key: str, holds: Callable[[float], bool], wanted: str) -> Rule:
-    """A number in an interval."""
     return Rule(key, lambda value, _: holds(value), lambda _: wanted)
 
 
 def one_of(key: str, choices: Sequence[str]) -> Rule:
-    """A word of a list."""
     return Rule(key, lambda value, _: value in choices, lambda _: f"one of {list(choices)}")
 
 
 def divides(key: str, width_key: str) -> Rule:
-    """A number of heads that shares the channels of `width_key` evenly."""
+    """A number of heads that divides the channels of `width_key`."""
 
     def holds(heads, config):
         return heads >= 1 and look_up(config, width_key) % heads == 0
@@ -61,13 +57,10 @@ def divides(key: str, width_key: str) -> Rule:
 
 
 def check_rules(rules: Sequence[Rule], config: Config) -> None:
-    """Checks every value; a key that is absent has its module's own value.
-
-    Args:
-      config: config.model as nested dicts.
+    """Checks config.model, nested dicts; absent keys have the module's default.
 
     Raises:
-      InputError: naming the first key at fault, its value and what it may be.
+      InputError: naming the first invalid key, its value and the allowed values.
     """
     for rule in rules:
         value = look_up(config, rule.key)
@@ -75,14 +68,14 @@ def check_rules(rules: Sequence[Rule], config: Config) -> None:
             continue
         try:
             fits = rule.holds(value, config)
-        except TypeError:  # such as a word in place of a number
+        except TypeError:  # for example a string where a number belongs
             fits = False
         if not fits:
             raise InputError(f"model.{rule.key} = {value!r}: expected {rule.wanted(config)}")
 
 
 def look_up(config: Config, key: str) -> Any:
-    """The value of a "."-separated key; None where it is absent."""
+    """The value of a dotted key, or None."""
     value: Any = config
     for name in key.split("."):
         if name not in value:

@@ -1,7 +1,7 @@
 """An optional stage of a model: a fusion or a refiner between the encoders and the decoder.
 
-A stage is a file with a module and its row, `STAGE`; models/parts.py lists the row under the name
-by which a configuration chooses it.
+A stage is a file with a module and a row, `STAGE`. models/parts.py lists the row under the name
+that configurations use.
 """
 
 import dataclasses
@@ -14,18 +14,17 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class StageInputs:
-    """What is there when a stage runs; frames are folded into N.
+    """Everything a stage may read; frames are folded into N.
 
     Attributes:
-      fields: the model's inputs that the stage reads: [N, ...], images padded to multiples of 32.
+      fields: the model inputs listed in `Stage.reads`, [N, ...], images padded to multiples of 32.
       audio: [N, 6, 4, D], tokens (time, band).
       features: {"res2": [N, h, w, C], ...} of the image encoder.
       levels: [N, h, w, D] at strides 32, 16, 8.
       mask_features: [N, h, w, D] at stride 4.
-      valid: bool [N], frames that count in batch statistics; None: all.
-      ids: int32 [N], that random draws follow; None outside of training.
-      train: training behavior.
-      progress: [], share of the training that is done.
+      valid: bool [N], frames that count in batch statistics; None for all.
+      ids: int32 [N], frame ids that seed random draws; None outside training.
+      progress: [], fraction of the training that is done.
     """
 
     fields: Mapping[str, jax.Array]
@@ -40,13 +39,13 @@ class StageInputs:
 
 
 class StageResult(NamedTuple):
-    """What a stage gives.
+    """The result of a stage.
 
     Attributes:
-      value: what takes the place that `acts_on` names: a map [N, h, w] at stride 4 that weighs the
-        pixels of the queries, new mask features, or new levels.
-      outputs: by name, [N, ...]: further outputs of the model.
-      intermediates: anything worth looking at.
+      value: replaces what `acts_on` names: a map [N, h, w] at stride 4 that weights the pixels of
+        the queries, new mask features, or new levels.
+      outputs: name -> [N, ...], added to the model's outputs.
+      intermediates: anything worth inspecting.
     """
 
     value: Any
@@ -58,13 +57,13 @@ class Stage(NamedTuple):
     """The row of a stage.
 
     Attributes:
-      module: whose fields are the keys of the stage's section of the configuration.
-      parameter: its name in the parameter tree.
+      module: its fields are the keys of the stage's section of the configuration.
+      parameter: the module's name in the parameter tree.
       acts_on: "queries", "features" (mask_features) or "levels".
       apply: (module, StageInputs) -> StageResult.
-      reads: fields of the batch, beside images and log_mel.
-      outputs: names of its outputs that prediction returns.
-      rng_streams: that training draws from.
+      reads: fields of the batch besides images and log_mel.
+      outputs: names of the outputs that prediction returns.
+      rng_streams: random streams of training.
       schedules: section of the configuration -> {name in the log: progress -> number}.
       logged_params: name in the log -> path of a learned scalar.
     """

@@ -1,1 +1,1 @@
-"""Pure functions on arrays that several parts of the model share."""
+"""Pure functions on arrays that several parts share."""

@@ -1,11 +1,11 @@
-"""Multi-scale deformable attention, the part without parameters, in plain jnp.
+"""The parameter-free part of multi-scale deformable attention, in plain jnp.
 
 out[n, s, g] = sum over levels l and points p of
                weights[n, s, g, l, p] * bilinear(value[n, :, g], locations[n, s, g, l, p])
 
-Bilinear sampling sees pixel centres at (i + 1/2) / size and zeros outside, each of the four
-corners by itself (Deformable DETR, Zhu et al. 2021, section 4.1; PyTorch's grid_sample with zero
-padding and align_corners=False).
+Bilinear sampling has pixel centers at (i + 1/2) / size and zeros outside, decided per corner
+(Deformable DETR, Zhu et al. 2021, section 4.1; PyTorch's grid_sample with zero padding and
+align_corners=False).
 """
 
 from collections.abc import Sequence
@@ -23,21 +23,18 @@ def deform_attn(
 ) -> jax.Array:
     """Weighted sum of sampled values.
 
-    One scan over the L P points of a query, and the backward pass samples again: gathering all
-    points at once takes 18 times the memory on the way forward and 9 times on the way back, and
-    is slower on a CPU.
+    A scan runs over the L P points of a query, and the backward pass samples again. Gathering all
+    points at once takes 18 times the memory in the forward and 9 times in the backward pass, and is
+    slower on a CPU.
 
     Args:
-      value: [N, sum of h*w, G, C], the levels one after the other, each row by row.
+      value: [N, sum of h*w, G, C], levels concatenated, each row by row.
       sizes: (h, w) of each level.
       locations: [N, S, G, L, P, 2], (x, y) as fractions of the level's width and height.
       weights: [N, S, G, L, P].
 
     Returns:
       [N, S, G * C] in the dtype of value.
-
-    Raises:
-      ValueError: if the sizes do not add up to the tokens of value, or levels and locations differ.
     """
     areas = [height * width for height, width in sizes]
     num_frames, num_queries, num_heads, num_levels, num_points = weights.shape
@@ -68,22 +65,19 @@ def deform_attn(
 
 
 def _sample_point(value, point, share, level):
-    """One point of each query.
+    """One point of each query: [N, G, S, C].
 
     Args:
       value: [N, G, tokens, C].
       point: (x, y) as fractions, [2, N, G, S].
       share: [N, G, S].
       level: int32 (height, width, first token).
-
-    Returns:
-      [N, G, S, C]
     """
     height, width, start = level
-    x, y = point[0] * width - 0.5, point[1] * height - 0.5  # in pixels from the first centre
+    x, y = point[0] * width - 0.5, point[1] * height - 0.5  # in pixels from the first center
     left, top = jnp.floor(x), jnp.floor(y)
     to_right, to_bottom = x - left, y - top
-    # Far-away points would overflow int32; a corner outside counts as zero wherever it is.
+    # Far-away points would overflow int32; every corner outside the image counts as zero.
     left = jnp.clip(left, -2, width).astype(jnp.int32)
     top = jnp.clip(top, -2, height).astype(jnp.int32)
     take = jax.vmap(jax.vmap(lambda tokens, k: tokens.at[k].get(mode="promise_in_bounds")))
@@ -96,7 +90,7 @@ def _sample_point(value, point, share, level):
             weight = jnp.where(inside, near * share, 0)
             index = start + jnp.clip(i, 0, height - 1) * width + jnp.clip(j, 0, width - 1)
             sampled = take(value, index)
-            # Its gradient for the weight, a product: XLA's CPU code sums channel after channel
-            # where it is a sum over the last axis, and takes twice as long for the whole gradient.
+            # An einsum makes the gradient of the weight a matrix product. As a sum over the last
+            # axis, XLA:CPU adds channel by channel and doubles the time of the whole gradient.
             result += jnp.einsum("ngs,ngsc->ngsc", weight, sampled, precision="highest")
     return result

@@ -1,12 +1,11 @@
-"""Bilinear resizing and point sampling: the pixel-centre rule, once.
+"""Bilinear resizing and point sampling with one pixel-center rule.
 
-Pixel i of an axis of n pixels covers [i, i + 1) of the n units that the axis is long, so its centre
-is at (i + 1/2) / n of the image. This is PyTorch's `align_corners=False`. Between centres the
-value is linear. What differs is what lies outside:
+The center of pixel i of n is at (i + 1/2) / n of the image (PyTorch's `align_corners=False`), and
+values are linear between centers. The two functions differ beyond the edge:
 
-  resize_bilinear  clamps to the edge             (torch.nn.functional.interpolate, no antialias)
-  sample_bilinear  sees zeros beyond the edge     (torch.nn.functional.grid_sample, zero padding,
-                                                   and detectron2's point_sample)
+  resize_bilinear  clamps to the edge      (torch.nn.functional.interpolate, no antialias)
+  sample_bilinear  reads zeros             (torch.nn.functional.grid_sample, zero padding, and
+                                            detectron2's point_sample)
 """
 
 import jax
@@ -17,18 +16,18 @@ import numpy as np
 def resize_bilinear(
     x: jax.Array, size: tuple[int, int], *, align_corners: bool = False
 ) -> jax.Array:
-    """Resizes by bilinear interpolation without antialiasing, also when shrinking.
+    """Resizes [..., H, W, C] to [..., h, w, C] without antialiasing, also when shrinking.
 
-    Two weighted gathers per axis: as matrix products the forward pass would take about four times
-    as long on a CPU, the gradient as long as it takes now.
+    Uses two weighted gathers per axis. On a CPU, matrix products take about four times as long in
+    the forward pass and no less in the backward pass.
 
     Args:
-      x: [..., H, W, C]; integers and booleans count as float32.
+      x: integers and booleans count as float32.
       size: (h, w) of the result.
-      align_corners: the centres of the corner pixels fall on each other, instead of their borders.
+      align_corners: align the centers of the corner pixels instead of their outer edges.
 
     Returns:
-      [..., h, w, C] in the dtype of x (float32 for integers); computed in float32 at least.
+      the dtype of x (float32 for integers); computed in at least float32.
     """
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
     y = x.astype(jnp.promote_types(dtype, jnp.float32))
@@ -55,17 +54,17 @@ def _interpolate_axis(x: jax.Array, axis: int, size_out: int, align_corners: boo
 
 
 def sample_bilinear(x: jax.Array, points: jax.Array) -> jax.Array:
-    """Reads an image at arbitrary points by bilinear interpolation; beyond its edge it is zero.
+    """Bilinear interpolation of an image at points, zero beyond its edge.
 
     Differentiable in both arguments.
 
     Args:
       x: [N, H, W, C]; integers and booleans count as float32.
-      points: float [N, P, 2], (x, y) as fractions of the width and the height; (0, 0) is the
-        outer corner of the first pixel, (1, 1) that of the last.
+      points: float [N, P, 2], (x, y) as fractions of width and height; (0, 0) and (1, 1) are
+        opposite outer corners.
 
     Returns:
-      [N, P, C] in the dtype of x (float32 for integers); interpolated in float32 at least.
+      [N, P, C] in the dtype of x (float32 for integers); computed in at least float32.
     """
     height, width = x.shape[1:3]
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
@@ -75,7 +74,7 @@ def sample_bilinear(x: jax.Array, points: jax.Array) -> jax.Array:
     corner = jnp.floor(position)
     fraction = (position - corner).astype(accumulate)
     pixels = x.reshape(x.shape[0], height * width, x.shape[3])
-    # Far-away points would overflow int32; a pixel outside counts as zero wherever it is.
+    # Far-away points would overflow int32; every pixel outside the image counts as zero.
     limit = jnp.array([width, height], jnp.float32)[None, None]
     column, row = jnp.moveaxis(jnp.clip(corner, -2, limit).astype(jnp.int32), -1, 0)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avs_jax.results.negatives import NEAR_EMPTY, Number
-from avs_jax.spec import NEGATIVE_AUDIO, REFERENCE
+from avs_jax.spec import NEGATIVE_AUDIO, TRUE_AUDIO
 
 SOUND_REMOVED = "silence_zeros"
 MOTION_CONTROLS = ("zero_flow", "shuffled_flow")
@@ -59,7 +59,7 @@ def sections(numbers: Mapping[str, Any]) -> list[Section]:
     controls = [name for name in MOTION_CONTROLS if name in found]
     if controls:
         titles = {
-            REFERENCE: "own, own",
+            TRUE_AUDIO: "own, own",
             **{name: f"own, {name.removesuffix('_flow')}" for name in controls},
             SOUND_REMOVED: "none, own",
         }

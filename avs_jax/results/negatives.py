@@ -35,7 +35,7 @@ from avs_jax.results import metrics
 from avs_jax.results.counts import FrameCounts
 from avs_jax.results.metrics import ratio
 from avs_jax.results.statistics import resample_weights
-from avs_jax.spec import IGNORE_LABEL, NEGATIVE_AUDIO, REFERENCE
+from avs_jax.spec import IGNORE_LABEL, NEGATIVE_AUDIO, TRUE_AUDIO
 
 PUBLISHED = ("silence", "noise", "offscreen")  # types of false sound in the source
 PARTS = ("moving", "static")  # pixels, by their motion
@@ -92,7 +92,7 @@ def summarize(
     """All numbers described above.
 
     Args:
-      counts: condition -> its counts, MOTION_COUNTS among them; REFERENCE, and any of
+      counts: condition -> its counts, MOTION_COUNTS among them; TRUE_AUDIO, and any of
         spec.NEGATIVE_AUDIO and of the controls. A condition may lack clips of the reference.
       num_resamples, seed: of the bootstrap.
 
@@ -111,16 +111,16 @@ def summarize(
     Raises:
       ValueError: no reference, or a condition with clips that the reference lacks.
     """
-    if REFERENCE not in counts:
-        raise ValueError(f"no counts of {REFERENCE}; there are {sorted(counts)}")
-    sums = {name: _ClipSums(c, counts[REFERENCE]) for name, c in counts.items()}
-    reference = sums[REFERENCE]
+    if TRUE_AUDIO not in counts:
+        raise ValueError(f"no counts of {TRUE_AUDIO}; there are {sorted(counts)}")
+    sums = {name: _ClipSums(c, counts[TRUE_AUDIO]) for name, c in counts.items()}
+    reference = sums[TRUE_AUDIO]
     weights = resample_weights(len(reference.present), num_resamples, seed)
     scores = {name: each.scores(weights) for name, each in sums.items()}
     conditions = {}
     for name, each in sums.items():
         values = dict(scores[name])
-        if name != REFERENCE:
+        if name != TRUE_AUDIO:
             # Its P, too, excludes the clips that the condition lacks.
             positive = reference.scores(weights * each.present)
             values |= {f"gap_{s}": positive[s] - values[s] for s in SCORES}
@@ -145,7 +145,7 @@ def summarize(
             kind: _numbers({key: values[key] for key in ("gap_mIoU", "gap_f_beta")})
             for kind, values in per_type.items()
         },
-        "summary": _summary(scores[REFERENCE], per_type),
+        "summary": _summary(scores[TRUE_AUDIO], per_type),
     }
 
 
@@ -178,7 +178,7 @@ class _ClipSums:
         place = {clip: i for i, clip in enumerate(order)}
         foreign = sorted(set(map(str, counts.clip_id)) - place.keys())
         if foreign:
-            raise ValueError(f"clips {foreign[:3]} are not among those of {REFERENCE}")
+            raise ValueError(f"clips {foreign[:3]} are not among those of {TRUE_AUDIO}")
         missing = set(MOTION_COUNTS) - counts.counts.keys()
         if missing:
             raise ValueError(f"counts lack {sorted(missing)}: count again with moving pixels")

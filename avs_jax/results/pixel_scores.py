@@ -1,22 +1,22 @@
-"""From the outputs of a segmentation model to scores of pixels, on the device."""
+"""Pixel scores from the outputs of a segmentation model, on the device."""
 
 from collections.abc import Callable, Mapping
 
 import jax
 
+from avs_jax.ops.frames import fold_frames, unfold_frames
 from avs_jax.results.postprocess import object_probability, sem_seg
-
-MASK_STRIDE = 4  # pixels of the padded image per cell of pred_masks
+from avs_jax.spec import MASK_STRIDE
 
 
 def query_scores(
     outputs: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], score_size: tuple[int, int]
 ) -> jax.Array:
-    """Class scores of all frames from queries.
+    """Class scores of every frame from its queries.
 
     Args:
       outputs: pred_logits [B, T, Q, K+1] and pred_masks [B, T, h, w, Q].
-      inputs: images [B, T, H, W, 3] and valid [B, T]; the scores of other frames are zero.
+      inputs: images [B, T, H, W, 3] and valid [B, T]; frames that are not valid score zero.
       score_size: (h, w) of the result.
 
     Returns:
@@ -24,14 +24,14 @@ def query_scores(
     """
     logits, masks, valid = outputs["pred_logits"], outputs["pred_masks"], inputs["valid"]
     scores = sem_seg(
-        logits.reshape(-1, *logits.shape[2:]),
-        masks.reshape(-1, *masks.shape[2:]),
+        fold_frames(logits),
+        fold_frames(masks),
         tuple(MASK_STRIDE * n for n in masks.shape[2:4]),
         inputs["images"].shape[2:4],
         score_size,
-        valid.reshape(-1),
+        fold_frames(valid),
     )
-    return scores.reshape(*valid.shape, *scores.shape[1:])
+    return unfold_frames(scores, valid.shape[1])
 
 
 def score(

@@ -8,7 +8,7 @@ from typing import Any
 
 from avs_jax.files import write_atomically
 from avs_jax.results import negative_report
-from avs_jax.spec import NEGATIVE_AUDIO, REFERENCE
+from avs_jax.spec import NEGATIVE_AUDIO, TRUE_AUDIO
 
 Scores = Mapping[str, Mapping[str, float | None]]  # protocol -> measure -> 0..1
 
@@ -45,14 +45,14 @@ def table(report: Report) -> list[list[str]]:
     columns = list(dict.fromkeys(measure for values in protocols for measure in values))
     several = len(shown) > 1
     rows = [["audio"] * several + ["protocol", *(f"{m} %" for m in columns)] + ["change"] * several]
-    reference = report.scores.get(REFERENCE, {})
+    reference = report.scores.get(TRUE_AUDIO, {})
     for condition, scores in shown.items():
         for protocol, values in scores.items():
             cells = [_percent(values[m]) if m in values else "" for m in columns]
             if several:
                 main, change = next(iter(values)), ""
                 before = reference.get(protocol, {}).get(main)
-                if condition != REFERENCE and None not in (before, values[main]):
+                if condition != TRUE_AUDIO and None not in (before, values[main]):
                     change = f"{100 * (values[main] - before):+.2f}"
                 cells = [condition.replace("_", " "), protocol, *cells, change]
             rows.append(cells if several else [protocol, *cells])

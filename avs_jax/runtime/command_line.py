@@ -1,6 +1,6 @@
 """Command lines: --config=FILE.py[:variant], --config.any.key=value, and each program's own flags.
 
-Flags belong to one call, not to the process, so that a `main` can be called any number of times.
+Flags belong to a call, not to the process, so a `main` can be called repeatedly.
 """
 
 import ast
@@ -21,7 +21,7 @@ from avs_jax.runtime.stored_config import RENAMED_KEYS
 from avs_jax.spec import InputError, nearest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent  # holds configs/
-# Keys of config.data that say where records lie and how they are read, not what a model expects.
+# Keys of config.data that say where and how records are read, not what the model expects.
 FREE_DATA_KEYS = (
     r"data\.(dataset|data_dir|num_frames|num_workers|prefetch)",
     r"data\.motion\.(model|pairs)",
@@ -29,14 +29,14 @@ FREE_DATA_KEYS = (
 
 
 class UsageError(InputError):
-    """A command line that asks for something that does not exist; one line, for the user."""
+    """An invalid command line."""
 
 
 class CommandLine(NamedTuple):
     """A parsed command line.
 
     Attributes:
-      config: of --config with the overrides, locked; None where none is given.
+      config: --config with its overrides, locked; None without --config.
       values: the program's own flags.
       overrides: the arguments --config.any.key=value.
     """
@@ -47,7 +47,7 @@ class CommandLine(NamedTuple):
 
     @property
     def overridden(self) -> set[str]:
-        """Keys of the overrides, "." between levels."""
+        """Dotted keys of the overrides."""
         return {_key(arg) for arg in self.overrides}
 
 
@@ -62,15 +62,14 @@ def parse(
 
     Args:
       argv: program name first, as sys.argv.
-      define: registers the program's own flags in the FlagValues it is given.
+      define: registers the program's own flags in the given FlagValues.
       description: printed by --help.
       required: own flags that must have a value.
-      needs_config: whether --config must be given; where not, a checkpoint's configuration serves
-        (`checkpoint_config`).
+      needs_config: whether --config is required; if not, see `checkpoint_config`.
 
     Raises:
-      UsageError: unknown flag, key, file or variant, or a value of another type; names the nearest
-        choices.
+      UsageError: unknown flag, key, file or variant, or a value of the wrong type; names the
+        nearest choices.
       SystemExit: --help, after printing it.
     """
     argv = list(argv)
@@ -90,18 +89,18 @@ def parse(
 
 
 def checkpoint_config(line: CommandLine, checkpoint: Checkpoint) -> tuple[ConfigDict, list[str]]:
-    """The configuration under which a checkpoint is used.
+    """The configuration for using a checkpoint.
 
-    The task, the model and what of the data the model depends on come from the checkpoint; the rest
-    from --config where it is given, else from the checkpoint too. What is written on the command
-    line overrides both.
+    The task, the model and the data keys that the model depends on come from the checkpoint. The
+    rest comes from --config, if given, else also from the checkpoint. Overrides on the command line
+    win over both.
 
     Returns:
-      the configuration, and a sentence per override that differs from the checkpoint, and per value
-      of the --config file that is not used.
+      the configuration; and one sentence per override that differs from the checkpoint and per
+      unused value of the --config file.
 
     Raises:
-      InputError: the checkpoint holds no whole model; an unknown key or a value of another type.
+      InputError: the checkpoint holds no whole model; an unknown key or a value of the wrong type.
     """
     stored = checkpoint.config
     if "model" not in stored or "data" not in stored:
@@ -129,12 +128,12 @@ def checkpoint_config(line: CommandLine, checkpoint: Checkpoint) -> tuple[Config
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """The configuration with --config.any.key=value applied, locked.
 
-    Keys of a part exist where the part is chosen. A part that the command line itself chooses
-    (--config.model.fusion.name=ama) takes keys of its module; keys of a part that is "none" are
-    not read, and stderr says so.
+    The keys of a part exist only if the part is chosen. A part chosen on the command line itself
+    (--config.model.fusion.name=ama) accepts the keys of its module. Keys of a part that is "none"
+    are ignored with a note on stderr.
 
     Raises:
-      UsageError: an unknown key, or a value of another type; names the nearest keys.
+      UsageError: an unknown key or a value of the wrong type; names the nearest keys.
     """
     overrides = [_with_new_name(arg) for arg in overrides]
     chosen = {_key(arg): arg.partition("=")[2] for arg in overrides if _key(arg).endswith(".name")}
@@ -162,10 +161,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def find_configs() -> None:
-    """Makes `configs` the package beside avs_jax, wherever the program runs.
-
-    A package of that name in the working directory is not taken for it.
-    """
+    """Makes `configs` importable from anywhere, even if the working directory has a `configs`."""
     folder = ROOT / "configs"
     if "configs" not in sys.modules and folder.is_dir():
         package = types.ModuleType("configs")
@@ -175,12 +171,12 @@ def find_configs() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keeps Orbax's and grain's warnings, which tell a user nothing, from the screen."""
+    """Hides warnings of Orbax and grain that do not concern the user."""
     logging.set_verbosity(logging.ERROR)
 
 
 def _check_config_file(argv: Sequence[str]) -> None:
-    """Raises where --config=FILE names no file, which ml_collections reports in its own terms."""
+    """A clearer error than ml_collections' if --config=FILE does not exist."""
     for value in (arg.split("=", 1)[1] for arg in argv if re.match("--?config=", arg)):
         path = pathlib.Path(value.split(":")[0])
         if not path.is_file():
@@ -203,12 +199,12 @@ def _parse_own(argv, define, description) -> tuple[flags.FlagValues, ConfigDict 
     flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=values)
     define(values)
     try:
-        with warnings.catch_warnings():  # ml_collections loads the file in a way Python deprecates
+        with warnings.catch_warnings():  # ml_collections uses a deprecated way to load the file
             warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
             rest = values(argv)
         config = holder.value
         if config is not None:
-            config.keys()  # a file that could not be loaded raises only when it is used
+            config.keys()  # a file that failed to load raises only on use
     except SyntaxError as error:
         raise UsageError(f"--config: {error.filename}, line {error.lineno}: {error.msg}") from error
     except (flags.Error, OSError) as error:
@@ -233,13 +229,13 @@ def _key(arg: str) -> str:
 
 
 def _with_new_name(arg: str) -> str:
-    """The override of a key that was renamed, under its present name."""
+    """The override with a renamed key under its current name."""
     key = _key(arg)
     return arg.replace(key, RENAMED_KEYS[key], 1) if key in RENAMED_KEYS else arg
 
 
 def _look_up(config: ConfigDict, key: str) -> Any:
-    """The value of a key, None where there is no such key."""
+    """The value of a dotted key, or None."""
     value: Any = config
     for name in key.split("."):
         if not isinstance(value, ConfigDict) or name not in value:
@@ -256,7 +252,7 @@ def _literal(text: str) -> Any:
 
 
 def _all_keys(prefix: str, config: Mapping) -> list[str]:
-    """Keys of a nested configuration, sections included."""
+    """All dotted keys, sections included."""
     found = []
     for name, value in config.items():
         found.append(prefix + name)
@@ -266,7 +262,7 @@ def _all_keys(prefix: str, config: Mapping) -> list[str]:
 
 
 def _leaves_of(config: ConfigDict) -> dict[str, Any]:
-    """Key -> value, without the sections."""
+    """Dotted key -> value, without sections."""
     found = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
@@ -277,7 +273,7 @@ def _leaves_of(config: ConfigDict) -> dict[str, Any]:
 
 
 def _with_tuples(config: ConfigDict) -> ConfigDict:
-    """An unlocked copy without references, whose lists, which come from JSON, are tuples."""
+    """An unlocked copy without references, with tuples for the lists that come from JSON."""
 
     def convert(value):
         if isinstance(value, Mapping):

@@ -1,11 +1,11 @@
-"""Exponential moving average of trainable parameters and batch statistics.
+"""Exponential moving average of the trained parameters.
 
   d_t = min(decay, (1 + t) / (10 + t))
   ema <- ema + (1 - d_t) * (value - ema)         after step t = 1, 2, ...
 
-The growing d_t keeps the random start from weighing for 1 / (1 - decay) steps. The average covers
-the trainable parameters and the running statistics of batch normalization, which belong to them.
-Frozen parameters need none.
+The growing d_t keeps the random initial values from dominating for 1 / (1 - decay) steps. The
+average covers the trainable parameters and the running statistics of batch normalization, which
+belong to them.
 
 Source: Polyak and Juditsky, 1992; the growing decay is TensorFlow's ExponentialMovingAverage.
 """
@@ -26,13 +26,10 @@ def init_ema(trainable: Mapping[str, Array], batch_stats: Any, decay: float) -> 
     Args:
       trainable: {path: parameter}.
       batch_stats: nested running statistics.
-      decay: of config.train.ema_decay.
+      decay: config.train.ema_decay.
 
     Returns:
-      {"params": {path: array}, "batch_stats": nested}, copies; {} if decay is 0.
-
-    Raises:
-      InputError: a decay outside 0 <= decay < 1.
+      {"params": {path: array}, "batch_stats": nested}; {} if decay is 0.
     """
     if not 0 <= decay < 1:
         raise InputError(f"config.train.ema_decay = {decay}: expected 0 (off) <= decay < 1")
@@ -45,14 +42,11 @@ def init_ema(trainable: Mapping[str, Array], batch_stats: Any, decay: float) -> 
 def update_ema(
     ema: dict, trainable: Mapping[str, Array], batch_stats: Any, step: Array, decay: float
 ) -> dict:
-    """The average after a step.
+    """The average after a step; `trainable` and `batch_stats` are those after the step.
 
     Args:
       ema: from `init_ema`, or {}.
-      trainable: {path: parameter} after the step.
-      batch_stats: after the step.
-      step: int [], steps done, including this one.
-      decay: as in `init_ema`.
+      step: int [], number of steps done, including this one.
     """
     if not ema:
         return {}
@@ -62,10 +56,5 @@ def update_ema(
 
 
 def ema_variables(params: Mapping, ema: Mapping) -> tuple[dict, Any]:
-    """The averaged (params, batch_stats), both nested; frozen parameters come from `params`.
-
-    Args:
-      params: nested, all of them.
-      ema: from `update_ema`, not empty.
-    """
+    """The averaged (params, batch_stats), both nested; frozen parameters come from `params`."""
     return unflatten(flatten(params) | dict(ema["params"])), ema.get("batch_stats", {})

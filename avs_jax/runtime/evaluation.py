@@ -1,8 +1,8 @@
-"""One pass of a model over records: batches in, a table with a row per scored thing out.
+"""One pass of a model over records: batches to a table with one row per scored item.
 
-Training validates with it and avs_jax.evaluate tests with it. Rows of a batch are scored one per
-device at a time, so that no number depends on the batch size: floating-point sums do depend on the
-shape of what is computed at once, by some 1e-7 of a logit, which can flip a pixel at a threshold.
+Both validation and avs_jax.evaluate use it. Each device scores one row at a time, so no number
+depends on the batch size. Floating-point sums do depend on the computed shape, by about 1e-7 of a
+logit, which can flip a pixel at a threshold.
 """
 
 import io
@@ -23,21 +23,17 @@ Scores = Mapping[str, np.ndarray]
 
 
 class Evaluation(NamedTuple):
-    """Result of one pass: the table of all processes' rows, and figures by name of the record."""
+    """Result of one pass: the table with the rows of all processes, and figures by record name."""
 
     table: Table
     figures: dict[str, np.ndarray]
 
 
 def make_eval_step(task: Task, mesh: Mesh):
-    """The jitted way from inputs to what is scored: forward pass and task.score in one program.
-
-    Args:
-      task: its model and score.
-      mesh: devices that share the batch; each scores its own rows.
+    """Forward pass and task.score in one program; every device scores its own rows.
 
     Returns:
-      (params, batch_stats, inputs) -> task.score's arrays [B, ...].
+      jitted (params, batch_stats, inputs) -> arrays [B, ...] of task.score.
     """
     rows = PartitionSpec(AXES)
     score = jax.shard_map(task.score, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
@@ -50,14 +46,14 @@ def make_eval_step(task: Task, mesh: Mesh):
 
 
 def apply_model(task: Task, params, batch_stats, inputs: Mapping[str, jax.Array]) -> dict:
-    """The outputs of a task's model that scoring and prediction read; XLA removes the others."""
+    """The model outputs that scoring and prediction read; XLA removes unused ones."""
     variables = {"params": params, "batch_stats": batch_stats}
     outputs = task.model.apply(variables, dict(inputs), train=False)
     return {name: outputs[name] for name in task.outputs if name in outputs}
 
 
 def eval_batch_size(config: ConfigDict, mesh: Mesh) -> int:
-    """Rows that are read at once: config.evaluate.batch_size, rounded up to fill every device."""
+    """config.evaluate.batch_size, rounded up to fill every device."""
     return -(-config.evaluate.batch_size // mesh.size) * mesh.size
 
 
@@ -77,19 +73,19 @@ def evaluate(
     """One pass over records.
 
     Args:
-      task: whose meter collects the scores.
-      eval_step: from `make_eval_step`.
+      task: its meter collects the scores.
+      eval_step: from `make_eval_step`, for the same mesh.
       variables: (params, batch_stats).
       loader: finite; yields this process's rows of evaluation batches.
-      mesh: the one of eval_step.
+      mesh: of eval_step.
       facts: identify the run in the table.
       title: of the progress line and the figures.
-      num_figures: draw the first records that this process reads.
+      num_figures: number of records to draw, the first ones of this process.
       observers: called with this process's scores of each batch, and the batch.
       records: of the pass, for the figures.
 
     Returns:
-      The same table on every process, rows in the records' order.
+      The same table on every process, with rows in the order of the records.
     """
     meter, share = task.meter(facts or {}), 1
     figures: dict[str, np.ndarray] = {}
@@ -109,10 +105,10 @@ def evaluate(
 
 
 def _score(task: Task, eval_step, variables, batch: Batch, mesh: Mesh) -> dict[str, np.ndarray]:
-    """The scores of a batch's rows of this process, one row per device at a time."""
+    """The scores of this process's rows, one row per device at a time."""
     inputs = task.inputs(batch)
     rows, step = len(next(iter(inputs.values()))), len(mesh.local_devices)
-    pending = []  # all are dispatched before the first is waited for
+    pending = []  # dispatch all before waiting for the first
     for i in range(0, rows, step):
         part = {name: value[i : i + step] for name, value in inputs.items()}
         pending.append(eval_step(*variables, put_batch(part, mesh)))
@@ -121,13 +117,13 @@ def _score(task: Task, eval_step, variables, batch: Batch, mesh: Mesh) -> dict[s
 
 
 def _local_rows(x: jax.Array) -> np.ndarray:
-    """This process's rows of an array whose first axis is spread over the mesh."""
+    """This process's rows of an array whose first axis is split over the mesh."""
     shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def _gather(task: Task, table: Table, share: int) -> Table:
-    """Joins the tables of all processes, on all of them."""
+    """Joins the tables of all processes, on every process."""
     if jax.process_count() == 1:
         return table
     buffer = io.BytesIO()

@@ -1,8 +1,7 @@
-"""GPUs that need not be here: compiling for one plans a run on a machine that has none.
+"""Descriptions of GPUs, to compile and plan a run on a machine without one.
 
-The compiler is that of `pip install -e .[cuda]`, which works without a driver. What it would try
-out on the device it cannot know: the kernels' fastest variants, and the workspace that cuDNN's
-convolutions ask for.
+The compiler of `pip install -e .[cuda]` works without a driver. It cannot know what it would
+measure on the device: the fastest kernel variants, and the workspace of cuDNN's convolutions.
 """
 
 import dataclasses
@@ -13,23 +12,23 @@ from jax.experimental import topologies
 
 from avs_jax.spec import InputError
 
-# Of what is compiled for a GPU that is not here. Without the device nobody measures which tiles of
-# a Triton product fit, and some of those assumed do not; cuBLAS asks for none.
+# Without the device, autotuning cannot check which Triton tiles fit, and some of the assumed ones
+# do not. cuBLAS needs none.
 COMPILATION = {"xla_gpu_enable_triton_gemm": False}
-JAX_SHARE = 0.75  # of a GPU's memory, that JAX takes if XLA_PYTHON_CLIENT_MEM_FRACTION is silent
+JAX_SHARE = 0.75  # of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """What the compiler asks of a GPU. Source: NVIDIA's data sheets and CUDA programming guide.
+    """What the compiler needs to know. Source: NVIDIA's data sheets and CUDA programming guide.
 
     Attributes:
       title: NVIDIA's name.
       capability: major and minor compute capability.
-      processors: streaming multiprocessors.
-      lanes: float32 units of a processor.
-      threads: that a processor holds.
-      shared: bytes of a processor's shared memory; a block may ask for 1 KiB less.
+      processors: number of streaming multiprocessors.
+      lanes: float32 units per processor.
+      threads: maximum per processor.
+      shared: bytes of shared memory per processor; a block may use 1 KiB less.
       l2: bytes of the second-level cache.
       memory: bytes.
       bandwidth: of the memory, bytes per second.
@@ -100,16 +99,12 @@ GPUS = {
 
 
 def compile_only_devices(name: str, count: int = 1) -> list[jax.Device]:
-    """So many GPUs of a kind on one host, to compile for; nothing runs on them.
+    """`count` GPUs of kind `name` on one host, to compile for; nothing runs on them.
 
-    To be called before JAX has looked for devices; keeps it from taking those of this machine.
-
-    Args:
-      name: of GPUS.
-      count: at least 1.
+    Call it before JAX looks for devices: it keeps JAX from claiming those of this machine.
 
     Raises:
-      InputError: no such kind, or the GPU compiler is not installed.
+      InputError: unknown kind, or the GPU compiler is not installed.
     """
     if name not in GPUS:
         raise InputError(f"GPU {name!r} is not known; there are {', '.join(GPUS)}")

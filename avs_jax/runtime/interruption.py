@@ -1,4 +1,4 @@
-"""What ends a run early: a request to stop, and numbers that are not finite."""
+"""What stops a run early: a request to stop, or non-finite numbers."""
 
 import contextlib
 import signal
@@ -16,10 +16,10 @@ class NotFiniteError(FloatingPointError):
 
 
 class FiniteCheck:
-    """Ends a run whose loss or gradient is NaN or infinite.
+    """Stops a run whose loss or gradient is NaN or infinite.
 
-    One step late, so that the next one is running while the host waits; at once where something of
-    the step is stored.
+    It checks one step late, so the next step runs while the host waits, but at once before anything
+    of the step is stored.
     """
 
     def __init__(self, checkpoints: Checkpoints):
@@ -27,7 +27,7 @@ class FiniteCheck:
         self._unchecked: tuple[int, Mapping[str, jax.Array]] | None = None
 
     def check(self, step: int, metrics: Mapping[str, jax.Array], at_once: bool) -> None:
-        """Looks at the step before this one, and at this one if `at_once`.
+        """Checks the previous step, and this one if `at_once`.
 
         Raises:
           NotFiniteError: names the step, the loss terms and the last good checkpoint.
@@ -54,8 +54,8 @@ class FiniteCheck:
 
 @contextlib.contextmanager
 def sigterm_as_request() -> Iterator[Callable[[int], bool]]:
-    """Yields a function of the step: did this process, or another one of the job, get SIGTERM?"""
-    if jax.process_count() > 1:  # JAX's own service makes all processes stop at the same step
+    """Yields a function of the step that says whether any process of the job got SIGTERM."""
+    if jax.process_count() > 1:  # JAX's service makes all processes stop at the same step
         yield multihost_utils.reached_preemption_sync_point
         return
     requested = threading.Event()

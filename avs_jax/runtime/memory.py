@@ -1,4 +1,4 @@
-"""What a compiled function takes: bytes per device, and the arithmetic of its matrix products."""
+"""The cost of a compiled function: bytes per device, and FLOPs of its matrix products."""
 
 import dataclasses
 import math
@@ -19,13 +19,11 @@ _UNITS = {"": 1, "B": 1} | {
 
 @dataclasses.dataclass(frozen=True)
 class StepBytes:
-    """Bytes per device of one compiled function, as the compiler that made it plans them.
+    """Bytes per device of one compiled function, as planned by its compiler.
 
     Attributes:
-      arguments: what is passed in.
-      output: what is returned.
-      shared: of the output, what takes the place of a donated argument.
-      temporaries: between the two, at the worst moment.
+      shared: part of the output that reuses a donated argument.
+      temporaries: peak of everything else.
     """
 
     arguments: int
@@ -35,7 +33,6 @@ class StepBytes:
 
     @classmethod
     def of(cls, compiled: jax.stages.Compiled) -> "StepBytes":
-        """Reads them off a compiled function."""
         analysis = compiled.memory_analysis()
         return cls(
             arguments=analysis.argument_size_in_bytes,
@@ -46,11 +43,10 @@ class StepBytes:
 
     @property
     def total(self) -> int:
-        """What must be free on a device to run it."""
+        """The free memory needed to run it."""
         return self.arguments + self.output - self.shared + self.temporaries
 
     def as_scalars(self) -> dict[str, int]:
-        """For a log: name -> bytes per device."""
         return {f"step_bytes/{name}": n for name, n in dataclasses.asdict(self).items()} | {
             "step_bytes/total": self.total
         }
@@ -65,22 +61,13 @@ class StepBytes:
 
 
 def compile_ahead(step, state, batch) -> tuple[jax.stages.Compiled, StepBytes]:
-    """The compiled step, and what it takes.
-
-    Args:
-      step: jitted.
-      state, batch: ShapeDtypeStructs with shardings.
-    """
+    """The jitted step, compiled for ShapeDtypeStructs with shardings, and its bytes."""
     compiled = step.lower(state, batch).compile()
     return compiled, StepBytes.of(compiled)
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes in "24GiB", "80 GB", "512MiB".
-
-    Raises:
-      ValueError: naming the text and the units.
-    """
+    """Bytes in "24GiB", "80 GB", "512MiB"; InputError names the text and the units."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
         units = ", ".join(unit for unit in _UNITS if unit)
@@ -89,13 +76,10 @@ def parse_bytes(text: str) -> int:
 
 
 def count_flops(jaxpr: core.Jaxpr) -> int:
-    """Floating-point operations of the matrix products and convolutions of a program.
+    """Floating-point operations of the matrix products and convolutions, over all devices.
 
-    A multiply-add counts as two. The bodies of scans count as often as they run, which XLA's own
-    cost analysis does not do; those of while loops, whose number of turns is unknown, once.
-
-    Args:
-      jaxpr: before it is cut over devices, so the count is that of all devices together.
+    A multiply-add counts as two. Scan bodies count once per iteration, unlike in XLA's own cost
+    analysis; bodies of while loops, whose number of iterations is unknown, count once.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -110,13 +94,13 @@ def count_flops(jaxpr: core.Jaxpr) -> int:
             total += 2 * math.prod(out.shape) * math.prod(kernel) // kernel[features]
         else:
             inner = [count_flops(body) for body in _bodies(equation.params)]
-            turns = equation.params["length"] if name == "scan" else 1
-            total += turns * (max(inner, default=0) if name == "cond" else sum(inner))
+            iterations = equation.params["length"] if name == "scan" else 1
+            total += iterations * (max(inner, default=0) if name == "cond" else sum(inner))
     return total
 
 
 def _bodies(params: dict) -> list[core.Jaxpr]:
-    """The programs that an operation runs: of a scan, a condition, a call."""
+    """The subprograms of an operation such as a scan, a condition or a call."""
     found = []
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):

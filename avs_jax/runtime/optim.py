@@ -1,23 +1,22 @@
-"""AdamW with groups by parameter path, a clip of the whole gradient, and the polynomial schedule.
+"""AdamW with parameter groups by path, global gradient clipping, and a polynomial schedule.
 
-One update, for gradient g of all trainable parameters together, and per parameter p with group
-factors (a, b):
+One update for the gradient g of all trainable parameters, and per parameter p with group factors
+(a, b):
 
   g <- g * min(1, clip / (|g| + 1e-6))
   p <- p - lr(t) * a * (m_hat / (sqrt(v_hat) + 1e-8) + b * weight_decay * p)
   lr(t) = base * ((steps - t) / steps) ** power, times (t + 1) / warmup_steps during the warm-up
 
-m can be kept in bfloat16, for a quarter less of optimizer state: g moves it by a tenth, which eight
-bits hold, and the update is computed from its float32 value before it is rounded. v stays float32:
-g^2 moves it by a thousandth, less than half of bfloat16's spacing, so it would never fall again.
+m can be stored in bfloat16, which saves a quarter of the optimizer state: g moves it by a tenth,
+which eight bits resolve, and the update uses its float32 value before rounding. v stays float32:
+g^2 moves it by a thousandth, less than half of bfloat16's spacing, so it would never decrease.
 
 Source: VCT train_net.py (build_optimizer, FullModelGradientClippingOptimizer, WarmupPolyLR),
 torch.optim.AdamW.
-Departures: groups are rows of a table of regular expressions over parameter paths, where the
-original asks for module types; frozen parameters have no optimizer state at all; the warm-up has no
-constant part.
+Departures: groups are regular expressions over parameter paths instead of module types; frozen
+parameters have no optimizer state; the warm-up has no constant part.
 
-Trees of parameters are nested dicts; here and in the optimizer's state they are flat,
+Parameter trees are nested dicts; here and in the optimizer state they are flat,
 {"backbone/norm0/scale": array}.
 """
 
@@ -41,14 +40,14 @@ Group = tuple[str, float, float]  # path regex, learning-rate factor, weight-dec
 
 
 def base_learning_rate(config: ConfigDict) -> float:
-    """The configured rate; where that is 0, VCT's 1e-4 at batch 2 by the square-root rule."""
+    """The configured rate; if it is 0, VCT's 1e-4 at batch 2 by the square-root rule."""
     return config.optim.learning_rate or 1e-4 * math.sqrt(config.train.batch_size / 2)
 
 
 def make_schedule(base: float, steps: int, power: float, warmup_steps: int = 0) -> optax.Schedule:
-    """Learning rate by step: `base` decaying to 0 at `steps`, after a linear warm-up.
+    """Learning rate by step: `base` decays to 0 at `steps`, after a linear warm-up.
 
-    Counted in whole steps left, so float32 keeps full precision up to the last one.
+    Counts the steps left as integers, so float32 is precise up to the last one.
     """
 
     def schedule(step):
@@ -78,11 +77,10 @@ def split_frozen(
 
     Args:
       params: nested parameters.
-      frozen: path regexes; a path that one of them matches whole is frozen.
+      frozen: path regexes; a full match freezes the parameter.
 
     Raises:
-      ValueError: a regex matches no parameter (it would freeze nothing in silence), with the
-        nearest paths.
+      InputError: a regex matches no parameter, so it would silently freeze nothing.
     """
     flat = flatten(params)
     for pattern in frozen:
@@ -97,10 +95,10 @@ def split_frozen(
 
 
 def assign_groups(paths: Iterable[str], groups: Sequence[Group]) -> dict[str, Group]:
-    """The row of the table that holds for each path: the first whose regex matches the whole path.
+    """The group of each path: the first row whose regex fully matches it.
 
     Raises:
-      ValueError: listing every path that no row matches, and the rows there are.
+      InputError: listing the unmatched paths and all rows.
     """
     rows = [(re.compile(row[0]), tuple(row)) for row in groups]
     assigned = {
@@ -116,7 +114,7 @@ def assign_groups(paths: Iterable[str], groups: Sequence[Group]) -> dict[str, Gr
 
 
 def describe_groups(params: Mapping, config: ConfigDict) -> str:
-    """One line per group: how many tensors and values it holds, and its factors. For the log."""
+    """For the log, one line per group: number of tensors and values, and factors."""
     trainable, frozen = split_frozen(params, config.optim.frozen)
     assigned = assign_groups(trainable, config.optim.groups)
     lines = []
@@ -135,17 +133,14 @@ def describe_groups(params: Mapping, config: ConfigDict) -> str:
 def make_optimizer(
     params: Mapping, config: ConfigDict
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer of `config.optim`, for the flat trainable part of `params`, and its schedule.
+    """The optimizer of `config.optim`, over {path: gradient}, and the learning rate by step.
 
     Args:
-      params: nested parameters, or their ShapeDtypeStructs; only the paths are read.
+      params: nested parameters or ShapeDtypeStructs; only the paths are read.
       config: the whole configuration.
 
-    Returns:
-      (optimizer over {path: gradient}, learning rate by step).
-
     Raises:
-      ValueError: a path without a group; a dtype that the moments cannot have.
+      InputError: a path without a group, or an invalid moment dtype.
     """
     optim = config.optim
     if optim.moment_dtype not in MOMENT_DTYPES:
@@ -170,7 +165,7 @@ def make_optimizer(
 
 
 def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales the whole gradient by min(1, max_norm / (norm + 1e-6)), as torch does; 0: does not."""
+    """Scales the gradient by min(1, max_norm / (norm + 1e-6)), as torch does; 0 disables it."""
 
     def clip(updates, _):
         if not max_norm:

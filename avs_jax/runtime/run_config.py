@@ -1,6 +1,6 @@
-"""What the values of a run's configuration must fulfill, checked before anything is made.
+"""Rules for the values of a run's configuration, checked before anything is written.
 
-Values of a model are checked where it is built (models/rules.py).
+models/rules.py checks those of the model.
 """
 
 import re
@@ -22,7 +22,7 @@ def _is_number(least: float, most: float = sys.float_info.max) -> Callable[[Any]
     return lambda value: isinstance(value, (int, float)) and least <= value <= most
 
 
-# Regex of keys -> what holds, and the same in words. A key that a task lacks is not checked.
+# (key regex, predicate, the predicate in words). Keys that a task lacks are not checked.
 RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (r"train\.(steps|batch_size|accumulate)", _is_count(1), "a whole number, at least 1"),
     (r"train\.(log|eval|checkpoint)_every", _is_count(1), "a whole number, at least 1"),
@@ -48,11 +48,7 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 
 def check_run_config(config: ConfigDict) -> None:
-    """Checks every value of a configuration in one pass.
-
-    Raises:
-      InputError: lists every key at fault, its value and what it may be.
-    """
+    """Raises InputError that lists every invalid key, its value and the allowed values."""
     problems = []
     for key, value in flat_config(config).items():
         for pattern, holds, wanted in RULES:

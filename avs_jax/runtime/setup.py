@@ -1,6 +1,6 @@
-"""What of a training run follows from its task, its configuration and the mesh alone.
+"""The functions and shapes of a training run, from its task, configuration and mesh alone.
 
-Functions and shapes, before there is any number: training builds its state from it, or restores it.
+Training initializes or restores its state from them.
 """
 
 import dataclasses
@@ -17,20 +17,17 @@ from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.step import TrainState, init_state, init_variables, make_train_step
 from avs_jax.task import Task, select, stack_rows
 
-QUICK_COMPILATION = {"xla_backend_optimization_level": 0}  # of what runs once
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0}  # for programs that run once
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSetup:
-    """A run before its first number.
+    """A run before any value is computed.
 
     Attributes:
-      task: what is trained.
-      config: the whole configuration.
-      mesh: the devices.
       optimizer: over {path: gradient}.
       schedule: learning rate by step.
-      example: an empty batch of one row: the fields that reach the devices, host arrays.
+      example: an empty batch of one row: host arrays of the fields that reach the devices.
       state: ShapeDtypeStructs with shardings.
       shardings: of the state.
     """
@@ -45,7 +42,7 @@ class TrainSetup:
     shardings: TrainState
 
     def init_variables(self) -> tuple[dict, dict]:
-        """(params, batch_stats) of the seed, on the mesh."""
+        """Random (params, batch_stats) from the seed, on the mesh."""
         return jax.jit(
             functools.partial(init_variables, self.task.model, seed=self.config.seed),
             out_shardings=(self.shardings.params, self.shardings.batch_stats),
@@ -58,27 +55,17 @@ class TrainSetup:
         return jax.jit(new_state, out_shardings=self.shardings)(params, batch_stats)
 
     def make_train_step(self) -> Callable:
-        """The jitted step, see step.py."""
         return make_train_step(
             self.task, self.optimizer, self.schedule, self.config, self.shardings
         )
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The batch of a step: ShapeDtypeStructs with shardings."""
+        """ShapeDtypeStructs with shardings of a training batch."""
         return sharding.batch_shapes(self.example, self.config.train.batch_size, self.mesh)
 
 
 def make_train_setup(task: Task, config: ConfigDict, mesh: Mesh) -> TrainSetup:
-    """Computes no parameter: everything is traced for its shapes.
-
-    Args:
-      task: under this configuration.
-      config: see configs/base.py.
-      mesh: from `sharding.make_mesh`.
-
-    Raises:
-      InputError: the configuration names something that does not exist.
-    """
+    """Traces everything for its shapes and computes no parameter."""
     fields = task.rows.fields
     example = select(stack_rows([task.rows.empty(train=True)], fields), fields, "input", "target")
     params, batch_stats = jax.eval_shape(

@@ -1,8 +1,7 @@
 """Where arrays live: one mesh (data, fsdp), parameters by path regex, batches over both axes.
 
-One device is the mesh (1, 1), several hosts are the same mesh over all their devices. The axis
-types are Auto: XLA propagates shardings from inputs and outputs, and the model's code knows no
-device.
+One device is the mesh (1, 1); several hosts share one mesh over all their devices. The axis types
+are Auto: XLA propagates shardings from inputs and outputs, so the model's code knows no device.
 """
 
 import re
@@ -16,25 +15,20 @@ from ml_collections import ConfigDict
 from avs_jax.spec import Array, InputError
 
 AXES = ("data", "fsdp")
-# (path regex, how a leaf is laid out): the first row that matches the whole path counts. "shard"
-# splits the largest axis that the fsdp devices divide. The optimizer's moments carry the path of
-# their parameter as a suffix.
+# (path regex, layout): the first full match counts. "shard" splits the largest axis that the number
+# of fsdp devices divides. Optimizer moments have the path of their parameter as a suffix.
 RULES = (
     (r".*(kernel|embedding)", "shard"),
     (r".*", "replicate"),
 )
-MIN_SHARDED_SIZE = 2**14  # values; smaller leaves cost more to gather than to keep
+MIN_SHARDED_SIZE = 2**14  # values; gathering smaller leaves costs more than replicating them
 
 
 def make_mesh(config: ConfigDict, devices: list | None = None) -> Mesh:
-    """The mesh that `config.train.mesh` asks for.
-
-    Args:
-      config: the whole configuration; `train.mesh.data` may be -1, all devices that fsdp leaves.
-      devices: the devices to use; all by default.
+    """The mesh of `config.train.mesh` over `devices`, by default all.
 
     Raises:
-      ValueError: the sizes do not fit the number of devices; the message gives the sizes that do.
+      InputError: the sizes do not fit the number of devices; the message lists sizes that do.
     """
     devices = jax.devices() if devices is None else devices
     count, (data, fsdp) = len(devices), (config.train.mesh.data, config.train.mesh.fsdp)
@@ -50,25 +44,16 @@ def make_mesh(config: ConfigDict, devices: list | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First axis over all devices, the rest whole."""
+    """The first axis is split over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def tree_shardings(tree, mesh: Mesh):
-    """The sharding of every leaf of a tree (parameters, or a whole training state), by RULES.
-
-    Args:
-      tree: arrays or ShapeDtypeStructs.
-      mesh: from `make_mesh`.
-
-    Returns:
-      the same tree with a NamedSharding per leaf.
-    """
+    """The NamedSharding of every leaf of a tree (parameters or a training state), by RULES."""
 
     def place(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -81,7 +66,7 @@ def tree_shardings(tree, mesh: Mesh):
 
 
 def with_shardings(tree, shardings):
-    """ShapeDtypeStructs of a tree, each with its sharding: what compiling and restoring ask for."""
+    """ShapeDtypeStructs of a tree with shardings, as compiling and restoring need them."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         tree,
@@ -98,16 +83,10 @@ def _largest_axis(shape: tuple[int, ...], count: int) -> PartitionSpec:
 
 
 def check_batch_size(name: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raises where a batch cannot be cut into equal micro-batches over all devices.
-
-    Args:
-      name: the configuration key, for the message.
-      size: clips over all devices.
-      mesh: from `make_mesh`.
-      accumulate: micro-batches per step.
+    """Checks that a batch splits into `accumulate` equal micro-batches over all devices.
 
     Raises:
-      ValueError: with the number of devices and the nearest sizes that fit.
+      InputError: names the configuration key `name`, the devices and the nearest sizes that fit.
     """
     unit = mesh.size * accumulate
     if size < 1 or size % unit:
@@ -121,13 +100,7 @@ def check_batch_size(name: str, size: int, mesh: Mesh, accumulate: int = 1) -> N
 def batch_shapes(
     example: Mapping[str, Array], batch_size: int, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `put_batch` gives of a batch, without one.
-
-    Args:
-      example: host arrays with any number of rows.
-      batch_size: rows over all devices.
-      mesh: from `make_mesh`.
-    """
+    """The shapes and shardings of `put_batch`, from host arrays with any number of rows."""
     rows = batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((batch_size, *value.shape[1:]), value.dtype, sharding=rows)
@@ -136,15 +109,7 @@ def batch_shapes(
 
 
 def put_batch(batch: Mapping[str, Array], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays -> arrays over the mesh, rows over all devices.
-
-    Args:
-      batch: this process's rows, a P-th of the batch where P processes run; arrays only.
-      mesh: from `make_mesh`.
-
-    Raises:
-      ValueError: the number of rows is not divisible by this process's devices.
-    """
+    """Host arrays, this process's rows of the batch -> arrays with rows over all devices."""
     sharding = batch_sharding(mesh)
     local = len(mesh.local_devices)
     arrays = {}

@@ -1,13 +1,13 @@
 """The training step, one jitted (state, batch) -> (state, metrics).
 
-Randomness of step s comes from fold_in(key(seed), s) alone, so nothing random is part of the state
-and a resumed run draws what an uninterrupted one would have drawn. Frozen parameters are constants
-of the differentiation.
+The randomness of step s comes from fold_in(key(seed), s) alone, so the state holds nothing random
+and a resumed run draws the same numbers as an uninterrupted one. Frozen parameters are constants of
+the differentiation.
 
-With `accumulate` = k the batch is cut into k micro-batches, run one after another. Every loss term
-is a sum divided by a norm that follows from the targets of the whole batch, so the micro-batches'
-terms and gradients add up to the whole batch's. Only batch statistics differ: they are those of the
-micro-batches, in order.
+With `accumulate` = k, the batch is split into k micro-batches that run one after another. Every
+loss term is divided by a norm of the whole batch's targets, so terms and gradients of the
+micro-batches add up to those of the batch. Only batch statistics differ: they come from the
+micro-batches in order.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ from avs_jax.task import Task
 # XLA:CPU schedules eagerly by default: it computes rematerialized values with the forward pass and
 # keeps them alive until the backward pass.
 CPU_SCHEDULE = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-# It also unrolls length-1 loops, whose operations it then schedules freely. Left whole, a loop
-# frees its memory before the next one starts: a third less memory in a step with recomputation, for
-# a twelfth more time.
+# It also unrolls length-1 loops and then schedules their operations freely. A loop left intact
+# frees its memory before the next one starts: a step with recomputation takes a third less memory
+# and a twelfth more time.
 CPU_WHOLE_LOOPS = {"xla_disable_hlo_passes": "simplify-while-loops"}
 
 
@@ -43,9 +43,9 @@ class TrainState:
     Attributes:
       step: int32 [], steps done.
       params: nested parameters, float32, frozen ones included.
-      batch_stats: running statistics of batch normalization, {} where there is none.
-      opt_state: the optimizer's, over the flat trainable parameters.
-      ema: averages of trainable parameters and batch_stats (ema.py), {} where they are off.
+      batch_stats: running statistics of batch normalization, or {}.
+      opt_state: of the optimizer, over the flat trainable parameters.
+      ema: averages of trainable parameters and batch_stats (ema.py), {} if off.
     """
 
     step: Array
@@ -85,20 +85,20 @@ def make_train_step(
     """The jitted training step.
 
     Args:
-      task: its model, loss, norms and streams.
+      task: provides model, loss, norms and random streams.
       optimizer: over {path: gradient}, from `optim.make_optimizer`.
       schedule: learning rate by step.
-      config: the whole configuration; read are seed, optim.frozen, model.remat, train.steps,
-        train.accumulate and train.ema_decay.
+      config: reads seed, optim.frozen, model.remat, train.steps, train.accumulate and
+        train.ema_decay.
       shardings: of the state, from `sharding.tree_shardings`; None leaves them to XLA.
 
     Returns:
-      (state, batch) -> (state, metrics). The state passed in is donated: do not use it again.
-      Metrics, all scalars: the loss terms, the task's schedules and logged parameters, total_loss,
-      grad_norm (before the clip), lr, finite (bool: loss and gradient are).
+      (state, batch) -> (state, metrics). The input state is donated: do not use it again. Metrics
+      are scalars: loss terms, the task's schedules and logged parameters, total_loss, grad_norm
+      (before clipping), lr, and finite (bool, for loss and gradient).
 
     Raises:
-      InputError: train.accumulate is not 1 and the rows of the task's batches are coupled.
+      InputError: train.accumulate is not 1 and the task couples the rows of a batch.
     """
     gradients = _make_gradients(task, config.train.accumulate)
 
@@ -140,7 +140,7 @@ def make_train_step(
 def _make_gradients(task: Task, count: int):
     """(trainable, frozen, batch_stats, batch, key, progress) -> ((total, aux), gradients).
 
-    Of the whole batch, or summed over its `count` micro-batches; aux is (terms, batch_stats).
+    Summed over `count` micro-batches; aux is (terms, batch_stats).
     """
     if count > 1 and task.norms is None:
         raise InputError(
@@ -186,7 +186,7 @@ def _make_gradients(task: Task, count: int):
 
 
 def micro_batches(batch: Mapping[str, Array], count: int) -> dict[str, Array]:
-    """[B, ...] -> [count, B / count, ...]; row r enters micro-batch r % count, on its device."""
+    """[B, ...] -> [count, B / count, ...]; row r joins micro-batch r % count, on its own device."""
 
     def cut(x):
         return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
@@ -195,7 +195,7 @@ def micro_batches(batch: Mapping[str, Array], count: int) -> dict[str, Array]:
 
 
 def _scan_sum(body, carry, xs):
-    """lax.scan whose outputs are summed as they come: the memory of one gradient, not of k."""
+    """lax.scan that sums its outputs on the fly, to hold one gradient in memory instead of k."""
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
         jax.eval_shape(body, carry, jax.tree.map(lambda x: x[0], xs))[1],

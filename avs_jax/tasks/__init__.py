@@ -1,4 +1,4 @@
-"""The tasks, by name; a page is imported only when its task is asked for."""
+"""The tasks, by name; a page is imported only when its task is used."""
 
 import importlib
 
@@ -11,11 +11,7 @@ TASKS = ("segment", "ground")
 
 
 def make_task(config: ConfigDict) -> Task:
-    """The task that config.task names, under the whole configuration.
-
-    Raises:
-      InputError: there is no such task, or the configuration names something that does not exist.
-    """
+    """The task that config.task names; InputError for an unknown name in the configuration."""
     if config.task not in TASKS:
         near = ", ".join(nearest(config.task, TASKS) or TASKS)
         raise InputError(f"config.task = {config.task!r}: no such task; nearest: {near}")

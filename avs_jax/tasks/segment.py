@@ -1,6 +1,6 @@
-"""Task `segment`: the pixels of the objects that make the sound, frame by frame.
+"""Task `segment`: the pixels of the sounding objects, frame by frame.
 
-A host is a row: the model, its loss, and how its outputs become scores of classes. Rows of clips,
+A host is a row with a model, its loss, and a function from outputs to class scores. Rows of clips,
 meter, protocols, controls and prediction are the same for all hosts.
 """
 
@@ -30,10 +30,10 @@ class Host(NamedTuple):
     Attributes:
       module: Linen module; its fields are the keys of config.model.
       loss: (outputs, batch, key, norms, *, loss_config) -> (total, terms).
-      norms: (batch, config) -> what the terms are divided by.
+      norms: (batch, config) -> divisors of the terms.
       scores: (outputs, inputs, score_size) -> float32 [B, T, h, w, K].
-      outputs: of the model, beside those of its stages, that prediction returns.
-      rng_streams: of training, "loss" among them; those of the stages follow.
+      outputs: of the model that prediction returns, besides those of its stages.
+      rng_streams: of training, including "loss"; those of the stages follow.
       logged_params: name in the log -> path of a learned scalar.
       frames_meet: the model mixes frames, so training needs all of them.
       check_inputs: (params, inputs), see Task.
@@ -73,11 +73,7 @@ HOSTS = {
 
 
 def prediction_layout(config: ConfigDict) -> Layout:
-    """What files of predictions look like.
-
-    Raises:
-      InputError: config.data.dataset is none of AVSBench's settings.
-    """
+    """The layout of prediction files; InputError if the dataset is not an AVSBench setting."""
     setting = BY_DATASET.get(config.data.dataset.split("/")[0])
     if setting is None:
         raise InputError(
@@ -88,11 +84,7 @@ def prediction_layout(config: ConfigDict) -> Layout:
 
 
 def make_task(config: ConfigDict) -> Task:
-    """The task under one configuration.
-
-    Raises:
-      InputError: an unknown host or part, or a value that cannot be.
-    """
+    """The task under one configuration; InputError for an unknown host or part or a bad value."""
     if config.host not in HOSTS:
         raise InputError(f"config.host = {config.host!r}: choose one of {sorted(HOSTS)}")
     host = HOSTS[config.host]
@@ -102,12 +94,8 @@ def make_task(config: ConfigDict) -> Task:
             f"{config.host!r}, so training needs all of them; expected 'all'"
         )
     model, rows = build_model(config.model, host.module), ClipRows(config)
-    schedules, logged, outputs, streams = (
-        {},
-        dict(host.logged_params),
-        host.outputs,
-        host.rng_streams,
-    )
+    schedules, logged = {}, dict(host.logged_params)
+    outputs, streams = host.outputs, host.rng_streams
     for section, stage in model.stages().items():
         schedules |= stage.schedules(config.model[section])
         logged |= stage.logged_params

@@ -1,15 +1,15 @@
 """Pyramid Vision Transformer v2 (Wang et al., CVMJ 2022): images to maps of strides 4 to 32.
 
     z = x + drop_path(SRA(LN(x)))        y = z + drop_path(MLP(LN(z)))
-    SRA = softmax(q k' / sqrt(d)) v      k and v from LN(conv_r(x)), x made r times smaller
+    SRA = softmax(q k' / sqrt(d)) v      k and v from LN(conv_r(x)), x downsampled r times
     MLP = fc2(GELU(depthwise 3 x 3 (fc1(x))))
 
-The stages are joined by overlapping patch embeddings. A stage's output is its normed map, which is
-also what the next stage reads (unlike Swin's). Source: whai362/PVT, classification/pvt_v2.py, as
-OpenNLPLab/AVSBench uses it; the defaults are its b5. Layer norms have two epsilons: 1e-6 before the
+Overlapping patch embeddings connect the stages. A stage outputs its normalized map, which the next
+stage also reads (unlike Swin). Source: whai362/PVT, classification/pvt_v2.py, as used by
+OpenNLPLab/AVSBench; the defaults are its b5. Layer norms have two epsilons: 1e-6 before the
 branches and at the end of a stage, PyTorch's 1e-5 in patch embeddings and after the reduction.
 
-The blocks of a stage run as one scan, whose parameters carry a leading axis of the stage's depth.
+The blocks of a stage run as one scan; its parameters have a leading axis of the stage's depth.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax.models.backbones.stages import (
-    LEVELS,
+    FEATURE_LEVELS,
     check_drop_path_rate,
     check_stages,
     draw_drop_path,
@@ -27,13 +27,13 @@ from avs_jax.models.backbones.stages import (
 from avs_jax.models.layers import LayerNorm, Linear, views_of_entries
 from avs_jax.spec import InputError, check_shape
 
-EPSILON = 1e-6  # of the norms that the two of PyTorch's default are not
+EPSILON = 1e-6  # of the norms that do not use PyTorch's default
 
 Array = jax.Array
 
 
 def conv_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """Normal with variance 2 / (pixels of the kernel * outputs per group), as the original's."""
+    """Normal with variance 2 / (kernel pixels * outputs per group), as in the original."""
     height, width, inputs, outputs = shape
     groups = outputs if inputs == 1 else 1
     std = (2 * groups / (height * width * outputs)) ** 0.5
@@ -41,22 +41,22 @@ def conv_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
 
 
 def linear(features: int, dtype: jnp.dtype, name: str) -> Linear:
-    """A linear layer with the original's start: truncated normal of deviation 0.02, no bias yet."""
+    """A linear layer with the original's initial values: truncated normal (0.02) and zero bias."""
     normal, zeros = nn.initializers.truncated_normal(0.02), nn.initializers.zeros
     return Linear(features, True, normal, zeros, dtype, name=name)
 
 
 class PVTv2(nn.Module):
-    """Four stages of attention on all tokens, to keys and values of a coarser grid.
+    """Four stages of global attention with keys and values on a coarser grid.
 
     Attributes:
       embed_dims: channels per stage.
-      depths: blocks per stage, any positive number.
+      depths: blocks per stage.
       num_heads: attention heads per stage.
       mlp_ratios: hidden width of the MLPs over the channels, per stage.
-      sr_ratios: how much smaller the grid of keys and values is, per side and stage; 1 = not.
-      drop_path_rate: of the last block; earlier ones have evenly less, the first none.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      sr_ratios: reduction of the key and value grid, per side and stage.
+      drop_path_rate: of the last block; it grows linearly from 0 at the first block.
+      remat: recompute each block in the backward pass.
       dtype: of matrix products and activations; parameters, norms and softmax are float32.
     """
 
@@ -73,19 +73,13 @@ class PVTv2(nn.Module):
     def __call__(
         self, x: Array, train: bool = False, frame_ids: Array | None = None
     ) -> dict[str, Array]:
-        """Feature maps of frames.
+        """Feature maps of normalized images [N, H, W, 3] with sides of at least 32 px.
 
-        Args:
-          x: [N, H, W, 3] normalized images; sides of at least 32 px.
-          train: draw drop path, from the rng stream "drop_path".
-          frame_ids: int32 [N], as of Swin: a frame's draws follow from the key and its id.
+        `train` draws drop path as in Swin.
 
         Returns:
-          {"res2": [N, ceil(H / 4), ceil(W / 4), embed_dims[0]], .., "res5"}, of `dtype`, each half
-          the size of the one before, rounded up.
-
-        Raises:
-          ValueError: a field or a shape that does not fit.
+          {"res2": [N, ceil(H / 4), ceil(W / 4), embed_dims[0]], .., "res5"}, of `dtype`; each map
+          has half the size of the previous one, rounded up.
         """
         self._check_fields()
         num_frames = check_shape("x", x, "N H W 3")["N"]
@@ -93,11 +87,11 @@ class PVTv2(nn.Module):
         scales = draw_drop_path(self, num_frames, frame_ids, train)
 
         x, outputs, first = x.astype(dtype), {}, 0
-        for i, (level, depth) in enumerate(zip(LEVELS, self.depths, strict=True)):
+        for i, (level, depth) in enumerate(zip(FEATURE_LEVELS, self.depths, strict=True)):
             dim = self.embed_dims[i]
             kernel, stride = (7, 4) if i == 0 else (3, 2)
             x = PatchEmbed(dim, kernel, stride, dtype, name=f"patch_embed{i + 1}")(x)
-            # A scan keeps the forward pass and its recomputation apart without barriers.
+            # A scan already keeps XLA from merging the forward pass and its recomputation.
             body = nn.remat(Block, prevent_cse=False) if self.remat else Block
             blocks = nn.scan(
                 body, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth
@@ -147,7 +141,7 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each after a norm and around a residual; the body of the scan."""
+    """Pre-norm residual attention and MLP; the body of the scan."""
 
     num_heads: int
     mlp_dim: int
@@ -156,7 +150,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, scales: Array | None) -> tuple[Array, None]:
-        """[N, h, w, C], drop-path scales [2, N] or None -> (the map, nothing to collect)."""
+        """[N, h, w, C], drop-path scales [2, N] or None -> ([N, h, w, C], None)."""
         attn = Attention(self.num_heads, self.reduction, self.dtype, name="attn")
         mlp = ConvFeedForward(self.mlp_dim, self.dtype, name="mlp")
         for i, branch in enumerate((attn, mlp)):
@@ -166,9 +160,9 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every token attends to a grid `reduction` times coarser, made by a strided convolution.
+    """Every token attends to a grid `reduction` times coarser, from a strided convolution.
 
-    Rows and columns at the bottom and right that do not fill a cell of the grid are no keys.
+    Rows and columns at the bottom and right that do not fill a grid cell yield no keys.
     """
 
     num_heads: int
@@ -177,7 +171,6 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[N, h, w, C] -> [N, h, w, C]; the softmax in float32 at least."""
         n, h, w, dim = x.shape
         heads, ratio = self.num_heads, self.reduction
 
@@ -200,7 +193,7 @@ class Attention(nn.Module):
 
 
 class ConvFeedForward(nn.Module):
-    """Linear, depthwise 3 x 3 convolution, GELU (the exact one), Linear."""
+    """Linear, depthwise 3 x 3 convolution, exact GELU, Linear."""
 
     hidden_dim: int
     dtype: jnp.dtype
@@ -214,10 +207,10 @@ class ConvFeedForward(nn.Module):
 
 
 class CellProjection(nn.Module):
-    """A convolution without overlap, its stride its kernel's side, as one product.
+    """A convolution whose stride equals its kernel size, as one matrix product.
 
-    [N, h, w, C] -> [N, h // side, w // side, C]. The gradient of a convolution's kernel takes
-    XLA:CPU seconds in a scan (layers.convolve).
+    [N, h, w, C] -> [N, h // side, w // side, C]. In a scan, XLA:CPU takes seconds for the kernel
+    gradient of a real convolution (layers.convolve).
     """
 
     side: int
@@ -236,7 +229,7 @@ class CellProjection(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """Convolution of each channel alone with a 3 x 3 kernel, zero-padded to keep h and w."""
+    """A depthwise 3 x 3 convolution, zero-padded to keep h and w."""
 
     dtype: jnp.dtype
 
@@ -250,10 +243,10 @@ class DepthwiseConv(nn.Module):
 
 @jax.custom_vjp
 def depthwise_convolve(x: Array, kernel: Array) -> Array:
-    """[N, h, w, C] with [3, 3, 1, C], stride 1, zero-padded: nine shifted maps, scaled and added.
+    """[N, h, w, C] with [3, 3, 1, C], stride 1, zero-padded, as a sum of nine shifted maps.
 
-    As a convolution of groups, XLA:CPU takes 20 times longer, for the kernel's gradient in a scan
-    a thousand times. Autodiff would keep the nine maps.
+    A grouped convolution takes XLA:CPU 20 times longer, and 1000 times longer for the kernel
+    gradient in a scan. Autodiff would keep the nine maps.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     views = views_of_entries(x, kernel.shape[:2])

@@ -2,12 +2,12 @@
 
     y = relu(shortcut(x) + bn3(conv1x1(relu(bn2(conv3x3(relu(bn1(conv1x1(x)))))))))
 
-torchvision's arrangement: a stage halves the map in the 3 x 3 convolution of its first block. The
-norms are frozen, as detectron2 freezes those of a pretrained backbone: they read the statistics
-they were loaded with (collection `batch_stats`), in training too, and the recipes freeze their
-scale and bias. Defaults are ResNet-50; depths (3, 4, 23, 3) are ResNet-101.
+As in torchvision, a stage halves the map in the 3 x 3 convolution of its first block. The norms are
+frozen, as detectron2 does for pretrained backbones: they read their loaded statistics (collection
+`batch_stats`) even in training, and the recipes freeze their scale and bias. The defaults are
+ResNet-50; depths (3, 4, 23, 3) are ResNet-101.
 
-Source: torchvision/models/resnet.py; AVSBench's two-branch net runs the same arithmetic.
+Source: torchvision/models/resnet.py; AVSBench's two-branch net computes the same.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models.backbones.stages import LEVELS, check_stages
+from avs_jax.models.backbones.stages import FEATURE_LEVELS, check_stages
 from avs_jax.models.layers import BatchNorm
 from avs_jax.spec import check_shape
 
@@ -33,7 +33,7 @@ class ResNet(nn.Module):
     Attributes:
       depths: blocks per stage, any positive number.
       width: channels of the stem; stage i has 4 * width * 2**i.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      remat: recompute each block in the backward pass.
       dtype: of convolutions and activations; parameters and norms are float32.
     """
 
@@ -46,18 +46,11 @@ class ResNet(nn.Module):
     def __call__(
         self, x: Array, train: bool = False, frame_ids: Array | None = None
     ) -> dict[str, Array]:
-        """Feature maps of frames.
-
-        Args:
-          x: [N, H, W, 3] normalized images, any H and W.
-          train, frame_ids: change nothing here; every backbone takes them.
+        """Feature maps of normalized images [N, H, W, 3]; `train` and `frame_ids` are not used.
 
         Returns:
-          {"res2": [N, ceil(H / 4), ceil(W / 4), 4 * width], .., "res5"}, of `dtype`, each half the
-          size of the one before, rounded up, and of twice the channels.
-
-        Raises:
-          ValueError: a field or a shape that does not fit.
+          {"res2": [N, ceil(H / 4), ceil(W / 4), 4 * width], .., "res5"}, of `dtype`; each map has
+          half the size of the previous one, rounded up, and twice the channels.
         """
         check_stages(self, "depths")
         check_shape("x", x, "N H W 3")
@@ -66,7 +59,9 @@ class ResNet(nn.Module):
         x = nn.relu(BatchNorm(name="bn1")(x))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         block, outputs = (nn.remat(Bottleneck) if self.remat else Bottleneck), {}
-        for stage, (level, depth) in enumerate(zip(LEVELS, self.depths, strict=True), start=1):
+        for stage, (level, depth) in enumerate(
+            zip(FEATURE_LEVELS, self.depths, strict=True), start=1
+        ):
             for i in range(depth):
                 stride = 2 if stage > 1 and i == 0 else 1
                 width = self.width * 2 ** (stage - 1)
@@ -76,7 +71,7 @@ class ResNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3, 1 x 1, around a residual; the first of a stage projects its shortcut."""
+    """A residual of 1 x 1, 3 x 3, 1 x 1; the first block of a stage projects its shortcut."""
 
     width: int
     stride: int
@@ -100,7 +95,7 @@ class Bottleneck(nn.Module):
 
 
 def convolution(features: int, kernel: int, stride: int, dtype: jnp.dtype, name: str) -> nn.Conv:
-    """A convolution without bias, zero-padded by half its odd kernel as PyTorch's are here."""
+    """A convolution without bias, zero-padded by half its odd kernel as in PyTorch."""
     half = kernel // 2
     return nn.Conv(
         features,

@@ -1,4 +1,4 @@
-"""What the image backbones share: four maps, four stages, and blocks dropped frame by frame."""
+"""Shared by the image backbones: four maps, four stages, and stochastic depth per frame."""
 
 import flax.linen as nn
 import jax
@@ -7,30 +7,22 @@ import numpy as np
 
 from avs_jax.spec import InputError, check_shape
 
-LEVELS = ("res2", "res3", "res4", "res5")  # strides 4, 8, 16, 32
+FEATURE_LEVELS = ("res2", "res3", "res4", "res5")  # strides 4, 8, 16, 32
 
 Array = jax.Array
 
 
 def check_stages(backbone: nn.Module, *fields: str) -> None:
-    """Raises where a field is not one positive number per stage.
-
-    Raises:
-      InputError: naming the field and its value.
-    """
+    """Raises InputError unless each field holds one positive number per stage."""
     for field in fields:
         values = getattr(backbone, field)
-        if len(values) != len(LEVELS) or min(values) < 1:
+        if len(values) != len(FEATURE_LEVELS) or min(values) < 1:
             where = f"{type(backbone).__name__}.{field}"
             raise InputError(f"{where}: {values}, expected four positive numbers")
 
 
 def check_drop_path_rate(backbone: nn.Module) -> None:
-    """Raises where the backbone's drop_path_rate is no probability below 1.
-
-    Raises:
-      InputError: naming the value.
-    """
+    """Raises InputError unless 0 <= drop_path_rate < 1."""
     rate = backbone.drop_path_rate
     if not 0 <= rate < 1:
         where = f"{type(backbone).__name__}.drop_path_rate"
@@ -40,19 +32,16 @@ def check_drop_path_rate(backbone: nn.Module) -> None:
 def draw_drop_path(
     backbone: nn.Module, num_frames: int, frame_ids: Array | None, train: bool
 ) -> Array | None:
-    """`drop_path_scales` of all blocks of a backbone, from its rng stream "drop_path".
+    """`drop_path_scales` for all blocks of a bound backbone, from its rng stream "drop_path".
 
     Args:
-      backbone: bound; has depths, drop_path_rate and dtype.
+      backbone: has depths, drop_path_rate and dtype.
       num_frames: N.
-      frame_ids: int32 [N]; None: 0 .. N - 1.
-      train: nothing is dropped otherwise.
+      frame_ids: int32 [N]; None for 0 .. N - 1.
+      train: False drops nothing.
 
     Returns:
-      [sum(depths), 2, N] of the backbone's dtype; None where nothing is dropped.
-
-    Raises:
-      ValueError: frame_ids has another shape.
+      [sum(depths), 2, N] of the backbone's dtype; None if nothing is dropped.
     """
     if not train or backbone.drop_path_rate == 0:
         return None
@@ -65,16 +54,10 @@ def draw_drop_path(
 
 
 def drop_path_scales(key: Array, frame_ids: Array, depth: int, max_rate: float) -> Array:
-    """What each residual branch is multiplied with: 0 where dropped, 1 / (1 - rate) where kept.
+    """Factors of the residual branches: 0 if dropped, 1 / (1 - rate) if kept.
 
     Stochastic depth (Huang et al., ECCV 2016) per frame: block l drops at rate
-    linspace(0, max_rate, depth)[l].
-
-    Args:
-      key: random key, shared by all frames.
-      frame_ids: int32 [N], folded into the key.
-      depth: blocks of the network.
-      max_rate: rate of the last block, below 1.
+    linspace(0, max_rate, depth)[l]. A frame's draws depend on the key and its id alone.
 
     Returns:
       float32 [depth, 2, N], for the attention and the MLP of each block.

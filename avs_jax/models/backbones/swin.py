@@ -1,23 +1,22 @@
 """Swin Transformer (Liu et al., ICCV 2021) as a dense backbone: images to maps of strides 4 to 32.
 
     z = x + drop_path(W-MSA(LN(x)))     y = z + drop_path(MLP(LN(z)))
-    W-MSA = softmax(q k' / sqrt(d) + bias[query - key] + mask) v    windows of odd blocks shifted
+    W-MSA = softmax(q k' / sqrt(d) + bias[query - key] + mask) v    shifted windows in odd blocks
 
-It follows the detection variant that VCT uses (spyflying/VCT_AVS, models/modeling/backbone/
-swinb.py), which departs from the paper's classification network in ways that loaded weights feel:
+This is the detection variant that VCT uses (spyflying/VCT_AVS, models/modeling/backbone/swinb.py).
+It departs from the paper's classification network in ways that matter to pretrained weights:
 
-- windows never shrink, and odd blocks always shift, also where the whole map is one window;
-- maps are padded to whole windows after the norm, unmasked: through the bias of the projection the
+- windows never shrink, and odd blocks always shift, even if the whole map is one window;
+- maps are padded to whole windows after the norm and unmasked: through the projection bias, the
   padding takes part as keys and values;
-- each of the four outputs has a norm of its own, while the next stage reads the map without it.
+- each of the four outputs has its own norm, but the next stage reads the map without it.
 
-The blocks of a stage run as a scan over (unshifted, shifted) pairs, whose parameters carry a
-leading axis depth // 2 under `pairs`; an odd depth ends in one more block, `last`. On XLA:CPU a
-plain loop takes half as long again per training step and three times as long to compile.
+The blocks of a stage run as a scan over (unshifted, shifted) pairs, whose parameters have a leading
+axis depth // 2 under `pairs`; an odd depth adds one block, `last`. On XLA:CPU a plain loop takes
+1.5 times as long per training step and three times as long to compile.
 
-For the backward pass a block keeps the results of its projections and its residual sums, ten times
-its map. What is quick to make from them is made again: norms, GELU, the scores of attention and
-their softmax, which would take more than twice as much.
+For the backward pass a block saves its projections and residual sums, ten times its map. It
+recomputes norms, GELU, attention scores and softmax, which would take more than twice as much.
 """
 
 import functools
@@ -30,7 +29,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from avs_jax.models.backbones.stages import (
-    LEVELS,
+    FEATURE_LEVELS,
     check_drop_path_rate,
     check_stages,
     draw_drop_path,
@@ -41,8 +40,8 @@ from avs_jax.spec import InputError, check_shape
 
 PATCH = 4  # pixels per side of a token of the first stage
 MASKED = -100.0  # added to the score of two tokens that only the cyclic shift made neighbors
-# What a block keeps for its backward pass, unless it is to recompute everything.
-KEPT = ("qkv", "attended", "residual", "hidden")
+# Unless a block recomputes everything.
+SAVED_FOR_BACKWARD = ("qkv", "attended", "residual", "hidden")
 
 Array = jax.Array
 
@@ -70,11 +69,11 @@ class Swin(nn.Module):
 
     Attributes:
       embed_dim: channels of the first stage; doubled from stage to stage.
-      depths: blocks per stage, any positive number.
+      depths: blocks per stage.
       num_heads: attention heads per stage.
       window_size: tokens per side of a window.
       mlp_ratio: hidden width of the MLPs over the channels.
-      drop_path_rate: of the last block; earlier ones have evenly less, the first none.
+      drop_path_rate: of the last block; it grows linearly from 0 at the first block.
       remat: recompute each block in the backward pass, from its input alone.
       dtype: of matrix products and activations; parameters, norms and softmax are float32.
     """
@@ -107,17 +106,14 @@ class Swin(nn.Module):
 
         Args:
           x: [N, H, W, 3] normalized images, any H and W.
-          train: draw drop path, from the rng stream "drop_path".
-          frame_ids: int32 [N], what tells the frames of a batch apart: a frame's draws follow from
-            the key and its id, whichever other frames are there. None: 0 .. N - 1.
+          train: draw drop path from the rng stream "drop_path".
+          frame_ids: int32 [N]; a frame's draws depend on the key and its id, not on the other
+            frames of the batch. None: 0 .. N - 1.
 
         Returns:
           {"res2": [N, ceil(H / 4), ceil(W / 4), embed_dim], .., "res5": [N, h, w, 8 embed_dim]},
-          of `dtype`, each half the size of the one before, rounded up. The output of each block is
-          sown as `block_out` in the collection "intermediates".
-
-        Raises:
-          ValueError: a field or a shape that does not fit.
+          of `dtype`; each map has half the size of the previous one, rounded up. The output of each
+          block is sown as `block_out` in the collection "intermediates".
         """
         self._check_fields()
         num_frames = check_shape("x", x, "N H W 3")["N"]
@@ -126,11 +122,11 @@ class Swin(nn.Module):
 
         x = PatchEmbed(self.embed_dim, dtype, name="patch_embed")(x)
         outputs, first = {}, 0
-        for i, (level, depth) in enumerate(zip(LEVELS, self.depths, strict=True)):
+        for i, (level, depth) in enumerate(zip(FEATURE_LEVELS, self.depths, strict=True)):
             dim = self.embed_dim * 2**i
             stage = Stage(
                 depth=depth,
-                downsample=i < len(LEVELS) - 1,
+                downsample=i < len(FEATURE_LEVELS) - 1,
                 remat=self.remat,
                 block=dict(
                     num_heads=self.num_heads[i],
@@ -184,14 +180,7 @@ class PatchEmbed(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution and the merging of patches that leads to the next.
-
-    Attributes:
-      depth: number of blocks.
-      downsample: end in a PatchMerging.
-      remat: as of Swin.
-      block: fields of Block.
-    """
+    """The blocks of one resolution, then PatchMerging if `downsample`; `block` are Block fields."""
 
     depth: int
     downsample: bool
@@ -223,13 +212,13 @@ class Stage(nn.Module):
 
 
 def _recomputed(module: type[nn.Module], everything: bool) -> type[nn.Module]:
-    """The module, with KEPT or nothing between its input and its output kept.
+    """The module, saving SAVED_FOR_BACKWARD, or nothing but its input if `everything`.
 
-    The default prevent_cse stays: XLA inlines a scan of one pair, and would then find forward pass
-    and recomputation to be the same and keep everything after all.
+    prevent_cse keeps its default: XLA inlines a scan of one pair, and would then merge the forward
+    pass with its recomputation and keep everything after all.
     """
     policies = jax.checkpoint_policies
-    policy = None if everything else policies.save_only_these_names(*KEPT)
+    policy = None if everything else policies.save_only_these_names(*SAVED_FOR_BACKWARD)
     return nn.remat(module, policy=policy)
 
 
@@ -241,7 +230,7 @@ class BlockPair(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, scales: Array | None) -> tuple[Array, None]:
-        """[N, h, w, C], drop-path scales [2, 2, N] or None -> (the map, nothing to collect)."""
+        """[N, h, w, C], drop-path scales [2, 2, N] or None -> ([N, h, w, C], None)."""
         for i in range(2):
             block = _recomputed(Block, self.remat)
             block = block(**self.block, shifted=bool(i), name=f"block_{i}")
@@ -250,7 +239,7 @@ class BlockPair(nn.Module):
 
 
 class Block(nn.Module):
-    """Windowed self-attention and an MLP, each after a norm and around a residual."""
+    """Pre-norm residual windowed self-attention and MLP."""
 
     num_heads: int
     window_size: int
@@ -274,7 +263,7 @@ class Block(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention inside square windows, with a learned bias per head and (query - key)."""
+    """Self-attention in square windows, with a learned bias per head and (query - key) offset."""
 
     num_heads: int
     window_size: int
@@ -283,10 +272,9 @@ class WindowAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[N, h, w, C] -> [N, h, w, C]."""
         (_, h, w, dim), size, heads = x.shape, self.window_size, self.num_heads
         shift = size // 2 if self.shifted else 0
-        # Before the projection: its bias makes keys and values of the padding, as weights expect.
+        # Padding before the projection gives it keys and values (the bias), as weights expect.
         x = _pad_to_multiple(x, size)
         padded = x.shape[1:3]
         x = jnp.roll(x, (-shift, -shift), (1, 2))
@@ -307,7 +295,7 @@ class WindowAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU (the exact one), Linear."""
+    """Linear, exact GELU, Linear."""
 
     hidden_dim: int
     dtype: jnp.dtype
@@ -329,14 +317,14 @@ class PatchMerging(nn.Module):
     def __call__(self, x: Array) -> Array:
         dim = x.shape[-1]
         x = _pad_to_multiple(x, 2)
-        # (row, column) offsets (0, 0), (1, 0), (0, 1), (1, 1): loaded weights count on this order.
+        # (row, column) offsets (0, 0), (1, 0), (0, 1), (1, 1): pretrained weights need this order.
         x = jnp.concatenate([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], axis=-1)
         x = LayerNorm(name="norm")(x)
         return Linear(2 * dim, use_bias=False, dtype=self.dtype, name="reduction")(x)
 
 
 def attend(q: Array, k: Array, v: Array, bias: Array, mask: np.ndarray | None) -> Array:
-    """softmax(q k' / sqrt(d) + bias + mask) v, the scores and the softmax in float32 at least.
+    """softmax(q k' / sqrt(d) + bias + mask) v, scores and softmax in at least float32.
 
     Args:
       q, k, v: [N, R, L, G, d] for R windows of L tokens and G heads.
@@ -357,10 +345,7 @@ def attend(q: Array, k: Array, v: Array, bias: Array, mask: np.ndarray | None) -
 
 
 def split_windows(x: Array, size: int) -> Array:
-    """[N, h, w, C] -> [N, R, size * size, C], windows and their tokens row by row.
-
-    h and w are multiples of size.
-    """
+    """[N, h, w, C] -> [N, R, size * size, C], row by row; h and w are multiples of size."""
     n, h, w, c = x.shape
     x = x.reshape(n, h // size, size, w // size, size, c)
     return jnp.swapaxes(x, 2, 3).reshape(n, -1, size * size, c)
@@ -375,10 +360,9 @@ def merge_windows(x: Array, size: int, h: int, w: int) -> Array:
 
 @functools.lru_cache
 def relative_position_index(size: int) -> np.ndarray:
-    """int32 [L, L], L = size * size: the row of the bias table for a query and a key.
+    """int32 [L, L], L = size * size: the row of the bias table for (query, key).
 
-    (dy + size - 1) * (2 * size - 1) + dx + size - 1, with (dy, dx) the query's position minus the
-    key's.
+    (dy + size - 1) * (2 * size - 1) + dx + size - 1, where (dy, dx) is query minus key position.
     """
     tokens = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1).reshape(
         -1, 2
@@ -391,7 +375,7 @@ def relative_position_index(size: int) -> np.ndarray:
 def shift_mask(h: int, w: int, size: int, shift: int) -> np.ndarray:
     """float32 [R, L, L]: MASKED between tokens that only the cyclic shift put into one window.
 
-    h and w are those of the padded map; padding counts as any other token.
+    h and w include the padding, whose tokens count like any others.
     """
 
     def bands(length: int) -> np.ndarray:

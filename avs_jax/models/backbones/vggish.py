@@ -1,8 +1,8 @@
 """VGGish (Hershey et al., ICASSP 2017) up to its convolution map: the audio backbone of VCT.
 
-Six 3 x 3 convolutions with ReLU in four groups, each group followed by 2 x 2 max pooling. The
-original goes on to a 128-d embedding, which VCT loads but never runs: it has no parameters here.
-Source: spyflying/VCT_AVS and OpenNLPLab/AVSBench, whose layer numbers the parameter names keep.
+Six 3 x 3 convolutions with ReLU in four groups, each followed by 2 x 2 max pooling. The original
+adds a 128-d embedding, which VCT loads but never runs; it has no parameters here. Source:
+spyflying/VCT_AVS and OpenNLPLab/AVSBench; parameter names keep their layer numbers.
 """
 
 import flax.linen as nn
@@ -12,17 +12,12 @@ import jax.numpy as jnp
 from avs_jax.models.rules import at_least
 from avs_jax.spec import MEL_BANDS, MEL_FRAMES, check_shape
 
-# The groups; of each convolution its number in the original and its width over the first one's.
+# Per group and convolution: layer number in the original, width as a multiple of `width`.
 GROUPS = (((0, 1),), ((3, 2),), ((6, 4), (8, 4)), ((11, 8), (13, 8)))
 
 
 class VGGish(nn.Module):
-    """Convolution map of log-mel examples.
-
-    Attributes:
-      width: channels of the first convolution; the map has eight times as many.
-      dtype: of compute; parameters are float32.
-    """
+    """The convolution map of log-mel examples; `width` is that of the first convolution."""
 
     width: int = 64
     dtype: str = "float32"

@@ -1,18 +1,17 @@
-"""Boundary refinement (BRM): an edge map from the mask features, beside them or back into them.
+"""Boundary refinement (BRM): an edge map from the mask features, optionally fed back into them.
 
-auxiliary   e = conv1x1(ReLU(BN(conv3x3(F~, D -> 128))))               F goes on as it is
+auxiliary   e = conv1x1(ReLU(BN(conv3x3(F~, D -> 128))))               F is unchanged
 refine      E = GELU(GN(conv3x3(GELU(GN(conv3x3([conv1x1 F~ ; conv1x1 R~]))))))        64 wide
             e = conv1x1 E
-            F <- F + conv1x1 [E ; sigmoid(e) E]                         this one starts at zero
+            F <- F + conv1x1 [E ; sigmoid(e) E]                        this conv1x1 starts at zero
 
-F are the mask features and R is res2, per frame, at stride 4; whatever reads mask features (queries
-and masks) reads the refined ones. X~ = sg(X) + r (X - sg(X)) has the value of X and r times its
-gradient: r grows from 0 to 1 over a part of the training, so that the head first learns on features
-that it does not move.
+F are the mask features and R is res2, per frame, at stride 4. Queries and masks both read the
+refined features. X~ = sg(X) + r (X - sg(X)) has the value of X and r times its gradient: r ramps
+from 0 to 1 during training, so the head first learns on features that it does not change.
 
-`auxiliary` is the head that the users of spyflying/VCT_AVS note with AMA (SKA-VCT's "boundary"): it
-shapes features in training, and masks do not read it. `refine` is a departure of this package; as
-its last map starts at zero, it leaves the masks of a checkpoint that has no BRM as they are.
+`auxiliary` is the head in the AMA notes of spyflying/VCT_AVS's users (SKA-VCT's "boundary"). It
+shapes features in training; masks do not read it. `refine` is a departure of this package. Because
+its last convolution starts at zero, it does not change the masks of a checkpoint without BRM.
 """
 
 import functools
@@ -30,7 +29,7 @@ from avs_jax.models.stage import Stage, StageInputs, StageResult
 
 AUXILIARY_CHANNELS = 128
 REFINE_CHANNELS = 64
-EDGE_PREVALENCE = 0.05  # which `refine` expects of every pixel before it has learned anything
+EDGE_PREVALENCE = 0.05  # initial edge probability of every pixel in `refine`
 zeros = nn.initializers.zeros
 RAMP_RULE = Rule(
     "refiner.ramp",
@@ -40,15 +39,12 @@ RAMP_RULE = Rule(
 
 
 def ramp_value(progress: jax.Array | float, ramp: Sequence[float]) -> jax.Array:
-    """How much of the edge head's gradient reaches the features, r.
+    """The share r of the edge head's gradient that reaches the features, float32 [].
 
     Args:
-      progress: [], share of the training that is done.
-      ramp: (start, end), shares of the training; r is 0 before, 1 after, and linear between. Equal
-        ones make a step: (0, 0) is 1 from the beginning.
-
-    Returns:
-      float32 [].
+      progress: [], fraction of the training that is done.
+      ramp: (start, end) as fractions of the training; r is 0 before, 1 after and linear between.
+        Equal values make a step: (0, 0) is 1 from the beginning.
     """
     start, end = ramp
     progress = jnp.asarray(progress, jnp.float32)
@@ -57,17 +53,13 @@ def ramp_value(progress: jax.Array | float, ramp: Sequence[float]) -> jax.Array:
 
 
 def scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """x, bit by bit, with `factor` [] times its gradient."""
+    """x unchanged, with its gradient scaled by `factor` []."""
     constant = jax.lax.stop_gradient(x)
     return constant + factor.astype(x.dtype) * (x - constant)
 
 
 class AuxiliaryBoundary(nn.Module):
-    """The edge head that only shapes features; float32.
-
-    Attributes:
-      ramp: see `ramp_value`; the source's is (0, 0).
-    """
+    """The edge head that only shapes features, in float32; the source's `ramp` is (0, 0)."""
 
     ramp: Sequence[float] = (0.0, 0.0)
 
@@ -83,17 +75,17 @@ class AuxiliaryBoundary(nn.Module):
         train: bool = False,
         valid: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Reads edges.
+        """Predicts edges.
 
         Args:
           mask_features: [N, h, w, D].
-          res2: [N, h, w, C], not read.
-          progress: [], share of the training that is done.
-          train: use and record the statistics of the batch in the BatchNorm.
-          valid: bool [N], frames that count in those statistics; None = all.
+          res2: [N, h, w, C], not used.
+          progress: [], fraction of the training that is done.
+          train: the BatchNorm uses and records the statistics of the batch.
+          valid: bool [N], frames that count in those statistics; None for all.
 
         Returns:
-          mask_features, the same; and the edges' logits, float32 [N, h, w].
+          mask_features, unchanged; edge logits, float32 [N, h, w].
         """
         ramp = ramp_value(progress, self.ramp)
         x = Conv(AUXILIARY_CHANNELS, 3, name="conv")(scale_gradient(mask_features, ramp))
@@ -103,11 +95,7 @@ class AuxiliaryBoundary(nn.Module):
 
 
 class BoundaryRefinement(nn.Module):
-    """The edge head whose features are added to the mask features; float32.
-
-    Attributes:
-      ramp: see `ramp_value`.
-    """
+    """The edge head whose features are added to the mask features, in float32."""
 
     ramp: Sequence[float] = (0.3, 0.6)
 
@@ -123,9 +111,9 @@ class BoundaryRefinement(nn.Module):
         train: bool = False,
         valid: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Refines; arguments and returns as of AuxiliaryBoundary, but the mask features are new.
+        """As AuxiliaryBoundary, but returns new mask features.
 
-        `train` and `valid` change nothing here: its norms are per frame.
+        `train` and `valid` are not used, because the norms are per frame.
         """
         ramp = ramp_value(progress, self.ramp)
         x = jnp.concatenate(

@@ -4,9 +4,9 @@
   x <- LN(x + MSDA(x + pos, x));  x <- LN(x + FFN(x))                        num_layers times
   mask_features = conv1x1(ReLU(GN(conv3x3(GN(conv1x1(res2)) + up2(x at stride 8)))))
 
-Mask2Former's MSDeformAttnPixelDecoder (Cheng et al. 2022) as VCT uses it, with Deformable DETR's
-encoder (Zhu et al. 2021). Everything is float32, as there. The encoder layers are stacked along a
-leading axis of their parameters and scanned.
+Source: Mask2Former's MSDeformAttnPixelDecoder (Cheng et al. 2022) as used by VCT, with Deformable
+DETR's encoder (Zhu et al. 2021), all in float32. The encoder layers are scanned; their parameters
+are stacked along a leading axis.
 """
 
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ from avs_jax.models.layers import (
 from avs_jax.ops.deform_attn import deform_attn
 from avs_jax.ops.sampling import resize_bilinear
 
-LEVELS = ("res5", "res4", "res3")  # the encoder's, in order
-# What an encoder layer keeps for its backward pass beside its input; norms, activations, softmax
-# and sampling locations are quick to make again.
-KEPT = ("value", "offsets", "scores", "sampled", "residual", "hidden")
+ENCODER_LEVELS = ("res5", "res4", "res3")
+# Besides an encoder layer's input. Norms, activations, softmax and sampling locations are cheap to
+# recompute.
+SAVED_FOR_BACKWARD = ("value", "offsets", "scores", "sampled", "residual", "hidden")
 zeros = nn.initializers.zeros
 
 
 def offset_bias(num_heads: int, num_levels: int, num_points: int) -> np.ndarray:
-    """First sampling offsets, in pixels: head g looks into direction g, point p p + 1 steps far.
+    """Initial sampling offsets in pixels: head g looks in direction g, point p at p + 1 steps.
 
     Returns:
       float32 [num_heads * num_levels * num_points * 2], (x, y) last.
@@ -53,7 +53,7 @@ def offset_bias(num_heads: int, num_levels: int, num_points: int) -> np.ndarray:
 
 
 def reference_points(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Centre of every pixel of every level: float32 [sum of h*w, 2], (x, y) as fractions."""
+    """Centers of all pixels of all levels: float32 [sum of h*w, 2], (x, y) as fractions."""
     points = []
     for height, width in sizes:
         y, x = np.meshgrid(
@@ -64,7 +64,7 @@ def reference_points(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 class DeformableAttention(nn.Module):
-    """Each token samples a few learned points of every level around its own position."""
+    """Each token samples a few learned points around its position on every level."""
 
     num_heads: int
     num_points: int
@@ -73,7 +73,7 @@ class DeformableAttention(nn.Module):
     def __call__(
         self, query: jax.Array, value: jax.Array, sizes: Sequence[tuple[int, int]]
     ) -> jax.Array:
-        """Attends; query (with the positions) and value are [N, S, D], S the tokens of `sizes`."""
+        """Query (positions added) and value are [N, S, D], S the tokens of `sizes`."""
         num_frames, num_tokens, width = query.shape
         heads, levels, points = self.num_heads, len(sizes), self.num_points
         value = Linear(width, True, xavier_uniform, zeros, name="value_proj")(value)
@@ -89,8 +89,8 @@ class DeformableAttention(nn.Module):
         weights = nn.softmax(scores.reshape(num_frames, num_tokens, heads, levels * points))
         shape = (num_frames, num_tokens, heads, levels, points)
         extent = np.array([(w, h) for h, w in sizes], np.float32)[None, None, None, :, None]
-        centre = reference_points(sizes)[None, :, None, None, None]
-        locations = centre + offsets.reshape(*shape, 2) / extent
+        center = reference_points(sizes)[None, :, None, None, None]
+        locations = center + offsets.reshape(*shape, 2) / extent
         out = deform_attn(
             value.reshape(num_frames, num_tokens, heads, width // heads),
             sizes,
@@ -102,7 +102,7 @@ class DeformableAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention and a ReLU network, each added and then normalized."""
+    """Post-norm residual deformable self-attention and ReLU network."""
 
     ffn_dim: int
     num_heads: int
@@ -111,7 +111,7 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, position: jax.Array) -> tuple[jax.Array, dict]:
-        """x, position: [N, S, D]. Returns x and, for whoever looks, what the layer made."""
+        """x, position: [N, S, D]. Returns x and the intermediates."""
         attend = DeformableAttention(self.num_heads, self.num_points, name="self_attn")
         attended = attend(x + position, x, self.sizes)
         x = LayerNorm(name="norm1")(checkpoint_name(x + attended, "residual"))
@@ -135,7 +135,7 @@ class Encoder(nn.Module):
     def __call__(
         self, x: jax.Array, position: jax.Array, sizes: Sequence[tuple[int, int]]
     ) -> tuple[jax.Array, dict]:
-        kept = jax.checkpoint_policies.save_only_these_names(*KEPT)
+        kept = jax.checkpoint_policies.save_only_these_names(*SAVED_FOR_BACKWARD)
         layers = nn.scan(
             nn.remat(EncoderLayer, policy=None if self.remat else kept),
             variable_axes={"params": 0},
@@ -149,7 +149,7 @@ class Encoder(nn.Module):
 
 
 class DeformableTransformer(nn.Module):
-    """The encoder, and a learned vector per level that is part of its position encoding."""
+    """The encoder, with a learned vector per level added to its position encoding."""
 
     num_layers: int
     ffn_dim: int
@@ -159,14 +159,7 @@ class DeformableTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array]) -> tuple[list[jax.Array], dict]:
-        """Encodes.
-
-        Args:
-          features: [N, h, w, D] of each level.
-
-        Returns:
-          the levels again, encoded; and the intermediates.
-        """
+        """Encodes [N, h, w, D] of each level; returns the encoded levels and intermediates."""
         num_frames, width = features[0].shape[0], features[0].shape[-1]
         sizes = [x.shape[1:3] for x in features]
         levels = self.param("level_embed", nn.initializers.normal(1.0), (len(sizes), width))
@@ -195,13 +188,12 @@ class DeformableTransformer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """res2..res5 of a backbone to three encoded scales and a map for masks at stride 4.
+    """Backbone maps res2..res5 to three encoded scales and mask features at stride 4.
 
     Attributes:
       hidden_dim: D.
       num_layers, ffn_dim, num_heads, num_points: of the encoder.
-      remat: recompute each encoder layer, and the map for masks, in the backward pass instead of
-        keeping their activations.
+      remat: recompute each encoder layer and the mask features in the backward pass.
     """
 
     hidden_dim: int = 256
@@ -221,11 +213,11 @@ class PixelDecoder(nn.Module):
         Returns:
           multi_scale: float32 [N, h, w, D] at strides 32, 16 and 8.
           mask_features: float32 [N, h, w, D] at stride 4.
-          intermediates: what the stages made, by name.
+          intermediates: by name.
         """
         features = {name: x.astype(jnp.float32) for name, x in features.items()}
         projected = []
-        for i, level in enumerate(LEVELS):
+        for i, level in enumerate(ENCODER_LEVELS):
             x = Linear(self.hidden_dim, True, xavier_uniform, zeros, name=f"input_proj_{i}_0")(
                 features[level]
             )
@@ -242,12 +234,12 @@ class PixelDecoder(nn.Module):
         merge = PixelDecoder._merge
         if self.remat:
             merge = remat_in_loop(merge)
-        mask_features, seen = merge(self, features["res2"], multi_scale[-1])
-        intermediates |= {"input_proj": projected} | seen
+        mask_features, merged = merge(self, features["res2"], multi_scale[-1])
+        intermediates |= {"input_proj": projected} | merged
         return multi_scale, mask_features, intermediates
 
     def _merge(self, res2, encoded):
-        """The map for masks from res2 and the finest encoded scale, and intermediates."""
+        """Mask features from res2 and the finest encoded scale, and intermediates."""
         lateral = NormedConv(self.hidden_dim, 1, name="adapter_1")(res2)
         merged = lateral + resize_bilinear(encoded, lateral.shape[1:3])
         merged = nn.relu(NormedConv(self.hidden_dim, 3, name="layer_1")(merged))

@@ -1,15 +1,15 @@
-"""Prototype-prompted query generation: the decoder's queries, made from the picture itself.
+"""Prototype-prompted query generation (PPQG): the decoder's queries, generated from the image.
 
   x  = conv1x1(ReLU(conv3x3(ReLU(conv1x1(mask_features)))))          [N, S, D], S = h w pixels
-  x  = x (1 + lambda M)                                              where motion guides (AMA)
+  x  = x (1 + lambda M)                                              with a motion map (AMA)
   q0 = MLP over the pixels of each channel, S -> D -> D -> Q
-  q1 = LN(q0 + MHA(q0, prototypes, prototypes))                      q0 where there are none (MS3)
+  q1 = LN(q0 + MHA(q0, prototypes, prototypes))                      q0 without prototypes (MS3)
   P  = softmax over the queries of (Wq q1)(Wk x)^T / sqrt(D) [+ Gumbel noise in training]
   A  = onehot(argmax P) forward, dP backward;  A_q <- A_q / (sum_s A_qs + 1)
   q2 = q1 + Wo (A Wv x)
 
-VCT (Huang et al., CVPR 2025), section 3.2, whose assignment is GroupViT's (Xu et al., CVPR 2022);
-written from these formulas. The linear map over pixels fixes the size of the input.
+Source: VCT (Huang et al., CVPR 2025), section 3.2, with GroupViT's assignment (Xu et al., CVPR
+2022); written from these formulas. The linear map over pixels fixes the input size.
 """
 
 import flax.linen as nn
@@ -23,27 +23,18 @@ PROTOTYPE_HEADS = 4
 
 
 def reweight(x: jax.Array, motion_weight: jax.Array, strength: jax.Array) -> jax.Array:
-    """Raises features where motion goes with sound: x (1 + strength M).
+    """Amplifies features where motion matches sound: x (1 + strength M), in the dtype of x.
 
-    Args:
-      x: [N, h, w, D].
-      motion_weight: [N, h, w], 0..1.
-      strength: the learned scalar lambda, [].
-
-    Returns:
-      [N, h, w, D] in the dtype of x; x itself, bit by bit, where strength or M is 0.
+    x is [N, h, w, D], M [N, h, w] in 0..1 and `strength` the learned scalar lambda. x is unchanged,
+    bit for bit, where strength or M is 0.
     """
     return x * (1 + strength * motion_weight[..., None]).astype(x.dtype)
 
 
 def hard_assignment(logits: jax.Array) -> jax.Array:
-    """One query per pixel, with the gradient of the softmax (straight through).
+    """One-hot argmax over queries with the gradient of the softmax (straight-through estimator).
 
-    Args:
-      logits: float32 [N, Q, S].
-
-    Returns:
-      [N, Q, S]: 1 at the argmax over queries and 0 elsewhere, up to rounding (1 - p + p).
+    float32 [N, Q, S] -> [N, Q, S], 0 or 1 up to rounding (1 - p + p).
     """
     soft = nn.softmax(logits, axis=1)
     winner = jnp.argmax(soft, axis=1)
@@ -52,7 +43,7 @@ def hard_assignment(logits: jax.Array) -> jax.Array:
 
 
 class AssignAttention(nn.Module):
-    """Every pixel gives its value to one query; a query takes sum / (number + 1)."""
+    """Assigns every pixel's value to one query; a query gets sum / (count + 1)."""
 
     dtype: jnp.dtype = jnp.float32
 
@@ -81,7 +72,7 @@ class AssignAttention(nn.Module):
 
 
 class PrototypeAttention(nn.Module):
-    """Queries look at the prototypes: LN(q + MHA(q, p, p)), without positions."""
+    """Queries attend to the prototypes without positions: LN(q + MHA(q, p, p))."""
 
     dtype: jnp.dtype = jnp.float32
 
@@ -97,10 +88,10 @@ class PPQG(nn.Module):
 
     Attributes:
       num_queries: Q.
-      num_prototypes: K'; 0 = no prototypes.
-      lambda_init: first value of the motion's strength, the parameter `lambda` [1], which exists
-        only where a motion map is given.
-      dtype: of the computation.
+      num_prototypes: K'; 0 for none.
+      lambda_init: initial value of the motion strength. Its parameter `lambda` [1] exists only with
+        a motion map.
+      dtype: compute dtype.
     """
 
     num_queries: int
@@ -120,13 +111,13 @@ class PPQG(nn.Module):
         Args:
           mask_features: [N, h, w, D].
           motion_weight: [N, h, w], or None.
-          gumbel_noise: [N, Q, h w] added to the assignment's scores, or None.
+          gumbel_noise: [N, Q, h w] added to the assignment scores, or None.
 
         Returns:
           queries [N, Q, D]; the prototype table [K', D] or None; intermediates.
 
         Raises:
-          ValueError: where the parameters were made for another number of pixels.
+          InputError: the parameters are for another number of pixels.
         """
         num_frames, height, width, channels = mask_features.shape
         x = Linear(channels, dtype=self.dtype, name="pre_proj_0")(mask_features)
@@ -152,19 +143,11 @@ class PPQG(nn.Module):
         assign = AssignAttention(self.dtype, name="assign_attn")
         taken, assigned = assign(queries, pixels, gumbel_noise)
         queries += taken
-        return (
-            queries,
-            prototypes,
-            intermediates
-            | assigned
-            | {
-                "query_mixer": mixed,
-                "queries": queries,
-            },
-        )
+        intermediates |= assigned | {"query_mixer": mixed, "queries": queries}
+        return queries, prototypes, intermediates
 
     def _check_size(self, height: int, width: int) -> None:
-        """The mixer's kernel has a row per pixel: says so before Flax says it less plainly."""
+        """The mixer's kernel has a row per pixel; a clearer error than Flax's."""
         if not self.has_variable("params", "query_mixer"):
             return
         made_for = self.variables["params"]["query_mixer"]["layers_0"]["kernel"].shape[0]

@@ -1,14 +1,15 @@
-"""The VCT decoder: visual queries read sound and picture in turn, and predict after every layer.
+"""The VCT decoder: visual queries attend to audio and image in turn and predict after every layer.
 
   layer i: q <- LN(q + MHA(q + e, f + p, f) where the mask of prediction i allows)
            q <- LN(q + MHA(q + e, q + e, q));  q <- LN(q + FFN(q))
   prediction: q' = LN(q); class logits = W q'; masks = MLP(q') . mask_features
 
 f is level i mod 4 of (audio grid, stride 32, stride 16, stride 8) plus a learned vector per level,
-p its sine encoding, e the learned query positions. A query may look where the mask it predicted,
-resized to the level, is not negative; everywhere, if that is nowhere; and always in the audio.
+p its sine encoding, e the learned query positions. A query attends where its predicted mask,
+resized to the level, is not negative, or everywhere if that leaves no pixel. Audio is never masked.
 
-VCT (Huang et al., CVPR 2025), section 3.3, on Mask2Former's decoder (Cheng et al., CVPR 2022).
+Source: VCT (Huang et al., CVPR 2025), section 3.3, on Mask2Former's decoder (Cheng et al., CVPR
+2022).
 """
 
 from collections.abc import Sequence
@@ -73,14 +74,9 @@ class FFNLayer(nn.Module):
 
 
 def attention_mask(masks: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Where a query must not look, by the mask it predicted, before full rows are freed.
+    """Where a query must not look: mask logits [N, h, w, Q] -> bool [N, Q, h' w'], size (h', w').
 
-    Args:
-      masks: [N, h, w, Q] mask logits.
-      size: (h', w') of the level.
-
-    Returns:
-      bool [N, Q, h' w'], True where the resized logit is negative. No gradient passes.
+    True where the resized logit is negative. No gradient flows.
     """
     resized = resize_bilinear(jax.lax.stop_gradient(masks), size)
     blocked = resized < 0
@@ -88,7 +84,7 @@ def attention_mask(masks: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def free_full_rows(masked: jax.Array) -> jax.Array:
-    """A query that may look nowhere may look everywhere. bool [N, Q, S]."""
+    """Unmasks queries whose whole row is masked. bool [N, Q, S]."""
     return masked & ~masked.all(-1, keepdims=True)
 
 
@@ -97,12 +93,12 @@ class VCTDecoder(nn.Module):
 
     Attributes:
       num_classes: K; the class logits have one more, "no object".
-      num_prototypes: K'; 0 = no prototypes and no embeddings for their loss.
+      num_prototypes: K'; 0 disables prototypes and the embeddings for their loss.
       num_queries: Q.
       num_layers, ffn_dim, num_heads: of the decoder.
       lambda_init: see PPQG.
-      remat: recompute PPQG and each layer in the backward pass instead of keeping activations.
-      dtype: of the computation; class logits and masks are float32.
+      remat: recompute PPQG and each layer in the backward pass.
+      dtype: compute dtype; class logits and masks are float32.
     """
 
     num_classes: int
@@ -134,9 +130,9 @@ class VCTDecoder(nn.Module):
           gumbel_noise: [N, Q, h w], or None.
 
         Returns:
-          {"predictions": list of {"pred_logits" [N, Q, K+1], "pred_masks" [N, h, w, Q]}, the
-          initial queries' first; "audio_embed" [N, D] and "proto_embed" [K', D] with prototypes},
-          and the intermediates by name.
+          {"predictions": list of {"pred_logits" [N, Q, K+1], "pred_masks" [N, h, w, Q]}, that of
+          the initial queries first; with prototypes "audio_embed" [N, D] and "proto_embed"
+          [K', D]}; and the intermediates by name.
         """
         levels = [audio_features, *multi_scale]
         sources, positions, sizes = self._sources(levels)
@@ -145,13 +141,13 @@ class VCTDecoder(nn.Module):
             mask_features, motion_weight, gumbel_noise
         )
         predictions = [predict(query)]
-        seen = {"init_output": query, "cross": [], "self": [], "ffn": [], "attn_mask": []}
+        intermediates = {"init_output": query, "cross": [], "self": [], "ffn": [], "attn_mask": []}
         for i in range(self.num_layers):
             level = i % len(levels)
             masked = None
             if level > 0:
                 masked = attention_mask(predictions[-1]["pred_masks"], sizes[level])
-            seen["attn_mask"].append(masked)
+            intermediates["attn_mask"].append(masked)
             cross, attend, feed_forward = self._layer(i)
             query = cross(
                 query,
@@ -160,20 +156,20 @@ class VCTDecoder(nn.Module):
                 positions[level],
                 None if masked is None else free_full_rows(masked),
             )
-            seen["cross"].append(query)
+            intermediates["cross"].append(query)
             query = attend(query, query_position)
-            seen["self"].append(query)
+            intermediates["self"].append(query)
             query = feed_forward(query)
-            seen["ffn"].append(query)
+            intermediates["ffn"].append(query)
             predictions.append(predict(query))
 
         outputs = {"predictions": predictions}
         if self.num_prototypes:
             outputs |= self._embed(audio_features, prototypes)
-        return outputs, {"ppqg": ppqg, "decoder": seen}
+        return outputs, {"ppqg": ppqg, "decoder": intermediates}
 
     def _make_heads(self, mask_features):
-        """The function from queries to their prediction; all predictions share its modules."""
+        """A function from queries to their prediction; all predictions share its modules."""
         width = mask_features.shape[-1]
         decoder_norm = LayerNorm(name="decoder_norm")
         class_embed = Linear(self.num_classes + 1, dtype=self.dtype, name="class_embed")
@@ -197,12 +193,14 @@ class VCTDecoder(nn.Module):
 
         if self.remat:
             generate = remat_in_loop(generate)
-        generated, prototypes, seen = generate(self, mask_features, motion_weight, gumbel_noise)
+        generated, prototypes, intermediates = generate(
+            self, mask_features, motion_weight, gumbel_noise
+        )
         width = mask_features.shape[-1]
         query_feat = Embedding(self.num_queries, width, name="query_feat")()
         query_embed = Embedding(self.num_queries, width, name="query_embed")()
         query = generated + query_feat[None].astype(self.dtype)
-        return query, query_embed[None].astype(self.dtype), prototypes, seen
+        return query, query_embed[None].astype(self.dtype), prototypes, intermediates
 
     def _layer(self, i):
         """The three modules of decoder layer i."""
@@ -232,7 +230,7 @@ class VCTDecoder(nn.Module):
         return sources, positions, sizes
 
     def _embed(self, audio_features, prototypes):
-        """Unit vectors that the prototype loss compares: audio [N, D], prototypes [K', D]."""
+        """Unit vectors for the prototype loss: audio [N, D], prototypes [K', D]."""
         width = audio_features.shape[-1]
 
         def unit(x, name):

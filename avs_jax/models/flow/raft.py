@@ -1,18 +1,18 @@
-"""RAFT (Teed and Deng, ECCV 2020): optical flow of a pair of pictures, large and small.
+"""RAFT (Teed and Deng, ECCV 2020): optical flow between two frames, large and small.
 
-  f1, f2 = feature encoder(picture 1, 2);  h, context = tanh | relu of context encoder(picture 1)
+  f1, f2 = feature encoder(frame 1, 2);  h, context = tanh | relu of context encoder(frame 1)
   repeat: c = correlation of f1 with f2 around x + flow, at four scales
           h = GRU(h, [context, motion encoder(c, flow)]);  flow += flow head(h)
   flow at 1/8 -> full size: a learned convex combination of 3 x 3 neighbors (large), or bilinear
 
-Flow (u, v) is in px: what is at (x, y) in picture 1 is at (x + u, y + v) in picture 2.
+Flow (u, v) is in px: the point (x, y) of frame 1 is at (x + u, y + v) in frame 2.
 
-The iterations are one scan, whatever their number. `correlation` says where the inner products of
-f1 and f2 live: see ops/correlation.py.
+The iterations are one scan. `correlation` chooses how the inner products of f1 and f2 are stored,
+see ops/correlation.py.
 
 Source: torchvision's `raft_large`, `raft_small` and princeton-vl/RAFT, which agree bit for bit
-under mapped weights; parameter names are torchvision's. Here it only predicts: the context
-encoder's BatchNorm reads its stored statistics.
+under mapped weights; parameter names are torchvision's. Inference only: the context encoder's
+BatchNorm uses its stored statistics.
 """
 
 import dataclasses
@@ -29,26 +29,26 @@ from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import check_shape
 
 STRIDE = 8  # px per cell of the recurrent part
-MIN_SIDE = 128  # px; below, the coarsest level has no two cells
+MIN_SIDE = 128  # px; below, the coarsest level has fewer than two cells
 CORRELATIONS = ("all_pairs", "on_demand")
 EPSILON = 1e-5  # of the norms
-MASK_GAIN = 0.25  # of the upsampling weights' logits, which balances their gradient in training
+MASK_GAIN = 0.25  # of the upsampling logits, balances their gradient in training
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What differs between the two models; widths of the layers from first to last.
+    """The differences between the two models; tuples list layer widths from first to last.
 
     Attributes:
       is_bottleneck: blocks of three convolutions instead of two.
-      has_batch_norm: in the context encoder, else it has no norm.
-      feature, context: stem, three stages, output.
-      hidden: of the context's channels, those that start the hidden state.
+      has_batch_norm: in the context encoder, which otherwise has no norm.
+      feature, context: widths of stem, three stages and output.
+      hidden: number of context channels that initialize the hidden state.
       radius: of the lookup window, in cells.
       correlation_layers, flow_layers: of the motion encoder; motion: its output, flow included.
-      gru_kernels: (height, width) of one GRU after the other.
-      head: of the flow head.
-      has_mask: convex upsampling, else bilinear.
+      gru_kernels: (height, width) of the successive GRUs.
+      head: width of the flow head.
+      has_mask: convex upsampling instead of bilinear.
     """
 
     is_bottleneck: bool
@@ -102,7 +102,7 @@ class RAFT(nn.Module):
 
     Attributes:
       variant: key of VARIANTS.
-      correlation: "all_pairs" or "on_demand"; the same numbers for other memory.
+      correlation: "all_pairs" or "on_demand": the same result, with different memory use.
       dtype: of the convolutions; correlations, coordinates, norms and flow are float32.
     """
 
@@ -118,13 +118,13 @@ class RAFT(nn.Module):
         num_iterations: int = 12,
         return_all: bool = False,
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Estimates the flow from the first pictures to the second.
+        """Estimates the flow from the first frames to the second.
 
         Args:
-          first, second: [N, H, W, 3], RGB 0..255 of any dtype; sides multiples of 8 and at least
-            128 px (`pad_to_stride`).
+          first, second: [N, H, W, 3], RGB 0..255 of any dtype; sides are multiples of 8 and at
+            least 128 px (`pad_to_stride`).
           num_iterations: updates of the flow, 12 in torchvision.
-          return_all: flows after every iteration instead of the last.
+          return_all: return the flow after every iteration.
 
         Returns:
           flow float32 [N, H, W, 2], or [num_iterations, N, H, W, 2]; intermediates: "first",
@@ -132,18 +132,18 @@ class RAFT(nn.Module):
           every iteration).
 
         Raises:
-          ValueError: unknown variant or correlation, no iteration, or a size that does not fit.
+          ValueError: unknown variant or correlation, no iteration, or an invalid size.
         """
         variant = self._check(first, second, num_iterations)
         dtype = jnp.dtype(self.dtype)
-        pictures = jnp.concatenate([first, second]).astype(jnp.float32) / 127.5 - 1
+        frames = jnp.concatenate([first, second]).astype(jnp.float32) / 127.5 - 1
         features = Encoder(
             variant.feature, variant.is_bottleneck, "instance", dtype, name="feature_encoder"
-        )(pictures.astype(dtype))
+        )(frames.astype(dtype))
         norm = "batch" if variant.has_batch_norm else "none"
         context = Encoder(
             variant.context, variant.is_bottleneck, norm, dtype, name="context_encoder"
-        )(pictures[: len(first)].astype(dtype))
+        )(frames[: len(first)].astype(dtype))
         f1, f2 = jnp.split(features.astype(jnp.float32), 2)
         hidden = jnp.tanh(context[..., : variant.hidden])
         inputs = nn.relu(context[..., variant.hidden :])
@@ -164,8 +164,14 @@ class RAFT(nn.Module):
         (hidden, flow), (hiddens, flows) = scan(variant, dtype, name="update_block")(
             (hidden, flow), inputs, volume, f1, f2_pyramid
         )
-        seen = {"first": f1, "second": f2, "context": context, "hidden": hiddens, "low": flows}
-        if return_all:  # iterations and pairs as one axis
+        intermediates = {
+            "first": f1,
+            "second": f2,
+            "context": context,
+            "hidden": hiddens,
+            "low": flows,
+        }
+        if return_all:  # fold iterations and pairs into one axis
             hidden, flow = (x.reshape(-1, *x.shape[2:]) for x in (hiddens, flows))
         if variant.has_mask:
             mask = MaskPredictor(dtype, name="mask_predictor")(hidden)
@@ -175,7 +181,7 @@ class RAFT(nn.Module):
             flow = STRIDE * resize_bilinear(flow, size, align_corners=True)
         if return_all:
             flow = flow.reshape(num_iterations, -1, *flow.shape[1:])
-        return flow, seen
+        return flow, intermediates
 
     def _check(self, first, second, num_iterations) -> Variant:
         if self.variant not in VARIANTS:
@@ -199,14 +205,14 @@ class RAFT(nn.Module):
 
 
 def conv(features: int, kernel: int | tuple[int, int], dtype: Any, name: str, stride: int = 1):
-    """A convolution zero-padded by half its odd kernel, as PyTorch's are here."""
+    """A convolution zero-padded by half its odd kernel, as in PyTorch."""
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = [(side // 2, side // 2) for side in kernel]
     return nn.Conv(features, kernel, (stride, stride), padding, dtype=dtype, name=name)
 
 
 def instance_norm(x: jax.Array) -> jax.Array:
-    """Every channel of every picture to mean 0 and variance 1, in float32; no parameters."""
+    """Mean 0 and variance 1 per channel and frame, in float32; no parameters."""
     y = x.astype(jnp.float32)
     y -= y.mean((1, 2), keepdims=True)
     y *= jax.lax.rsqrt(jnp.square(y).mean((1, 2), keepdims=True) + EPSILON)
@@ -241,7 +247,7 @@ class Encoder(nn.Module):
 
 
 class Block(nn.Module):
-    """relu(x + convolutions(x)); with a stride, x goes through a 1 x 1 convolution of its own."""
+    """relu(x + convolutions(x)); with a stride, a 1 x 1 convolution projects x."""
 
     width: int
     stride: int
@@ -267,7 +273,7 @@ class Block(nn.Module):
 
 
 def normalize(norm: str, x: jax.Array, name: str) -> jax.Array:
-    """One of the three norms; called within a module, which the BatchNorm becomes a child of."""
+    """One of the three norms, called within the parent module of the BatchNorm."""
     if norm == "batch":
         return BatchNorm(name=name)(x, train=False)
     return instance_norm(x) if norm == "instance" else x
@@ -295,7 +301,7 @@ class UpdateBlock(nn.Module):
           flow: float32 [N, h, w, 2], in cells.
 
         Returns:
-          hidden; the change of the flow, float32; the motion encoder's features.
+          hidden; the flow update, float32; the motion encoder's features.
         """
         motion = MotionEncoder(self.variant, self.dtype, name="motion_encoder")(correlation, flow)
         recurrent = RecurrentBlock(self.variant.gru_kernels, self.dtype, name="recurrent_block")
@@ -305,7 +311,7 @@ class UpdateBlock(nn.Module):
 
 
 class _Step(UpdateBlock):
-    """Lookup and update, as nn.scan wants them."""
+    """Lookup and update; the body of the scan."""
 
     @nn.compact
     def __call__(self, carry, inputs, volume, f1, f2_pyramid):
@@ -324,7 +330,7 @@ class _Step(UpdateBlock):
 
 
 class MotionEncoder(nn.Module):
-    """Features of correlation and flow; the flow itself is their last two channels."""
+    """Features of correlation and flow; the last two channels are the flow itself."""
 
     variant: Variant
     dtype: jnp.dtype
@@ -345,7 +351,7 @@ class MotionEncoder(nn.Module):
 
 
 class RecurrentBlock(nn.Module):
-    """Convolutional GRUs one after the other, all on the same inputs."""
+    """Successive convolutional GRUs on the same inputs."""
 
     kernels: tuple[tuple[int, int], ...]
     dtype: jnp.dtype
@@ -374,7 +380,7 @@ class ConvGRU(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Hidden state to change of flow, in cells."""
+    """Hidden state to flow update, in cells."""
 
     width: int
     dtype: jnp.dtype
@@ -400,11 +406,11 @@ class MaskPredictor(nn.Module):
 
 
 def upsample_convex(flow: jax.Array, mask: jax.Array) -> jax.Array:
-    """Every pixel a convex combination of the 3 x 3 cells around its own; zeros outside.
+    """Every pixel is a convex combination of the 3 x 3 cells around its own; zeros outside.
 
     Args:
       flow: [N, h, w, 2], in cells.
-      mask: logits [N, h, w, 9 * 64], of neighbors row by row, then of the 8 x 8 px of the cell.
+      mask: logits [N, h, w, 9 * 64]: neighbors row by row, then the 8 x 8 px of the cell.
 
     Returns:
       [N, 8 h, 8 w, 2], in px.
@@ -424,10 +430,10 @@ def cell_grid(height: int, width: int) -> np.ndarray:
 
 
 def pad_to_stride(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Pixels to add by repeating the edge: ((top, bottom), (left, right)).
+    """Edge padding in pixels: ((top, bottom), (left, right)).
 
-    Both sides share them, the far one takes the odd pixel: RAFT's padding for Sintel. Departure:
-    smaller sides grow to MIN_SIDE.
+    Padding is split evenly, the odd pixel at the bottom or right, as RAFT does for Sintel.
+    Departure: smaller sides grow to MIN_SIDE.
     """
 
     def share(size: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Audio-motion alignment: where in a frame does what moves go with what sounds.
+"""Audio-motion alignment (AMA): where in a frame motion matches the sound.
 
   keys    = BN(conv1x1(ReLU(BN(conv3x3(motion on a grid x grid map)))))    [N, S, E], S = grid^2
   query   = LN(W a), a the frame's mean audio feature                      [N, 1, E]
@@ -6,21 +6,21 @@
   map     = (A - min A) / (max A - min A + 1e-8) per frame                 [N, grid, grid]
 
 Source: the VCT + AMA notes of spyflying/VCT_AVS's users (SKA-VCT's "motion verification"). Their
-value projection is computed and never read, so it does not exist here.
+value projection is computed but never read, so it is left out.
 
-Against over-fitting, in training and off by default (the notes name the rates, not the places):
+Dropouts against over-fitting, off by default (the notes name the rates, not the places):
 
-  attention_dropout   an entry of the attention falls back to 1 / S, no evidence for its cell; the
-                      others move away from 1 / S by 1 / (1 - rate) more
-  projection_dropout  a channel of Wq query is 0, and with it that of every key
-  map_dropout         a clip goes without its map
+  attention_dropout   an attention entry falls back to 1 / S, no evidence for its cell; the others
+                      move away from 1 / S by a factor of 1 / (1 - rate)
+  projection_dropout  a channel of Wq query is 0, which also cancels that channel of every key
+  map_dropout         a clip gets no map
 
-With "minmax" a frame where nothing moves keeps its map of zeros under all three. A plain dropout of
+With "minmax", a frame without motion keeps its map of zeros under all three. A plain dropout of
 attention or keys would make its cells differ, and the normalization would stretch that to 0..1.
 
-Departure: of a frame whose attention is flat (max - min < 1e-6: nothing moves) the normalization
-passes no gradient. There the original divides rounding noise by 1e-8 and learns from that. The
-forward values are the original's.
+Departure: for a frame with flat attention (max - min < 1e-6: nothing moves) the normalization
+passes no gradient. The original divides rounding noise by 1e-8 there and learns from it. Forward
+values are the original's.
 """
 
 import flax.linen as nn
@@ -43,19 +43,13 @@ NORMALIZATIONS = ("minmax", "softmax_hw")
 def normalize_map(
     attention: jax.Array, method: str = "minmax", grad_through_extrema: bool = True
 ) -> jax.Array:
-    """Attention over the cells of a frame to weights in 0..1.
+    """Attention over the cells of a frame to weights [N, h, w] in 0..1.
 
     Args:
-      attention: [N, h, w], each frame's sums to 1.
-      method: "minmax": the least cell becomes 0 and the greatest 1, and a flat map 0 everywhere;
+      attention: [N, h, w], summing to 1 per frame.
+      method: "minmax": the minimum maps to 0, the maximum to 1, and a flat map to 0 everywhere;
         "softmax_hw": A hw / (1 + A hw), 1/2 everywhere for a flat map.
-      grad_through_extrema: False: the minimum and the maximum count as constants in the gradient.
-
-    Returns:
-      [N, h, w]
-
-    Raises:
-      ValueError: for another method.
+      grad_through_extrema: False treats minimum and maximum as constants in the gradient.
     """
     if method == "softmax_hw":
         relative = attention * (attention.shape[1] * attention.shape[2])
@@ -74,17 +68,17 @@ def normalize_map(
 
 
 class AMA(nn.Module):
-    """The map of one frame from its sound and its motion.
+    """The map of each frame from its sound and motion.
 
     Attributes:
       embed_dim: E.
       num_heads: G.
       grid: cells per side of the map.
-      temperature_mode: "mul": scores times the learned tau (parameter `temperature` [1], first 1);
-        "div": divided by it.
+      temperature_mode: scores are multiplied ("mul") or divided ("div") by the learned tau
+        (parameter `temperature` [1], initially 1).
       normalize, grad_through_extrema: see `normalize_map`.
-      attention_dropout, projection_dropout, map_dropout: rates in 0 <= rate < 1, see above.
-      dtype: of the projections; norms, scores and the map are float32 at least.
+      attention_dropout, projection_dropout, map_dropout: 0 <= rate < 1, see above.
+      dtype: of the projections; norms, scores and the map are at least float32.
     """
 
     embed_dim: int = 256
@@ -120,18 +114,14 @@ class AMA(nn.Module):
         Args:
           audio: [N, D], mean audio feature of each frame.
           motion: [N, H, W, C], a motion map of any size: strengths (C = 1) or vectors (C = 2).
-          train: use and record the statistics of the batch in the motion encoder's BatchNorms;
-            draw the dropouts, from the rng stream "ama_dropout".
-          valid: bool [N], frames that count in those statistics; None = all.
-          ids: int32 [N], from `spec.frame_ids`: a frame's draws follow from its id, and those of
-            map_dropout from its clip. None = one frame of each of N clips.
+          train: the BatchNorms use and record the statistics of the batch; the dropouts draw from
+            the rng stream "ama_dropout".
+          valid: bool [N], frames that count in those statistics; None for all.
+          ids: int32 [N], from `spec.frame_ids`. Draws depend on the frame's id, those of
+            map_dropout on its clip. None: one frame from each of N clips.
 
         Returns:
           map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}.
-
-        Raises:
-          ValueError: an unknown mode, a rate outside 0..1, or an embed_dim that the heads do not
-            divide.
         """
         self._check_fields()
         if ids is None:
@@ -169,7 +159,7 @@ class AMA(nn.Module):
         return weight, {"attention": attention}
 
     def _drop(self, x: jax.Array, rate: float, ids: jax.Array, rest: float = 0.0) -> jax.Array:
-        """Dropout of single values around `rest`, which is where they fall; the same mean."""
+        """Dropout that sets values to `rest` instead of 0 and preserves the mean."""
         if not rate:
             return x
         kept = self._draw_kept(rate, ids, x.shape[1:])
@@ -202,7 +192,7 @@ class AMA(nn.Module):
 
 
 def _apply(module: AMA, inputs: StageInputs) -> StageResult:
-    weight, seen = module(
+    weight, intermediates = module(
         inputs.audio.mean((1, 2)),
         inputs.fields["motion"],
         train=inputs.train,
@@ -210,7 +200,7 @@ def _apply(module: AMA, inputs: StageInputs) -> StageResult:
         ids=inputs.ids,
     )
     upsampled = resize_bilinear(weight[..., None], inputs.mask_features.shape[1:3])[..., 0]
-    return StageResult(upsampled, {"motion_weight": weight}, seen)
+    return StageResult(upsampled, {"motion_weight": weight}, intermediates)
 
 
 STAGE = Stage(

@@ -1,9 +1,9 @@
-"""The channel gate that lets a second visual branch into the first: image + gate(mask) * mask.
+"""The channel gate that adds a second visual branch to the first: image + gate(mask) * mask.
 
     gate(x) = sigmoid(W2 relu(W1 mean_hw(x) + b1) + b2)
 
-Source: spyflying/VCT_AVS, models/utils/misc.py (channel_weighted_block); it is the
-squeeze-and-excitation of Hu et al., CVPR 2018.
+Source: spyflying/VCT_AVS, models/utils/misc.py (channel_weighted_block), the squeeze-and-excitation
+of Hu et al., CVPR 2018.
 """
 
 import flax.linen as nn
@@ -12,15 +12,15 @@ import jax.numpy as jnp
 
 from avs_jax.models.layers import Linear
 
-REDUCTION = 16  # channels over hidden channels
+REDUCTION = 16  # channels per hidden channel
 
 
 class ChannelGate(nn.Module):
-    """One weight in (0, 1) per channel of a feature map, from its average over the map."""
+    """One weight in (0, 1) per channel of a feature map, from the channel's mean."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, h, w, C] -> [N, 1, 1, C], computed in float32 at least, of the dtype of x."""
+        """[N, h, w, C] -> [N, 1, 1, C] in the dtype of x, computed in at least float32."""
         channels = x.shape[-1]
         hidden = max(1, channels // REDUCTION)
         wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -1,0 +1,14 @@
+"""Frames folded into the batch axis and back, n = b * T + t: the one place that does it."""
+
+import jax
+from einops import rearrange
+
+
+def fold_frames(x: jax.Array) -> jax.Array:
+    """[B, T, ...] -> [B * T, ...]."""
+    return rearrange(x, "b t ... -> (b t) ...")
+
+
+def unfold_frames(x: jax.Array, num_frames: int) -> jax.Array:
+    """[B * T, ...] -> [B, T, ...], T = num_frames."""
+    return rearrange(x, "(b t) ... -> b t ...", t=num_frames)
