@@ -28,6 +28,12 @@ def _conv1x1(x: np.ndarray) -> np.ndarray:
     return x[:, :, 0, 0].T
 
 
+def _conv1x1x1(x: np.ndarray) -> np.ndarray:
+    if x.shape[2:] != (1, 1, 1):
+        raise ValueError("the kernel is not 1 by 1 by 1")
+    return x[:, :, 0, 0, 0].T
+
+
 # name -> (source layout -> ours, ours -> source layout)
 TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]] = {
     "keep": (lambda x: x, lambda x: x),
@@ -39,6 +45,10 @@ TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]
     "conv1x1": (  # [out, in, 1, 1] <-> [in, out]
         _conv1x1,
         lambda x: x.T[:, :, None, None],
+    ),
+    "conv1x1x1": (  # [out, in, 1, 1, 1] <-> [in, out]
+        _conv1x1x1,
+        lambda x: x.T[:, :, None, None, None],
     ),
 }
 

@@ -198,8 +198,10 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _scale_and_shift(module: nn.Module, channels: int) -> tuple[jax.Array, jax.Array]:
-    scale = module.param("scale", nn.initializers.ones, (channels,))
+def _scale_and_shift(
+    module: nn.Module, channels: int, scale_init: Initializer = nn.initializers.ones
+) -> tuple[jax.Array, jax.Array]:
+    scale = module.param("scale", scale_init, (channels,))
     return scale, module.param("bias", nn.initializers.zeros, (channels,))
 
 
@@ -281,6 +283,7 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.1
     epsilon: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(
@@ -306,7 +309,7 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         inverse = jax.lax.rsqrt(var + self.epsilon)
         y = (y - jnp.broadcast_to(mean, y.shape)) * jnp.broadcast_to(inverse, y.shape)
-        scale, bias = _scale_and_shift(self, channels)
+        scale, bias = _scale_and_shift(self, channels, self.scale_init)
         y = y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)
         return y.astype(x.dtype)
 

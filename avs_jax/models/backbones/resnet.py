@@ -4,7 +4,8 @@
 
 As in torchvision, a stage halves the map in the 3 x 3 convolution of its first block. The norms are
 frozen, as detectron2 does for pretrained backbones: they read their loaded statistics (collection
-`batch_stats`) even in training, and the recipes freeze their scale and bias. The defaults are
+`batch_stats`) even in training, and the recipes freeze their scale and bias. With `trained_norms`
+they use and update the statistics of the batch in training, as AVSBench does. The defaults are
 ResNet-50; depths (3, 4, 23, 3) are ResNet-101.
 
 Source: torchvision/models/resnet.py; AVSBench's two-branch net computes the same.
@@ -33,20 +34,32 @@ class ResNet(nn.Module):
     Attributes:
       depths: blocks per stage, any positive number.
       width: channels of the stem; stage i has 4 * width * 2**i.
+      trained_norms: training normalizes by the statistics of the batch.
       remat: recompute each block in the backward pass.
       dtype: of convolutions and activations; parameters and norms are float32.
     """
 
     depths: Sequence[int] = (3, 4, 6, 3)
     width: int = 64
+    trained_norms: bool = False
     remat: bool = False
     dtype: str = "float32"
 
     @nn.compact
     def __call__(
-        self, x: Array, train: bool = False, frame_ids: Array | None = None
+        self,
+        x: Array,
+        train: bool = False,
+        frame_ids: Array | None = None,
+        valid: Array | None = None,
     ) -> dict[str, Array]:
-        """Feature maps of normalized images [N, H, W, 3]; `train` and `frame_ids` are not used.
+        """Feature maps of frames.
+
+        Args:
+          x: [N, H, W, 3] normalized images, any H and W.
+          train: use the statistics of the batch, where norms are trained.
+          frame_ids: not used.
+          valid: bool [N], the frames that enter the statistics of the batch; None: all.
 
         Returns:
           {"res2": [N, ceil(H / 4), ceil(W / 4), 4 * width], .., "res5"}, of `dtype`; each map has
@@ -56,7 +69,8 @@ class ResNet(nn.Module):
         check_shape("x", x, "N H W 3")
         dtype = jnp.dtype(self.dtype)
         x = convolution(self.width, 7, 2, dtype, "conv1")(x.astype(dtype))
-        x = nn.relu(BatchNorm(name="bn1")(x))
+        train = train and self.trained_norms
+        x = nn.relu(BatchNorm(name="bn1")(x, train=train, valid=valid))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         block, outputs = (nn.remat(Bottleneck) if self.remat else Bottleneck), {}
         for stage, (level, depth) in enumerate(
@@ -65,7 +79,7 @@ class ResNet(nn.Module):
             for i in range(depth):
                 stride = 2 if stage > 1 and i == 0 else 1
                 width = self.width * 2 ** (stage - 1)
-                x = block(width, stride, i == 0, dtype, name=f"layer{stage}_{i}")(x)
+                x = block(width, stride, i == 0, train, dtype, name=f"layer{stage}_{i}")(x, valid)
             outputs[level] = x
         return outputs
 
@@ -76,21 +90,26 @@ class Bottleneck(nn.Module):
     width: int
     stride: int
     has_projection: bool
+    train: bool
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[N, h, w, C] -> [N, ceil(h / stride), ceil(w / stride), 4 * width]."""
+    def __call__(self, x: Array, valid: Array | None = None) -> Array:
+        """[N, h, w, C], bool [N] -> [N, ceil(h / stride), ceil(w / stride), 4 * width]."""
+
+        def norm(name, x):
+            return BatchNorm(name=name)(x, train=self.train, valid=valid)
+
         y = x
         layers = ((self.width, 1, 1), (self.width, 3, self.stride), (EXPANSION * self.width, 1, 1))
         for number, (width, kernel, stride) in enumerate(layers, start=1):
             y = nn.relu(y) if number > 1 else y
             y = convolution(width, kernel, stride, self.dtype, f"conv{number}")(y)
-            y = BatchNorm(name=f"bn{number}")(y)
+            y = norm(f"bn{number}", y)
         if self.has_projection:
             width = EXPANSION * self.width
             x = convolution(width, 1, self.stride, self.dtype, "downsample_0")(x)
-            x = BatchNorm(name="downsample_1")(x)
+            x = norm("downsample_1", x)
         return nn.relu(x + y)
 
 

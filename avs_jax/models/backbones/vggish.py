@@ -1,14 +1,19 @@
-"""VGGish (Hershey et al., ICASSP 2017) up to its convolution map: the audio backbone of VCT.
+"""VGGish (Hershey et al., ICASSP 2017): log-mel examples to a convolution map or an embedding.
 
-Six 3 x 3 convolutions with ReLU in four groups, each followed by 2 x 2 max pooling. The original
-adds a 128-d embedding, which VCT loads but never runs; it has no parameters here. Source:
-spyflying/VCT_AVS and OpenNLPLab/AVSBench; parameter names keep their layer numbers.
+Six 3 x 3 convolutions with ReLU in four groups, each followed by 2 x 2 max pooling. With
+`embedding`, linear layers follow, a ReLU after each, the last one included: TPAVI reads the 128-d
+embedding. VCT reads the map; it loads the linear layers but never runs them, so they have no
+parameters there. Neither applies the PCA of the original. Source: spyflying/VCT_AVS and
+OpenNLPLab/AVSBench; parameter names keep their layer numbers.
 """
+
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from avs_jax.models.layers import Linear
 from avs_jax.models.rules import at_least
 from avs_jax.spec import MEL_BANDS, MEL_FRAMES, check_shape
 
@@ -17,16 +22,30 @@ GROUPS = (((0, 1),), ((3, 2),), ((6, 4), (8, 4)), ((11, 8), (13, 8)))
 
 
 class VGGish(nn.Module):
-    """The convolution map of log-mel examples; `width` is that of the first convolution."""
+    """The convolution map of log-mel examples, or their embedding.
+
+    Attributes:
+      width: channels of the first convolution; the map has eight times as many.
+      embedding: widths of the linear layers after the map; (4096, 4096, 128) in the original.
+      dtype: of compute; parameters are float32.
+    """
 
     width: int = 64
+    embedding: Sequence[int] = ()
     dtype: str = "float32"
 
     RULES = tuple(at_least(1, "audio_backbone.width"))
 
     @nn.compact
     def __call__(self, log_mel: jax.Array) -> jax.Array:
-        """[N, 96, 64] (time, band) -> [N, 6, 4, 8 * width] (time, band, channel), of `dtype`."""
+        """Encodes examples.
+
+        Args:
+          log_mel: [N, 96, 64] (time, band).
+
+        Returns:
+          [N, 6, 4, 8 * width] (time, band, channel), or [N, embedding[-1]]; of `dtype`.
+        """
         check_shape("log_mel", log_mel, f"N {MEL_FRAMES} {MEL_BANDS}")
         x = log_mel[..., None].astype(self.dtype)
         for group in GROUPS:
@@ -40,4 +59,9 @@ class VGGish(nn.Module):
                 )
                 x = nn.relu(conv(x))
             x = nn.max_pool(x, (2, 2), (2, 2))
+        if self.embedding:
+            x = x.reshape(x.shape[0], -1)
+        for i, features in enumerate(self.embedding):
+            linear = Linear(features, dtype=jnp.dtype(self.dtype), name=f"embeddings_{2 * i}")
+            x = nn.relu(linear(x))
         return x

@@ -1,0 +1,269 @@
+"""TPAVI, the baseline of AVSBench: frames with sound to a logit per pixel and class.
+
+    images -> backbone -> sums of dilated convolutions c_1 .. c_4 (strides 4 to 32)
+    log_mel -> VGGish -> a 128-d embedding per frame
+    c_i, embedding -> TPAVI block, where tpavi_stages has i -> top-down fusion -> head -> logits
+
+Frames of a clip meet in the TPAVI blocks, in groups of `attention_frames`. Padded frames (not
+`valid`) are zero after the normalization of images, after every stage and in the logits; in
+evaluation they change nothing in other frames.
+
+Source: Zhou et al., "Audio-Visual Segmentation", ECCV 2022, and "Audio-Visual Segmentation with
+Semantics", IJCV 2024; OpenNLPLab/AVSBench, avs_{s4,ms3,avss}/model/{ResNet,PVT}_AVSModel.py. Where
+it departs: padded frames are left out of the attention and, unless `padded_in_statistics`, of the
+statistics of the batch (fusion/tpavi_block.py); clips need not have 5 or 10 frames, nor images
+sides of multiples of 32.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avs_jax.models.avs import (
+    AUDIO_BACKBONES,
+    BACKBONES,
+    fold,
+    make_part,
+    part_class,
+    prepare_images,
+)
+from avs_jax.models.backbones.stages import LEVELS
+from avs_jax.models.decoders.dilated_fpn import DilatedSum, FusionBlock
+from avs_jax.models.fusion.tpavi_block import MODES, TPAVIBlock
+from avs_jax.models.layers import Conv, Linear
+from avs_jax.ops.sampling import resize_bilinear
+from avs_jax.spec import InputError, check_shape, frame_ids
+
+FRAMES_MEET = True  # a step on some frames of a clip would give them another attention
+AUDIO_DIM = 128  # of VGGish's embedding
+HEAD_DIMS = (128, 32)
+
+
+class TPAVI(nn.Module):
+    """The whole model.
+
+    Attributes:
+      num_classes: K; 2 makes one map of logits (the object's), more make K.
+      hidden_dim: channels of every stage after the backbone.
+      backbone: name and fields of a row of BACKBONES.
+      audio_backbone: name and fields of a row of AUDIO_BACKBONES.
+      audio_mean, audio_std: log-mels enter as (x - mean) / std; 0 and 1 are the original's.
+      audio_hidden_dim: width of the linear layers of the audio embedding.
+      tpavi_stages: stages with a TPAVI block, of 0 .. 3; () for none.
+      tpavi_mode: of the blocks, one of `tpavi_block.MODES`.
+      tpavi_va: pixels attend to the sounds. Off, the audio changes nothing.
+      tpavi_vv: pixels attend to pixels. With both, the mean of two calls of the same block.
+      tpavi_audio_bias: the audio projection of a block has a bias (S4, MS3) or none (AVSS).
+      attention_frames: frames of a clip that attend to each other.
+      padded_in_statistics: training treats padded frames of a clip as frames in attention and
+        batch statistics, as the original does.
+      remat: "none", "backbone" or "all": what the backward pass recomputes.
+      dtype: of compute; parameters are float32.
+    """
+
+    num_classes: int
+    hidden_dim: int
+    backbone: Mapping[str, Any]
+    audio_backbone: Mapping[str, Any]
+    audio_mean: float
+    audio_std: float
+    audio_hidden_dim: int
+    tpavi_stages: tuple[int, ...]
+    tpavi_mode: str
+    tpavi_va: bool
+    tpavi_vv: bool
+    tpavi_audio_bias: bool
+    attention_frames: int
+    padded_in_statistics: bool
+    remat: str
+    dtype: str
+
+    @nn.compact
+    def __call__(self, batch: Mapping[str, jax.Array], train: bool = False) -> dict[str, Any]:
+        """Segments clips.
+
+        Training draws from the rng stream `drop_path`, where the backbone has a rate, and updates
+        `batch_stats`, where it or a TPAVI block has batch norms.
+
+        Args:
+          batch: images, log_mel, valid (absent: all) and frame_index (absent: 0 .. T-1) of spec.py.
+          train: training behavior.
+
+        Returns:
+          pred_masks float32 [B, T, h, w, K'], logits per pixel of the image, padded at the bottom
+          and right to multiples of 32: K' = 1, of the object, for two classes, else K' = K. And
+          intermediates, with the axes B and T: backbone, classifier (c_1 .. c_4), tpavi (by stage
+          and call, tpavi_block.py), paths (p_1 .. p_4), and what the loss reads,
+            feature_maps    four of [B, T, h, w, C], what the fusion read of each stage, after ReLU
+            audio_features  {stage: [B, T, C]}, projected audio of stages with a call with audio
+
+        Raises:
+          InputError: a field of the model that cannot be.
+          ValueError: a missing field of the batch, a wrong shape.
+        """
+        self._check_fields()
+        sizes = self._check_batch(batch)
+        shape = sizes["B"], sizes["T"]
+        valid = batch.get("valid", jnp.ones(shape, bool))
+        shown = fold(valid)[:, None, None, None]  # frames that are not are zero throughout
+        counted = jnp.ones_like(valid) if train and self.padded_in_statistics else valid
+
+        def unfold(x):
+            return x.reshape(*shape, *x.shape[1:])
+
+        features = self._encode_images(batch, shown, counted, train)
+        audio = jnp.where(valid[:, :, None], self._encode_audio(batch), 0)
+        neck, fusion = DilatedSum, FusionBlock
+        if self.remat == "all":
+            neck, fusion = nn.remat(neck), nn.remat(fusion)
+        dtype, maps, calls = jnp.dtype(self.dtype), [], {}
+        for stage, level in enumerate(LEVELS):
+            summed = neck(self.hidden_dim, dtype, name=f"conv{stage + 1}")(features[level])
+            maps.append(summed * shown)
+        seen = {
+            "backbone": jax.tree.map(unfold, features),
+            "classifier": jax.tree.map(unfold, maps),
+        }
+        for stage in self.tpavi_stages:
+            x, calls[stage] = self._interact(stage, unfold(maps[stage]), audio, counted, train)
+            maps[stage] = fold(x) * shown
+        path, paths = None, []
+        for stage in reversed(range(len(LEVELS))):
+            path = fusion(dtype, name=f"path{stage + 1}")(maps[stage], path) * shown
+            paths.insert(0, unfold(path))
+        seen |= {
+            "tpavi": calls,
+            "paths": paths,
+            "feature_maps": [unfold(nn.relu(x)) for x in maps],
+            "audio_features": {i: c["va"]["audio"] for i, c in calls.items() if "va" in c},
+        }
+        return {"pred_masks": unfold(self._predict(path) * shown), "intermediates": seen}
+
+    def _check_fields(self) -> None:
+        stages, allowed = tuple(self.tpavi_stages), range(len(LEVELS))
+        if self.tpavi_mode not in MODES:
+            raise InputError(f"model.tpavi_mode = {self.tpavi_mode!r}: choose one of {MODES}")
+        if len(set(stages)) != len(stages) or not set(stages) <= set(allowed):
+            raise InputError(f"model.tpavi_stages = {stages}: expected some of {tuple(allowed)}")
+        if stages and not (self.tpavi_va or self.tpavi_vv):
+            raise InputError(
+                f"model.tpavi_stages = {stages}, but neither tpavi_va nor tpavi_vv is on: choose "
+                "one, or tpavi_stages = ()"
+            )
+        if self.attention_frames < 1:
+            raise InputError(f"model.attention_frames = {self.attention_frames}: at least 1")
+
+    def _check_batch(self, batch):
+        needed = {"images": "B T H W 3", "log_mel": "B T 96 64"}
+        missing = sorted(set(needed) - set(batch))
+        if missing:
+            raise ValueError(f"the batch has no {', '.join(missing)}; it has {sorted(batch)}")
+        needed |= {name: "B T" for name in ("valid", "frame_index") if name in batch}
+        sizes: dict[str, int] = {}
+        for name, pattern in needed.items():
+            sizes = check_shape(name, batch[name], pattern, **sizes)
+        return sizes
+
+    def _encode_images(self, batch, shown, counted, train):
+        """Feature maps res2..res5 of all frames [N, h, w, C]; frames not shown come in as zeros."""
+        images = prepare_images(batch["images"]) * shown
+        ids, more = None, {}
+        if train:
+            num_clips, num_frames = counted.shape
+            index = np.broadcast_to(np.arange(num_frames)[None], (num_clips, num_frames))
+            ids = frame_ids(batch.get("frame_index", index))
+        if self.backbone.get("trained_norms"):
+            more = {"valid": fold(counted)}
+        backbone = make_part(
+            "backbone",
+            part_class("backbone", BACKBONES, self.backbone),
+            self.backbone,
+            remat=self.remat in ("backbone", "all"),
+            dtype=self.dtype,
+            name="backbone",
+        )
+        return backbone(images, train, ids, **more)
+
+    def _encode_audio(self, batch):
+        """The embedding of each frame's sound: [B, T, AUDIO_DIM]."""
+        backbone = make_part(
+            "audio_backbone",
+            part_class("audio_backbone", AUDIO_BACKBONES, self.audio_backbone),
+            self.audio_backbone,
+            embedding=(self.audio_hidden_dim, self.audio_hidden_dim, AUDIO_DIM),
+            dtype=self.dtype,
+            name="audio_backbone",
+        )
+        log_mel = batch["log_mel"]
+        embedding = backbone((fold(log_mel) - self.audio_mean) / self.audio_std)
+        return embedding.reshape(*log_mel.shape[:2], AUDIO_DIM)
+
+    def _interact(self, stage, x, audio, counted, train):
+        """A stage's map [B, T, h, w, C] after its block, and what each call of the block shows."""
+        block = TPAVIBlock(
+            self.tpavi_mode,
+            self.tpavi_audio_bias,
+            jnp.dtype(self.dtype),
+            name=f"tpavi_b{stage + 1}",
+        )
+        clips, frames = counted.shape
+        length = min(self.attention_frames, frames)
+        extra = -frames % length
+
+        def group(a):
+            a = jnp.pad(a, ((0, 0), (0, extra)) + ((0, 0),) * (a.ndim - 2))
+            return a.reshape(-1, length, *a.shape[2:])
+
+        def ungroup(a):
+            return a.reshape(clips, frames + extra, *a.shape[2:])[:, :frames]
+
+        calls, inputs = {}, (group(x), group(audio), group(counted))
+        # In this order the original updates the running statistics.
+        for name, is_on in (("vv", self.tpavi_vv), ("va", self.tpavi_va)):
+            if is_on:
+                out, seen = block(*inputs, use_audio=name == "va", train=train)
+                calls[name] = jax.tree.map(ungroup, seen | {"out": out})
+        return sum(call["out"] for call in calls.values()) / len(calls), calls
+
+    def _predict(self, path):
+        """Logits float32 [N, H, W, K'] from the finest path [N, H / 2, W / 2, C]."""
+        dtype = jnp.dtype(self.dtype)
+        x = Conv(HEAD_DIMS[0], 3, dtype=dtype, name="output_conv_0")(path)
+        x = resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
+        x = nn.relu(Conv(HEAD_DIMS[1], 3, dtype=dtype, name="output_conv_2")(x))
+        num_maps = 1 if self.num_classes == 2 else self.num_classes
+        return Linear(num_maps, dtype=dtype, name="output_conv_4")(x).astype(jnp.float32)
+
+
+def class_scores(
+    outputs: Mapping[str, Any],
+    image_size: tuple[int, int],
+    score_size: int | tuple[int, int],
+    valid: jax.Array | None = None,
+) -> jax.Array:
+    """A score per class at each pixel, at the size at which masks are scored.
+
+    The original takes a binary pixel for the object where sigmoid(logit) > 0.5, and thresholds
+    sigmoid(logit) for its F: the two scores are (0, logit), whose softmax is that. Of more classes
+    it takes the argmax of the logits. At the image's own size nothing is resized.
+
+    Args:
+      outputs: of TPAVI; reads pred_masks [B, T, h, w, K'].
+      image_size: (H, W) of the image, at the top left of the padded one.
+      score_size: (h, w) of the result; one number for a square.
+      valid: bool [B, T]; the scores of other frames are zero. All, when not given.
+
+    Returns:
+      float32 [B, T, *score_size, K].
+    """
+    logits = outputs["pred_masks"].astype(jnp.float32)[:, :, : image_size[0], : image_size[1]]
+    if isinstance(score_size, int):
+        score_size = (score_size, score_size)
+    scores = resize_bilinear(logits, score_size)
+    if scores.shape[-1] == 1:
+        scores = jnp.concatenate([jnp.zeros_like(scores), scores], axis=-1)
+    return scores if valid is None else jnp.where(valid[:, :, None, None, None], scores, 0.0)
