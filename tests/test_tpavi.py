@@ -93,53 +93,48 @@ def test_every_stage_agrees_with_the_original(backbone, case):
     probe("logits", frames_first(np.asarray(outputs["pred_masks"])))
 
 
-def run(model, variables, batch):
-    return jax.jit(model.apply)(variables, batch)["pred_masks"]
-
-
 @functools.cache
 def small_model(**changes):
-    """(model, variables) of `small_config`."""
+    """(model, batch -> masks, variables) of `small_config`."""
     model = TPAVI(**small_config(**changes))
-    return model, random_variables(model, random_batch(clips=1))
+    variables = random_variables(model, random_batch(clips=1))
+    apply = jax.jit(lambda batch: model.apply(variables, batch)["pred_masks"])
+    return model, apply, variables
 
 
 def test_a_padded_frame_changes_nothing():
     """Neither its content, nor its existence, where it makes a group longer or adds another."""
-    model, variables = small_model(tpavi_vv=True)
-    batch = random_batch(clips=1, frames=7)
+    _, run, _ = small_model(tpavi_vv=True)
+    batch = random_batch(clips=1, frames=7, size=32)
     batch["valid"][0, 4:] = False
     other = jax.tree.map(np.copy, batch)
     other["images"][0, 4:], other["log_mel"][0, 4:] = 9, np.nan
-    padded = run(model, variables, batch)
-    np.testing.assert_array_equal(padded, run(model, variables, other))
+    padded = run(batch)
+    np.testing.assert_array_equal(padded, run(other))
     assert not np.any(padded[0, 4:])
-    alone = run(model, variables, jax.tree.map(lambda x: x[:, :4], batch))
+    alone = run(jax.tree.map(lambda x: x[:, :4], batch))
     np.testing.assert_allclose(padded[:, :4], alone, atol=2e-5)
     assert np.abs(alone).max() > 0.1
 
 
 def test_frames_meet_in_groups():
-    model, variables = small_model(tpavi_vv=True)
-    batch = random_batch(clips=1, frames=10)
+    _, run, _ = small_model(tpavi_vv=True)
+    batch = random_batch(clips=1, frames=10, size=32)
     changed = jax.tree.map(np.copy, batch)
     changed["images"][0, 7] = 0
-    before, after = run(model, variables, batch), run(model, variables, changed)
+    before, after = run(batch), run(changed)
     np.testing.assert_array_equal(before[0, :5], after[0, :5])
     assert all(np.any(before[0, t] != after[0, t]) for t in range(5, 10))
 
 
 def test_audio_moves_the_masks_where_pixels_attend_to_it():
-    batch = random_batch()
+    batch = random_batch(frames=2, size=32)
     swapped = batch | {"log_mel": batch["log_mel"][::-1]}
-    model, variables = small_model()
-    assert np.abs(run(model, variables, batch) - run(model, variables, swapped)).max() > 1e-3
+    _, run, _ = small_model()
+    assert np.abs(run(batch) - run(swapped)).max() > 1e-3
     for changes in ({"tpavi_va": False, "tpavi_vv": True}, {"tpavi_stages": ()}):
-        deaf = TPAVI(**small_config(**changes))
-        deaf_variables = random_variables(deaf, batch)
-        np.testing.assert_array_equal(
-            run(deaf, deaf_variables, batch), run(deaf, deaf_variables, swapped)
-        )
+        _, run, _ = small_model(**changes)
+        np.testing.assert_array_equal(run(batch), run(swapped))
 
 
 def test_flags_share_their_parameters():
@@ -154,7 +149,7 @@ def test_flags_share_their_parameters():
 
 def test_statistics_are_those_of_the_whole_batch_on_eight_devices():
     """Batch norms of backbone and blocks: gradients and running statistics as on one device."""
-    model, variables = small_model(tpavi_vv=True)
+    model, _, variables = small_model(tpavi_vv=True)
     batch = random_batch(clips=8, frames=2, size=32)
 
     def loss(params, batch):
@@ -169,23 +164,21 @@ def test_statistics_are_those_of_the_whole_batch_on_eight_devices():
     spread = jax.device_put(batch, batch_sharding(mesh))
     assert len(spread["images"].addressable_shards) == 8
     many = step(variables["params"], spread)
-    for path, value in jax.tree.leaves_with_path(one):
-        found = functools.reduce(
-            lambda tree, key: tree[getattr(key, "key", getattr(key, "idx", None))], path, many
-        )
+    pairs = zip(jax.tree.leaves_with_path(one), jax.tree.leaves(many), strict=True)
+    for (path, value), found in pairs:
         scale = float(jnp.abs(value).max())
         np.testing.assert_allclose(found, value, atol=2e-4 * scale + 1e-6, err_msg=str(path))
 
 
 def test_original_counts_padded_frames_in_training():
-    batch = random_batch(clips=1)
+    batch = random_batch(clips=1, size=32)
     batch["valid"][0, 3:] = False
     other = batch | {"log_mel": batch["log_mel"].copy()}
 
     def statistics(padded_in_statistics, batch):
         model = TPAVI(**small_config(padded_in_statistics=padded_in_statistics))
         _, updates = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))(
-            small_model()[1], batch
+            small_model()[2], batch
         )
         return updates["batch_stats"]["tpavi_b1"]["W_z_1"]["mean"]
 
@@ -213,17 +206,17 @@ def test_scores_are_thresholded_as_the_original():
 
 
 def test_images_of_any_size_are_padded_and_masks_cover_the_padding():
-    model, variables = small_model()
+    _, run, _ = small_model()
     batch = random_batch(clips=1, frames=2, size=64)
     batch["images"] = batch["images"][:, :, :40, :50]
-    masks = run(model, variables, batch)
+    masks = run(batch)
     assert masks.shape == (1, 2, 64, 64, 1) and masks.dtype == jnp.float32
     assert class_scores({"pred_masks": masks}, (40, 50), 24).shape == (1, 2, 24, 24, 2)
 
 
 def test_remat_and_bfloat16_change_little_or_nothing():
     batch = random_batch(clips=1, frames=2, size=32)
-    variables = random_variables(TPAVI(**small_config()), batch)
+    _, run, variables = small_model()
 
     def gradient(**changes):
         model = TPAVI(**small_config(**changes))
@@ -239,8 +232,7 @@ def test_remat_and_bfloat16_change_little_or_nothing():
     plain, again = gradient(), gradient(remat="all")
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(a).max()) + 1e-6)
-    half = run(TPAVI(**small_config(dtype="bfloat16")), variables, batch)
-    whole = run(TPAVI(**small_config()), variables, batch)
+    whole, half = run(batch), small_model(dtype="bfloat16")[1](batch)
     assert half.dtype == jnp.float32
     assert 0 < np.abs(half - whole).mean() < 0.1 * np.abs(whole).mean()
 

@@ -166,7 +166,7 @@ def test_original_neighbor_of_many_classes_was_the_frame_itself(case):
 def test_neighbor_is_another_valid_frame_however_far():
     audio = jnp.asarray([[0.0, 0], [100, 0], [150, 0], [101, 0]])
     found, exists = nearest(audio, jnp.asarray([True, True, True, False]))
-    np.testing.assert_array_equal(found, [1, 0, 1, 1])
+    np.testing.assert_array_equal(found, [1, 2, 1, 1])
     assert exists.all()
     assert not nearest(audio, jnp.asarray([True, False, False, False]))[1][0]
 
