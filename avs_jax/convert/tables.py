@@ -180,15 +180,21 @@ def gate_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
     return _linear_rules(rf"{_source(source_prefix)}(\d)\.(fc[12])\.", rf"{target_prefix}_\1/\2/")
 
 
-def vggish_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
+def vggish_rules(
+    source_prefix: str, target_prefix: str, has_embedding: bool = False
+) -> list[Rule]:
     """VGGish -> models.backbones.vggish.VGGish.
 
-    Ignored: the MLP of its 128-d embedding, and the principal components of that embedding.
+    Ignored: the MLP of its 128-d embedding, unless the model `has_embedding`, and the principal
+    components of that embedding.
     """
     source, target = _source(source_prefix), _target(target_prefix)
+    embedding = [Rule(rf"{source}embeddings\.\d+\.(weight|bias)", None)]
+    if has_embedding:
+        embedding = _linear_rules(rf"{source}embeddings\.(\d+)\.", rf"{target}embeddings_\1/")
     return [
         *_linear_rules(rf"{source}features\.(\d+)\.", rf"{target}features_\1/", "conv"),
-        Rule(rf"{source}embeddings\.\d+\.(weight|bias)", None),
+        *embedding,
         Rule(rf"{source}(pproc\.)?pca_(eigen_vectors|means)", None),
     ]
 

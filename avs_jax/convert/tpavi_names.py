@@ -1,20 +1,19 @@
 """The state dict of AVSBench's baselines: its table of rules, and its names in their own order.
 
-The published checkpoints hold the model without VGGish, which AVSBench loads from its own file
-(`vggish_embedding_rules`). Source: the state dicts of OpenNLPLab/AVSBench, avs_{s4,ms3,avss},
-ResNet-50 and PVT-v2-b5 (class Pred_endecoder).
+The published checkpoints hold the model without VGGish, which AVSBench loads from its own file.
+Source: the state dicts of OpenNLPLab/AVSBench, avs_{s4,ms3,avss}, ResNet-50 and PVT-v2-b5 (class
+Pred_endecoder).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from avs_jax.convert.rules import ConversionError, Rule
-from avs_jax.convert.tables import pvt_v2_rules, resnet_rules
+from avs_jax.convert.tables import pvt_v2_rules, resnet_rules, vggish_rules
 
-AUDIO = "audio_backbone/"
-# Names that no parameter takes and nothing can recompute, given back on export: modules that the
-# original allocates and never runs, and counters of batches.
-KEPT_ASIDE = (
+# Tensors that no parameter uses and nothing can recompute; the converter keeps them for export:
+# modules that the original allocates and never runs, and counters of batches.
+UNUSED_SOURCE_TENSORS = (
     r"path4\.resConfUnit1\..*"
     r"|resnet\.layer[34]_2\..*"
     r"|(resnet|tpavi_b\d)\..*num_batches_tracked"
@@ -33,9 +32,9 @@ def tpavi_rules(model_config: Mapping[str, Any]) -> list[Rule]:
     """
     block, ours = r"(tpavi_b\d)\.", r"\1/"
     rules = [
-        Rule(KEPT_ASIDE, None),
+        Rule(UNUSED_SOURCE_TENSORS, None),
         *_backbone_rules(model_config["backbone"]),
-        *vggish_embedding_rules(r"audio_backbone\.", AUDIO),
+        *vggish_rules("audio_backbone", "audio_backbone", has_embedding=True),
         Rule(rf"{block}align_channel\.weight", f"{ours}align_channel/kernel", "linear"),
         Rule(rf"{block}align_channel\.bias", f"{ours}align_channel/bias"),
         *_norm_rules(rf"{block}norm_layer\.", f"{ours}norm_layer/"),
@@ -53,29 +52,6 @@ def tpavi_rules(model_config: Mapping[str, Any]) -> list[Rule]:
     ):
         rules += _linear_rules(source, target, transform)
     return rules
-
-
-def vggish_embedding_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
-    """VGGish with its linear layers -> models.backbones.vggish.VGGish with `embedding`.
-
-    Known and not taken: the principal components of the embedding, which are never applied.
-
-    Args:
-      source_prefix: regular expression of what comes before the names, r"audio_backbone\\.".
-      target_prefix: of the paths in the tree, "audio_backbone/".
-    """
-    return [
-        Rule(
-            rf"{source_prefix}features\.(\d+)\.weight",
-            rf"{target_prefix}features_\1/kernel",
-            "conv",
-        ),
-        Rule(rf"{source_prefix}features\.(\d+)\.bias", rf"{target_prefix}features_\1/bias"),
-        *_linear_rules(
-            rf"{source_prefix}embeddings\.(\d+)\.", rf"{target_prefix}embeddings_\1/", "linear"
-        ),
-        Rule(rf"{source_prefix}(pproc\.)?pca_(eigen_vectors|means)", None),
-    ]
 
 
 def tpavi_names(model_config: Mapping[str, Any]) -> list[str]:

@@ -51,23 +51,38 @@ MAX_LOSS = 100.0  # of a pixel's BCE
 Array = jax.Array
 
 
+def loss_norms(batch: Mapping[str, Array], loss_config: Any) -> dict[str, Array]:
+    """What the terms of a batch are divided by, from its targets alone: {term: float32 []}.
+
+    Terms of micro-batches, divided by those of the whole batch, add up to the whole batch's, but
+    for the kind "neighbor", where frames of other rows matter.
+    """
+    config, supervised = loss_config.av, batch["supervised"]
+    valid = batch.get("valid", jnp.ones_like(supervised))
+    counts = valid if config.frames == "valid" else supervised & valid
+    is_sum = config.kind != "cosine" and config.distance == "kl" and config.reduction == "sum"
+    frames = jnp.maximum(supervised.sum(), 1).astype(jnp.float32)
+    av_frames = jnp.maximum(counts.sum(), 1).astype(jnp.float32)
+    return {"loss_seg": frames, "loss_av": jnp.ones_like(frames) if is_sum else av_frames}
+
+
 def compute_losses(
     outputs: Mapping[str, Any],
     batch: Mapping[str, Array],
     key: Array,
-    loss_config: Any,
     norms: Mapping[str, Array] | None = None,
+    *,
+    loss_config: Any,
 ) -> tuple[Array, dict[str, Array]]:
-    """The loss of a batch.
+    """The loss of a batch, or a micro-batch's part of it.
 
     Args:
       outputs: of models.tpavi.TPAVI; reads pred_masks and, for loss_av, intermediates' feature_maps
         and audio_features.
-      batch: target_masks, target_labels, target_valid, supervised, and valid (absent: all) of
-        spec.py.
+      batch: target_masks, target_labels, target_valid, supervised and valid (absent: all).
       key: not read; nothing is drawn.
+      norms: of the whole batch, where this is a part of it; None: this is all.
       loss_config: config.loss; reads `av`.
-      norms: what the terms are divided by, from `loss_norms` of the whole batch; None: of `batch`.
 
     Returns:
       float32 [], the sum of the terms; and the terms, weighted: loss_seg and, unless av.kind is
@@ -81,13 +96,14 @@ def compute_losses(
     _check(config, outputs)
     norms = loss_norms(batch, loss_config) if norms is None else norms
     logits = _fold(outputs["pred_masks"]).astype(jnp.float32)
-    frames = {name: _fold(batch[name]) for name in ("target_masks", "target_labels")}
-    frames["target_valid"] = _fold(batch["target_valid"])
-    supervised = _fold(batch["supervised"])
+    names = ("target_masks", "target_labels", "target_valid", "supervised")
+    frames = {name: _fold(batch[name]) for name in names}
+    supervised = frames["supervised"]
     per_frame = _pixel_loss(logits, frames)
     terms = {"loss_seg": jnp.where(supervised, per_frame, 0).sum() / norms["loss_seg"]}
     if config.kind != "none":
         valid = _fold(batch["valid"]) if "valid" in batch else jnp.ones_like(supervised)
+        counts = valid if config.frames == "valid" else supervised & valid
         seen, total = outputs["intermediates"], 0.0
         for stage in config.stages:
             features, audio = (
@@ -95,27 +111,9 @@ def compute_losses(
                 for name in ("feature_maps", "audio_features")
             )
             per_frame = _audio_visual_loss(logits, features, audio, valid, config)
-            counts = valid if config.frames == "valid" else supervised & valid
             total += jnp.where(counts, per_frame, 0).sum()
         terms["loss_av"] = config.weight * total / (len(config.stages) * norms["loss_av"])
     return sum(terms.values()), terms
-
-
-def loss_norms(batch: Mapping[str, Array], loss_config: Any) -> dict[str, Array]:
-    """What the terms of a batch are divided by, from its targets alone: {term: float32 []}.
-
-    Terms of micro-batches, divided by those of the whole batch, add up to the whole batch's loss,
-    but for the kind "neighbor", where frames of other rows matter.
-    """
-    config, supervised = loss_config.av, batch["supervised"]
-    valid = batch.get("valid", jnp.ones_like(supervised))
-    counts = valid if config.frames == "valid" else supervised & valid
-    is_sum = config.kind != "cosine" and config.distance == "kl" and config.reduction == "sum"
-    one = jnp.ones((), jnp.float32)
-    return {
-        "loss_seg": jnp.maximum(supervised.sum(), 1).astype(jnp.float32),
-        "loss_av": one if is_sum else jnp.maximum(counts.sum(), 1).astype(jnp.float32),
-    }
 
 
 def _check(config: Any, outputs: Mapping[str, Any]) -> None:

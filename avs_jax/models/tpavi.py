@@ -23,24 +23,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.models.avs import (
-    AUDIO_BACKBONES,
-    BACKBONES,
-    fold,
-    make_part,
-    part_class,
-    prepare_images,
-)
+from avs_jax.models.avs import DTYPES, INPUTS, REMAT_POLICIES, fold, prepare_images
 from avs_jax.models.backbones.stages import LEVELS
 from avs_jax.models.decoders.dilated_fpn import DilatedSum, FusionBlock
 from avs_jax.models.fusion.tpavi_block import MODES, TPAVIBlock
 from avs_jax.models.layers import Conv, Linear
+from avs_jax.models.parts import find_part, make_part
+from avs_jax.models.rules import Rule, at_least, one_of, within
+from avs_jax.models.stage import Stage
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import InputError, check_shape, frame_ids
 
-FRAMES_MEET = True  # a step on some frames of a clip would give them another attention
-AUDIO_DIM = 128  # of VGGish's embedding
+RNG_STREAMS = ("drop_path",)  # of training
 HEAD_DIMS = (128, 32)
+
+
+def _are_stages(stages: Any, _: Mapping[str, Any]) -> bool:
+    return len(set(stages)) == len(stages) and set(stages) <= set(range(len(LEVELS)))
+
+
+def _some_call_is_on(stages: Any, config: Mapping[str, Any]) -> bool:
+    return not stages or config["tpavi_va"] or config["tpavi_vv"]
 
 
 class TPAVI(nn.Module):
@@ -50,9 +53,8 @@ class TPAVI(nn.Module):
       num_classes: K; 2 makes one map of logits (the object's), more make K.
       hidden_dim: channels of every stage after the backbone.
       backbone: name and fields of a row of BACKBONES.
-      audio_backbone: name and fields of a row of AUDIO_BACKBONES.
+      audio_backbone: name and fields of a row of AUDIO_BACKBONES, with `embedding`.
       audio_mean, audio_std: log-mels enter as (x - mean) / std; 0 and 1 are the original's.
-      audio_hidden_dim: width of the linear layers of the audio embedding.
       tpavi_stages: stages with a TPAVI block, of 0 .. 3; () for none.
       tpavi_mode: of the blocks, one of `tpavi_block.MODES`.
       tpavi_va: pixels attend to the sounds. Off, the audio changes nothing.
@@ -71,7 +73,6 @@ class TPAVI(nn.Module):
     audio_backbone: Mapping[str, Any]
     audio_mean: float
     audio_std: float
-    audio_hidden_dim: int
     tpavi_stages: tuple[int, ...]
     tpavi_mode: str
     tpavi_va: bool
@@ -82,16 +83,34 @@ class TPAVI(nn.Module):
     remat: str
     dtype: str
 
+    RULES = (
+        *at_least(2, "num_classes"),
+        *at_least(1, "hidden_dim", "attention_frames"),
+        within("audio_std", lambda x: x > 0, "above 0"),
+        one_of("tpavi_mode", MODES),
+        Rule("tpavi_stages", _are_stages, lambda _: f"some of {tuple(range(len(LEVELS)))}"),
+        Rule("tpavi_stages", _some_call_is_on, lambda _: "() where tpavi_va and tpavi_vv are off"),
+        one_of("remat", REMAT_POLICIES),
+        one_of("dtype", DTYPES),
+    )
+
     @nn.compact
-    def __call__(self, batch: Mapping[str, jax.Array], train: bool = False) -> dict[str, Any]:
+    def __call__(
+        self,
+        batch: Mapping[str, jax.Array],
+        train: bool = False,
+        progress: jax.Array | float = 1.0,
+    ) -> dict[str, Any]:
         """Segments clips.
 
         Training draws from the rng stream `drop_path`, where the backbone has a rate, and updates
         `batch_stats`, where it or a TPAVI block has batch norms.
 
         Args:
-          batch: images, log_mel, valid (absent: all) and frame_index (absent: 0 .. T-1) of spec.py.
+          batch: images, log_mel, valid (absent: all) and frame_index (absent: 0 .. T-1);
+            data/clip.py has the table.
           train: training behavior.
+          progress: changes nothing here.
 
         Returns:
           pred_masks float32 [B, T, h, w, K'], logits per pixel of the image, padded at the bottom
@@ -102,10 +121,9 @@ class TPAVI(nn.Module):
             audio_features  {stage: [B, T, C]}, projected audio of stages with a call with audio
 
         Raises:
-          InputError: a field of the model that cannot be.
+          InputError: an audio backbone that gives no embedding.
           ValueError: a missing field of the batch, a wrong shape.
         """
-        self._check_fields()
         sizes = self._check_batch(batch)
         shape = sizes["B"], sizes["T"]
         valid = batch.get("valid", jnp.ones(shape, bool))
@@ -143,29 +161,23 @@ class TPAVI(nn.Module):
         }
         return {"pred_masks": unfold(self._predict(path) * shown), "intermediates": seen}
 
-    def _check_fields(self) -> None:
-        stages, allowed = tuple(self.tpavi_stages), range(len(LEVELS))
-        if self.tpavi_mode not in MODES:
-            raise InputError(f"model.tpavi_mode = {self.tpavi_mode!r}: choose one of {MODES}")
-        if len(set(stages)) != len(stages) or not set(stages) <= set(allowed):
-            raise InputError(f"model.tpavi_stages = {stages}: expected some of {tuple(allowed)}")
-        if stages and not (self.tpavi_va or self.tpavi_vv):
-            raise InputError(
-                f"model.tpavi_stages = {stages}, but neither tpavi_va nor tpavi_vv is on: choose "
-                "one, or tpavi_stages = ()"
-            )
-        if self.attention_frames < 1:
-            raise InputError(f"model.attention_frames = {self.attention_frames}: at least 1")
+    def stages(self) -> dict[str, Stage]:
+        """Section of the configuration -> row of an optional stage: there is none here."""
+        return {}
+
+    def reads(self) -> set[str]:
+        """Fields of the batch without which the model cannot run."""
+        return {"images", "log_mel"}
 
     def _check_batch(self, batch):
-        needed = {"images": "B T H W 3", "log_mel": "B T 96 64"}
-        missing = sorted(set(needed) - set(batch))
+        """Sizes of the letters of a batch that has what this model reads."""
+        missing = sorted(self.reads() - set(batch))
         if missing:
             raise ValueError(f"the batch has no {', '.join(missing)}; it has {sorted(batch)}")
-        needed |= {name: "B T" for name in ("valid", "frame_index") if name in batch}
         sizes: dict[str, int] = {}
-        for name, pattern in needed.items():
-            sizes = check_shape(name, batch[name], pattern, **sizes)
+        for name in ("images", "log_mel", "valid", "frame_index"):
+            if name in batch:
+                sizes = check_shape(name, batch[name], INPUTS[name], **sizes)
         return sizes
 
     def _encode_images(self, batch, shown, counted, train):
@@ -180,7 +192,7 @@ class TPAVI(nn.Module):
             more = {"valid": fold(counted)}
         backbone = make_part(
             "backbone",
-            part_class("backbone", BACKBONES, self.backbone),
+            find_part("backbone", self.backbone),
             self.backbone,
             remat=self.remat in ("backbone", "all"),
             dtype=self.dtype,
@@ -189,18 +201,22 @@ class TPAVI(nn.Module):
         return backbone(images, train, ids, **more)
 
     def _encode_audio(self, batch):
-        """The embedding of each frame's sound: [B, T, AUDIO_DIM]."""
+        """The embedding of each frame's sound: [B, T, A]."""
         backbone = make_part(
             "audio_backbone",
-            part_class("audio_backbone", AUDIO_BACKBONES, self.audio_backbone),
+            find_part("audio_backbone", self.audio_backbone),
             self.audio_backbone,
-            embedding=(self.audio_hidden_dim, self.audio_hidden_dim, AUDIO_DIM),
             dtype=self.dtype,
             name="audio_backbone",
         )
         log_mel = batch["log_mel"]
         embedding = backbone((fold(log_mel) - self.audio_mean) / self.audio_std)
-        return embedding.reshape(*log_mel.shape[:2], AUDIO_DIM)
+        if embedding.ndim != 2:
+            raise InputError(
+                "model.audio_backbone gives a map; TPAVI reads an embedding: set its `embedding`, "
+                "(4096, 4096, 128) in the original"
+            )
+        return embedding.reshape(*log_mel.shape[:2], -1)
 
     def _interact(self, stage, x, audio, counted, train):
         """A stage's map [B, T, h, w, C] after its block, and what each call of the block shows."""
@@ -237,33 +253,3 @@ class TPAVI(nn.Module):
         x = nn.relu(Conv(HEAD_DIMS[1], 3, dtype=dtype, name="output_conv_2")(x))
         num_maps = 1 if self.num_classes == 2 else self.num_classes
         return Linear(num_maps, dtype=dtype, name="output_conv_4")(x).astype(jnp.float32)
-
-
-def class_scores(
-    outputs: Mapping[str, Any],
-    image_size: tuple[int, int],
-    score_size: int | tuple[int, int],
-    valid: jax.Array | None = None,
-) -> jax.Array:
-    """A score per class at each pixel, at the size at which masks are scored.
-
-    The original takes a binary pixel for the object where sigmoid(logit) > 0.5, and thresholds
-    sigmoid(logit) for its F: the two scores are (0, logit), whose softmax is that. Of more classes
-    it takes the argmax of the logits. At the image's own size nothing is resized.
-
-    Args:
-      outputs: of TPAVI; reads pred_masks [B, T, h, w, K'].
-      image_size: (H, W) of the image, at the top left of the padded one.
-      score_size: (h, w) of the result; one number for a square.
-      valid: bool [B, T]; the scores of other frames are zero. All, when not given.
-
-    Returns:
-      float32 [B, T, *score_size, K].
-    """
-    logits = outputs["pred_masks"].astype(jnp.float32)[:, :, : image_size[0], : image_size[1]]
-    if isinstance(score_size, int):
-        score_size = (score_size, score_size)
-    scores = resize_bilinear(logits, score_size)
-    if scores.shape[-1] == 1:
-        scores = jnp.concatenate([jnp.zeros_like(scores), scores], axis=-1)
-    return scores if valid is None else jnp.where(valid[:, :, None, None, None], scores, 0.0)

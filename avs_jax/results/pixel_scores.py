@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from avs_jax.ops.frames import fold_frames, unfold_frames
+from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.results.postprocess import object_probability, sem_seg
 from avs_jax.spec import MASK_STRIDE
 
@@ -32,6 +34,31 @@ def query_scores(
         fold_frames(valid),
     )
     return unfold_frames(scores, valid.shape[1])
+
+
+def logit_scores(
+    outputs: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], score_size: tuple[int, int]
+) -> jax.Array:
+    """Class scores of all frames from logits of pixels.
+
+    One map of logits is the object's: its scores are (0, logit), whose softmax is (1 - p, p) of
+    p = sigmoid(logit). More maps are scores of their classes. At the image's own size nothing is
+    resized. Source: AVSBench, which takes p > 0.5, p by thresholds for F, or the argmax.
+
+    Args:
+      outputs: pred_masks [B, T, h, w, K'], a cell per pixel of the padded image.
+      inputs: images [B, T, H, W, 3] and valid [B, T]; the scores of other frames are zero.
+      score_size: (h, w) of the result.
+
+    Returns:
+      float32 [B, T, h, w, K].
+    """
+    (height, width), valid = inputs["images"].shape[2:4], inputs["valid"]
+    logits = outputs["pred_masks"][:, :, :height, :width].astype(jnp.float32)
+    scores = resize_bilinear(logits, score_size)
+    if scores.shape[-1] == 1:
+        scores = jnp.concatenate([jnp.zeros_like(scores), scores], axis=-1)
+    return jnp.where(valid[:, :, None, None, None], scores, 0.0)
 
 
 def score(

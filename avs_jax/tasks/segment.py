@@ -16,7 +16,8 @@ from avs_jax.data.avsbench_folders import BY_DATASET
 from avs_jax.data.clip import ClipRows
 from avs_jax.inference import clip_video
 from avs_jax.losses import criterion
-from avs_jax.models import avs, build_model
+from avs_jax.losses import tpavi as tpavi_loss
+from avs_jax.models import avs, build_model, tpavi
 from avs_jax.results import metrics, pixel_scores, segmentation
 from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
@@ -54,6 +55,10 @@ def _query_norms(batch, config: ConfigDict) -> dict[str, jax.Array]:
     return criterion.norms(batch, config.model.num_queries, config.loss.no_object_weight)
 
 
+def _pixel_norms(batch, config: ConfigDict) -> dict[str, jax.Array]:
+    return tpavi_loss.loss_norms(batch, config.loss)
+
+
 def _check_mixer(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
     avs.check_image_size(params, tuple(inputs["images"].shape[2:4]))
 
@@ -68,6 +73,15 @@ HOSTS = {
         rng_streams=(*avs.RNG_STREAMS, "loss"),
         logged_params={"lambda": "predictor/visual_query_block/lambda"},
         check_inputs=_check_mixer,
+    ),
+    "tpavi": Host(
+        module=tpavi.TPAVI,
+        loss=tpavi_loss.compute_losses,
+        norms=_pixel_norms,
+        scores=pixel_scores.logit_scores,
+        outputs=("pred_masks",),
+        rng_streams=(*tpavi.RNG_STREAMS, "loss"),
+        frames_meet=True,
     ),
 }
 
