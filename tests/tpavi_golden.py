@@ -20,8 +20,8 @@ from flax import traverse_util
 from avs_jax.convert.rules import apply_rules
 from avs_jax.convert.tpavi_names import tpavi_rules
 from avs_jax.models import tpavi
-from avs_jax.models.avs import fold
 from avs_jax.models.tpavi import TPAVI
+from avs_jax.ops.frames import fold_frames
 from tests.backbone_files import golden_state
 from tests.conftest import GOLDEN
 from tests.golden.compare import shapes_of
@@ -48,7 +48,7 @@ class GoldenTPAVI(TPAVI):
         return batch["embedding"]
 
     def _encode_images(self, *args):
-        with unittest.mock.patch.object(tpavi, "prepare_images", fold):
+        with unittest.mock.patch.object(tpavi, "prepare_images", fold_frames):
             return super()._encode_images(*args)
 
 

@@ -23,14 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.models.avs import DTYPES, INPUTS, REMAT_POLICIES, fold, prepare_images
-from avs_jax.models.backbones.stages import LEVELS
+from avs_jax.models.avs import DTYPES, INPUTS, REMAT_POLICIES, prepare_images
+from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from avs_jax.models.decoders.dilated_fpn import DilatedSum, FusionBlock
 from avs_jax.models.fusion.tpavi_block import MODES, TPAVIBlock
 from avs_jax.models.layers import Conv, Linear
 from avs_jax.models.parts import find_part, make_part
 from avs_jax.models.rules import Rule, at_least, one_of, within
 from avs_jax.models.stage import Stage
+from avs_jax.ops.frames import fold_frames
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import InputError, check_shape, frame_ids
 
@@ -39,7 +40,7 @@ HEAD_DIMS = (128, 32)
 
 
 def _are_stages(stages: Any, _: Mapping[str, Any]) -> bool:
-    return len(set(stages)) == len(stages) and set(stages) <= set(range(len(LEVELS)))
+    return len(set(stages)) == len(stages) and set(stages) <= set(range(len(FEATURE_LEVELS)))
 
 
 def _some_call_is_on(stages: Any, config: Mapping[str, Any]) -> bool:
@@ -88,7 +89,7 @@ class TPAVI(nn.Module):
         *at_least(1, "hidden_dim", "attention_frames"),
         within("audio_std", lambda x: x > 0, "above 0"),
         one_of("tpavi_mode", MODES),
-        Rule("tpavi_stages", _are_stages, lambda _: f"some of {tuple(range(len(LEVELS)))}"),
+        Rule("tpavi_stages", _are_stages, lambda _: f"some of {tuple(range(len(FEATURE_LEVELS)))}"),
         Rule("tpavi_stages", _some_call_is_on, lambda _: "() where tpavi_va and tpavi_vv are off"),
         one_of("remat", REMAT_POLICIES),
         one_of("dtype", DTYPES),
@@ -127,7 +128,7 @@ class TPAVI(nn.Module):
         sizes = self._check_batch(batch)
         shape = sizes["B"], sizes["T"]
         valid = batch.get("valid", jnp.ones(shape, bool))
-        shown = fold(valid)[:, None, None, None]  # frames that are not are zero throughout
+        shown = fold_frames(valid)[:, None, None, None]  # frames that are not are zero throughout
         counted = jnp.ones_like(valid) if train and self.padded_in_statistics else valid
 
         def unfold(x):
@@ -139,7 +140,7 @@ class TPAVI(nn.Module):
         if self.remat == "all":
             neck, fusion = nn.remat(neck), nn.remat(fusion)
         dtype, maps, calls = jnp.dtype(self.dtype), [], {}
-        for stage, level in enumerate(LEVELS):
+        for stage, level in enumerate(FEATURE_LEVELS):
             summed = neck(self.hidden_dim, dtype, name=f"conv{stage + 1}")(features[level])
             maps.append(summed * shown)
         seen = {
@@ -148,9 +149,9 @@ class TPAVI(nn.Module):
         }
         for stage in self.tpavi_stages:
             x, calls[stage] = self._interact(stage, unfold(maps[stage]), audio, counted, train)
-            maps[stage] = fold(x) * shown
+            maps[stage] = fold_frames(x) * shown
         path, paths = None, []
-        for stage in reversed(range(len(LEVELS))):
+        for stage in reversed(range(len(FEATURE_LEVELS))):
             path = fusion(dtype, name=f"path{stage + 1}")(maps[stage], path) * shown
             paths.insert(0, unfold(path))
         seen |= {
@@ -189,7 +190,7 @@ class TPAVI(nn.Module):
             index = np.broadcast_to(np.arange(num_frames)[None], (num_clips, num_frames))
             ids = frame_ids(batch.get("frame_index", index))
         if self.backbone.get("trained_norms"):
-            more = {"valid": fold(counted)}
+            more = {"valid": fold_frames(counted)}
         backbone = make_part(
             "backbone",
             find_part("backbone", self.backbone),
@@ -210,7 +211,7 @@ class TPAVI(nn.Module):
             name="audio_backbone",
         )
         log_mel = batch["log_mel"]
-        embedding = backbone((fold(log_mel) - self.audio_mean) / self.audio_std)
+        embedding = backbone((fold_frames(log_mel) - self.audio_mean) / self.audio_std)
         if embedding.ndim != 2:
             raise InputError(
                 "model.audio_backbone gives a map; TPAVI reads an embedding: set its `embedding`, "
