@@ -17,7 +17,7 @@ def ground_config() -> ConfigDict:
     # ---- data: how a query becomes a row; fields of avs_jax.data.moments.MomentRows ----
     data = config.data
     data.dataset = "qvhighlights"
-    data.max_clips = 75  # L; longer videos are cut
+    data.max_clips = 75  # L; a longer video is an error
     data.max_words = 32
     data.max_windows = 5  # of more, training draws these many
     data.video_dims = (2304, 512)  # widths of the kinds of video features
