@@ -418,7 +418,7 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
         (["--source=pvt_v2", "--config=configs/s4_vct.py"], "backbone.name is 'swin'"),
         (["--source=pvt_v2"], "--source=pvt_v2 needs --config"),
         (["--source=swin", "--config=configs/s4_vct.py"], "matches no rule"),
-        (["--source=pvt_v2", "--config=configs/s4_vct.py:other"], "no such variant"),
+        (["--source=pvt_v2", "--config=configs/s4_vct.py:other"], "variant 'other'"),
     ):
         more = [f"--input={path}", f"--output={tmp_path / 'ours'}"]
         assert convert_weights.main(["convert_weights", *flags, *more]) == 1
