@@ -117,11 +117,11 @@ class SafeUnpickler(pickle._Unpickler):
         return _Global(known[f"{module}.{name}"])
 
     def persistent_load(self, pid) -> Storage:
-        """("storage", type, key, device, size) -> the storage."""
+        """("storage", type, key, device, size[, view]) -> the storage; no views of storages."""
+        is_known = isinstance(pid, tuple) and len(pid) >= 5 and pid[5:] in ((), (None,))
         if (
-            self._read_storage is None
-            or not isinstance(pid, tuple)
-            or len(pid) not in (5, 6)
+            not is_known
+            or self._read_storage is None
             or pid[0] != "storage"
             or not isinstance(pid[1], _Global)
             or not isinstance(pid[1].value, np.dtype)
@@ -129,8 +129,6 @@ class SafeUnpickler(pickle._Unpickler):
             or not are_sizes(pid[4])
         ):
             raise WeightsError("a persistent id that is not PyTorch's description of a storage")
-        if len(pid) == 6 and pid[5] is not None:
-            raise WeightsError("a storage that views another (PyTorch before 0.4) is not read")
         storage = Storage(pid[1].value, pid[2], pid[4], self._is_swapped, self._read_storage)
         known = self.storages.setdefault(storage.key, storage)
         if known != storage:
