@@ -8,7 +8,7 @@ Hardware: batch 4 fits on one 80 GB GPU in float32 (the AMA authors' notes); the
 needs less. Not timed here.
 Target: 67.6 mIoU, 81.4 F_beta on the test split (VCT's README; avsbench(batch=1)). The authors'
 released checkpoint gives 66.84 and 82.33 (notes of the AMA authors).
-The default is the recorded 40,000 steps; `:v2` and `:regularized` are the same as in ms3_ama.py.
+The default is the recorded 40,000 steps; `:v2` and `:regularized` are baselines of ms3_ama.py's.
 `:demo` and `:regularized_demo` are small versions for generated clips:
 scripts/make_clips.py --setting=ms3 --output=demo/clips_ms3, then scripts/build_dataset.py
 --dataset=avsbench_ms3 --manual_dir=demo/clips_ms3 --data_dir=demo/tfds.
