@@ -1,11 +1,11 @@
-"""VCT + AMA on AVSBench-semantic (AVSS): avss_vct.py with motion, and nothing else.
+"""VCT + AMA on AVSBench-semantic (AVSS): avss_vct.py with motion, otherwise unchanged.
 
 Command: python -m avs_jax.main --config=configs/avss_ama.py --workdir=DIR
-Hardware: as avss_vct.py. The AMA authors planned batch 2 on one GPU of 80 GB in mixed precision,
-for more clips of ten frames did not fit; not timed here.
-Aims at: 51.64 mIoU on the test split (README of SKA-VCT, "motion verification", mean of five seeds;
-VCT there: 51.20). The AMA authors' notes record no own number for AVSS with AMA alone.
-`:demo` is the same recipe, small, on generated clips, made as avss_vct.py says.
+Hardware: as avss_vct.py. The AMA authors planned batch 2 on one 80 GB GPU in mixed precision,
+because more clips of ten frames did not fit; not timed here.
+Target: 51.64 mIoU on the test split (README of SKA-VCT, "motion verification", mean of five seeds;
+VCT there: 51.20). The AMA authors' notes record no number for AVSS with AMA alone.
+`:demo` is a small version for generated clips, made as described in avss_vct.py.
 """
 
 from ml_collections import ConfigDict

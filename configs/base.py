@@ -1,15 +1,15 @@
-"""The keys that every task has, once, with their meaning: where data lies, optimizer, run, reports.
+"""The keys that all tasks share, with their meaning: location of data, optimizer, run, reports.
 
-A task adds its own: configs/segment.py. Parts of a model add theirs where they are chosen:
-configs/parts.py. On the command line: `--config=configs/s4_ama.py --config.train.batch_size=4`; an
-unknown key is an error.
+A task adds its own (configs/segment.py), and so do the chosen parts of a model (configs/parts.py).
+On the command line: `--config=configs/s4_ama.py --config.train.batch_size=4`; an unknown key is an
+error.
 """
 
 from ml_collections import ConfigDict
 
 
 def base_config() -> ConfigDict:
-    """The run, without a task."""
+    """A run without a task."""
     config = ConfigDict()
     config.name = ""  # of the recipe
     config.task = ""  # a page of avs_jax/tasks
@@ -30,32 +30,32 @@ def base_config() -> ConfigDict:
     optim.clip_norm = 0.01  # of the whole gradient
     optim.warmup_steps = 0
     optim.power = 0.9  # of the polynomial decay to 0
-    # of Adam's first moment as it is kept: "float32" | "bfloat16" (half its bytes; optim.py)
+    # storage of Adam's first moment: "float32" | "bfloat16" (half the bytes; optim.py)
     optim.moment_dtype = "float32"
-    # (path regex, learning-rate factor, weight-decay factor); the first that matches counts
+    # (path regex, learning-rate factor, weight-decay factor); the first match counts
     optim.groups = ((r".*", 1.0, 1.0),)
-    optim.frozen = ()  # path regexes that take no gradient
+    optim.frozen = ()  # path regexes of parameters that are not trained
 
     # ---- training ----
     train = config.train = ConfigDict()
     train.steps = 45_000
     train.batch_size = 2  # rows, over all devices
     train.accumulate = 1  # micro-batches per step
-    # of an average of the parameters, evaluated beside them and preferred (runtime/ema.py); 0: none
+    # of an average of the parameters, evaluated too and preferred (runtime/ema.py); 0: none
     train.ema_decay = 0.0
     train.mesh = ConfigDict()
-    train.mesh.data = -1  # devices along the batch axis; -1: all that are left
+    train.mesh.data = -1  # devices along the batch axis; -1: all remaining
     train.mesh.fsdp = 1  # devices that share parameters and optimizer state
     train.log_every = 20
     train.eval_every = 1000
     train.checkpoint_every = 500
     train.keep_latest = 2
-    train.patience = 0  # evaluations in a row without a better score that end training; 0: never
-    train.final_splits = ("val", "test")  # that the best checkpoint is evaluated on at the end
+    train.patience = 0  # stop after this many evaluations without a better score; 0: never
+    train.final_splits = ("val", "test")  # for the best checkpoint, at the end
     train.num_pictures = 4  # validation rows drawn at every evaluation
     train.compilation_cache = True  # in the workdir
     train.init_from = ""  # checkpoint or converted weights to start from; "": random
-    train.init_fresh = ()  # path regexes that keep their random start under init_from
+    train.init_fresh = ()  # path regexes that keep their random values under init_from
     train.init_dropped = ()  # path regexes of init_from's tensors that this model does not have
 
     # ---- pretrained components: path prefix of the parameters -> folder of converted weights;
@@ -64,16 +64,16 @@ def base_config() -> ConfigDict:
 
     # ---- evaluation ----
     evaluate = config.evaluate = ConfigDict()
-    evaluate.batch_size = 2  # rows read at once; a device computes one at a time
+    evaluate.batch_size = 2  # rows read at once; each device computes one at a time
     evaluate.split = "test"  # of --mode=eval
-    # "raw": the parameters; "ema": their average; "auto": of a checkpoint with both, prediction
-    # takes the average and evaluation scores either
+    # "raw": the parameters; "ema": their average; "auto": if a checkpoint has both, prediction uses
+    # the average and evaluation scores both
     evaluate.weights = "auto"
     evaluate.num_pictures = 8  # figures drawn per condition
     return config
 
 
 def check_variant(variant: str, *choices: str) -> None:
-    """Raises where --config=FILE.py:VARIANT names a variant that the file does not have."""
+    """Raises if --config=FILE.py:VARIANT names an unknown variant."""
     if variant and variant not in choices:
         raise ValueError(f"variant {variant!r}: choose nothing or one of {', '.join(choices)}")

@@ -1,15 +1,15 @@
-"""VCT on AVSBench MS3, without motion: the control of ms3_ama.py.
+"""VCT on AVSBench MS3, without motion: the baseline of ms3_ama.py.
 
 Data:    python scripts/build_dataset.py --dataset=avsbench_ms3 --manual_dir=Multi-sources \
              --data_dir=~/tensorflow_datasets
 Command: python -m avs_jax.main --config=configs/ms3_vct.py --workdir=DIR \
              --config.train.init_from=S4_RUN
-Hardware: one GPU of 80 GB fits batch 4 in float32 (the AMA authors' notes); the shipped batch of 2
+Hardware: batch 4 fits on one 80 GB GPU in float32 (the AMA authors' notes); the default batch of 2
 needs less. Not timed here.
-Aims at: 67.6 mIoU, 81.4 F_beta on the test split (VCT's README; avsbench(batch=1)). The authors'
+Target: 67.6 mIoU, 81.4 F_beta on the test split (VCT's README; avsbench(batch=1)). The authors'
 released checkpoint gives 66.84 and 82.33 (notes of the AMA authors).
-The default is the recorded 40,000 steps; `:v2` and `:regularized` are the controls of ms3_ama.py's.
-`:demo` (and `:regularized_demo`) is the same recipe, small, on generated clips:
+The default is the recorded 40,000 steps; `:v2` and `:regularized` are baselines of ms3_ama.py's.
+`:demo` and `:regularized_demo` are small versions for generated clips:
 scripts/make_clips.py --setting=ms3 --output=demo/clips_ms3, then scripts/build_dataset.py
 --dataset=avsbench_ms3 --manual_dir=demo/clips_ms3 --data_dir=demo/tfds.
 """
@@ -35,7 +35,7 @@ def recipe() -> ConfigDict:
     config.data.num_supervised = 5
     config.data.prototype_target = "none"
     config.data.num_prototypes = 0
-    # What a checkpoint of S4 has for its prototypes and MS3 does not.
+    # An S4 checkpoint has prototypes, MS3 does not.
     config.train.init_dropped = (
         r"predictor/visual_query_block/(prototype|pre_attn)/.*",
         r"predictor/(audio|proto)_proj/.*",
@@ -65,10 +65,10 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def regularize(config: ConfigDict) -> None:
-    """What the AMA authors' notes propose against over-fitting 296 clips, and our choice of rates.
+    """The AMA authors' proposals against overfitting 296 clips, with our choice of rates.
 
-    Theirs: the dropouts; for AMA half the learning rate and a weight decay of 0.1; early stopping
-    and an average of the parameters. Ours: how long the average is and how patient the stopping.
+    Theirs: the dropouts; half the learning rate and a weight decay of 0.1 for AMA; early stopping;
+    an average of the parameters. Ours: the length of the average and the patience.
     """
     if config.model.fusion.name == "ama":
         config.model.fusion.attention_dropout = 0.1

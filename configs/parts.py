@@ -1,13 +1,12 @@
-"""Sections of the parts that a configuration chooses: a part's keys exist where it is chosen.
+"""Configuration sections of the parts of a model: a part's keys exist only if it is chosen.
 
-Keys are the fields of the part's module; a key that is left out has the module's own value.
+Keys are the fields of the part's module; a missing key takes the module's default.
 """
 
 from ml_collections import ConfigDict
 
 
 def absent() -> ConfigDict:
-    """No such part."""
     return ConfigDict({"name": "none"})
 
 
@@ -44,12 +43,11 @@ def pvt_v2() -> ConfigDict:
 
 
 def resnet50() -> ConfigDict:
-    """ResNet-50."""
     return ConfigDict({"name": "resnet50", "depths": (3, 4, 6, 3), "width": 64})
 
 
 def demo_backbone(section: ConfigDict) -> dict:
-    """Values that make an image backbone small enough to train on two cores."""
+    """An image backbone small enough to train on two cores."""
     one_block = {"depths": (1, 1, 1, 1)}
     heads = {"num_heads": (1, 2, 4, 8), "drop_path_rate": 0.0}
     return {
@@ -60,7 +58,7 @@ def demo_backbone(section: ConfigDict) -> dict:
 
 
 def tiny_backbone(section: ConfigDict) -> dict:
-    """Values that make an image backbone as small as it can be."""
+    """The smallest possible image backbone."""
     return {
         "swin": {"embed_dim": 8, "num_heads": (1, 1, 2, 2), "window_size": 2},
         "pvt_v2": {"embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2)},
@@ -80,7 +78,7 @@ def vggish() -> ConfigDict:
 
 
 def ama() -> ConfigDict:
-    """Audio-motion alignment, the reference's values."""
+    """Audio-motion alignment with the reference's values."""
     fusion = ConfigDict({"name": "ama"})
     fusion.num_heads = 4
     fusion.embed_dim = 256
@@ -90,7 +88,7 @@ def ama() -> ConfigDict:
     fusion.grad_through_extrema = True  # False: min and max count as constants
     fusion.attention_dropout = 0.0  # training: share of attention entries without evidence
     fusion.projection_dropout = 0.0  # training: share of channels of the projected query
-    fusion.map_dropout = 0.0  # training: share of clips that go without the map
+    fusion.map_dropout = 0.0  # training: share of clips without the map
     return fusion
 
 
@@ -98,9 +96,9 @@ def ama() -> ConfigDict:
 
 
 def refiner(name: str) -> ConfigDict:
-    """Boundary refinement: "auxiliary": edges only shape features; "refine": they refine them too.
+    """Boundary refinement: "auxiliary" edges only shape features; "refine" also refines them.
 
-    The gradient of the edges and corrections into the features grows from 0 to 1 between the two
-    shares of the training in `ramp`; (0, 0): all of it from the start.
+    The gradient into the features ramps from 0 to 1 between the two fractions of the training in
+    `ramp`; (0, 0) is the full gradient from the start.
     """
     return ConfigDict({"name": name, "ramp": (0.0, 0.0)})

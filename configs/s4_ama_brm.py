@@ -1,17 +1,17 @@
-"""VCT + AMA + BRM on AVSBench S4: s4_ama.py with boundary refinement, and nothing else.
+"""VCT + AMA + BRM on AVSBench S4: s4_ama.py with boundary refinement, otherwise unchanged.
 
 Command: python -m avs_jax.main --config=configs/s4_ama_brm.py --workdir=DIR
-The AMA authors ran it with: --config.train.batch_size=8 (learning rate 2e-4 follows)
+The AMA authors' flags: --config.train.batch_size=8 (which sets the learning rate to 2e-4)
              --config.model.dtype=bfloat16 --config.model.remat=backbone
-Hardware: as s4_ama.py (batch 4 fits one GPU of 80 GB in float32, batch 8 with the keys above: the
+Hardware: as s4_ama.py (on one 80 GB GPU, batch 4 fits in float32, batch 8 with the flags above: the
 AMA authors' notes). BRM adds 0.2 M parameters. Not timed here.
-Aims at: 87.42 mIoU, 95.10 F_beta on the test split (README of SKA-VCT, the full model, mean of five
+Target: 87.42 mIoU, 95.10 F_beta on the test split (README of SKA-VCT, the full model, mean of five
 seeds; without its boundary head 87.18). Their head is the part "auxiliary"; "refine" is ours.
-The authors' own head on top of AMA: configs/s4_ama.py with --config.model.refiner.name=auxiliary
-(weight 0.2 as in their second recipe; --config.loss.boundary.weight=0.5 is their first).
-On top of a run without BRM: --config.train.init_from=S4_AMA_RUN
---config.train.init_fresh="('brm/.*',)". The masks start as that run's.
-`:demo` is the same recipe, small, on generated clips (scripts/demo.sh makes them).
+The authors' own head on AMA: configs/s4_ama.py with --config.model.refiner.name=auxiliary (weight
+0.2 as in their second recipe; --config.loss.boundary.weight=0.5 is their first).
+To start from a run without BRM, with its masks: --config.train.init_from=S4_AMA_RUN
+--config.train.init_fresh="('brm/.*',)".
+`:demo` is a small version for generated clips (scripts/demo.sh).
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ from configs.segment import shrink
 
 
 def add_refinement(config: ConfigDict, weight: float) -> ConfigDict:
-    """An AMA recipe with boundary refinement whose loss weighs `weight` at most."""
+    """An AMA recipe with boundary refinement; `weight` is the maximum weight of its loss."""
     config.name = config.name.replace("ama", "ama_brm")
     config.model.refiner = parts.refiner("refine")
     config.model.refiner.ramp = (0.3, 0.6)

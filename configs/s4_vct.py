@@ -1,9 +1,9 @@
-"""VCT on AVSBench S4, without motion: the control of s4_ama.py.
+"""VCT on AVSBench S4, without motion: the baseline of s4_ama.py.
 
 Command: python -m avs_jax.main --config=configs/s4_vct.py --workdir=DIR
-Aims at: 86.2 mIoU, 93.4 F_beta on the test split (VCT's README; avsbench(batch=1), masks rebuilt
+Target: 86.2 mIoU, 93.4 F_beta on the test split (VCT's README; avsbench(batch=1), masks rebuilt
 from AVSBench-semantic).
-`:demo` is the same recipe, small, on generated clips (scripts/demo.sh).
+`:demo` is a small version for generated clips (scripts/demo.sh).
 """
 
 from ml_collections import ConfigDict

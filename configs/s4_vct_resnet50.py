@@ -4,11 +4,11 @@ Weights: python scripts/convert_weights.py --source=resnet50 --input=resnet50-19
              --config=configs/s4_vct_resnet50.py --output=checkpoints/resnet50
 Command: python -m avs_jax.main --config=configs/s4_vct_resnet50.py --workdir=DIR \
              --config.init.backbone=checkpoints/resnet50
-Hardware: 96 M parameters, 47 M of them in the two backbones (Swin-B's: 174 M). Not timed here.
-Aims at: no number; VCT's published checkpoints are Swin-B's, and this was not trained here.
-Without pretrained statistics the frozen norms are the identity, so this recipe is made for
-`init.backbone`; the demo trains their scale and bias.
-`:demo` is the same recipe, small, on generated clips (scripts/demo.sh).
+Hardware: 96 M parameters, 47 M of them in the two backbones (Swin-B: 174 M). Not timed here.
+Target: none. VCT's published checkpoints use Swin-B, and this was not trained here.
+This recipe needs `init.backbone`: without pretrained statistics, the frozen norms are the identity.
+`:demo` is a small version for generated clips (scripts/demo.sh), which trains the norms' scale and
+bias.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +21,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config = s4_vct.recipe()
     config.name = "s4_vct_resnet50"
     config.model.backbone = parts.resnet50()
-    # Norms are frozen whole, as detectron2's FrozenBatchNorm2d.
+    # All of the norms is frozen, as in detectron2's FrozenBatchNorm2d.
     config.optim.frozen += (r"(pre_sam_)?backbone/(.*/)?(bn\d|downsample_1)/(scale|bias)",)
     return shrink(config, variant)

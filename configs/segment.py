@@ -1,4 +1,4 @@
-"""Task `segment`: its keys, once, with their meaning. The values are VCT's published S4 recipe.
+"""The keys of task `segment`, with their meaning. The values are VCT's published S4 recipe.
 
 Recipes start from `segment_config()` and change what differs.
 """
@@ -19,45 +19,45 @@ def segment_config() -> ConfigDict:
     config.task = "segment"
     config.host = "vct"  # model family: a row of HOSTS in avs_jax/tasks/segment.py
 
-    # ---- data: how a clip becomes a row ----
+    # ---- data: clips to rows ----
     data = config.data
     data.dataset = "avsbench_s4"
     data.image_size = 384  # px per side of training crops and evaluation images
     data.num_frames = 5  # T of a whole clip
-    # "supervised": only frames with ground truth enter the step; "all"
+    # which frames enter the step: "supervised", those with ground truth | "all"
     data.train_frames = "supervised"
-    data.num_supervised = 1  # frames with ground truth of a training clip at most (S4: 1)
-    # which of them where a clip has more: "first" | "random", drawn anew each epoch
+    data.num_supervised = 1  # maximum number of frames with ground truth per clip (S4: 1)
+    # which ones if a clip has more: "first" | "random", drawn every epoch
     data.supervised_choice = "first"
-    data.num_classes = 2  # K, background included
-    data.max_targets = 2  # M, masks per frame at most
-    # "category": one-hot of the clip's, on frame 0; "classes": those in the ground truth,
-    # background included, on every frame that has it; "none"
+    data.num_classes = 2  # K, including background
+    data.max_targets = 2  # M, maximum number of masks per frame
+    # "category": one-hot category of the clip, on frame 0 | "classes": classes of the ground truth,
+    # including background, on every frame with ground truth | "none"
     data.prototype_target = "category"
-    data.num_prototypes = 23  # K', the categories that have a prototype
+    data.num_prototypes = 23  # K', the number of categories with a prototype
     data.short_audio = "repeat"  # missing log-mels: "repeat" the last (S4, MS3) | "zeros" (AVSS)
     data.square_first = False  # training: resize frames to a square before augmentation (AVSS)
     data.pre_masks = True  # read the class-agnostic color masks
     data.motion = ConfigDict()
     # "none" | "auto" (stored flow, else frame difference) | "difference"
     data.motion.source = "none"
-    # "next": frame 0 takes the flow to frame 1; "zeros": the original's
+    # "next": frame 0 takes the flow to frame 1 | "zeros", as in the original
     data.motion.first_frame = "next"
-    # "magnitude_max": divided by the frame's maximum; "magnitude_absolute": in units of `scale`;
+    # "magnitude_max": divided by the frame's maximum | "magnitude_absolute": in units of `scale` |
     # "uv": both components in units of `scale`, two channels. The last two need stored flow (u, v).
     data.motion.map = "magnitude_max"
     data.motion.scale = 20.0  # px per frame of the augmented image
-    data.motion.compensate_camera = False  # take a robust affine motion off; needs flow (u, v)
-    # of own videos (predict --video): "difference" | "raft_large" | "raft_small"
+    data.motion.compensate_camera = False  # subtract a robust affine motion; needs flow (u, v)
+    # for own videos (predict --video): "difference" | "raft_large" | "raft_small"
     data.motion.model = "difference"
-    data.motion.pairs = "frames"  # "frames": 1 s apart; "video": neighbors in the video
+    data.motion.pairs = "frames"  # "frames": 1 s apart | "video": adjacent frames of the video
     data.augment = ConfigDict()  # joint over image, pre-mask, ground truth and motion
-    data.augment.min_sizes = (  # short side after the resize, drawn per clip
+    data.augment.min_sizes = (  # short side after resizing, drawn per clip
         192, 230, 268, 307, 345, 384, 422, 460, 499, 537, 576, 614, 652, 691, 729, 768,
     )  # fmt: skip
-    data.augment.max_size = 896  # long side at most
-    data.augment.crop = True  # random crop to image_size, else pad or resize only
-    data.augment.color = True  # photometric jitter, drawn per frame and separately for the pre-mask
+    data.augment.max_size = 896  # maximum long side
+    data.augment.crop = True  # random crop to image_size; False: only pad or resize
+    data.augment.color = True  # photometric jitter, separate for each frame and pre-mask
     data.augment.flip = 0.5  # probability of a horizontal flip
 
     config.model = _vct_model(data)
@@ -65,7 +65,7 @@ def segment_config() -> ConfigDict:
 
     # ---- optimizer ----
     optim = config.optim
-    # (path regex, learning-rate factor, weight-decay factor); the first that matches counts
+    # (path regex, learning-rate factor, weight-decay factor); the first match counts
     optim.groups = (
         (r".*relative_position_bias_table", 0.1, 0.0),
         (r"(pre_sam_)?backbone/(.*/)?norm\d?/(scale|bias)", 0.1, 0.0),
@@ -76,31 +76,31 @@ def segment_config() -> ConfigDict:
         (r"ama/(audio_proj_1|flow_encoder_[14])/bias", 1.0, 0.0),  # its LayerNorm and BatchNorms
         (r".*", 1.0, 1.0),
     )
-    optim.frozen = (r"audio_backbone/.*",)  # path regexes that take no gradient
+    optim.frozen = (r"audio_backbone/.*",)  # path regexes of parameters that are not trained
 
     # ---- pretrained components ----
     init = config.init
-    init.backbone = ""  # folder of --source=swin, pvt_v2 or resnet50; "": stays as it is
-    init.pre_sam_backbone = "same"  # "same" as `backbone`, a folder of its own, or ""
+    init.backbone = ""  # folder of --source=swin, pvt_v2 or resnet50; "": not replaced
+    init.pre_sam_backbone = "same"  # "same" as `backbone`, another folder, or ""
     init.audio_backbone = ""  # folder of --source=vggish
 
     # ---- evaluation ----
     evaluate = config.evaluate
-    evaluate.score_size = 224  # px; masks and ground truth meet here
+    evaluate.score_size = 224  # px, at which predictions are compared with ground truth
     evaluate.swapped_audio = True  # also score each clip with another category's sound
     # also score false sounds, any of "silence,noise,offscreen,shift"; "": none
     evaluate.audio = ""
-    evaluate.manifest = ""  # file that says which clip gets which false sound; "": follows from ids
-    # with false sounds, a model that reads motion also gets false motion: any of "zero,shuffled"
+    evaluate.manifest = ""  # file that assigns false sounds to clips; "": derived from the ids
+    # with evaluate.audio, false motion for models that read motion: any of "zero,shuffled"
     evaluate.motion = "zero,shuffled"
-    # a pixel moves where the motion map exceeds this: a share of the frame's maximum, or, for the
-    # absolute maps, in units of data.motion.scale
+    # a pixel moves where the motion map exceeds this fraction of the frame's maximum or, for the
+    # absolute maps, of data.motion.scale
     evaluate.moving_threshold = 0.2
     return config
 
 
 def _vct_model(data: ConfigDict) -> ConfigDict:
-    """Host "vct": keys are the fields of avs_jax.models.avs.AVS."""
+    """Host "vct": the fields of avs_jax.models.avs.AVS."""
     model = ConfigDict()
     model.num_classes = data.get_ref("num_classes")
     model.num_prototypes = data.get_ref("num_prototypes")  # 0: PPQG without prototypes (MS3)
@@ -109,9 +109,9 @@ def _vct_model(data: ConfigDict) -> ConfigDict:
     model.backbone = parts.swin()  # or pvt_v2, resnet50
     # a second backbone on the color masks, with channel gates
     model.pre_masks = data.get_ref("pre_masks")
-    model.pre_mask_dropout = 0.0  # training: share of clips that go without the second branch
+    model.pre_mask_dropout = 0.0  # training: share of clips without the pre-mask branch
     model.audio_backbone = parts.vggish()
-    model.audio_mean = 0.0  # log-mels enter as (x - mean) / std; 0 and 1 are the original's
+    model.audio_mean = 0.0  # log-mels enter as (x - mean) / std; the original has 0 and 1
     model.audio_std = 1.0
     model.audio_hidden_dim = 4096  # width of the audio MLP
     model.pixel_decoder = ConfigDict()
@@ -123,14 +123,14 @@ def _vct_model(data: ConfigDict) -> ConfigDict:
     model.decoder.num_layers = 9
     model.decoder.ffn_dim = 2048
     model.decoder.num_heads = 8
-    # 0 leaves a loaded VCT checkpoint's masks as they are under a new fusion
-    model.decoder.lambda_init = 1.0  # of what the fusion's map adds to the queries' pixels
+    # initial strength of the fusion's map; 0 preserves a loaded VCT checkpoint's masks
+    model.decoder.lambda_init = 1.0
     model.fusion = parts.absent()  # or ama
     model.refiner = parts.absent()  # boundary refinement (BRM): or auxiliary, refine
-    # what the backward pass recomputes instead of keeping: "none" | "backbone", its blocks | "all",
-    # the layers of pixel decoder and decoder too
+    # what the backward pass recomputes: "none" | "backbone", its blocks | "all", also the layers of
+    # pixel decoder and decoder
     model.remat = "none"
-    model.dtype = "float32"  # of compute; parameters are float32
+    model.dtype = "float32"  # compute dtype; parameters are float32
     return model
 
 
@@ -146,7 +146,7 @@ def _query_loss() -> ConfigDict:
     # "weighted": BCE with positive_weight | "balanced": BCE balanced by prevalence, + Dice
     loss.boundary.kind = "weighted"
     loss.boundary.weight = 0.2
-    loss.boundary.max_share = 0.0  # of loss_mask + loss_dice that the term may reach; 0: no limit
+    loss.boundary.max_share = 0.0  # limit relative to loss_mask + loss_dice; 0: no limit
     loss.boundary.positive_weight = 5.0  # of "weighted"
     loss.num_points = 12544
     loss.oversample_ratio = 3.0
@@ -160,11 +160,11 @@ def shrink(
     demo: Mapping[str, Any] | None = None,
     variants: Sequence[str] = ("demo", "tiny"),
 ) -> ConfigDict:
-    """The recipe itself, or its variant `:demo` or `:tiny`.
+    """The recipe, or its variant `:demo` or `:tiny`.
 
     Args:
-      demo: key -> value that the demo of this recipe has in place of `shrink_for_demo`'s.
-      variants: all that the recipe has.
+      demo: key -> value, overrides of `shrink_for_demo` for this recipe.
+      variants: all variants of the recipe.
     """
     check_variant(variant, *variants)
     if variant in ("demo", "tiny"):
@@ -178,8 +178,8 @@ def shrink(
 def shrink_for_demo(config: ConfigDict) -> ConfigDict:
     """`:demo` of any recipe: the same components, small enough for two cores and generated clips.
 
-    Swin 32 wide with one block per stage, from scratch: one learning rate for everything, the audio
-    branch trained too.
+    A 32-wide Swin with one block per stage, from scratch: one learning rate for everything, and the
+    audio backbone is trained too.
     """
     config.name += "_demo"
     config.data.data_dir = "demo/tfds"
@@ -216,7 +216,7 @@ def shrink_for_demo(config: ConfigDict) -> ConfigDict:
 def shrink_to_tiny(config: ConfigDict) -> ConfigDict:
     """`:tiny` of any recipe: `:demo` with one layer of everything at 64 px, quick to compile.
 
-    For tests, checks and scripts; it learns nothing worth looking at.
+    For tests, checks and scripts; it learns nothing useful.
     """
     config.name = config.name.replace("_demo", "_tiny")
     config.data.image_size = 64

@@ -1,31 +1,31 @@
-"""Time and memory beside PyTorch, block by block, in one run on one machine.
+"""Time and memory compared with PyTorch, block by block, in one run on one machine.
 
   pip install -e .[benchmark]
   python scripts/benchmark.py --config=configs/s4_ama.py --output=benchmark.md
   python scripts/benchmark.py --config=configs/s4_ama.py --blocks=swin,criterion --repeats=5
 
-Every block is built twice, each side in a process of its own, and the two run in turn: one
-repetition here, one there, so that whatever else the machine does meets both. The table gives the
-median of each side's repetitions, after one that is not counted, and their ratio.
+Both sides of every block run in their own process and alternate repetitions, so that other load on
+the machine affects both. The table shows the medians, without the first repetition, and their
+ratio.
 
   swin         the backbone, forward, and forward and backward
-  encoder      the deformable encoder of the pixel decoder, alike
-  decoder      the transformer decoder with all its predictions, alike; ours with PPQG before it
+  encoder      the deformable encoder of the pixel decoder, likewise
+  decoder      the transformer decoder with all predictions, likewise; ours includes PPQG
   criterion    matching and losses of all predictions, with the gradient
-  clip         the whole model on one clip, all frames, as in evaluation
-  step         a training step of one clip, or of train.batch_size=B clips with --clips=B
-  raft_large, raft_small   optical flow of pairs of 384 x 384 px, 12 iterations
-  raft_large_rows          ours making the correlations row by row, as it does with large pictures
+  clip         the whole model on all frames of one clip, as in evaluation
+  step         a training step on one clip, or on B clips with --clips=B
+  raft_large, raft_small   optical flow of 384 x 384 px pairs, 12 iterations
+  raft_large_rows          the same with our on-demand correlations, as used for large frames
 
 The other side is PyTorch in eager mode: transformers' Swin and Mask2Former and torchvision's RAFT.
-Of the whole model it has two Swins, channel gates, pixel decoder, transformer decoder, losses with
-SciPy's matching, and AdamW; it leaves out VGGish, the audio MLP, PPQG and AMA, and so does less.
-`step` gives it the frames that `data.train_frames` gives us; --original-frames all five, as the
-original trains.
+Its whole model has two Swins, channel gates, pixel decoder, transformer decoder, losses with
+SciPy's matching, and AdamW. It lacks VGGish, the audio MLP, PPQG and AMA, so it does less. In
+`step` it gets the frames of `data.train_frames`, or with --original-frames all five, as in the
+original.
 
-Memory: ours is what XLA allocates for the compiled function (arguments, temporaries, output).
-PyTorch's is the peak of its allocator on a GPU, and on a CPU the growth of the process from before
-the model was made to its largest. Both hold parameters and, in `step`, the optimizer's state.
+Memory: for ours, what XLA allocates for the compiled function (arguments, temporaries, output). For
+PyTorch, the peak of its allocator on a GPU, and on a CPU the growth of the process's peak memory
+since before the model was built. Both include parameters and, in `step`, the optimizer state.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ GIB = 2**30
 
 
 class Side:
-    """A process that has built one case and runs it when asked."""
+    """A process that has built one case and runs it on request."""
 
     def __init__(self, program: pathlib.Path, case: str, arguments: Sequence[str]):
         self._case = case
@@ -73,13 +73,13 @@ class Side:
         self.facts = self._read()
 
     def run(self) -> float:
-        """One repetition; seconds."""
+        """Runs one repetition; returns its seconds."""
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
         return self._read()["seconds"]
 
     def close(self) -> int:
-        """Ends the process; bytes that it needed."""
+        """Ends the process; returns the bytes it needed."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write("end\n")
             self._process.stdin.flush()
@@ -96,7 +96,7 @@ class Side:
 
 
 def measure(case: str, repeats: int, arguments: Sequence[str]) -> dict:
-    """Both sides of one case in turn: median seconds and bytes of each, and all that was timed."""
+    """Both sides of one case: median seconds, bytes, and all timings."""
     sides = {name: Side(program, case, arguments) for name, program in SIDES.items()}
     seconds = {name: [] for name in sides}
     for repeat in range(repeats + 1):
@@ -115,7 +115,6 @@ def measure(case: str, repeats: int, arguments: Sequence[str]) -> dict:
 
 
 def to_markdown(results: Sequence[dict]) -> str:
-    """The table."""
     lines = [
         "| case | frames, ours : PyTorch | s, ours | PyTorch | ratio | GiB, ours | PyTorch |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -143,7 +142,7 @@ def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("blocks", ",".join(CASES), "which, by comma", flag_values=values)
+        flags.DEFINE_string("blocks", ",".join(CASES), "comma-separated", flag_values=values)
         flags.DEFINE_integer("repeats", 3, "counted runs", lower_bound=1, flag_values=values)
         flags.DEFINE_integer("frames", 1, "frames (pairs) of a block", 1, flag_values=values)
         flags.DEFINE_integer("clips", 1, "clips of `step`", lower_bound=1, flag_values=values)

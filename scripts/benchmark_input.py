@@ -1,15 +1,14 @@
-"""How fast clips are made ready for training, and whether the training step waits for them.
+"""How fast the input pipeline is, and whether the training step waits for it.
 
   python scripts/benchmark_input.py --config=configs/s4_ama.py:demo [--workers=0,1,2] [--seconds=20]
       [--steps=30]
 
-What one clip takes of a processor, which other programs on the machine do not change. The pipeline
-alone, by the number of loader processes (0: threads of the program itself): the time to the first
-batch, clips per second, and clips per second of one process. Then the training step on
-a batch that lies on the device, and on the pipeline's batches with as many loader processes:
-seconds per step, and the share of the time in which the devices had nothing to do, as training logs
-it (`data_wait`). --steps=0 leaves the step out. The first batches of each pass, which are made
-while nobody takes them, do not count.
+Measures CPU time per clip, which does not depend on other load. Then the pipeline alone, for each
+number of loader processes (0: threads of the program itself): time to the first batch, clips per
+second, and clips per second and process. Then the training step on one batch that stays on the
+device, and on the pipeline's batches: seconds per step, and the fraction of the time that the
+devices were idle, as logged in training (`data_wait`). --steps=0 skips the step. The first batches
+of each pass, which are prefetched, do not count.
 """
 
 import pathlib
@@ -52,7 +51,7 @@ def train_batches(config: ConfigDict) -> TrainBatches:
 
 
 def measure_processor(config: ConfigDict, seconds: float) -> float:
-    """Seconds of a processor that one clip takes, from its record to its batch."""
+    """CPU seconds per clip, from its record to its batch."""
     size, batches, count = config.train.batch_size, train_batches(config), 0
     batches[0]
     begun = time.process_time()
@@ -63,15 +62,7 @@ def measure_processor(config: ConfigDict, seconds: float) -> float:
 
 
 def measure_loader(config: ConfigDict, seconds: float) -> tuple[float, float]:
-    """Batches as fast as they come.
-
-    Args:
-      config: with the number of workers to measure.
-      seconds: how long.
-
-    Returns:
-      (seconds until the first batch, clips per second after those that lay ready).
-    """
+    """Seconds until the first batch, and clips per second after the prefetched batches."""
     size, begun = config.train.batch_size, time.monotonic()
     with Loader(train_batches(config), config.data.num_workers, config.data.prefetch) as loader:
         batches = iter(loader)
@@ -100,10 +91,10 @@ def measure_step(compiled: Any, state: Any, batch: Any, steps: int) -> tuple[flo
 def measure_training(
     config: ConfigDict, compiled: Any, state: Any, mesh: Any, steps: int
 ) -> tuple[float, float, Any]:
-    """The step on the pipeline's batches, the host one step ahead as in training.
+    """The step on the pipeline's batches, with the host one step ahead as in training.
 
     Returns:
-      (seconds per step, share of the time that the devices waited, state after it).
+      (seconds per step, fraction of the time that the devices waited, state after it).
     """
     with Loader(train_batches(config), config.data.num_workers, config.data.prefetch) as loader:
         batches, metrics = DataWaitTimer(iter(loader)), None
@@ -127,7 +118,7 @@ def benchmark(config: ConfigDict, workers: Sequence[int], seconds: float, steps:
     size = config.train.batch_size
     print(f"{config.name}, {len(open_records(config, 'train'))} clips, batches of {size}")
     cost = measure_processor(config, seconds / 2)
-    print(f"one clip: {1000 * cost:.1f} ms of a processor, {1 / cost:.1f} clips per second")
+    print(f"one clip: {1000 * cost:.1f} ms of CPU time, {1 / cost:.1f} clips per second")
     print("loader processes   first batch, s   clips per second   of one process", flush=True)
     for count in workers:
         first, rate = measure_loader(with_workers(config, count), seconds)

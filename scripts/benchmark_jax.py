@@ -19,12 +19,12 @@ from avs_jax.models.decoders.vct_decoder import VCTDecoder
 from avs_jax.models.flow.raft import RAFT
 from avs_jax.runtime import optim
 from avs_jax.runtime.evaluation import apply_model
+from avs_jax.runtime.memory import StepBytes
 from avs_jax.runtime.step import init_state, init_variables, make_train_step
 from avs_jax.tasks import make_task
 
 
 def normal(*shape: int) -> jax.Array:
-    """float32, fixed."""
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
 
 
@@ -41,17 +41,11 @@ def compiled_case(function: Callable, arguments: tuple, frames: int) -> Case:
 
 def bytes_of(compiled) -> int:
     """Arguments, temporaries and output of a compiled function; donated bytes count once."""
-    memory = compiled.memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
+    return StepBytes.of(compiled).total
 
 
 def module_case(module, inputs: tuple, mode: str, frames: int, select: Callable, **options) -> Case:
-    """Forward, or forward and the gradient of a mean square with respect to the parameters."""
+    """Forward, or forward and the parameter gradient of a mean square."""
     shapes = jax.eval_shape(partial(module.init, **options), jax.random.key(0), *inputs)
     params = jax.device_put(random_values(shapes["params"]))
 
@@ -124,7 +118,7 @@ def criterion(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
 
 
 def clip(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
-    """One clip, all its frames, through the whole model."""
+    """The whole model on all frames of one clip."""
     config.train.batch_size, config.data.train_frames = 1, "all"
     config.data.num_supervised = config.data.num_frames
     task, host = make_task(config), random_batch(config)
@@ -137,7 +131,7 @@ def clip(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
 
 
 def step(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
-    """The training step; its state goes in and out, as in training."""
+    """The training step with a donated state, as in training."""
     config.train.batch_size = values.clips
     task, host = make_task(config), random_batch(config)
     params, batch_stats = jax.eval_shape(

@@ -118,7 +118,7 @@ class Loss:
 
 
 def make_case(build: Callable, values: flags.FlagValues, frames: int) -> Case:
-    """A case whose memory is counted from before `build(device)`, which gives what to run."""
+    """A case that runs the result of `build(device)` and counts memory from before it."""
     device = "cuda" if values.device == "gpu" else "cpu"
     before = resident_peak()
     run = build(device)
@@ -138,7 +138,7 @@ def make_case(build: Callable, values: flags.FlagValues, frames: int) -> Case:
 
 
 def resident_peak() -> int:
-    """Bytes that the process has held at most."""
+    """The process's peak memory in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -245,17 +245,17 @@ def criterion(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
     return make_case(build, values, values.frames)
 
 
-def pictures(config: ConfigDict, frames: int, device: str) -> torch.Tensor:
-    """Images and color masks of frames: [2, N, 3, S, S]."""
+def random_frames(config: ConfigDict, frames: int, device: str) -> torch.Tensor:
+    """Images and color masks: [2, N, 3, S, S]."""
     side = config.data.image_size
     return torch.randn(2, frames, 3, side, side, device=device)
 
 
 def clip(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
-    """One clip, all its frames, through Model."""
+    """Model on all frames of one clip."""
 
     def build(device):
-        batch = pictures(config, config.data.num_frames, device)
+        batch = random_frames(config, config.data.num_frames, device)
         model = Model(config).to(device)
         return module_run(model, mode, lambda model: model(*batch))
 
@@ -263,13 +263,13 @@ def clip(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
 
 
 def step(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
-    """Forward, losses, backward, clip of the gradient's norm, AdamW."""
+    """Forward, losses, backward, gradient clipping, AdamW."""
     frames = values.clips * config.data.num_frames
     if config.data.train_frames == "supervised" and not values.original_frames:
         frames = values.clips * config.data.num_supervised
 
     def build(device):
-        batch, model = pictures(config, frames, device), Model(config).to(device)
+        batch, model = random_frames(config, frames, device), Model(config).to(device)
         loss = Loss(config, frames, device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
 

@@ -1,4 +1,4 @@
-"""What both sides of scripts/benchmark.py are: a program that builds a case and runs it when told.
+"""Both sides of scripts/benchmark.py: a program that builds a case and runs it on request.
 
 Lines on stdin: "run" for one repetition, anything else to end. Lines on stdout: one JSON object
 when ready ({"device", "frames"}), one per repetition ({"seconds"}), one at the end ({"bytes"}).
@@ -16,18 +16,16 @@ from ml_collections import ConfigDict
 from avs_jax.runtime.command_line import parse
 from avs_jax.spec import InputError
 
-FEATURE_LEVELS = ("res2", "res3", "res4", "res5")
-
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     """Something to time.
 
     Attributes:
-      run: one repetition, which returns when all of it is done.
-      count_bytes: after the repetitions: bytes that it needed.
-      device: where it runs, in words.
-      frames: how many frames (pairs) a repetition takes.
+      run: runs one repetition to completion.
+      count_bytes: returns the bytes needed, after the repetitions.
+      device: name of the device.
+      frames: number of frames (pairs) per repetition.
     """
 
     run: Callable[[], None]
@@ -41,7 +39,7 @@ Builder = Callable[[ConfigDict, str, flags.FlagValues], Case]
 
 
 def serve(argv: Sequence[str], builders: Mapping[str, Builder], description: str) -> int:
-    """Builds the case of --case=BLOCK MODE and obeys stdin; returns the exit status."""
+    """Builds the case of --case="BLOCK MODE" and serves stdin; returns the exit status."""
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("case", None, "block and mode, as 'swin train'", flag_values=values)
@@ -73,7 +71,7 @@ def serve(argv: Sequence[str], builders: Mapping[str, Builder], description: str
 def sizes(config: ConfigDict) -> list[tuple[int, int]]:
     """(side, channels) of the backbone's maps at strides 4, 8, 16 and 32."""
     dim, side = config.model.backbone.embed_dim, config.data.image_size
-    return [(side // (4 << i), dim << i) for i in range(len(FEATURE_LEVELS))]
+    return [(side // (4 << i), dim << i) for i in range(4)]
 
 
 def _say(**fields) -> None:

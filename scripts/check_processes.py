@@ -1,21 +1,21 @@
-"""Checks training and evaluation by several processes against one, on generated clips, on the CPU.
+"""Compares training and evaluation in several processes with one, on generated clips, on the CPU.
 
   python scripts/check_processes.py --output=DIR [--processes=2,4]
 
-A small model trains for a few steps in one process, which has one device; then in jobs of several
-processes, which share parameters, optimizer and average among them. Checked is that
+A small model trains for a few steps in one process with one device, then in jobs of several
+processes, which shard parameters, optimizer and average. The script checks that
 
-  - losses and parameters are those of the one process, up to the order of float32 sums;
-  - only process 0 speaks, and metrics.jsonl has each step once;
-  - where one process is killed with -9 (the last one, or process 0), the others end with an error
-    within --patience seconds that says so, and the job started again ends bit for bit as one that
-    was never stopped;
-  - SIGTERM to one process makes all of them save the same step and end;
-  - a job's checkpoint goes on in one process;
-  - evaluation of one checkpoint writes the same bytes of counts, however many processes share it.
+  - losses and parameters equal those of the one process, up to the order of float32 sums;
+  - only process 0 logs, and metrics.jsonl has each step once;
+  - if one process is killed with -9 (the last one, or process 0), the others exit within --patience
+    seconds with an error that says so, and the restarted job ends bit for bit like an uninterrupted
+    one;
+  - SIGTERM to one process makes all of them save the same step and exit;
+  - one process can resume from a job's checkpoint;
+  - evaluation of a checkpoint writes the same bytes of counts on any number of processes.
 
-The logs are OUTPUT/RUN.PROCESS.log. The exit status is 0 where everything holds. Some ten minutes
-on two cores, most of them for compiling.
+The logs are OUTPUT/RUN.PROCESS.log. The exit status is 0 if every check passes. It takes about ten
+minutes on two cores, mostly for compiling.
 """
 
 import argparse
@@ -40,9 +40,9 @@ sys.path.insert(0, str(ROOT))
 from scripts.check_resume import compare, newest_step, read_arrays  # noqa: E402
 
 STEPS, SAVE_EVERY, KILL_AFTER = 20, 5, 6
-LOSS_TOLERANCE = 5e-4  # relative; a sampled point may change sides where two are equally uncertain
-MOVE_TOLERANCE = 0.02  # of the length of the way that the parameters have gone
-PROCESS_SECONDS = 1200  # that any run may take
+LOSS_TOLERANCE = 5e-4  # relative; ties between equally uncertain points may break differently
+MOVE_TOLERANCE = 0.02  # relative to how far the parameters move
+PROCESS_SECONDS = 1200  # time limit of a run
 FLAGS = (
     "--config=configs/s4_ama.py:tiny",
     f"--config.train.steps={STEPS}",
@@ -61,7 +61,7 @@ FLAGS = (
 
 
 class Failed(Exception):
-    """Something does not hold."""
+    """A check failed."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,11 +90,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_all(output: pathlib.Path, sizes: list[int], patience: float) -> None:
-    """Every check, in order.
-
-    Raises:
-      Failed: of the first that does not hold.
-    """
     one = output / "one"
     finish(start(one, 1))
     evaluations = {1: evaluate(one, 1)}
@@ -120,14 +115,14 @@ def check_all(output: pathlib.Path, sizes: list[int], patience: float) -> None:
         differing = compare(whole, job, STEPS)
         if newest_step(job) != STEPS or differing:
             raise Failed(f"{job} and {whole} end differently: {differing}")
-        say(f"{count} processes: stopped three times, ends as never stopped, bit for bit")
+        say(f"{count} processes: stopped three times, ends like an uninterrupted run, bit for bit")
 
 
 # ---- the checks ----
 
 
 def check_logs(job: pathlib.Path, count: int) -> None:
-    """Only process 0 speaks, and each step is there once."""
+    """Only process 0 logs, and each step once."""
     steps = [line["step"] for line in read_metrics(job)]
     if steps != list(range(1, STEPS + 1)):
         raise Failed(f"{job}/metrics.jsonl has the steps {steps}")
@@ -140,21 +135,21 @@ def check_logs(job: pathlib.Path, count: int) -> None:
 def check_same_training(one: pathlib.Path, job: pathlib.Path) -> None:
     """The first SAVE_EVERY steps: losses, parameters and their average.
 
-    Adam turns gradients that are rounding noise into whole steps, so parameters are compared by the
-    way that they go in as many steps again.
+    Adam turns gradients that are rounding noise into whole steps, so differences are compared with
+    how far the parameters move in as many further steps.
     """
     check_same_losses(one, job, range(1, SAVE_EVERY + 1))
     want, got = (read_arrays(run / "checkpoints" / str(SAVE_EVERY)) for run in (one, job))
     later = read_arrays(one / "checkpoints" / str(2 * SAVE_EVERY))
     for part in ("['params']", "['ema']"):
         names = [name for name in want if name.startswith(part)]
-        way, error = (
+        distance, error = (
             np.sqrt(sum(np.square(x[name] - want[name], dtype=np.float64).sum() for name in names))
             for x in (later, got)
         )
-        say(f"  {part} after step {SAVE_EVERY} differ by {error / way:.1e} of their way")
-        if not names or not error <= MOVE_TOLERANCE * way:
-            raise Failed(f"{part} of {job} differ by {error:.3g}, they went {way:.3g}")
+        say(f"  {part} after step {SAVE_EVERY} differ by {error / distance:.1e} of their movement")
+        if not names or not error <= MOVE_TOLERANCE * distance:
+            raise Failed(f"{part} of {job} differ by {error:.3g}, they moved by {distance:.3g}")
 
 
 def check_same_losses(one: pathlib.Path, other: pathlib.Path, steps: range) -> None:
@@ -168,7 +163,7 @@ def check_same_losses(one: pathlib.Path, other: pathlib.Path, steps: range) -> N
 
 
 def kill(job: pathlib.Path, count: int, flags: list[str], victim: int, patience: float) -> float:
-    """Kills one process after some steps; returns how long the others then lived."""
+    """Kills one process after some steps; returns how long the others then ran."""
     processes = start(job, count, flags)
     wait_for_step(job, processes, (newest_step(job) or 0) + KILL_AFTER)
     processes[victim].send_signal(signal.SIGKILL)
@@ -187,7 +182,7 @@ def kill(job: pathlib.Path, count: int, flags: list[str], victim: int, patience:
 
 
 def interrupt(job: pathlib.Path, count: int, flags: list[str]) -> None:
-    """SIGTERM to the last process: all save the same step and end well."""
+    """SIGTERM to the last process: all save the same step and exit cleanly."""
     processes = start(job, count, flags)
     before = newest_step(job) or 0
     wait_for_step(job, processes, before + 1)
@@ -195,21 +190,21 @@ def interrupt(job: pathlib.Path, count: int, flags: list[str]) -> None:
     finish(processes)
     said = log_of(job, 0).read_text()
     if newest_step(job) < STEPS and "asked to stop: saved step" not in said:
-        raise Failed(f"{job}: SIGTERM was not heard; see {log_of(job, 0)}")
+        raise Failed(f"{job}: SIGTERM was ignored; see {log_of(job, 0)}")
     say(f"{count} processes: after SIGTERM to one, all ended at step {newest_step(job)}")
 
 
 def move_elsewhere(job: pathlib.Path, alone: pathlib.Path, one: pathlib.Path) -> None:
-    """A job's first checkpoint goes on in one process as if it had been there all along."""
+    """One process resumes from a job's first checkpoint with the losses of one process."""
     step = str(SAVE_EVERY)
     shutil.copytree(job / "checkpoints" / step, alone / "checkpoints" / step)
     finish(start(alone, 1))
     check_same_losses(one, alone, range(SAVE_EVERY + 1, SAVE_EVERY + 4))
-    say(f"  step {step} of the job went on in one process")
+    say(f"  one process resumed from step {step} of the job")
 
 
 def evaluate(workdir: pathlib.Path, count: int, flags: list[str] | None = None) -> dict[str, bytes]:
-    """--mode=eval of a run, which is left as it was; returns {name of the counts: bytes}."""
+    """--mode=eval of a run; returns {name of the counts: bytes} and removes the report."""
     finish(start(workdir, count, ["--mode=eval", *(flags or [])]))
     found = {
         str(path.relative_to(workdir)): path.read_bytes()
@@ -244,17 +239,13 @@ def start(
 
 
 def environment() -> dict[str, str]:
-    """One CPU device per process; compiling takes most of the time here, and little is computed."""
+    """One CPU device per process, without optimizations: compiling takes most of the time."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     return kept | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def finish(processes: list[subprocess.Popen]) -> None:
-    """Waits for the end of all.
-
-    Raises:
-      Failed: one of them failed, or takes too long.
-    """
+    """Waits for all processes; raises Failed if one fails or takes too long."""
     with stopping(processes):
         for i, process in enumerate(processes):
             try:
@@ -266,11 +257,7 @@ def finish(processes: list[subprocess.Popen]) -> None:
 
 
 def wait_for_step(job: pathlib.Path, processes: list[subprocess.Popen], step: int) -> None:
-    """Returns when a job has logged a step.
-
-    Raises:
-      Failed: it ended before.
-    """
+    """Waits until a job has logged a step; raises Failed if it ends before."""
     with stopping(processes) as keep:
         said = log_of(job, 0)
         while not any(int(n) >= step for n in re.findall(r"^step (\d+)/", said.read_text(), re.M)):
@@ -282,7 +269,7 @@ def wait_for_step(job: pathlib.Path, processes: list[subprocess.Popen], step: in
 
 @contextlib.contextmanager
 def stopping(processes: list[subprocess.Popen]) -> Iterator[contextlib.ExitStack]:
-    """Kills what still runs at the end, unless the stack that it gives is emptied."""
+    """Kills running processes at the end, unless the yielded stack is emptied."""
     with contextlib.ExitStack() as stack:
         for process in processes:
             stack.callback(process.wait)
@@ -291,7 +278,7 @@ def stopping(processes: list[subprocess.Popen]) -> Iterator[contextlib.ExitStack
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens to."""
+    """An unused port."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]
@@ -318,18 +305,18 @@ def make_dataset(output: pathlib.Path) -> None:
 
 
 def keep_cache(whole: pathlib.Path, job: pathlib.Path) -> None:
-    """What was compiled goes where the next run looks: its keys hold the path."""
+    """Copies the compilation cache, whose keys contain the path, for the next run."""
     job.mkdir()
     shutil.copytree(whole / "compilation_cache", job / "compilation_cache")
 
 
 def log_of(workdir: pathlib.Path, process: int) -> pathlib.Path:
-    """Where a process of the last start of a run writes."""
+    """The log of a process of a run's last start."""
     return workdir.with_name(f"{workdir.name}.{process}.log")
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of training steps in a run's metrics.jsonl, but for one that is being written."""
+    """The training steps in a run's metrics.jsonl, without an unfinished line."""
     path, lines = workdir / "metrics.jsonl", []
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
@@ -338,7 +325,6 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 
 def say(text: str) -> None:
-    """Prints at once."""
     print(text, flush=True)
 
 

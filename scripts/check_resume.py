@@ -1,14 +1,13 @@
-"""Checks on a configuration that a run killed with -9 ends as one that was never stopped.
+"""Checks that a run killed with -9 ends exactly like an uninterrupted one.
 
   python scripts/check_resume.py --config=configs/s4_ama.py:demo --output=DIR --kills=4
       --config.train.steps=36 --config.train.checkpoint_every=6
 
-Trains in OUTPUT/run without interruption and puts the result aside as OUTPUT/whole. Then trains in
-OUTPUT/run again, where the same command is killed and started anew: in turn at a random moment and
-while its second checkpoint is being written (then at the latest), so that lives get further. What
-both last checkpoints hold (parameters, statistics, optimizer, step) is compared bit for bit. All
-flags but its own go to avs_jax.main. The exit status is 0 where a run was killed and nothing
-differs.
+Trains in OUTPUT/run without interruption and moves the result to OUTPUT/whole. Then trains in
+OUTPUT/run again, where the same command is repeatedly killed and restarted: alternately at a random
+moment and while it writes its second checkpoint, so that every second run makes progress. The last
+checkpoints (parameters, statistics, optimizer, step) are compared bit for bit. All other flags go
+to avs_jax.main. The exit status is 0 if a run was killed and nothing differs.
 """
 
 import argparse
@@ -26,10 +25,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-UNFINISHED = "*.orbax-checkpoint-tmp*"  # folders of a save that is under way
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # folders of a save in progress
 POLL_SECONDS = 0.002
-LONGEST_LIFE = 30.0  # seconds, where the moment is random
-SAVE_TO_KILL = 2  # of a life
+LONGEST_LIFE = 30.0  # seconds, if killed at a random moment
+SAVE_TO_KILL = 2  # counted from the start of the run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,12 +49,12 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"{workdir} exists; name another --output")
     output.mkdir(parents=True, exist_ok=True)
 
-    print(f"{whole}: a run that is not stopped", flush=True)
+    print(f"{whole}: an uninterrupted run", flush=True)
     run_to_the_end(rest, killed)
     killed.rename(whole)
     last = newest_step(whole)
     cache = whole / "compilation_cache"
-    if cache.is_dir():  # its keys hold the path, which is therefore the same for both runs
+    if cache.is_dir():  # its keys contain the path, which is why both runs use the same one
         shutil.copytree(cache, killed / "compilation_cache")
     rng, num_killed = random.Random(args.seed), 0
     for i in range(args.kills):
@@ -82,18 +81,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def start(flags: list[str], workdir: pathlib.Path) -> subprocess.Popen:
-    """Starts training; what it says goes to WORKDIR.log."""
+    """Starts training; its output goes to WORKDIR.log."""
     command = [sys.executable, "-m", "avs_jax.main", f"--workdir={workdir}", *flags]
     with workdir.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
 
 
 def run_to_the_end(flags: list[str], workdir: pathlib.Path) -> None:
-    """Trains what is left.
-
-    Raises:
-      SystemExit: the run failed.
-    """
     if start(flags, workdir).wait():
         raise SystemExit(f"the run failed; see {workdir.with_suffix('.log')}")
 
@@ -101,15 +95,12 @@ def run_to_the_end(flags: list[str], workdir: pathlib.Path) -> None:
 def run_and_kill(
     flags: list[str], workdir: pathlib.Path, rng: random.Random, in_save: bool
 ) -> tuple[bool, str]:
-    """Starts a run and kills its process group.
-
-    Args:
-      in_save: wait for the second save and kill within it, at a random one of its moments.
+    """Starts a run and kills its process group, if `in_save` at a random moment of a save.
 
     Returns:
-      (whether it was killed, what was done).
+      (whether it was killed, what happened).
     """
-    left = unfinished_saves(workdir)  # by the kill before; the run removes them
+    left = unfinished_saves(workdir)  # by the previous kill; the run removes them
     process, begun = start(flags, workdir), time.monotonic()
     deadline = begun + (LONGEST_LIFE * rng.random() if not in_save else float("inf"))
     what, saves = "at a random moment", set()
@@ -136,18 +127,18 @@ def run_and_kill(
 
 
 def unfinished_saves(workdir: pathlib.Path) -> set[str]:
-    """Names of the folders that a save is writing, or was."""
+    """Names of the folders of unfinished saves."""
     return {path.name for path in (workdir / "checkpoints").glob(UNFINISHED)}
 
 
 def newest_step(workdir: pathlib.Path) -> int | None:
-    """The newest complete checkpoint, None where there is none."""
+    """The newest complete checkpoint, or None."""
     steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
     return max(steps, default=None)
 
 
 def compare(first: pathlib.Path, second: pathlib.Path, step: int) -> list[str]:
-    """Paths of the arrays that are not the same bytes in both runs' checkpoints of a step."""
+    """Paths of the arrays that differ between both runs' checkpoints of a step."""
     one, other = (read_arrays(workdir / "checkpoints" / str(step)) for workdir in (first, second))
     return [
         path
@@ -160,7 +151,7 @@ def compare(first: pathlib.Path, second: pathlib.Path, step: int) -> list[str]:
 
 
 def read_arrays(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """Every array of one checkpoint, by path, as numpy."""
+    """The arrays of a checkpoint by path."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         stored = checkpointer.metadata(directory / "state").item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)

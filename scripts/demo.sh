@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The whole job on generated clips: install, generate, build, train, evaluate, predict.
-# About a quarter of an hour on two cores. Everything goes to demo/, and what is there is reused:
-# run it again after an interruption and it goes on where it stopped.
+# Everything on generated clips: install, generate, build, train, evaluate, predict.
+# Takes about 15 minutes on two cores. All output goes to demo/, and existing output is reused: after
+# an interruption, run it again to resume.
 # CONFIG chooses another recipe of configs/ (default s4_ama), SEED another seed. MS3 and AVSS start
-# from the S4 demo of the same model and seed, which is made first where it is not there.
+# from the S4 demo of the same model and seed, which runs first if it is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -32,7 +32,7 @@ if [ "$setting" != s4 ]; then
   fi
   start+=(--config.train.init_from="demo/$source-seed$seed")
 fi
-if [ "$setting" = avss ]; then # other classes than S4's
+if [ "$setting" = avss ]; then # classes differ from S4's
   start+=(--config.train.init_fresh="('predictor/class_embed/.*', 'predictor/visual_query_block/prototype/.*')")
 fi
 
@@ -45,7 +45,7 @@ $python -m avs_jax.main --config="$config" --config.seed="$seed" --workdir="$wor
 step "4/4 prediction on a video with sound"
 video=$(find "$clips" -path '*raw_videos*' -name 'test*.mp4' | sort | head -n 1)
 if [ -z "$video" ]; then
-  echo "left out: the clips of $setting are frames, not videos"
+  echo "skipped: the clips of $setting are frames, not videos"
 else
   $python -m avs_jax.predict --config="$config" --checkpoint="$workdir" --video="$video" \
     --output="$workdir/prediction"
@@ -53,5 +53,5 @@ fi
 
 step "done"
 echo "numbers   $workdir/evaluation (report.md, report.json, counts.npz)"
-echo "pictures  $workdir/evaluation (clips in a row: picture, truth, prediction, motion, sound)"
+echo "figures   $workdir/evaluation (per clip: frames, truth, prediction, motion, sound)"
 [ -z "$video" ] || echo "overlay   $workdir/prediction/overlay.mp4, masks in $workdir/prediction/masks"

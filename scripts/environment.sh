@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh: makes .venv once and installs the project into it, again only when setup.py changed.
+# Sourced by demo.sh and test.sh: creates .venv and installs the project; reinstalls if setup.py changed.
 # Usage: source scripts/environment.sh [extra]
 extra=${1:-}
 python=${PYTHON:-}

@@ -1,17 +1,17 @@
-"""Gives a checkpoint's weights back to other programs, or to this one in less space.
+"""Exports a checkpoint's weights for other programs, or for this one in less space.
 
   python scripts/export_weights.py --checkpoint=DIR --format=torch --output=model.pth
   python scripts/export_weights.py --checkpoint=DIR --format=stablehlo --output=model.npz
 
---format=torch|safetensors|npz  VCT's state dict with the original's names, shapes and order, AMA's
-    at its end. What convert_weights.py read comes back bit for bit. Tensors that no parameter takes
-    are those it kept aside (VGGish's unused MLP, the class weights of the loss); a run that started
-    from converted weights finds them with --kept_from=CONVERTED, or goes without by
-    --allow_missing. PyTorch is not needed; `torch.load(FILE, weights_only=True)["model"]` reads it.
---format=orbax      parameters without the optimizer's state, with the configuration: a folder that
-    predict, evaluate and config.train.init_from read; --weights=raw|ema says which.
---format=stablehlo  forward pass, postprocess and weights in one .npz that runs with JAX alone;
-    any number of clips and frames. See avs_jax/runtime/stablehlo.py.
+--format=torch|safetensors|npz  VCT's state dict with the original's names, shapes and order, then
+    AMA's. Tensors read by convert_weights.py come back bit for bit. It also stored those that no
+    parameter uses (VGGish's unused MLP, the class weights of the loss); a run that started from
+    converted weights takes them from --kept_from=CONVERTED, or omits them with --allow_missing.
+    PyTorch is not needed; `torch.load(FILE, weights_only=True)["model"]` reads the file.
+--format=orbax      parameters and configuration without the optimizer state: a folder for predict,
+    evaluate and config.train.init_from; --weights=raw|ema chooses which.
+--format=stablehlo  forward pass, postprocessing and weights in one .npz that needs only JAX, for
+    any number of clips and frames. See avs_jax/inference/stablehlo.py.
 
 The configuration is the one stored with the checkpoint; --config.any.key=value overrides it.
 """
@@ -41,7 +41,7 @@ from avs_jax.tasks import make_task
 
 ORBAX, STABLEHLO = "orbax", "stablehlo"
 BATCH_STATS = "batch_stats/"  # prefix of such paths in the rules' targets
-# Of the original's AMA alone: a projection that it never reads, and counters that nothing reads.
+# Of the original's AMA: a projection and counters that nothing reads.
 UNREAD = r"ama_module\.(v_proj\.weight|.*num_batches_tracked)"
 
 
@@ -50,7 +50,7 @@ class Export(NamedTuple):
 
     Attributes:
       state_dict: name -> array, in the original's order.
-      missing: names of the original that neither the model nor the kept tensors have.
+      missing: names of the original that are neither in the model nor among the kept tensors.
     """
 
     state_dict: dict[str, np.ndarray]
@@ -60,22 +60,22 @@ class Export(NamedTuple):
 def vct_state_dict(
     params: Mapping, batch_stats: Mapping, kept: Mapping[str, np.ndarray], config: ConfigDict
 ) -> Export:
-    """The state dict of VCT from the variables of a model.
+    """VCT's state dict from the variables of a model.
 
     Args:
-      params, batch_stats: nested, as `Checkpoint.variables` gives them.
-      kept: as `Checkpoint.kept` gives it.
-      config: the whole configuration; reads `model` and loss.no_object_weight.
+      params, batch_stats: nested, from `Checkpoint.variables`.
+      kept: from `Checkpoint.kept`.
+      config: reads `model` and loss.no_object_weight.
 
     Raises:
-      ConversionError: a parameter that has no name in VCT, or a name without its parameter.
+      ConversionError: a parameter without a name in VCT, or a name without its parameter.
     """
     tree = traverse_util.flatten_dict(params, sep="/")
     stats = traverse_util.flatten_dict(batch_stats, sep="/")
     tree |= {BATCH_STATS + path: x for path, x in stats.items()}
     names, rules = vct_names(config.model), vct_rules(config.model)
     found = invert_rules(tree, rules, names)
-    # Back again, without a copy of what is not stacked: raises where a parameter has no name.
+    # Convert back, to raise if a parameter has no name.
     apply_rules(found, rules, {path: x.shape for path, x in tree.items()})
     constant = {
         "criterion.empty_weight": _class_weights(config),
@@ -95,7 +95,7 @@ def vct_state_dict(
 
 
 def _class_weights(config: ConfigDict) -> np.ndarray:
-    """float32 [K + 1]: ones, and the weight of "no object" at the end."""
+    """float32 [K + 1]: ones, then the weight of "no object"."""
     weights = np.ones(config.model.num_classes + 1, np.float32)
     weights[-1] = config.loss.no_object_weight
     return weights
@@ -172,11 +172,7 @@ def _export_program(
 
 
 def check_flags(values: flags.FlagValues) -> None:
-    """Raises where a flag is given that the format does not read.
-
-    Raises:
-      UsageError: naming it.
-    """
+    """Raises UsageError for a flag that the format does not use."""
     for name, formats in (
         ("kept_from", WRITERS),
         ("allow_missing", WRITERS),
@@ -190,20 +186,18 @@ def check_flags(values: flags.FlagValues) -> None:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags beside --config."""
-
     def define(name, text):
         flags.DEFINE_string(name, None, text, flag_values=values)
 
     define("checkpoint", "a run's working directory, one of its steps, or converted weights")
-    define("output", "file (orbax: folder) to make")
+    define("output", "file (orbax: folder) to write")
     define("kept_from", "converted weights, for tensors that the checkpoint does not have")
     formats = [*WRITERS, ORBAX, STABLEHLO]
     flags.DEFINE_enum("format", None, formats, "what to write", flag_values=values)
-    which = "raw: the parameters; ema: their average; auto: the average where there is one"
+    which = "raw: the parameters; ema: their average; auto: the average if there is one"
     flags.DEFINE_enum("weights", "auto", ["auto", *WEIGHTS], which, flag_values=values)
-    flags.DEFINE_bool("allow_missing", False, "leave tensors out", flag_values=values)
-    flags.DEFINE_list("platforms", "cpu,cuda", "that the program runs on", flag_values=values)
+    flags.DEFINE_bool("allow_missing", False, "omit missing tensors", flag_values=values)
+    flags.DEFINE_list("platforms", "cpu,cuda", "to export the program for", flag_values=values)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
   python scripts/measure_step.py --config=configs/s4_ama.py --config.train.batch_size=1
       --config.data.train_frames=all --steps=3
 
-Prints the bytes of the compiled step (arguments, temporaries), the time of compilation and of each
-step, by the clock and summed over processors, and the largest resident memory of the process.
-Images and ground truth are noise; frames have ground truth where the configuration supervises them.
+Prints the bytes of the compiled step (arguments, temporaries), the compile time, the wall and CPU
+time of each step, and the peak resident memory of the process. Images and ground truth are noise;
+frames have ground truth if the configuration supervises them.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from avs_jax.task import stack_rows
 
 
 def random_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
-    """A training batch (spec.py) of noise; frames 0 .. num_supervised - 1 have every target."""
+    """A training batch of noise; frames 0 .. num_supervised - 1 have every target."""
     rng = np.random.default_rng(seed)
     size = config.train.batch_size
     rows = ClipRows(config)
@@ -57,10 +57,9 @@ def random_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def random_values(shapes: Any) -> Any:
-    """Small random numbers, norm scales and variances around 1: quicker than the real ones.
+    """Small random values for a tree of ShapeDtypeStructs, around 1 for norm scales and variances.
 
-    Args:
-      shapes: tree of ShapeDtypeStructs, parameters or running statistics.
+    This is faster than real initialization.
     """
     rng = np.random.default_rng(0)
 
@@ -72,11 +71,7 @@ def random_values(shapes: Any) -> Any:
 
 
 def random_state(shapes: TrainState) -> TrainState:
-    """A state before the first step, its values random, on the devices.
-
-    Args:
-      shapes: ShapeDtypeStructs with shardings.
-    """
+    """A random state before the first step, on the devices, from shapes with shardings."""
     host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     names = ("params", "batch_stats", "ema")
     host = dataclasses.replace(host, **{k: random_values(getattr(shapes, k)) for k in names})
@@ -84,7 +79,7 @@ def random_state(shapes: TrainState) -> TrainState:
 
 
 def measure(config: ConfigDict, steps: int) -> None:
-    """Compiles the step, runs it `steps` times and prints what it took."""
+    """Compiles the step, runs it `steps` times and prints the cost."""
     mesh = sharding.make_mesh(config)
     step = trace_step(config, mesh)
     clips, frames = step.batch["valid"].shape
@@ -101,9 +96,9 @@ def measure(config: ConfigDict, steps: int) -> None:
         jax.block_until_ready(state)
         seconds, cpu = time.monotonic() - start, time.process_time() - cpu
         loss = metrics["total_loss"]
-        print(f"step {i + 1}: {seconds:.2f} s, {cpu:.2f} s of processors, loss {loss:.4f}")
+        print(f"step {i + 1}: {seconds:.2f} s, {cpu:.2f} s of CPU time, loss {loss:.4f}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"largest resident memory of the process {peak / GIB:.2f} GiB")
+    print(f"peak resident memory of the process {peak / GIB:.2f} GiB")
 
 
 def main(argv: Sequence[str]) -> int:

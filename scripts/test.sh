@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The test command: makes .venv with everything the tests need, then runs the linter and the suite.
-# --slow adds the tests that take minutes. PYTHON chooses the interpreter (default python3.11); other
+# Creates .venv with everything the tests need, then runs the linter and the test suite.
+# --slow adds tests that take minutes. PYTHON chooses the interpreter (default python3.11). Other
 # arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
