@@ -22,12 +22,7 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from avs_jax.runtime import sharding, stored_config
-from avs_jax.runtime.checkpoint import (
-    Checkpoint,
-    DamagedCheckpoint,
-    load_variables,
-    save_variables,
-)
+from avs_jax.runtime.checkpoint import Checkpoint, DamagedCheckpoint, save_variables
 from avs_jax.runtime.orbax_items import full_disk_is_os_error
 from avs_jax.runtime.run_checkpoints import Checkpoints, Validation
 from avs_jax.runtime.step import TrainState
@@ -295,7 +290,6 @@ def test_parameters_alone_go_through_a_directory_of_their_own(tmp_path):
     assert batch_stats == {} and stored.config.name == "s4_vct"
     assert isinstance(read["logit_scale"], np.ndarray)
     assert_same(stored.kept(), kept)
-    assert_same(load_variables(tmp_path / "a")[0], read)
 
 
 def test_one_copy_is_written_and_orbax_is_left_as_it_is(run_of_two):
@@ -521,6 +515,7 @@ def test_a_run_of_fc75a40_resumes_under_the_same_configuration(golden_dir):
 def config_of_fc75a40_run():
     """Its frozen parameters keep the state, and the fixture, small."""
     config = tiny_config()
+    config.name = "s4_ama_demo"
     config.model.num_queries = 4
     config.model.backbone.update(embed_dim=4, num_heads=(1, 1, 2, 2))
     config.model.audio_backbone.width = 1

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avs_jax.runtime import checkpoint, sharding
+from avs_jax.runtime import sharding
+from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.ema import ema_variables, init_ema, update_ema
 from avs_jax.runtime.run_checkpoints import Checkpoints
 from configs.segment import segment_config
@@ -66,17 +67,18 @@ def test_it_is_laid_out_as_the_parameters_and_comes_back(tmp_path, with_stats):
     assert_same(checkpoints.restore(target)[0], state)
     checkpoints.close()
 
-    assert checkpoint.stored_weights(tmp_path) == ("raw", "ema")
-    raw, average = (checkpoint.load_variables(tmp_path, name)[0] for name in ("raw", "ema"))
+    stored = Checkpoint.find(tmp_path)
+    assert stored.choose_weights() == ("raw", "ema")
+    raw, average = (stored.variables(name)[0] for name in ("raw", "ema"))
     difference = average["backbone"]["fc"]["kernel"] - raw["backbone"]["fc"]["kernel"]
     np.testing.assert_allclose(difference, 1, atol=1e-5)
     np.testing.assert_array_equal(average["backbone"]["fc"]["bias"], raw["backbone"]["fc"]["bias"])
-    assert_same(checkpoint.load_variables(tmp_path)[0], average)  # preferred
+    assert_same(stored.variables()[0], average)  # preferred
     for weights, params in (("raw", raw), ("ema", average), ("auto", average)):
         flags = [f"--checkpoint={tmp_path}", "--format=orbax", f"--weights={weights}"]
         flags.append(f"--output={tmp_path / weights}")
         assert export_weights.main(["export_weights", *flags]) == 0
-        assert_same(checkpoint.load_variables(tmp_path / weights)[0], params)
+        assert_same(Checkpoint.find(tmp_path / weights).variables()[0], params)
 
 
 def test_a_checkpoint_without_one(tmp_path):
@@ -89,8 +91,9 @@ def test_a_checkpoint_without_one(tmp_path):
     with pytest.raises(ValueError, match=r"3 has no average of the parameters to resume from"):
         checkpoints.restore(as_target(averaged_state(config)))
     checkpoints.close()
-    assert checkpoint.stored_weights(tmp_path) == ("raw",)
+    stored = Checkpoint.find(tmp_path)
+    assert stored.choose_weights() == ("raw",)
     with pytest.raises(ValueError, match=r"weights = 'ema': .*/3 has no average"):
-        checkpoint.load_variables(tmp_path, "ema")
+        stored.variables("ema")
     with pytest.raises(ValueError, match=r"weights = 'mean': choose auto, raw or ema"):
-        checkpoint.load_variables(tmp_path, "mean")
+        stored.variables("mean")

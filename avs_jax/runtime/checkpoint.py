@@ -398,39 +398,3 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
-
-
-# ---- the functions that `Checkpoint` replaces, for callers that have not moved yet ----
-
-
-def find_checkpoint(directory: str | pathlib.Path) -> pathlib.Path:
-    """`Checkpoint.find(directory).directory`."""
-    return Checkpoint.find(directory).directory
-
-
-def stored_weights(directory: str | pathlib.Path, weights: str = "auto") -> tuple[str, ...]:
-    """`Checkpoint.find(directory).choose_weights(weights)`."""
-    return Checkpoint.find(directory).choose_weights(weights)
-
-
-def load_variables(
-    directory: str | pathlib.Path, weights: str = "auto"
-) -> tuple[dict, dict, ConfigDict]:
-    """(*Checkpoint.find(directory).variables(weights), its config)."""
-    checkpoint = Checkpoint.find(directory)
-    return *checkpoint.variables(weights), checkpoint.config
-
-
-def load_kept(directory: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """`Checkpoint.find(directory).kept()`."""
-    return Checkpoint.find(directory).kept()
-
-
-def stored_shapes(directory: pathlib.Path) -> dict[str, Any]:
-    """`Checkpoint(directory).shapes`."""
-    return Checkpoint(directory).shapes
-
-
-def read_state(directory: pathlib.Path, target: dict) -> dict:
-    """`Checkpoint(directory).restore(target)`."""
-    return Checkpoint(directory).restore(target)

@@ -127,6 +127,7 @@ class Checkpoints:
           InputError: the checkpoint was made by another configuration, holds other tensors, or is
             damaged and the only one.
         """
+        self.wait()  # a step that is being saved counts as the latest
         while (step := self.latest_step) is not None:
             try:
                 return self._restore(Checkpoint(self.directory / str(step)), target)
