@@ -437,7 +437,7 @@ def take(batches, count, **options):
 
 
 def test_start_step_and_workers_change_nothing(records):
-    """The position is the step: a loader that starts later, or has workers, yields the same batches."""
+    """The position is the step: a later start or workers do not change the batches."""
     config = make_config()
     plain = TrainBatches(records, config, 2)
     want = [plain[step] for step in range(7)]
