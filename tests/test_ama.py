@@ -1,4 +1,4 @@
-"""AMA against the original, and the behaviour that its cure promises."""
+"""AMA against the original, and its behavior on flat attention."""
 
 import json
 
@@ -160,7 +160,7 @@ def test_a_still_frame_does_not_disturb_the_gradient_of_moving_ones(golden):
         assert np.linalg.norm(single[path] - double[path]) < 1e-3 * total, path
 
 
-def test_extrema_as_constants_change_the_gradient_only():
+def test_constant_extrema_only_change_the_gradient():
     attention = jax.nn.softmax(jax.random.normal(jax.random.key(0), (2, 36))).reshape(2, 6, 6)
 
     def pull(grad_through_extrema):
@@ -180,7 +180,7 @@ def test_softmax_hw_is_one_half_where_nothing_moves():
     np.testing.assert_allclose(normalize_map(jnp.full((1, 4, 4), 1 / 16), "softmax_hw"), 0.5)
 
 
-def test_padded_frames_stay_out_of_the_statistics(golden):
+def test_padded_frames_do_not_enter_the_statistics(golden):
     def statistics(audio, motion, valid):
         _, new = AMA().apply(
             golden.variables, audio, motion, train=True, valid=valid, mutable=["batch_stats"]
@@ -238,7 +238,7 @@ def draw(small, rates, key=0, train=True, rows=slice(None), still=False):
     return np.asarray(outputs[0]), np.asarray(outputs[1]["attention"])
 
 
-def test_attention_that_is_dropped_falls_back_to_no_evidence(small):
+def test_dropped_attention_falls_back_to_no_evidence(small):
     _, plain = draw(small, {})
     _, dropped = draw(small, {"attention_dropout": 0.4})
     fallen = np.isclose(dropped, 1 / 16, atol=1e-7)
@@ -247,7 +247,7 @@ def test_attention_that_is_dropped_falls_back_to_no_evidence(small):
     np.testing.assert_allclose(dropped[~fallen], grown[~fallen], atol=1e-7)
 
 
-def test_a_projection_without_channels_is_another_attention(small):
+def test_projection_dropout_flattens_the_attention_of_a_head(small):
     """With one channel per head: a head whose channel is dropped sees every cell alike."""
     _, attention = draw(small, {"num_heads": 16, "projection_dropout": 0.3})
     flat_heads = np.ptp(attention, axis=-1) < 1e-7  # [N, G]
@@ -255,7 +255,7 @@ def test_a_projection_without_channels_is_another_attention(small):
     assert len({tuple(row) for row in flat_heads}) > 30  # drawn per frame
 
 
-def test_a_clip_goes_without_its_map_as_a_whole(small):
+def test_map_dropout_drops_whole_clips(small):
     plain, _ = draw(small, {})
     weight, attention = draw(small, {"map_dropout": 0.5})
     gone = (weight == 0).all((1, 2)).reshape(10, 4)
@@ -268,7 +268,7 @@ def test_dropouts_leave_still_frames_without_a_map(small):
     assert np.abs(weight).max() < 1e-5
 
 
-def test_dropouts_follow_key_and_frame_and_are_for_training_only(small):
+def test_dropouts_depend_on_key_and_frame_and_only_act_in_training(small):
     np.testing.assert_array_equal(draw(small, RATES)[0], draw(small, RATES)[0])
     assert (draw(small, RATES)[0] != draw(small, RATES, key=1)[0]).any()
     np.testing.assert_array_equal(

@@ -46,8 +46,8 @@ def variables():
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
-        centre = 1.0 if path[-1].key in ("scale", "var") else 0.0
-        return (centre + 0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
+        center = 1.0 if path[-1].key in ("scale", "var") else 0.0
+        return (center + 0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, tree)
 
@@ -109,8 +109,8 @@ def without_fusion(variables):
     return model, params, batch, train_outputs(model, params, batch)
 
 
-def test_a_step_on_some_frames_draws_what_a_step_on_all_draws(without_fusion):
-    """Without cross-frame statistics, frames 0 and 2 come out the same beside frame 1 or not."""
+def test_training_on_a_subset_of_frames_draws_the_same_numbers(without_fusion):
+    """Without cross-frame statistics, frames 0 and 2 are the same with or without frame 1."""
     model, params, batch, whole = without_fusion
     part = train_outputs(model, params, {k: x[:, [0, 2]] for k, x in batch.items()})
     for name in ("pred_logits", "pred_masks"):
@@ -126,7 +126,7 @@ def test_draws_follow_the_key_and_the_frame():
     assert len(np.unique(noise)) == noise.size
 
 
-def test_pre_mask_dropout_takes_the_second_branch_from_whole_clips(without_fusion):
+def test_pre_mask_dropout_drops_the_branch_for_whole_clips(without_fusion):
     intermediates = without_fusion[-1]["intermediates"]
     changed = (
         np.abs(intermediates["fused"]["res3"] - intermediates["backbone"]["res3"]).max((1, 2, 3))
@@ -137,8 +137,8 @@ def test_pre_mask_dropout_takes_the_second_branch_from_whole_clips(without_fusio
     assert 0 < changed[:, 0].sum() < 4
 
 
-def test_lambda_zero_leaves_the_masks_as_they_are(variables):
-    """Same parameters with and without AMA: the same bits; with lambda 1, others."""
+def test_lambda_zero_does_not_change_the_masks(variables):
+    """The same parameters give the same bits with and without AMA, but not with lambda 1."""
     batch = random_batch()
     with_ama, without = (jax.jit(build_model(small_config(name)).apply) for name in ("ama", "none"))
     block = variables["params"]["predictor"]["visual_query_block"]
@@ -200,7 +200,7 @@ def test_the_flow_channels_of_ama_follow_the_motion():
     assert tree["params"]["ama"]["flow_encoder_0"]["kernel"].shape == (3, 3, 2, 64)
 
 
-def test_a_batch_without_what_the_model_reads_is_an_error(variables):
+def test_a_batch_with_missing_fields_is_an_error(variables):
     batch = random_batch()
     del batch["motion"]
     with pytest.raises(ValueError, match="the batch has no motion, which this model reads"):

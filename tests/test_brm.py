@@ -1,4 +1,4 @@
-"""Boundary refinement: what reaches the features, what the loss is, and that it starts neutral."""
+"""Boundary refinement: gradients into the features, losses, and its start as the identity."""
 
 import re
 
@@ -32,8 +32,8 @@ def draw(shapes, seed=0):
     rng = np.random.default_rng(seed)
 
     def value(path, leaf):
-        centre = float(path[-1].key in ("scale", "var"))
-        return (centre + 0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
+        center = float(path[-1].key in ("scale", "var"))
+        return (center + 0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(value, shapes)
 
@@ -54,7 +54,7 @@ def test_the_ramp_rises_between_its_ends():
     assert [float(ramp_value(p, (0.5, 0.5))) for p in (0.49, 0.5)] == [0, 1]
 
 
-def test_a_scaled_gradient_leaves_the_value():
+def test_scaling_the_gradient_keeps_the_value():
     x = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     value, gradient = jax.vmap(jax.value_and_grad(lambda v: scale_gradient(v, jnp.float32(0.3))))(x)
     np.testing.assert_array_equal(value, x)
@@ -62,7 +62,7 @@ def test_a_scaled_gradient_leaves_the_value():
 
 
 @pytest.mark.parametrize("module", [AuxiliaryBoundary, BoundaryRefinement])
-def test_edges_reach_the_features_as_far_as_the_ramp_goes(module):
+def test_the_ramp_scales_the_gradient_of_the_edges(module):
     """The gradient of the edges in the features is r times what it is without a ramp."""
     brm, given = module(ramp=(0.25, 0.75)), features()
     variables = draw(jax.eval_shape(brm.init, jax.random.key(0), *given))
@@ -81,7 +81,7 @@ def test_edges_reach_the_features_as_far_as_the_ramp_goes(module):
     assert np.any(full[0]) and np.any(full[1]) == (module is BoundaryRefinement)
 
 
-def test_refinement_starts_as_nothing_with_rare_edges():
+def test_refinement_starts_as_the_identity_with_rare_edges():
     brm, given = BoundaryRefinement(), features()
     variables = jax.jit(brm.init)(jax.random.key(0), *given)
     refined, logits = jax.jit(brm.apply)(variables, *given)
@@ -91,7 +91,7 @@ def test_refinement_starts_as_nothing_with_rare_edges():
     assert "batch_stats" not in variables
 
 
-def test_refinement_is_its_formula():
+def test_refinement_matches_its_formula():
     """Against NumPy: both projections, two normed convolutions, the gate on the edge."""
     brm, (mask_features, res2) = BoundaryRefinement(), features(1)
     variables = draw(jax.eval_shape(brm.init, jax.random.key(0), mask_features, res2))
@@ -123,7 +123,7 @@ def test_refinement_is_its_formula():
     np.testing.assert_allclose(logits, edge[..., 0], atol=2e-4)
 
 
-def test_the_auxiliary_head_changes_no_features_and_keeps_statistics():
+def test_the_auxiliary_head_changes_no_features_but_its_statistics():
     brm, given = AuxiliaryBoundary(), features(3)
     variables = draw(jax.eval_shape(brm.init, jax.random.key(0), *given))
     assert shapes_of(variables["params"]) == {
@@ -183,7 +183,7 @@ def compute(logits, targets, mask_terms=1.0, **changes):
 _loss = jax.jit(boundary_loss, static_argnames="loss_config")
 
 
-def test_the_target_is_the_local_range_of_the_area():
+def test_the_target_is_the_local_range_of_the_area_average():
     rng = np.random.default_rng(0)
     mask = rng.random((2, 16, 22)) < 0.6
     got = np.asarray(edge_target(jnp.asarray(mask), (5, 8)))
@@ -194,10 +194,10 @@ def test_the_target_is_the_local_range_of_the_area():
         near = area[n, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
         np.testing.assert_allclose(got[n, i, j], near.max() - near.min(), atol=1e-6)
     full = edge_target(jnp.ones((1, 16, 16), bool), (4, 4))
-    assert not np.any(full)  # the border of the picture is no edge
+    assert not np.any(full)  # the border of the image is not an edge
 
 
-def test_background_and_absent_masks_make_no_edge():
+def test_background_and_padded_masks_have_no_edges():
     targets = square_problem(1)
     targets["target_labels"][:] = 0
     only_background = compute(np.zeros((1, 1, 8, 8)), targets, kind="balanced")[1]
@@ -209,7 +209,7 @@ def test_background_and_absent_masks_make_no_edge():
     assert compute(np.zeros((1, 1, 8, 8)), targets, kind="balanced")[1]["boundary_dice"] > 0
 
 
-def test_a_constant_cannot_make_the_balanced_loss_fall():
+def test_a_constant_cannot_reduce_the_balanced_loss():
     """ln 2 is the least that a constant costs, while the weighted loss falls far below."""
     targets = square_problem(1)
     costs = {
@@ -223,7 +223,7 @@ def test_a_constant_cannot_make_the_balanced_loss_fall():
     assert min(costs["balanced"]) == costs["balanced"][2]
 
 
-def test_the_losses_are_their_formulas():
+def test_the_losses_match_their_formulas():
     targets = square_problem(1)
     x = np.random.default_rng(1).standard_normal((1, 1, 8, 8))
     b = np.asarray(edge_target(jnp.asarray(targets["target_masks"][0, :, 1]), (8, 8)))[0]
@@ -265,7 +265,7 @@ def test_the_share_of_the_masks_loss_caps_the_weight():
 
 
 def test_frames_without_annotation_and_without_edges():
-    """The first weigh nothing; the second contribute their BCE alone."""
+    """The first have no weight; the second only contribute their BCE."""
     x = np.random.default_rng(1).standard_normal((1, 3, 8, 8))
     targets = square_problem(3)
     targets["supervised"][0, 1] = False
@@ -288,7 +288,7 @@ def test_an_unknown_kind_names_the_choices():
         compute(np.zeros((1, 1, 8, 8)), square_problem(1), kind="dice")
 
 
-def test_the_criterion_adds_the_boundary_term_and_nothing_else():
+def test_the_criterion_only_adds_the_boundary_term():
     outputs, batch = random_problem(2, 2)
     compute = jax.jit(compute_losses, static_argnames="loss_config")
     plain, plain_terms = compute(outputs, batch, jax.random.key(7), loss_config=loss_config())
@@ -308,7 +308,7 @@ def test_the_criterion_adds_the_boundary_term_and_nothing_else():
 # ---- the whole model ----
 
 
-def test_a_loaded_checkpoint_gives_the_same_bits_with_refinement_switched_on(tmp_path):
+def test_adding_refinement_to_a_checkpoint_changes_no_mask(tmp_path):
     """VCT's golden weights, AMA at lambda 0 and fresh BRM: the masks of VCT without either."""
     config, batch = tiny_config("ms3"), tiny_batch("ms3")
     config.fusion, config.decoder.lambda_init = parts.ama(), 0.0

@@ -41,15 +41,15 @@ def test_reads_back_the_same_bytes(source, tmp_path):
             assert record["category"].decode() == "+".join(heard)
             frames = source / "ms3_data/visual_frames" / name
             masks = source / "ms3_data/gt_masks" / split / name
-            colours = source / "ms3_data/pre_SAM_mask" / name
+            colors = source / "ms3_data/pre_SAM_mask" / name
             for t in range(5):
                 number = t + 1
                 frame = (frames / f"{name}.mp4_{number}.png").read_bytes()
                 mask = (masks / f"{name}_{number}.png").read_bytes()
-                colour = (colours / f"{name}.mp4_{number}_mask_color.png").read_bytes()
+                color = (colors / f"{name}.mp4_{number}_mask_color.png").read_bytes()
                 assert record["frames"][t] == frame
                 assert record["masks"][t] == mask
-                assert record["pre_masks"][t] == colour
+                assert record["pre_masks"][t] == color
             assert record["mask_index"].tolist() == [0, 1, 2, 3, 4]  # in train as well
             assert record["waveform"].shape == (80_000, 1) and record["sample_rate"] == 16_000
             visible = {S4.categories[label - 1] for label in record["visible_labels"]}

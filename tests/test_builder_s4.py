@@ -145,8 +145,8 @@ def damage(root):
     short.write_bytes(short.read_bytes()[:100_000])
     resized = frame(root, "val", 0, "mask/4")
     Image.new("L", (16, 32)).save(resized)
-    colour = frame(root, "val", 1, "pre_mask/2")
-    colour.write_text("no picture")
+    color = frame(root, "val", 1, "pre_mask/2")
+    color.write_text("no picture")
     folder = frame(root, "test", 0).parent
     shutil.rmtree(folder)
     with (root / "s4_meta_data.csv").open("a") as file:
@@ -154,7 +154,7 @@ def damage(root):
     return [
         (truncated, "unreadable image"), (mask, "missing"), (wav, "unreadable wav"),
         (short, "truncated wav"), (resized, "16x32 px, expected 32x32"),
-        (colour, "unreadable image"), (folder, "no such folder"),
+        (color, "unreadable image"), (folder, "no such folder"),
         (root / "s4_data/visual_frames/test/dog_barking/ghost", "no such folder"),
         (root / "s4_meta_data.csv", "'unicorn'"),
     ]  # fmt: skip

@@ -64,8 +64,8 @@ def test_mistakes_get_one_line(args, reason):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_keys_of_a_part_exist_where_it_is_chosen(capsys):
-    """Also under the name that a key once had, and where the command line chooses the part."""
+def test_keys_of_a_part_exist_only_if_it_is_chosen(capsys):
+    """Also under a former name, and if the command line chooses the part."""
     config, *_ = run(*CONFIG, "--config.model.fusion.lambda_init=0.0")
     assert config.model.decoder.lambda_init == 0
     config, *_ = run(*CONFIG, "--config.model.fusion.grid=8")
@@ -76,7 +76,7 @@ def test_keys_of_a_part_exist_where_it_is_chosen(capsys):
 
 
 def test_configs_are_ours_wherever_the_program_runs(tmp_path):
-    """A package of that name in the working directory is not taken for it."""
+    """A package of that name in the working directory does not shadow it."""
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "segment.py").write_text("raise SystemExit('another package')")
     script = (

@@ -315,7 +315,7 @@ def places(state, rules) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("source", STATES)
-def test_damaged_state_dicts_are_refused_by_the_tensor_s_name(tmp_path, capsys, source):
+def test_damaged_state_dicts_are_rejected_by_tensor_name(tmp_path, capsys, source):
     """One missing, one extra, one transposed, one of whole numbers: one message names all."""
     state = dict(all_states()[STATES[source]])
     taken = places(state, rules_for(source, state))

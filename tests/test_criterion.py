@@ -224,8 +224,8 @@ def drawn_loss_and_gradients(outputs, batch, loss_config):
     return compute_losses(outputs, batch, jax.random.key(7), loss_config=loss_config)
 
 
-def test_frames_that_are_not_supervised_change_nothing(loss_config):
-    """Frames 0 and 2 alone give what they give among three, and the other gets no gradient."""
+def test_unsupervised_frames_change_nothing(loss_config):
+    """Frames 0 and 2 give the same terms without frame 1, which gets no gradient."""
     outputs, batch = random_problem(2, 3)
     kept = np.array([0, 2])
     read = jnp.zeros((2, 3), bool).at[:, kept].set(True)
@@ -268,7 +268,7 @@ def test_a_batch_without_supervision_has_no_loss(loss_config):
     assert all(not np.any(x) for x in jax.tree.leaves(gradients))
 
 
-def test_the_draws_of_a_frame_are_its_own(loss_config):
+def test_draws_depend_on_the_frame_alone(loss_config):
     key = jax.random.key(3)
     many = sample_points(key, jnp.array([0, 1, 1024, 1025]), jnp.int32(2), 2, loss_config)
     few = sample_points(key, jnp.array([1025]), jnp.int32(2), 2, loss_config)
@@ -284,8 +284,8 @@ def test_the_draws_of_a_frame_are_its_own(loss_config):
     assert not np.any(other.matcher == few.matcher)
 
 
-def test_two_devices_give_what_one_gives(loss_config):
-    """Normalisers are sums over the global batch: the shards have unequal numbers of targets."""
+def test_two_devices_agree_with_one(loss_config):
+    """Normalizers are sums over the global batch: the shards have unequal numbers of targets."""
     outputs, batch = random_problem(2, 2)
     batch["target_valid"] = batch["target_valid"].at[0].set(False).at[1, 0, 1].set(False)
     (loss, terms), gradients = drawn_loss_and_gradients(outputs, batch, loss_config)

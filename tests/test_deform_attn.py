@@ -89,7 +89,7 @@ def test_points_outside_give_zero_and_no_gradient():
     assert not np.any(gradient)
 
 
-def test_the_backward_pass_keeps_no_gathered_values():
+def test_the_backward_pass_saves_no_gathered_values():
     """Its temporaries stay below what gathering one level's points at once would take."""
     tokens, heads, channels = 64 + 16 + 4, 2, 16
     shapes = [(1, tokens, heads, channels), (1, tokens, heads, 3, 8, 2), (1, tokens, heads, 3, 8)]

@@ -14,7 +14,7 @@ from scripts import export_weights
 from tests.test_checkpoint import as_target, assert_same, make_state
 
 
-def test_an_update_is_the_formula():
+def test_an_update_matches_the_formula():
     rng = np.random.default_rng(0)
     values = [rng.normal(size=(31, 3)).astype(np.float32) for _ in range(30)]
     ema = init_ema({"a/b": jnp.asarray(values[0])}, {"bn": {"mean": jnp.zeros(3)}}, 0.6)
@@ -51,7 +51,7 @@ def averaged_state(config, seed=0, with_stats=True):
 
 
 @pytest.mark.parametrize("with_stats", [True, False])
-def test_it_is_laid_out_as_the_parameters_and_comes_back(tmp_path, with_stats):
+def test_it_is_sharded_like_the_parameters_and_restored(tmp_path, with_stats):
     config = segment_config()
     config.train.mesh.fsdp = 2
     config.train.ema_decay = 0.5
@@ -81,8 +81,8 @@ def test_it_is_laid_out_as_the_parameters_and_comes_back(tmp_path, with_stats):
         assert_same(Checkpoint.find(tmp_path / weights).variables()[0], params)
 
 
-def test_a_checkpoint_without_one(tmp_path):
-    """Today's default writes none, and older checkpoints have not even the item."""
+def test_a_checkpoint_without_an_average(tmp_path):
+    """The default writes none, and older checkpoints lack the item."""
     config = segment_config()
     checkpoints = Checkpoints(tmp_path, config)
     checkpoints.save(make_state(), 3)

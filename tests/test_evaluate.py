@@ -81,7 +81,7 @@ def loudness(category):
 
 
 def records(named=False):
-    """Each picture shows a square of two categories; the one that sounds is the ground truth."""
+    """Each frame shows squares of two categories; the sounding one is the ground truth."""
     result = []
     for i in range(NUM_CLIPS):
         sounding, other = CATEGORIES[i % 3], CATEGORIES[(i + 1) % 3]
@@ -136,7 +136,7 @@ def as_bytes(counts, tmp_path):
     return (tmp_path / "counts.npz").read_bytes()
 
 
-def test_counts_are_those_of_the_drawing(variables):
+def test_counts_match_the_drawing(variables):
     result = run(a_config(), variables)
     counts = result.table
     assert list(counts.clip_id[::NUM_FRAMES]) == [f"clip{i:02d}" for i in range(NUM_CLIPS)]
@@ -183,7 +183,7 @@ def test_counts_do_not_depend_on_the_number_of_processes(tmp_path, processes, ba
 
 
 def test_counts_of_a_real_model_depend_on_neither_batch_nor_devices(tmp_path):
-    """To the last bit of the probabilities, which hang on the shapes that are computed at once."""
+    """Down to the last bit of the probabilities, which depend on the computed shapes."""
     config = small.small_config()
     rng = np.random.default_rng(0)
     task = make_task(config)
@@ -243,7 +243,7 @@ def test_semantic_task_scores_the_argmax(variables):
     assert metrics.semantic(counts)["mIoU"] == pytest.approx(2 / 3)
 
 
-def test_pictures_of_the_first_clips(variables):
+def test_figures_of_the_first_clips(variables):
     pictures = run(a_config(), variables, num_figures=2).figures
     assert list(pictures) == ["clip00", "clip01"]
     assert all(p.dtype == np.uint8 and p.shape[2] == 3 for p in pictures.values())
@@ -275,7 +275,7 @@ def test_swap_audio_when_one_category_has_most_clips():
         pairing.swap_audio({"a": "dog", "b": "dog"})
 
 
-def test_silent_audio_takes_a_sound_that_the_picture_shows():
+def test_silent_audio_takes_the_sound_of_a_visible_object():
     dog, cat, cow, pig = range(1, 5)
     labels = {"a": dog, "b": cat, "c": cow}
     visible = {"a": [dog, cow, pig], "b": [pig, cat], "c": [cow, dog]}
@@ -293,7 +293,7 @@ class Source(list):
 
 @pytest.fixture
 def job(monkeypatch, tmp_path, variables):
-    """(config, directory of a checkpoint, records that evaluate_config will read)."""
+    """(config, directory of a checkpoint, records that evaluate_split reads)."""
     config, clips = a_config(), Source(records(named=True))
     monkeypatch.setattr(evaluation, "make_task", a_task)
     monkeypatch.setattr(evaluation, "open_records", lambda config, split: clips)
@@ -301,7 +301,7 @@ def job(monkeypatch, tmp_path, variables):
     return config, tmp_path / "weights", clips
 
 
-def test_pictures_show_flow_where_vectors_are_stored(job):
+def test_figures_show_flow_if_vectors_are_stored(job):
     config, weights, records = job
     moving = [
         {**record, "flow": np.ones((len(record["frames"]), 8, 8, 2), np.float16)}
@@ -314,7 +314,7 @@ def test_pictures_show_flow_where_vectors_are_stored(job):
     assert all(len(shown[name]) > len(without[name]) for name in shown)
 
 
-def test_evaluate_config_scores_true_and_false_sound(job, tmp_path, capsys):
+def test_evaluate_split_scores_true_and_false_sound(job, tmp_path, capsys):
     config, weights, _ = job
     report = evaluate_test_split(config, weights, tmp_path / "out")
     true, swapped, shown = (
@@ -368,7 +368,7 @@ def test_a_clip_without_ground_truth_is_an_error(job, tmp_path):
         evaluate_test_split(config, weights, tmp_path / "out")
 
 
-def test_what_is_left_out_is_said(job, tmp_path):
+def test_skipped_conditions_are_noted(job, tmp_path):
     config, weights, clips = job
     for clip in clips:
         clip["visible_labels"] = np.zeros(0, np.int32)
@@ -378,7 +378,7 @@ def test_what_is_left_out_is_said(job, tmp_path):
     assert "two categories" in report.notes[0] and "visible_labels" in report.notes[1]
 
 
-def test_other_tensors_than_the_models_are_listed(job, tmp_path):
+def test_mismatched_tensors_are_listed(job, tmp_path):
     config, _, _ = job
     params = {"low": np.zeros(2, np.float32), "extra": np.zeros(3, np.float32)}
     save_variables(tmp_path / "other", {"params": params}, config)
@@ -402,7 +402,7 @@ def test_command_line(job, tmp_path, capsys):
 
 
 def test_the_model_is_the_checkpoints_and_overrides_are_in_the_report(job, tmp_path, capsys):
-    """An evaluation under another model would be wrong in silence where shapes are the same."""
+    """Evaluating another model would be silently wrong if the shapes agree."""
     config, _, _ = job
     config.model.audio_mean, config.evaluate.swapped_audio = -1.4, False
     save_variables(
@@ -434,8 +434,8 @@ def test_the_model_is_the_checkpoints_and_overrides_are_in_the_report(job, tmp_p
         )
 
 
-def test_a_report_is_named_by_what_was_scored(job, tmp_path):
-    """Another dataset or configuration is another folder; where records lie and figures are not."""
+def test_a_report_is_named_after_what_was_scored(job, tmp_path):
+    """Another dataset or configuration has another folder; data_dir and figures do not matter."""
     config, weights, _ = job
     config.evaluate.swapped_audio = True
     evaluate_test_split(config, weights, tmp_path / "out")

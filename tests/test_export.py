@@ -248,7 +248,7 @@ from jax import export
 file = np.load("model.npz")
 program = export.deserialize(bytearray(file["program"]))
 weights = {name: file[name] for name in file.files if name.startswith("weights/")}
-arrays = dict(np.load("in.npz"))  # as for predict --arrays, none left out; file["about"] lists them
+arrays = dict(np.load("in.npz"))  # as for predict --arrays, but complete; file["about"] lists them
 arrays.setdefault("valid", np.ones(arrays["images"].shape[:2], bool))
 outputs = jax.jit(program.call)(weights, arrays)
 masks = np.asarray(outputs["sem_seg"]).argmax(-1)  # class of each pixel, [B, T, S, S]

@@ -183,7 +183,7 @@ def test_flow_that_no_builder_reads_is_not_written(clips, tmp_path):
 
 
 def test_flow_within_the_video(clips, tmp_path):
-    """Neighbours at 8 pictures per second: the flow is 8 times theirs, also for frame 0."""
+    """Neighbors at 8 pictures per second: the flow is 8 times theirs, also for frame 0."""
     found = flow_files.list_clips("s4", clips)
     seen = []
 

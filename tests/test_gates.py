@@ -33,7 +33,7 @@ def test_gates_and_fused_features_agree_with_the_original():
         assert_golden(golden, f"fused/{level}", channels_first(fused))
 
 
-def test_the_published_width_has_the_published_parameters():
+def test_the_published_width_has_the_published_number_of_parameters():
     sizes = [leaf.size for i in range(4) for leaf in jax.tree.leaves(abstract_params(128 * 2**i))]
     assert sum(sizes) == 176_120
 

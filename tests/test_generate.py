@@ -210,7 +210,7 @@ def test_categories_differ_by_sound_alone():
     assert np.mean(nearest == truth) >= 0.9
 
 
-def test_objects_file_lists_what_is_in_the_picture(root):
+def test_objects_file_lists_the_visible_objects(root):
     objects = json.loads((root / OBJECTS).read_text())
     for index in range(4):
         plan = plan_clip(3, "train", index)

@@ -1,4 +1,4 @@
-"""Plans for GPUs that are not here. What needs the GPU compiler runs where it is installed."""
+"""Plans for GPUs without one. Some tests only run if the GPU compiler is installed."""
 
 import importlib.util
 
@@ -14,14 +14,14 @@ from tests import small
 HAS_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is not None
 
 
-def test_what_jax_takes_of_a_gpu(monkeypatch):
+def test_memory_that_jax_takes_of_a_gpu(monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
     assert gpus.GPUS["rtx_3090"].available == 18 * 2**30
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".5")
     assert gpus.GPUS["rtx_3090"].available == 12 * 2**30
 
 
-def test_a_gpu_that_is_not_known():
+def test_an_unknown_gpu_is_an_error():
     with pytest.raises(ValueError, match="'gtx_970' is not known; there are rtx_3090, .*h200"):
         gpus.compile_only_devices("gtx_970")
     arguments = ["main", "--config=configs/s4_ama.py:demo", "--mode=plan", "--gpu=gtx_970"]
@@ -36,7 +36,7 @@ def test_a_gpu_that_is_not_known():
         (["--gpu=h100", "--workdir=nowhere"], "--gpu belongs to --mode=plan, not to --mode=train"),
     ],
 )
-def test_flags_that_make_no_sense(flags, said):
+def test_flags_that_do_not_combine(flags, said):
     with pytest.raises(SystemExit, match=said):
         main.main(["main", "--config=configs/s4_ama.py:demo", *flags])
 

@@ -102,7 +102,7 @@ def test_a_norm_of_bfloat16_computes_in_float32():
     np.testing.assert_allclose(gradient.astype(jnp.float32), expected, atol=0.02)
 
 
-def test_attention_keeps_no_map():
+def test_attention_saves_no_map_for_the_backward_pass():
     module, heads, queries, tokens = MultiheadAttention(2), 2, 7, 11
     query = jax.random.normal(jax.random.key(0), (3, queries, 8))
     source = jax.random.normal(jax.random.key(1), (3, tokens, 8))
@@ -115,7 +115,7 @@ def test_attention_keeps_no_map():
     assert not [s for s in kept(attend, params) if np.prod(s) == 3 * heads * queries * tokens]
 
 
-def test_an_encoder_layer_keeps_its_products_alone():
+def test_an_encoder_layer_saves_only_its_products():
     sizes, width, hidden, points = ((2, 2), (4, 4), (8, 8)), 16, 64, 4
     tokens, heads, layers = 84, 2, 3
     module = Encoder(layers, hidden, heads, points)

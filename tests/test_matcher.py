@@ -11,7 +11,7 @@ from configs.segment import segment_config
 
 
 @pytest.mark.parametrize(("num_queries", "num_targets"), [(100, 2), (100, 24), (7, 7), (3, 1)])
-def test_total_cost_is_the_least_whatever_is_padded(num_queries, num_targets):
+def test_total_cost_is_minimal_for_any_padding(num_queries, num_targets):
     rng = np.random.default_rng(num_targets)
     cost = rng.normal(size=(6, num_queries, num_targets)).astype(np.float32) * 10
     valid = rng.uniform(size=(6, num_targets)) < 0.6
@@ -26,7 +26,7 @@ def test_total_cost_is_the_least_whatever_is_padded(num_queries, num_targets):
         assert len(set(query[n])) == num_targets and query.min() >= 0
 
 
-def test_costs_that_are_not_finite_do_not_hang():
+def test_non_finite_costs_do_not_hang():
     cost = np.full((1, 20, 3), np.nan, np.float32)
     assert match(jnp.asarray(cost), jnp.ones((1, 3), bool)).shape == (1, 3)
 

@@ -1,4 +1,4 @@
-"""Motion maps: vectors move with the picture, and the camera's motion comes off."""
+"""Motion maps: augmentation of vectors, and subtraction of camera motion."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def read(picture, flow):
 
 
 def zooming_pair(height, width):
-    """Two pictures and the flow between them: a zoom by 4 % with a shift."""
+    """Two frames and the flow between them: a zoom by 4 % with a shift."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     flow = np.stack([0.04 * (x - width / 2) + 3, 0.04 * (y - height / 2) - 2], axis=-1)
     second = texture(height, width)
@@ -34,8 +34,8 @@ def zooming_pair(height, width):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_vectors_stay_true_through_resize_crop_and_flip(seed):
-    """Warping the augmented second picture by the augmented flow gives the augmented first."""
+def test_vectors_stay_correct_under_resize_crop_and_flip(seed):
+    """Warping the augmented second frame by the augmented flow gives the augmented first."""
     first, second, flow = zooming_pair(90, 130)
     draw = transforms.draw_augmentation(
         np.random.default_rng(seed), (90, 130), 1, 96, (64, 90, 120, 150), 400, color=False
@@ -51,7 +51,7 @@ def test_vectors_stay_true_through_resize_crop_and_flip(seed):
     assert min(unmoved, mirrored) > 4 * error
 
 
-def test_squashed_vectors_are_true_too():
+def test_squashed_vectors_are_correct():
     first, second, flow = zooming_pair(90, 130)
     a, b = (transforms.resize_motion(x[..., None], (64, 64))[..., 0] for x in (first, second))
     moved = transforms.resize_motion(flow, (64, 64))
@@ -67,7 +67,7 @@ def affine_flow(height, width, parameters):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_camera_motion_despite_moving_objects(seed):
-    """An affine motion (pan, zoom, rotation, shear) with 30 % of the picture moving otherwise."""
+    """An affine motion (pan, zoom, rotation, shear) with 30 % of the frame moving otherwise."""
     rng = np.random.default_rng(seed)
     height, width = 120, 160
     pan = rng.uniform(-12, 12, 2)
@@ -139,7 +139,7 @@ def test_vectors_of_a_flipped_and_resized_clip():
     assert seen == {-1.0, 1.0}
 
 
-def test_a_flow_of_its_own_for_frame_0():
+def test_frame_0_may_have_its_own_flow():
     """Flow estimated within the video has one for the first frame, too."""
     record = moving_square()
     record["flow"][0] = (1, 1)
@@ -148,7 +148,7 @@ def test_a_flow_of_its_own_for_frame_0():
     assert not maps(record, map="uv", first_frame="zeros")[0].any()
 
 
-def test_what_cannot_be_is_named():
+def test_invalid_settings_are_named():
     record = moving_square()
     magnitude = record | {"flow": np.hypot(*np.moveaxis(record["flow"], -1, 0))[..., None]}
     assert maps(magnitude)[2].max() == pytest.approx(1, abs=1e-3)

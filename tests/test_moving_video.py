@@ -62,10 +62,10 @@ def true_flow(camera, picture, steps):
 
 
 def texture(seed, side=320):
-    """Grey with a tint, for a video keeps colours at half the resolution."""
+    """Gray with a tint, for a video keeps colors at half the resolution."""
     rng = np.random.default_rng(seed)
-    grey, tint = gaussian_filter(rng.normal(size=(2, side, side, 3)), (0, 2.5, 2.5, 0))
-    values = 127 + 40 * grey[..., :1] / grey.std() + 8 * tint / tint.std()
+    gray, tint = gaussian_filter(rng.normal(size=(2, side, side, 3)), (0, 2.5, 2.5, 0))
+    values = 127 + 40 * gray[..., :1] / gray.std() + 8 * tint / tint.std()
     return np.clip(values, 0, 255).astype(np.float32)
 
 
@@ -275,8 +275,8 @@ def test_the_camera_comes_off(scene, seed):
 
 def lucas_kanade(first, second):
     """A classical estimate, float32 [N, H, W, 2]."""
-    grey = [pictures.mean(axis=-1) / 255 for pictures in (first, second)]
-    found = [optical_flow_ilk(*pair, radius=6) for pair in zip(*grey, strict=True)]
+    gray = [pictures.mean(axis=-1) / 255 for pictures in (first, second)]
+    found = [optical_flow_ilk(*pair, radius=6) for pair in zip(*gray, strict=True)]
     return np.stack([np.stack([u, v], axis=-1) for v, u in found]).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""False sounds are what they are called, at the right level, and who gets which is frozen."""
+"""False sounds: their content, their level, and the frozen manifest."""
 
 import json
 
@@ -51,7 +51,7 @@ def sounds(records, manifest, condition):
 
 
 @pytest.mark.parametrize("condition", ["noise_white", "noise_pink", "offscreen", "shift"])
-def test_false_sounds_have_the_level_of_the_clips_own(condition):
+def test_false_sounds_have_the_level_of_the_clips_own_sound(condition):
     records = a_split()
     manifest = a_manifest(records)
     for own, false in zip(records, sounds(records, manifest, condition), strict=True):
@@ -90,7 +90,7 @@ def test_slope_of_the_noise_in_db_per_octave(make, slope):
     assert abs(noise.mean()) < 0.01 and negative.rms(noise) == pytest.approx(1)
 
 
-def test_noise_follows_from_the_clip_id():
+def test_noise_depends_on_the_clip_id():
     records = a_split(3)
     manifest = a_manifest(records)
     first = [r["waveform"] for r in sounds(records, manifest, "noise_white")]
@@ -159,8 +159,8 @@ def test_few_partners_are_used_evenly():
     assert sorted(used.count(f"clip{i:02d}") for i in (9, 10, 11)) == [3, 3, 3]
 
 
-def test_offscreen_is_not_in_the_picture_where_that_is_known():
-    # The dog's picture shows a man and a violin too: only the car's sound is off-screen.
+def test_offscreen_sound_is_not_of_a_visible_object():
+    # The dog's frames also show a man and a violin: only the car's sound is off-screen.
     records = [record(0, visible=(1, 2, 3)), *(record(i) for i in (1, 2, 3, 4))]
     assert a_manifest(records)["clips"]["clip00"]["offscreen"] == "clip03"
 
@@ -174,7 +174,7 @@ def test_sets_of_categories_have_no_group_in_common():
     assert clips["clip03"]["offscreen"] in ("clip01", "clip02")
 
 
-def test_of_several_classes_those_of_the_masks_sound():
+def test_with_several_classes_those_of_the_masks_sound():
     records = a_split(3)
     for own, classes in zip(records, ([0, 1], [0, 2, 255], [3, 4]), strict=True):
         own["masks"] = [np.array([classes[-1:]], np.uint8), np.array([classes], np.uint8)]
@@ -186,7 +186,7 @@ def test_of_several_classes_those_of_the_masks_sound():
     assert {clips[c]["offscreen"] for c in ("clip00", "clip01")} == {"clip02"}
 
 
-def test_what_cannot_be_made_is_left_out():
+def test_clips_without_such_a_sound_are_skipped():
     records = [record(i, category="dog_barking", seconds=1 + i) for i in range(3)]
     records[2]["category"] = b""
     manifest = a_manifest(records)
@@ -264,7 +264,7 @@ def motion_split():
     return config, clips
 
 
-def test_zero_and_shuffled_motion_change_nothing_else():
+def test_zero_and_shuffled_motion_only_change_motion():
     config, clips = motion_split()
     ids = [clip["clip_id"] for clip in clips]
     manifest = a_manifest(clips)
@@ -287,7 +287,7 @@ def test_zero_and_shuffled_motion_change_nothing_else():
     np.testing.assert_array_equal(shuffled[:3], own["motion"][partners])
 
 
-def test_a_shorter_clip_gives_its_motion_in_turn():
+def test_the_motion_of_a_shorter_clip_repeats():
     config, (clip, other, _) = motion_split()
     for field in ("frames", "pre_masks"):
         other[field] = other[field][:2]
@@ -298,7 +298,7 @@ def test_a_shorter_clip_gives_its_motion_in_turn():
     np.testing.assert_array_equal(given, want[[0, 1, 0, 1, 0]])
 
 
-def test_moving_pixels_are_told_without_a_model_that_reads_motion():
+def test_moving_pixels_do_not_need_a_model_that_reads_motion():
     reads, clips = motion_split()
     still = small_config("none")
     still.evaluate.update(audio="silence", moving_threshold=0.5)

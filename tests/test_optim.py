@@ -1,4 +1,4 @@
-"""The optimiser against torch: schedule and groups as stored, AdamW against its formula."""
+"""The optimizer against torch: schedule and groups as stored, AdamW against its formula."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_learning_rate_follows_the_square_root_of_the_batch(batch, rate):
     assert optim.base_learning_rate(config) == 3e-3
 
 
-def test_three_updates_equal_adamw_written_out():
+def test_three_updates_match_the_adamw_formula():
     """Against torch.optim.AdamW's formula in float64, gradients above and below the clip."""
     config = toy_config(learning_rate=1e-2, weight_decay=0.5, clip_norm=1.0, power=0.9)
     config.train.steps = 10
@@ -93,8 +93,8 @@ def test_three_updates_equal_adamw_written_out():
             np.testing.assert_allclose(trainable[path], want[path], rtol=2e-5, atol=1e-6)
 
 
-def test_the_first_moment_may_be_kept_in_bfloat16():
-    """Rounded to 8 bits between the steps and nowhere else; the second one is as it was."""
+def test_the_first_moment_may_be_stored_in_bfloat16():
+    """It is rounded to 8 bits between steps and nowhere else; the second one is unchanged."""
     updates = {}
     for dtype in optim.MOMENT_DTYPES:
         config = toy_config(learning_rate=1e-2, moment_dtype=dtype)
@@ -138,7 +138,7 @@ def test_groups_are_counted_for_the_log():
     assert "frozen: 1 tensors, 4 values" in text
 
 
-def test_frozen_parameters_have_no_optimiser_state():
+def test_frozen_parameters_have_no_optimizer_state():
     config = toy_config()
     params = toy_params()
     optimizer, _ = optim.make_optimizer(params, config)

@@ -1,4 +1,4 @@
-"""From records to batches: the same on any number of workers and processes, no clip lost."""
+"""From records to batches: the same on any number of workers and processes, without losses."""
 
 import io
 import shutil
@@ -114,7 +114,7 @@ def rng(seed=3):
 
 @pytest.mark.parametrize("source", ["auto", "difference"])
 @pytest.mark.parametrize("masks", [(0,), (2,), (1, 4)])
-def test_supervised_frames_are_those_of_all(masks, source):
+def test_supervised_frames_equal_those_of_all(masks, source):
     record = make_record(1, masks, flow=True)
     config = make_config(num_supervised=2)
     config.data.motion.source = source
@@ -276,7 +276,7 @@ def test_semantic_targets_are_the_classes_present():
         prepare_clip(semantic_record(10, range(10)), config, rng(1))
 
 
-def test_frames_become_squares_before_the_augmentation():
+def test_frames_are_squared_before_augmentation():
     """A clip of 60 x 90 px trains exactly as its squashed copy does."""
     record = semantic_record(5, [0])
     squashed = dict(record)
@@ -324,8 +324,8 @@ def test_evaluation_squashes_and_labels_every_frame():
     assert clip["supervised"].tolist() == [True, True, False, True, False]
     square = np.asarray(Image.open(io.BytesIO(record["masks"][0])).resize((32, 32), 0)) > 0
     np.testing.assert_array_equal(clip["labels"][0], square)
-    colours = {tuple(c) for c in clip["pre_masks"].reshape(-1, 3)}
-    assert colours == {(0, 0, 255), (255, 127, 0)}  # nearest: no blended colours
+    colors = {tuple(c) for c in clip["pre_masks"].reshape(-1, 3)}
+    assert colors == {(0, 0, 255), (255, 127, 0)}  # nearest: no blended colors
     want = log_mel(record["waveform"], 16_000)
     np.testing.assert_array_equal(clip["log_mel"], want)
 
@@ -375,17 +375,17 @@ def test_motion_arithmetic():
 
 
 def test_labels_by_kind_of_image():
-    grey = np.array([[0, 1, 255]], np.uint8)
-    assert decode_labels(png(grey), 2).tolist() == [[0, 1, 1]]
-    colour = np.zeros((1, 3, 3), np.uint8)
-    colour[0, 1] = (0, 0, 9)
-    assert decode_labels(png(colour), 2).tolist() == [[0, 1, 0]]
+    gray = np.array([[0, 1, 255]], np.uint8)
+    assert decode_labels(png(gray), 2).tolist() == [[0, 1, 1]]
+    color = np.zeros((1, 3, 3), np.uint8)
+    color[0, 1] = (0, 0, 9)
+    assert decode_labels(png(color), 2).tolist() == [[0, 1, 0]]
     assert decode_labels(np.array([[0, 70, 255]]), 71).tolist() == [[0, 70, 255]]
     with pytest.raises(ValueError, match=r"\[71\].*0 to 70"):
         decode_labels(np.array([[71]]), 71)
 
 
-def test_errors_name_clip_and_cure():
+def test_errors_name_the_clip_and_the_remedy():
     config = make_config()
     with pytest.raises(ValueError, match="clip clip0: .*--config.data.pre_masks=False"):
         prepare_clip(make_record(0) | {"pre_masks": []}, config)
@@ -437,7 +437,7 @@ def take(batches, count, **options):
 
 
 def test_start_step_and_workers_change_nothing(records):
-    """The position is the step: a loader that starts later, or in workers, goes on the same."""
+    """The position is the step: a later start or workers do not change the batches."""
     config = make_config()
     plain = TrainBatches(records, config, 2)
     want = [plain[step] for step in range(7)]
@@ -468,7 +468,7 @@ def test_evaluation_counts_every_clip_once(records):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_errors_come_out_of_the_loader(records, workers):
+def test_errors_propagate_from_the_loader(records, workers):
     broken = [*records[:2], records[2] | {"frames": [b"x"] * 5}]
     with pytest.raises(ValueError, match="clip clip2"):
         list(Loader(EvalBatches(broken, make_config(), 1), workers))
@@ -525,7 +525,7 @@ def test_worker_processes_read_files(data_dir):
         assert_equal(batch, next(iter(loader)))
 
 
-def test_data_that_is_not_there(data_dir, tmp_path):
+def test_missing_data_is_an_error(data_dir, tmp_path):
     config = make_config(data_dir=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/avsbench_s4"):
         train_loader(config, 2)

@@ -1,4 +1,4 @@
-"""What a step takes, said without data: operations, bytes, the largest batch."""
+"""The cost of a step without data: operations, bytes, the largest batch."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def test_amounts_of_memory(text, count):
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "24 giga", "-1GiB", "0GB", "1e3GB"])
-def test_what_is_no_amount_of_memory(text):
+def test_invalid_amounts_of_memory(text):
     with pytest.raises(ValueError, match=f"'{text}' is not an amount.*GiB"):
         parse_bytes(text)
 

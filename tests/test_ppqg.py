@@ -62,7 +62,7 @@ def test_noise_decides_the_assignment():
     np.testing.assert_array_equal(intermediates["assign_index"], winner)
 
 
-def test_another_number_of_pixels_is_an_error_that_says_the_size():
+def test_a_wrong_number_of_pixels_is_an_error_that_gives_the_size():
     model = PPQG(num_queries=4, num_prototypes=0)
     variables = model.init(jax.random.key(1), jnp.zeros((1, 4, 4, 32)))
     with pytest.raises(ValueError, match="3 x 4 = 12 pixels.* are for 16, e.g. images of 16 x 16"):

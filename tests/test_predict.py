@@ -1,4 +1,4 @@
-"""Prediction on files as people have them, and on arrays; a tiny model with random weights."""
+"""Prediction on realistic video files and on arrays, with a tiny random model."""
 
 import json
 import re
@@ -132,16 +132,16 @@ def test_shorter_and_longer_than_a_window(tmp_path, predictor, seconds, windows,
 def test_portrait_with_pre_masks(tmp_path, predictor):
     path = tmp_path / "tall.mp4"
     write_video(path, frames_of(8, 128, 72), 4, tone(2, 44_100), 44_100)
-    (tmp_path / "colours").mkdir()
+    (tmp_path / "colors").mkdir()
     for second in range(2):
         picture = RNG.integers(0, 255, (128, 72, 3), np.uint8)
-        Image.fromarray(picture).save(tmp_path / f"colours/{second}_mask_color.png")
-    predict_video(predictor, path, tmp_path / "out", pre_masks=tmp_path / "colours")
+        Image.fromarray(picture).save(tmp_path / f"colors/{second}_mask_color.png")
+    predict_video(predictor, path, tmp_path / "out", pre_masks=tmp_path / "colors")
     results = check_results(tmp_path / "out", 2, (72, 128))
-    assert results["pre_masks"] == str(tmp_path / "colours")
-    (tmp_path / "colours/1_mask_color.png").unlink()
+    assert results["pre_masks"] == str(tmp_path / "colors")
+    (tmp_path / "colors/1_mask_color.png").unlink()
     with pytest.raises(ValueError, match="1 PNG files for a video of 2 seconds"):
-        predict_video(predictor, path, tmp_path / "out", pre_masks=tmp_path / "colours")
+        predict_video(predictor, path, tmp_path / "out", pre_masks=tmp_path / "colors")
 
 
 def test_variable_frame_rate(tmp_path, predictor):
@@ -168,7 +168,7 @@ def test_variable_frame_rate(tmp_path, predictor):
 
 
 def test_a_mask_follows_the_scores_of_its_window(tmp_path, predictor, config):
-    """The video's way and the arrays' way meet: same labels where the sizes are the same."""
+    """Videos and arrays of the same size give the same labels."""
     path = tmp_path / "clip.mp4"
     write_video(path, frames_of(8, 64, 64), 4, tone(2, 16_000))
     predict_video(predictor, path, tmp_path / "out")
@@ -226,7 +226,7 @@ def run_arrays(tmp_path, checkpoint, arrays, *more):
     return predict.main(["predict", *FLAGS, *flags, f"--output={tmp_path}/out.npz", *more])
 
 
-def test_what_arrays_lack_is_assumed_and_said(tmp_path, checkpoint, capsys):
+def test_missing_arrays_are_assumed_with_a_note(tmp_path, checkpoint, capsys):
     assert run_arrays(tmp_path, checkpoint, arrays_in(motion=None, pre_masks=None)) == 0
     err = capsys.readouterr().err
     assert "zeros assumed" in err and "made with felzenszwalb" in err
@@ -276,7 +276,7 @@ def test_mistakes_get_one_line(tmp_path, checkpoint, capsys, more, reason):
 
 
 def test_model_keys_are_the_checkpoints_unless_the_command_line_overrides_them(checkpoint):
-    """Keys that leave no trace in the parameters would change results in silence."""
+    """Keys that do not affect the parameters would silently change results."""
 
     def resolve(*flags):
         line = parse(["predict", *flags], predict._define_flags, "", needs_config=False)
@@ -301,25 +301,25 @@ def test_the_fields_of_a_task_are_listed(checkpoint, capsys):
     assert re.search(r"motion +float32 +\[B T H W C\] optional", out) and "frame_index" not in out
 
 
-def test_a_file_that_is_no_npz(tmp_path, checkpoint, capsys):
+def test_a_file_that_is_not_an_npz(tmp_path, checkpoint, capsys):
     (tmp_path / "bad.npz").write_text("hello")
     assert run_arrays(tmp_path, checkpoint, {}, f"--arrays={tmp_path}/bad.npz") == 1
     assert "not an .npz of plain arrays" in capsys.readouterr().err
 
 
-def test_colour_masks_made_from_a_picture():
+def test_color_masks_from_a_frame():
     picture = np.zeros((60, 200, 3), np.uint8)
     picture[:, :100] = (200, 30, 30)
     picture[20:40, 30:60] = (20, 220, 20)
-    colours = clip_video.segment_colors(picture)
-    assert colours.shape == (60, 200, 3)
+    colors = clip_video.segment_colors(picture)
+    assert colors.shape == (60, 200, 3)
     # The smallest part has the first color of the palette, the next the second, and so on.
     painted = {
-        tuple(c): int((colours == c).all(-1).sum()) for c in clip_video.to_rgb(np.arange(1, 20))
+        tuple(c): int((colors == c).all(-1).sum()) for c in clip_video.to_rgb(np.arange(1, 20))
     }
     areas = [area for area in painted.values() if area]
     assert areas == sorted(areas) and sum(areas) == 60 * 200
-    assert len({tuple(c) for c in (colours[30, 45], colours[5, 5], colours[5, 150])}) == 3
+    assert len({tuple(c) for c in (colors[30, 45], colors[5, 5], colors[5, 150])}) == 3
 
 
 @pytest.mark.parametrize("pairs", ["frames", "video"])

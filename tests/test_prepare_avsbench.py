@@ -224,7 +224,7 @@ def tree(folder):
 def test_prepare_makes_the_384_layout_once(joinable, capsys):
     assert prepare_avsbench.main(["prepare", str(joinable)]) == 0
     output = capsys.readouterr().out
-    # S4: 5 clips of 5 frames and colour masks; masks: 2 + 3 * 5
+    # S4: 5 clips of 5 frames and color masks; masks: 2 + 3 * 5
     assert "s4: 384 px files: 67 made, 0 kept" in output
     assert "ms3: 384 px files: 75 made, 0 kept" in output
     for folder, setting in (("Single-source", S4), ("Multi-sources", MS3)):
@@ -234,8 +234,8 @@ def test_prepare_makes_the_384_layout_once(joinable, capsys):
         assert problems == [] and found == [[]] * 5
         for split, side in (("train", 384), ("test", 224)):
             clip = clips[split][0]
-            with Image.open(clip.frames[0]) as frame, Image.open(clip.pre_masks[0]) as colours:
-                assert frame.size == colours.size == (384, 384) and colours.mode == "P"
+            with Image.open(clip.frames[0]) as frame, Image.open(clip.pre_masks[0]) as colors:
+                assert frame.size == colors.size == (384, 384) and colors.mode == "P"
             for t, path in clip.masks.items():
                 index = joinable / f"AVSBench_semantic/v1m/moved/labels_semantic/{t}.png"
                 with Image.open(path) as made, Image.open(index) as classes:
@@ -250,10 +250,10 @@ def test_prepare_makes_the_384_layout_once(joinable, capsys):
 
 
 def test_the_darkest_class_counts_as_foreground(tmp_path):
-    """(0, 0, 64) is 7 as grey: a threshold above 0 would lose it."""
-    colours = np.zeros((4, 6, 3), np.uint8)
-    colours[1, 2] = (0, 0, 64)
-    Image.fromarray(colours).save(tmp_path / "mask.png")
+    """(0, 0, 64) is 7 as gray: a threshold above 0 would lose it."""
+    colors = np.zeros((4, 6, 3), np.uint8)
+    colors[1, 2] = (0, 0, 64)
+    Image.fromarray(colors).save(tmp_path / "mask.png")
     with Image.open(io.BytesIO(prepare_384.resize_mask(tmp_path / "mask.png", 12))) as made:
         mask = np.asarray(made)
     assert mask.shape == (12, 12) and set(np.unique(mask)) == {0, 255}

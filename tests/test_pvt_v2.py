@@ -1,4 +1,4 @@
-"""PVT v2: numbers of the original, and what its scan, its drop path and its remat promise."""
+"""PVT v2: numbers of the original, and the properties of its scan, drop path and remat."""
 
 import functools
 
@@ -26,7 +26,7 @@ def shapes(model: PVTv2):
 
 @functools.cache
 def variables():
-    """Random everywhere: no zeros and ones left that would hide a wrong bias or norm."""
+    """Random everywhere, because zeros and ones would hide a wrong bias or norm."""
     rng = np.random.default_rng(1)
     draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32)  # noqa: E731
     return jax.tree.map(draw, shapes(SMALL))
@@ -56,7 +56,7 @@ def test_sides_that_nothing_divides_are_rounded_up():
     assert [outputs[level].shape for level in FEATURE_LEVELS] == sizes
 
 
-def test_bottom_and_right_that_fill_no_cell_are_no_keys():
+def test_incomplete_cells_at_the_bottom_and_right_yield_no_keys():
     """At stride 4 the 12 x 18 map has 1 x 2 cells of 8: what is below row 8 is no key."""
     model = SMALL.clone(depths=(1, 1, 1, 1))
     tree = jax.tree.map(lambda x: x, variables())
@@ -72,7 +72,7 @@ def test_bottom_and_right_that_fill_no_cell_are_no_keys():
     assert difference[:8].max() < 1e-5 and difference[10:].min() > 1e-3
 
 
-def test_drop_path_of_a_frame_follows_its_id_alone():
+def test_drop_path_of_a_frame_depends_only_on_its_id():
     x = images(4)
     model = SMALL.clone(drop_path_rate=0.9)
 
@@ -89,7 +89,7 @@ def test_drop_path_of_a_frame_follows_its_id_alone():
 
 
 def test_remat_changes_no_gradient():
-    """Of the first stage, whose two blocks are scanned as those of any other."""
+    """In the first stage, whose two blocks are scanned like those of any other."""
     x = images(1)[:, :32, :32]
 
     def gradients(remat):
@@ -106,7 +106,7 @@ def test_remat_changes_no_gradient():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_of_a_depthwise_convolution(dtype):
-    """Beside XLA's convolution of groups in float32."""
+    """Compared with XLA's grouped convolution in float32."""
     keys = jax.random.split(jax.random.key(0), 3)
     sizes = (2, 5, 4, 3), (3, 3, 1, 3), (2, 5, 4, 3)
     x, kernel, direction = (
@@ -151,12 +151,12 @@ def test_bfloat16_stays_close_to_float32():
         ({"drop_path_rate": 1.0}, "drop_path_rate"),
     ],
 )
-def test_fields_that_do_not_fit_are_named(fields, message):
+def test_invalid_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         shapes(SMALL.clone(**fields))
 
 
-def test_shapes_that_do_not_fit_are_named():
+def test_invalid_shapes_are_named():
     with pytest.raises(ValueError, match="x: shape"):
         jax.eval_shape(SMALL.init, jax.random.key(0), jnp.zeros((32, 32, 3)))
     with pytest.raises(ValueError, match="at least 32 px|32 px"):

@@ -123,7 +123,7 @@ def lookup(model: str, where: str):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_lookup_both_ways(model):
+def test_both_lookups_agree(model):
     data = golden(model)
     stored = {"zero": "zero_flow", "randflow": "randflow_seed40_scale3"}
     for where, name in stored.items():
@@ -193,7 +193,7 @@ def test_last_flow_alone_on_demand_and_bfloat16():
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_names_of_both_houses(model):
+def test_names_of_both_sources(model):
     """princeton-vl's names fill what torchvision's fill; both come back as they were."""
     mapping = json.loads((GOLDEN / f"names_{model}_princeton_map.json").read_text())
     state, rules, shapes = state_dict(model), raft_rules(), target_shapes(model)
@@ -211,7 +211,7 @@ def test_names_of_both_houses(model):
     assert count == {"raft_large": 5_257_536, "raft_small": 990_162}[model]
 
 
-def test_what_does_not_fit_is_named():
+def test_invalid_values_are_named():
     def trace(height=128, second=None, num_iterations=1, **fields):
         first = jnp.zeros((1, height, 128, 3))
         second = first if second is None else second

@@ -91,7 +91,7 @@ def test_a_policy_that_does_not_exist():
         build_model(config.model)
 
 
-def test_a_run_may_go_on_under_another_policy(tmp_path):
+def test_a_run_may_resume_under_another_policy(tmp_path):
     """Also one from when recomputation was a key of the backbone."""
     stored, config = small.small_config(), small.small_config()
     config.model.remat = "all"

@@ -1,4 +1,4 @@
-"""ResNet: numbers of the original in both layouts, and norms that stay as they were loaded."""
+"""ResNet: numbers of the original in both layouts, and frozen norms."""
 
 import functools
 
@@ -51,7 +51,7 @@ def test_sides_that_nothing_divides_are_rounded_up():
     assert [outputs[level].shape for level in FEATURE_LEVELS] == sizes
 
 
-def test_training_reads_the_loaded_statistics_and_leaves_them():
+def test_training_reads_but_does_not_change_the_loaded_statistics():
     def apply(**arguments):
         run = functools.partial(SMALL.apply, **arguments)
         return jax.jit(run)(variables(), images())
@@ -85,7 +85,7 @@ def test_remat_and_bfloat16_change_little_or_nothing():
     assert 0 < np.abs(error).mean() < 0.02 * np.abs(outputs).mean()
 
 
-def test_what_does_not_fit_is_named():
+def test_invalid_values_are_named():
     with pytest.raises(ValueError, match="ResNet.depths"):
         shapes(SMALL.clone(depths=(1, 2, 3)))
     with pytest.raises(ValueError, match="x: shape"):

@@ -71,13 +71,13 @@ def test_samples_equal_scipy(height, width):
     for n in range(2):
         at = points[n, :, ::-1] * np.array([height, width], np.float64) - 0.5
         for c in range(3):
-            # Zeros all round: SciPy's constant mode does not interpolate beyond the last centre.
+            # Zeros all round: SciPy's constant mode does not interpolate beyond the last center.
             padded = np.pad(x[n, :, :, c], 2)
             expected = ndimage.map_coordinates(padded, np.clip(at, -2, limits).T + 2, order=1)
             np.testing.assert_allclose(result[n, :, c], expected, atol=2e-6)
 
 
-def test_sampling_at_pixel_centres_reads_the_pixels():
+def test_sampling_at_pixel_centers_reads_the_pixels():
     x = np.random.default_rng(3).normal(size=(1, 4, 6, 2)).astype(np.float32)
     rows, columns = np.meshgrid(np.arange(4), np.arange(6), indexing="ij")
     points = np.stack([(columns + 0.5) / 6, (rows + 0.5) / 4], -1).reshape(1, 24, 2)

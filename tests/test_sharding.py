@@ -51,8 +51,8 @@ def test_large_kernels_and_their_moments_are_sharded_and_the_rest_is_not():
     assert adam.mu["fc/bias"] == adam.count == PartitionSpec()
 
 
-def test_the_whole_state_of_a_model_is_shared():
-    """Moments and average lie where their parameter does; a device keeps a fourth of everything."""
+def test_the_whole_training_state_is_sharded():
+    """Moments and average are sharded like their parameter; a device holds a quarter of each."""
     config = segment_config()
     config.train.ema_decay = 0.9
     config.train.mesh.fsdp = 4

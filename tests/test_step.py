@@ -1,4 +1,4 @@
-"""The training step against one of the original's, and against itself cut in other ways.
+"""The training step against one of the original, and against other splits of the batch.
 
 The golden step is S4 on two clips with a small Swin; every random draw is given. Only first frames
 are supervised and frames meet nowhere, so here they alone enter (the original ran all ten frames);
@@ -33,7 +33,7 @@ from tests.golden.draws import golden_draws
 # (4, 347), which is 7e-7 there; this model is at two, (3, 330) and 1672, which are -5e-7 and -3e-7.
 # With (4, 347) switched off in float64, its norms agree with the original's to 9e-7 throughout the
 # encoder. (No sampling point of the deformable attention takes part: all are in the same cells, and
-# the nearest of 580,000 coordinates is 5e-6 px from a centre, where float32 errs by about 6e-7.)
+# the nearest of 580,000 coordinates is 5e-6 px from a center, where float32 errs by about 6e-7.)
 # These, and two more units of the encoder that are within 2.1e-6 of zero, are so at one token each.
 # KINK_SHIFT on the bias makes the original's side certain and changes nothing else.
 ENCODER = "pixel_decoder/transformer/encoder/layers/linear1/bias"
@@ -245,8 +245,8 @@ def test_one_step_of_the_original(golden, variant):
         golden.check(f"{variant}/param_after/{name}", after[name], atol=0.02 * rate + rounding)
 
 
-def test_units_at_zero_decide_gradients_and_not_the_loss(golden):
-    """What KINKS is for: the same step with the encoder's units on their other sides."""
+def test_units_at_zero_affect_gradients_but_not_the_loss(golden):
+    """Why KINKS exists: the same step with the encoder's units on the other side of zero."""
     kinks = [(path, index, -side) for path, index, side in KINKS if path == ENCODER]
     gradients, metrics = golden.run("zero", kinks)[2:]
     want = golden.manifest["zero"]
@@ -404,8 +404,8 @@ def make_mesh(config, data, fsdp):
 
 
 @pytest.mark.parametrize("data,fsdp,accumulate", [(4, 2, 1), (8, 1, 1), (1, 1, 4)])
-def test_five_steps_agree_however_the_batch_is_cut(one_device, data, fsdp, accumulate):
-    """Devices and micro-batches change the order of sums and nothing else."""
+def test_five_steps_agree_for_any_split_of_the_batch(one_device, data, fsdp, accumulate):
+    """Devices and micro-batches only change the order of sums."""
     step, want, history = one_device
     state, other = step.run(make_mesh(step.config, data, fsdp), accumulate)
     for a, b in zip(history, other, strict=True):

@@ -1,4 +1,4 @@
-"""Swin: numbers of the original, and the properties that its scan and its drop path promise."""
+"""Swin: numbers of the original, and the properties of its scan and its drop path."""
 
 import functools
 import json
@@ -67,7 +67,7 @@ def tiny_params(prefix: str):
 
 
 def golden_input(field: str) -> np.ndarray:
-    """float32 [10, 96, 128, 3], the normalised frames of both clips."""
+    """float32 [10, 96, 128, 3], the normalized frames of both clips."""
     frames = np.concatenate([golden_s4()[f"in/{field}_{clip}"] for clip in range(2)])
     mean, std = np.float32(PIXEL_MEAN), np.float32(PIXEL_STD)
     return (np.moveaxis(frames, 1, -1).astype(np.float32) - mean) / std
@@ -133,7 +133,7 @@ def test_swin_b_at_384_px_agrees_with_the_original():
 
 @functools.cache
 def odd_variables():
-    """Random everywhere: no zeros and ones left that would hide a wrong bias or norm."""
+    """Random everywhere, because zeros and ones would hide a wrong bias or norm."""
     rng = np.random.default_rng(1)
     draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32)  # noqa: E731
     return {"params": jax.tree.map(draw, abstract_params(ODD))}
@@ -143,8 +143,8 @@ def odd_images(num_frames=2):
     return jax.random.normal(jax.random.key(3), (num_frames, 37, 50, 3))
 
 
-def test_depths_of_any_parity_are_the_blocks_one_after_another():
-    """A scan over pairs and a last block compute what calling every block in order does."""
+def test_scanned_depths_of_any_parity_equal_sequential_blocks():
+    """A scan over pairs and a last block equal calling every block in order."""
     params, dtype = odd_variables()["params"], jnp.dtype("float32")
 
     @jax.jit
@@ -196,7 +196,7 @@ def test_every_branch_of_a_stage_gets_its_own_scale():
         assert bool(same.all()) == (attn == mlp == 0)
 
 
-def test_drop_path_of_a_frame_follows_its_id_alone():
+def test_drop_path_of_a_frame_depends_only_on_its_id():
     """Frames 4 and 1 alone, in another order, get the numbers they get among five."""
     x = odd_images(5)
     model = ODD.clone(drop_path_rate=0.5)
@@ -267,7 +267,7 @@ def test_bfloat16_stays_close_to_float32():
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_rules_carry_the_whole_of_swin_b(prefix):
-    """Every tensor of the official checkpoint finds its place and every parameter its tensor."""
+    """The rules match every tensor of the official checkpoint with every parameter."""
     model = Swin()
     params = abstract_params(model)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 86_880_376
@@ -281,7 +281,7 @@ def test_rules_carry_the_whole_of_swin_b(prefix):
     assert set(apply_rules(source, rules, shapes)) == set(shapes)
 
 
-def test_rules_there_and_back_are_the_identity():
+def test_applying_and_inverting_rules_is_the_identity():
     params = jax.tree.map(np.asarray, odd_variables()["params"])
     flat = traverse_util.flatten_dict(params, sep="/")
     rules = swin_rules("", "", ODD.depths)
@@ -317,12 +317,12 @@ def test_relative_position_and_mask_of_small_windows():
         ({"drop_path_rate": 1.0}, "drop_path_rate"),
     ],
 )
-def test_fields_that_do_not_fit_are_named(fields, message):
+def test_invalid_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         abstract_params(ODD.clone(**fields))
 
 
-def test_shapes_that_do_not_fit_are_named():
+def test_invalid_shapes_are_named():
     with pytest.raises(ValueError, match="x: shape"):
         jax.eval_shape(ODD.init, jax.random.key(0), jnp.zeros((32, 32, 3)))
     with pytest.raises(ValueError, match="frame_ids"):

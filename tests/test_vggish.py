@@ -60,7 +60,7 @@ def test_convolution_map_agrees_with_avsbench_and_its_file():
     )
 
 
-def test_width_scales_every_layer_and_signals_survive_a_fresh_start():
+def test_width_scales_every_layer_and_initialization_keeps_the_scale():
     """Kaiming weights keep the scale of standardised log-mels through the six layers."""
     log_mel = jax.random.normal(jax.random.key(0), (2, 96, 64))
     for dtype in ("float32", "bfloat16"):
@@ -75,6 +75,6 @@ def test_width_scales_every_layer_and_signals_survive_a_fresh_start():
     assert all(not v["bias"].any() for v in variables["params"].values())
 
 
-def test_what_does_not_fit_is_named():
+def test_invalid_values_are_named():
     with pytest.raises(ValueError, match="log_mel: axis 96"):
         jax.eval_shape(VGGish().init, jax.random.key(0), jnp.zeros((1, 64, 96)))

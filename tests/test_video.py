@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 64, 48
 TICKS = 90_000  # per second
 
 
-def grey(seconds):
+def gray(seconds):
     """What a frame shown from this moment on is painted with: 4 gray levels per 1/16 s."""
     return int(seconds * 16 % 60) * 4 + 8
 
@@ -45,7 +45,7 @@ def write(
             layout = "stereo" if channels == 2 else "mono"
             sound = container.add_stream(acodec, rate=rate, layout=layout)
         for time in times[:-1]:
-            image = np.full((HEIGHT, WIDTH, 3), grey(time), np.uint8)
+            image = np.full((HEIGHT, WIDTH, 3), gray(time), np.uint8)
             image[: HEIGHT // 4, : WIDTH // 4] = 255  # upper left corner
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = round((time + shift) * TICKS), Fraction(1, TICKS)
@@ -86,7 +86,7 @@ def check(path, times, num_seconds, num_frames=5):
     assert frames.dtype == np.uint8 and len(frames) == num_seconds
     for second, frame in enumerate(frames):
         shown = [time for time in times[:-1] if time <= second + Fraction(15, 16)][-1]
-        assert abs(frame[HEIGHT // 2 :].mean() - grey(shown)) < 1.9, f"second {second}"
+        assert abs(frame[HEIGHT // 2 :].mean() - gray(shown)) < 1.9, f"second {second}"
     rate = video.probe(path).sample_rate
     for frames, waveform, _ in windows:
         assert waveform.dtype == np.int16 and len(waveform) == len(frames) * rate

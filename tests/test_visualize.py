@@ -174,7 +174,7 @@ def test_flow_colors():
     assert (visualize.flow_colors(np.zeros((3, 4, 2))) == 255).all()
 
 
-def test_clip_picture_shows_vectors_in_colors():
+def test_clip_figure_shows_vectors_in_colors():
     clip = a_clip()
     vectors = np.zeros((3, 48, 64, 2), np.float32)
     vectors[..., 0] = np.array([1, 2, 4])[:, None, None]
@@ -189,7 +189,7 @@ def test_clip_picture_shows_vectors_in_colors():
     assert (picture == (255, 0, 0)).all(axis=-1).sum() >= 100 * 100  # the fastest frame, whole
 
 
-def test_a_page_holds_its_pictures(tmp_path):
+def test_a_page_contains_its_figures(tmp_path):
     pictures = {"a <b>": a_clip()["frames"][0], "c": a_clip()["frames"][1]}
     visualize.save_page(tmp_path / "page.html", "S4 & more", pictures)
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
