@@ -8,11 +8,11 @@ import shutil
 import numpy as np
 import pytest
 
-from avs_jax.data import synthetic_files
 from avs_jax.data.avsbench_folders import AVSS
 from avs_jax.data.decode import decode_labels
 from avs_jax.data.moments import MomentRows
 from avs_jax.data.records import Records
+from avs_jax.generate import datasets
 from scripts import build_dataset, derive_moments
 from tests.ground_fixture import copy_qvhighlights, copy_tvsum, read_records
 from tfds_builders import avs_moments
@@ -185,7 +185,7 @@ def test_a_record_of_full_size(tmp_path):
 @pytest.fixture(scope="module")
 def avss(tmp_path_factory):
     path = tmp_path_factory.mktemp("source") / "AVSBench_semantic"
-    synthetic_files.write_clips(path, 5, 2, 2, seed=5, size=32, workers=1, setting="avss")
+    datasets.write_clips(path, 5, 2, 2, seed=5, size=32, workers=1, setting="avss")
     return path
 
 
@@ -283,7 +283,7 @@ def test_damaged_masks_are_listed(avss, tmp_path, capsys):
 
 def test_binary_masks_ask_for_the_category(tmp_path):
     source = tmp_path / "Multi-sources"
-    synthetic_files.write_clips(source, 2, 1, 1, seed=5, size=32, workers=1, setting="ms3")
+    datasets.write_clips(source, 2, 1, 1, seed=5, size=32, workers=1, setting="ms3")
     flags = [f"--manual_dir={source}", f"--output={tmp_path / 'moments'}"]
     assert derive_moments.main(["--dataset=avsbench_ms3", *flags]) == 0
     lines = (tmp_path / "moments/moments_train.jsonl").read_text().splitlines()

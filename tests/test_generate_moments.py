@@ -1,18 +1,21 @@
 """The setting moments: QVHighlights' format, true windows, and halves that only sound tells."""
 
 import json
+import shutil
 
 import av
 import numpy as np
 import pytest
 
 from avs_jax.data.avsbench_folders import MANIFEST, OBJECTS
+from avs_jax.data.records import Records
 from avs_jax.generate import moments, sounds
 from avs_jax.generate.categories import CATEGORIES
 from avs_jax.generate.datasets import write_clips
 from avs_jax.generate.rendering import draw_frames, video_times
 from avs_jax.generate.setting import DETAILS, Options
 from avs_jax.spec import InputError
+from scripts import build_dataset
 
 COUNTS = dict(num_train=2, num_val=1, num_test=1, size=32, setting="moments")
 CATEGORY = {category.semantic: category for category in CATEGORIES}
@@ -66,10 +69,10 @@ def test_annotations_are_those_of_qvhighlights(root):
     seen_qids, videos = set(), set()
     details = json.loads((root / DETAILS).read_text())
     for split in ("train", "val", "test"):
-        for line in (root / f"highlight_{split}_release.jsonl").read_text().splitlines():
+        for line in (root / f"moments_{split}.jsonl").read_text().splitlines():
             row = json.loads(line)
             assert list(row) == [
-                "qid", "query", "duration", "vid",
+                "qid", "query", "duration", "vid", "clip_seconds",
                 "relevant_windows", "relevant_clip_ids", "saliency_scores",
             ]  # fmt: skip
             assert isinstance(row["qid"], int) and row["qid"] not in seen_qids
@@ -89,9 +92,31 @@ def test_annotations_are_those_of_qvhighlights(root):
             assert details[str(row["qid"])]["answered_by"] in ("sound", "look", "both")
     assert len(details) == len(seen_qids)
     expected = {f"videos/{vid}.mp4" for vid in videos} | {MANIFEST, OBJECTS, DETAILS}
-    expected |= {f"highlight_{split}_release.jsonl" for split in ("train", "val", "test")}
+    expected |= {f"moments_{split}.jsonl" for split in ("train", "val", "test")}
     assert {str(path) for path in files(root)} == expected
     assert set(json.loads((root / OBJECTS).read_text())) == videos
+
+
+def test_own_moments_reads_the_annotations(root, tmp_path):
+    source = shutil.copytree(root, tmp_path / "moments")
+    lines = {}
+    for split in ("train", "val", "test"):
+        text = (source / f"moments_{split}.jsonl").read_text()
+        lines[split] = [json.loads(line) for line in text.splitlines()]
+    for kind in ("video", "text"):
+        (source / "features" / kind).mkdir(parents=True)
+    for line in [line for of_split in lines.values() for line in of_split]:
+        video = np.zeros((line["duration"] // 2, 4), np.float32)
+        np.save(source / f"features/video/{line['vid']}.npy", video)
+        np.save(source / f"features/text/{line['qid']}.npy", np.zeros((3, 4), np.float32))
+    flags = ["--dataset=own_moments", f"--manual_dir={source}", f"--data_dir={tmp_path / 'tfds'}"]
+    assert build_dataset.main(flags) == 0
+    for split, of_split in lines.items():
+        records = Records(tmp_path / "tfds/own_moments/folder/1.0.0", split)
+        assert len(records) == len(of_split)
+        for record, line in zip(records, of_split, strict=True):
+            assert record["query"].decode() == line["query"]
+            np.testing.assert_array_equal(record["windows"], line["relevant_windows"])
 
 
 def test_videos_have_their_length_and_sound(root):

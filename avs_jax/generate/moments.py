@@ -1,14 +1,14 @@
 """The setting moments: long videos in which things appear and sound for a while, with queries.
 
-A query ("the violin", "a low siren") asks for the windows in which something happens. Layout and
-annotations are those of QVHighlights:
+A query ("the violin", "a low siren") asks for the windows in which something happens. Annotations
+have QVHighlights' format, and files the names that tfds_builders/own_moments reads:
 
-  highlight_{train,val,test}_release.jsonl   one query per line: qid, query, duration, vid,
-                                             relevant_windows [[s, e]] in seconds,
-                                             relevant_clip_ids (2 s clips),
-                                             saliency_scores [[a, b, c]] 0..4 per relevant clip
-  videos/{vid}.mp4                           4 frames per second, 16 kHz mono; {vid} ends in
-                                             _0.0_{duration}, as in QVHighlights
+  moments_{train,val,test}.jsonl   one query per line: qid, query, duration, vid, clip_seconds (2),
+                                   relevant_windows [[s, e]] in seconds,
+                                   relevant_clip_ids (of 2 s),
+                                   saliency_scores [[a, b, c]] 0..4 per relevant clip
+  videos/{vid}.mp4                 4 frames per second, 16 kHz mono; {vid} ends in _0.0_{duration},
+                                   as in QVHighlights
 
 Durations are 20 to 60 s. Windows consist of whole clips. Unlike the published one, the test split
 has labels.
@@ -300,13 +300,14 @@ def write_moments(root: Path, plan: MomentPlan, options: Options) -> None:
 
 
 def annotation(plan: MomentPlan, query: Query) -> dict[str, object]:
-    """A line of QVHighlights' jsonl."""
+    """One line of the annotations."""
     seconds = [[start * CLIP_SECONDS, stop * CLIP_SECONDS] for start, stop in query.windows]
     return {
         "qid": query.qid,
         "query": query.text,
         "duration": plan.scene.seconds,
         "vid": plan.name,
+        "clip_seconds": CLIP_SECONDS,
         "relevant_windows": seconds,
         "relevant_clip_ids": [c for start, stop in query.windows for c in range(start, stop)],
         "saliency_scores": [list(scores) for scores in query.saliency],
@@ -332,12 +333,12 @@ def tables(plans: Iterable[MomentPlan], options: Options) -> dict[str, str]:
         DETAILS: json.dumps(details, indent=0) + "\n",
     }
     for split in reversed(SPLITS):
-        texts[f"highlight_{split}_release.jsonl"] = "".join(f"{line}\n" for line in lines[split])
+        texts[f"moments_{split}.jsonl"] = "".join(f"{line}\n" for line in lines[split])
     return texts
 
 
 MOMENTS = Setting(
-    title="QVHighlights: videos of 20 to 60 s, queries about what appears and sounds, and when",
+    title="QVHighlights' format: videos of 20 to 60 s, queries about what appears and sounds",
     example="--setting=moments --output=demo/clips_moments",
     counts=(400, 60, 100),
     plan=plan_moments,
