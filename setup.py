@@ -24,6 +24,7 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "importlib_resources",  # tensorflow-datasets needs it and does not ask for it
         "einops>=0.8",
+        "safetensors>=0.6",
         "ml_collections>=1.1",
         "absl-py>=2.1",
         "matplotlib>=3.8",
