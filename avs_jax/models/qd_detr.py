@@ -26,7 +26,6 @@ reproduces that, for published weights as they were evaluated; "repaired" gives 
 gets alone. The pass with another row's text stops before the decoder and runs in training only.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +46,8 @@ from avs_jax.models.decoders.moment_decoder import (
 from avs_jax.models.fusion.avigate import AvigateFusion
 from avs_jax.models.fusion.gated import GatedFusion
 from avs_jax.models.layers import LayerNorm, Linear
-from avs_jax.spec import InputError, check_shape, nearest
+from avs_jax.models.parts import make_part
+from avs_jax.spec import InputError, check_shape
 
 FUSIONS = {"concat": None, "avigate": AvigateFusion, "custom": GatedFusion, "b0": GatedFusion}
 MASK_ORDERS = ("repaired", "reference")
@@ -196,10 +196,9 @@ class QDDETR(nn.Module):
         Args:
           inputs: see the module's docstring. Without audio_mask the sound is valid where the video
             is, if both are as long, else everywhere.
-          progress: unused.
           train: draw dropouts, and make `saliency_neg`: that of row b with the text of row b + 1 of
-            the batch (of the first, for the last row). Under jit on a mesh this is the global
-            batch; a step that accumulates rolls within each micro-batch.
+            the batch (of the first, for the last row), under jit on a mesh of the global batch.
+          progress: unused.
 
         Returns:
           float32 pred_logits [B, Q, 2], pred_spans [B, Q, 2], saliency_scores [B, L] (undefined in
@@ -278,8 +277,7 @@ class QDDETR(nn.Module):
     def _make_fusion(self, inputs, train):
         """(text, text_mask) -> clips [B, L, D] with their sound, gates by layer."""
         video, audio, valid = inputs["video"], inputs.get("audio"), inputs["video_mask"]
-        fields = dict(self.fusion)
-        name = fields.pop("name")
+        name = self.fusion["name"]
         module = FUSIONS[name]
         if module is None and audio is not None:
             if audio.shape[1] != video.shape[1]:
@@ -290,14 +288,9 @@ class QDDETR(nn.Module):
         v = self._project("vid", video, train)
         if module is None or audio is None:
             return lambda text, text_mask: (v, [])
-        known = {field.name for field in dataclasses.fields(module)}
-        known -= {"parent", "name", "family", "dtype"}
-        for key in set(fields) - known:
-            near = nearest(key, sorted(known)) or sorted(known)
-            raise InputError(f"model.fusion.{key}: {name!r} has no such key; nearest: {near}")
-        if module is GatedFusion:
-            fields["family"] = name
-        fusion = module(**fields, dtype=jnp.dtype(self.dtype), name="fusion")
+        fixed = {"family": name} if module is GatedFusion else {}
+        fixed |= {"dtype": jnp.dtype(self.dtype), "name": "fusion"}
+        fusion = make_part("fusion", module, self.fusion, **fixed)
         a, a_mask = self._project("aud", audio, train), inputs.get("audio_mask")
         if a_mask is None and a.shape[1] == v.shape[1]:
             a_mask = valid
