@@ -81,7 +81,7 @@ def test_step_agrees_with_the_original(name):
         outputs, updates = model.apply(
             tree, batch, train=case["train_mode"], mutable=["batch_stats"]
         )
-        total, terms = compute_losses(outputs, batch, None, LOSS[setting])
+        total, terms = compute_losses(outputs, batch, None, loss_config=LOSS[setting])
         return total, (terms, outputs["pred_masks"], updates["batch_stats"])
 
     with jax.enable_x64(True):

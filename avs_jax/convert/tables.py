@@ -180,9 +180,7 @@ def gate_rules(source_prefix: str, target_prefix: str) -> list[Rule]:
     return _linear_rules(rf"{_source(source_prefix)}(\d)\.(fc[12])\.", rf"{target_prefix}_\1/\2/")
 
 
-def vggish_rules(
-    source_prefix: str, target_prefix: str, has_embedding: bool = False
-) -> list[Rule]:
+def vggish_rules(source_prefix: str, target_prefix: str, has_embedding: bool = False) -> list[Rule]:
     """VGGish -> models.backbones.vggish.VGGish.
 
     Ignored: the MLP of its 128-d embedding, unless the model `has_embedding`, and the principal

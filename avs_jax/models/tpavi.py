@@ -15,6 +15,7 @@ statistics of the batch (fusion/tpavi_block.py); clips need not have 5 or 10 fra
 sides of multiples of 32.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,14 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.models.avs import DTYPES, INPUTS, REMAT_POLICIES, fold, prepare_images
-from avs_jax.models.backbones.stages import LEVELS
+from avs_jax.models.avs import DTYPES, INPUTS, REMAT_POLICIES, prepare_images
+from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from avs_jax.models.decoders.dilated_fpn import DilatedSum, FusionBlock
 from avs_jax.models.fusion.tpavi_block import MODES, TPAVIBlock
 from avs_jax.models.layers import Conv, Linear
 from avs_jax.models.parts import find_part, make_part
 from avs_jax.models.rules import Rule, at_least, one_of, within
 from avs_jax.models.stage import Stage
+from avs_jax.ops.frames import fold_frames, unfold_frames
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import InputError, check_shape, frame_ids
 
@@ -39,7 +41,7 @@ HEAD_DIMS = (128, 32)
 
 
 def _are_stages(stages: Any, _: Mapping[str, Any]) -> bool:
-    return len(set(stages)) == len(stages) and set(stages) <= set(range(len(LEVELS)))
+    return len(set(stages)) == len(stages) and set(stages) <= set(range(len(FEATURE_LEVELS)))
 
 
 def _some_call_is_on(stages: Any, config: Mapping[str, Any]) -> bool:
@@ -88,7 +90,7 @@ class TPAVI(nn.Module):
         *at_least(1, "hidden_dim", "attention_frames"),
         within("audio_std", lambda x: x > 0, "above 0"),
         one_of("tpavi_mode", MODES),
-        Rule("tpavi_stages", _are_stages, lambda _: f"some of {tuple(range(len(LEVELS)))}"),
+        Rule("tpavi_stages", _are_stages, lambda _: f"some of {tuple(range(len(FEATURE_LEVELS)))}"),
         Rule("tpavi_stages", _some_call_is_on, lambda _: "() where tpavi_va and tpavi_vv are off"),
         one_of("remat", REMAT_POLICIES),
         one_of("dtype", DTYPES),
@@ -125,21 +127,17 @@ class TPAVI(nn.Module):
           ValueError: a missing field of the batch, a wrong shape.
         """
         sizes = self._check_batch(batch)
-        shape = sizes["B"], sizes["T"]
-        valid = batch.get("valid", jnp.ones(shape, bool))
-        shown = fold(valid)[:, None, None, None]  # frames that are not are zero throughout
+        unfold = functools.partial(unfold_frames, num_frames=sizes["T"])
+        valid = batch.get("valid", jnp.ones((sizes["B"], sizes["T"]), bool))
+        shown = fold_frames(valid)[:, None, None, None]  # other frames are zero throughout
         counted = jnp.ones_like(valid) if train and self.padded_in_statistics else valid
-
-        def unfold(x):
-            return x.reshape(*shape, *x.shape[1:])
-
         features = self._encode_images(batch, shown, counted, train)
         audio = jnp.where(valid[:, :, None], self._encode_audio(batch), 0)
         neck, fusion = DilatedSum, FusionBlock
         if self.remat == "all":
             neck, fusion = nn.remat(neck), nn.remat(fusion)
         dtype, maps, calls = jnp.dtype(self.dtype), [], {}
-        for stage, level in enumerate(LEVELS):
+        for stage, level in enumerate(FEATURE_LEVELS):
             summed = neck(self.hidden_dim, dtype, name=f"conv{stage + 1}")(features[level])
             maps.append(summed * shown)
         seen = {
@@ -148,9 +146,9 @@ class TPAVI(nn.Module):
         }
         for stage in self.tpavi_stages:
             x, calls[stage] = self._interact(stage, unfold(maps[stage]), audio, counted, train)
-            maps[stage] = fold(x) * shown
+            maps[stage] = fold_frames(x) * shown
         path, paths = None, []
-        for stage in reversed(range(len(LEVELS))):
+        for stage in reversed(range(len(FEATURE_LEVELS))):
             path = fusion(dtype, name=f"path{stage + 1}")(maps[stage], path) * shown
             paths.insert(0, unfold(path))
         seen |= {
@@ -189,7 +187,7 @@ class TPAVI(nn.Module):
             index = np.broadcast_to(np.arange(num_frames)[None], (num_clips, num_frames))
             ids = frame_ids(batch.get("frame_index", index))
         if self.backbone.get("trained_norms"):
-            more = {"valid": fold(counted)}
+            more = {"valid": fold_frames(counted)}
         backbone = make_part(
             "backbone",
             find_part("backbone", self.backbone),
@@ -210,13 +208,13 @@ class TPAVI(nn.Module):
             name="audio_backbone",
         )
         log_mel = batch["log_mel"]
-        embedding = backbone((fold(log_mel) - self.audio_mean) / self.audio_std)
+        embedding = backbone((fold_frames(log_mel) - self.audio_mean) / self.audio_std)
         if embedding.ndim != 2:
             raise InputError(
                 "model.audio_backbone gives a map; TPAVI reads an embedding: set its `embedding`, "
                 "(4096, 4096, 128) in the original"
             )
-        return embedding.reshape(*log_mel.shape[:2], -1)
+        return unfold_frames(embedding, log_mel.shape[1])
 
     def _interact(self, stage, x, audio, counted, train):
         """A stage's map [B, T, h, w, C] after its block, and what each call of the block shows."""
