@@ -70,7 +70,8 @@ def test_step_agrees_with_the_original(name):
     rules, model = tpavi_rules(config), GoldenTPAVI(**config)
     flag = [1] * 5 + [0] * 5 if setting == "avss" else None
     batch = inputs(case, case["seed"], case["seed"] + 1, flag)
-    variables = fill(model, config, state_of(backbone, setting), batch)
+    with jax.enable_x64(True):
+        variables = fill(model, config, state_of(backbone, setting), batch)
     of_gradients, of_rest = TOLERANCES[backbone]
     batch |= targets(case, batch["valid"])
 
