@@ -13,6 +13,7 @@ from avs_jax.runtime import sharding
 from avs_jax.runtime.optim import assign_groups, base_learning_rate, flatten, split_frozen
 from avs_jax.runtime.setup import make_train_setup
 from avs_jax.runtime.step import init_variables
+from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
 
@@ -20,8 +21,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = sorted(
     p.stem for p in (ROOT / "configs").glob("*.py") if "def get_config(" in p.read_text()
 )
-SEGMENT = [name for name in RECIPES if name.split("_")[0] in ("s4", "ms3", "avss")]
-OTHERS = [name for name in RECIPES if name not in SEGMENT]
+TPAVI = [name for name in RECIPES if "_tpavi_" in name]
+SETTINGS = [name for name in RECIPES if name.split("_")[0] in ("s4", "ms3", "avss")]
+SEGMENT = [name for name in SETTINGS if name not in TPAVI]
+OTHERS = [name for name in RECIPES if name not in SETTINGS]
 MS3_VARIANTS = ("v2", "regularized", "regularized_demo")
 VARIANTS = [
     (name, variant)
@@ -133,6 +136,24 @@ def test_every_recipe_makes_a_training_step(name, variant, golden_dir):
     assert ("loss_proto" in metrics) == (not name.startswith("ms3"))
     assert ("loss_boundary" in metrics) == ("boundary_ramp" in metrics) == name.endswith("brm")
     assert ("tau" in metrics) == ("ama" in name)
+
+
+@pytest.mark.parametrize("name", TPAVI)
+@pytest.mark.parametrize("variant", ["", "tiny", pytest.param("demo", marks=pytest.mark.slow)])
+def test_recipes_of_the_baselines_make_a_training_step(name, variant):
+    config = load(name, variant)
+    assert config.model.num_classes == config.data.num_classes
+    assert config.name == name + (f"_{variant}" if variant else "")
+    config.train.batch_size = 8
+    setup = make_train_setup(make_task(config), config, sharding.make_mesh(config))
+    _, metrics = jax.eval_shape(setup.make_train_step(), setup.state, setup.batch_shapes())
+    assert metrics["total_loss"].shape == () and "loss_seg" in metrics
+    assert ("loss_av" in metrics) == (not name.startswith("s4"))
+    frozen = split_frozen(setup.state.params, config.optim.frozen)[1]
+    assert all(path.startswith("audio_backbone/") for path in frozen)
+    config.data.train_frames = "supervised"
+    with pytest.raises(InputError, match="frames meet in host 'tpavi'"):
+        make_task(config)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -63,6 +63,22 @@ def test_training_reads_but_does_not_change_the_loaded_statistics():
     np.testing.assert_array_equal(outputs["res5"], apply()["res5"])
 
 
+def test_trained_norms_follow_the_valid_frames_of_the_batch():
+    """Every norm moves, by statistics that a frame that is not valid does not enter."""
+    model, valid = SMALL.clone(trained_norms=True), np.array([True, True, False])
+
+    def update(x):
+        run = functools.partial(model.apply, train=True, valid=valid, mutable=["batch_stats"])
+        return jax.jit(run)(variables(), x)[1]["batch_stats"]
+
+    x = images(3)
+    stats = update(x)
+    before = variables()["batch_stats"]
+    assert all(map(np.any, jax.tree.leaves(jax.tree.map(lambda a, b: a != b, stats, before))))
+    jax.tree.map(np.testing.assert_array_equal, stats, update(x.at[2].set(9.0)))
+    assert np.any(stats["bn1"]["mean"] != update(x.at[1].set(9.0))["bn1"]["mean"])
+
+
 def test_remat_and_bfloat16_change_little_or_nothing():
     x = images()
 

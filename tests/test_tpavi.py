@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from avs_jax.convert.tpavi_names import tpavi_names
-from avs_jax.models.tpavi import TPAVI, class_scores
+from avs_jax.models import build_model
+from avs_jax.models.tpavi import TPAVI
+from avs_jax.results.pixel_scores import logit_scores
 from avs_jax.results.postprocess import object_probability
 from avs_jax.runtime.sharding import batch_sharding
 from avs_jax.spec import InputError
@@ -192,17 +194,19 @@ def test_original_counts_padded_frames_in_training():
 
 
 def test_scores_are_thresholded_as_the_original():
-    logits = np.random.default_rng(0).standard_normal((1, 2, 32, 32, 1)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((1, 2, 32, 32, 1)).astype(np.float32)
     logits[0, 0, 0, 0] = 0.0
-    valid = np.array([[True, False]])
-    scores = class_scores({"pred_masks": logits}, (30, 32), 30, valid)
+    inputs = {"images": np.zeros((1, 2, 30, 32, 3)), "valid": np.array([[True, False]])}
+    scores = logit_scores({"pred_masks": logits}, inputs, (30, 30))
     assert scores.shape == (1, 2, 30, 30, 2) and not np.any(scores[0, 1])
-    scores = class_scores({"pred_masks": logits}, (32, 32), (32, 32))
+    inputs = {"images": np.zeros((1, 2, 32, 32, 3)), "valid": np.ones((1, 2), bool)}
+    scores = logit_scores({"pred_masks": logits}, inputs, (32, 32))
     probability = object_probability(scores)
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logits[..., 0])), atol=1e-6)
     np.testing.assert_array_equal(scores.argmax(-1) == 1, logits[..., 0] > 0)
-    many = np.random.default_rng(0).standard_normal((1, 2, 32, 32, 7)).astype(np.float32)
-    np.testing.assert_array_equal(class_scores({"pred_masks": many}, (32, 32), 32), many)
+    many = rng.standard_normal((1, 2, 32, 32, 7)).astype(np.float32)
+    np.testing.assert_array_equal(logit_scores({"pred_masks": many}, inputs, (32, 32)), many)
 
 
 def test_images_of_any_size_are_padded_and_masks_cover_the_padding():
@@ -211,7 +215,7 @@ def test_images_of_any_size_are_padded_and_masks_cover_the_padding():
     batch["images"] = batch["images"][:, :, :40, :50]
     masks = run(batch)
     assert masks.shape == (1, 2, 64, 64, 1) and masks.dtype == jnp.float32
-    assert class_scores({"pred_masks": masks}, (40, 50), 24).shape == (1, 2, 24, 24, 2)
+    assert logit_scores({"pred_masks": masks}, batch, (24, 24)).shape == (1, 2, 24, 24, 2)
 
 
 def test_remat_and_bfloat16_change_little_or_nothing():
@@ -240,15 +244,16 @@ def test_remat_and_bfloat16_change_little_or_nothing():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tpavi_mode": "dots"}, "model.tpavi_mode = 'dots': choose one of"),
+        ({"tpavi_mode": "dots"}, "model.tpavi_mode = 'dots': expected one of"),
         ({"tpavi_stages": (0, 4)}, r"model.tpavi_stages = \(0, 4\): expected some of"),
         ({"tpavi_stages": (1, 1)}, r"model.tpavi_stages = \(1, 1\)"),
-        ({"tpavi_va": False}, "neither tpavi_va nor tpavi_vv is on"),
+        ({"tpavi_va": False}, "where tpavi_va and tpavi_vv are off"),
         ({"attention_frames": 0}, "model.attention_frames = 0"),
         ({"backbone": {"name": "vgg"}}, "model.backbone.name = 'vgg'"),
+        ({"audio_backbone": {"name": "vggish", "width": 2}}, "set its `embedding`"),
     ],
 )
 def test_what_does_not_fit_is_named(changes, message):
-    model = TPAVI(**small_config(**changes))
     with pytest.raises(InputError, match=message):
+        model = build_model(small_config(**changes), TPAVI)
         jax.eval_shape(lambda: model.init(jax.random.key(0), random_batch()))

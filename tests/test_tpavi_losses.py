@@ -110,7 +110,8 @@ def prediction_of(case, pred):
 
 def losses(pred, maps, audio, batch, config):
     seen = {"feature_maps": maps, "audio_features": audio}
-    return compute_losses({"pred_masks": pred, "intermediates": seen}, batch, None, config)
+    outputs = {"pred_masks": pred, "intermediates": seen}
+    return compute_losses(outputs, batch, None, loss_config=config)
 
 
 @pytest.mark.parametrize("case", PLAIN)
@@ -197,7 +198,7 @@ def test_micro_batches_add_up(setting):
             part = jax.tree.map(lambda x, row=row: x[row : row + 1], (pred, maps, audio, batch))
             seen = {"feature_maps": part[1], "audio_features": part[2]}
             outputs = {"pred_masks": part[0], "intermediates": seen}
-            parts.append(compute_losses(outputs, part[3], None, config, norms)[1])
+            parts.append(compute_losses(outputs, part[3], None, norms, loss_config=config)[1])
         for name, value in whole.items():
             np.testing.assert_allclose(sum(p[name] for p in parts), value, rtol=2e-5, err_msg=name)
 

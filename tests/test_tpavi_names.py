@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 
 from avs_jax.convert.rules import ConversionError, apply_rules, invert_rules
-from avs_jax.convert.tpavi_names import (
-    KEPT_ASIDE,
-    tpavi_names,
-    tpavi_rules,
-    vggish_embedding_rules,
-)
+from avs_jax.convert.tables import vggish_rules
+from avs_jax.convert.tpavi_names import UNUSED_SOURCE_TENSORS, tpavi_names, tpavi_rules
 from avs_jax.models.backbones.vggish import VGGish
 from avs_jax.models.tpavi import TPAVI
 from tests.backbone_files import entries as file_entries
@@ -45,7 +41,7 @@ def test_published_names_are_taken_whole_and_given_back(backbone, setting):
     tree = apply_rules(state, rules, shapes)
     assert tree.keys() == shapes.keys()
     back = invert_rules(tree, rules, tpavi_names(config))
-    aside = {name for name in found if re.fullmatch(KEPT_ASIDE, name)}
+    aside = {name for name in found if re.fullmatch(UNUSED_SOURCE_TENSORS, name)}
     assert back.keys() == found.keys() - aside
     assert all(back[name].shape == found[name][0] for name in back)
 
@@ -70,10 +66,10 @@ def test_vggish_is_taken_whole_from_its_own_file():
     tree = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 96, 64), np.float32))
     shapes = shapes_of(tree["params"])
     found = file_entries("vggish") | file_entries("vggish_pca")
-    flat = apply_rules(blank(found), vggish_embedding_rules("", ""), shapes)
+    flat = apply_rules(blank(found), vggish_rules("", "", has_embedding=True), shapes)
     assert flat.keys() == shapes.keys()
     names = list(file_entries("vggish"))
-    back = invert_rules(flat, vggish_embedding_rules("", ""), names)
+    back = invert_rules(flat, vggish_rules("", "", has_embedding=True), names)
     assert {name: x.shape for name, x in back.items()} == {n: found[n][0] for n in names}
 
 

@@ -70,7 +70,8 @@ def test_step_agrees_with_the_original(name):
     rules, model = tpavi_rules(config), GoldenTPAVI(**config)
     flag = [1] * 5 + [0] * 5 if setting == "avss" else None
     batch = inputs(case, case["seed"], case["seed"] + 1, flag)
-    variables = fill(model, config, state_of(backbone, setting), batch)
+    with jax.enable_x64(True):
+        variables = fill(model, config, state_of(backbone, setting), batch)
     of_gradients, of_rest = TOLERANCES[backbone]
     batch |= targets(case, batch["valid"])
 
@@ -81,7 +82,7 @@ def test_step_agrees_with_the_original(name):
         outputs, updates = model.apply(
             tree, batch, train=case["train_mode"], mutable=["batch_stats"]
         )
-        total, terms = compute_losses(outputs, batch, None, LOSS[setting])
+        total, terms = compute_losses(outputs, batch, None, loss_config=LOSS[setting])
         return total, (terms, outputs["pred_masks"], updates["batch_stats"])
 
     with jax.enable_x64(True):

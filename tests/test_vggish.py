@@ -11,6 +11,7 @@ from flax import traverse_util
 from avs_jax.convert.rules import apply_rules
 from avs_jax.convert.tables import vggish_rules
 from avs_jax.models.backbones.vggish import VGGish
+from tests.backbone_files import entries, golden_state
 from tests.conftest import GOLDEN
 from tests.golden.compare import assert_golden, shapes_of, vct_params
 from tests.golden.weights import avs_value
@@ -58,6 +59,20 @@ def test_convolution_map_agrees_with_avsbench_and_its_file():
     np.testing.assert_allclose(
         np.asarray(out)[:1].reshape(1, -1), golden["net/flat12288"], rtol=0, atol=1e-5 * scale
     )
+
+
+def test_embedding_agrees_with_avsbench():
+    """Its 128 numbers after the last ReLU, from the whole published file."""
+    golden = np.load(GOLDEN / "golden_vggish.npz")
+    model = VGGish(embedding=(4096, 4096, 128))
+    tree = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 96, 64)))["params"]
+    state = golden_state(entries("vggish") | entries("vggish_pca"))
+    flat = apply_rules(state, vggish_rules("", "", has_embedding=True), shapes_of(tree))
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    out = jax.jit(model.apply)({"params": params}, golden["net/input"][:, 0])
+    expected = golden["net/embedding128"]
+    assert (expected == 0).any() and expected.max() > 0.01
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_width_scales_every_layer_and_initialization_keeps_the_scale():

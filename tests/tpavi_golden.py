@@ -58,10 +58,9 @@ def model_config(backbone="resnet50", setting="ms3", **changes):
         "num_classes": 71 if setting == "avss" else 2,
         "hidden_dim": 256,
         "backbone": BACKBONES[backbone] if isinstance(backbone, str) else backbone,
-        "audio_backbone": {"name": "vggish", "width": 64},
+        "audio_backbone": {"name": "vggish", "width": 64, "embedding": (4096, 4096, 128)},
         "audio_mean": 0.0,
         "audio_std": 1.0,
-        "audio_hidden_dim": 4096,
         "tpavi_stages": (0, 1, 2, 3),
         "tpavi_mode": "dot",
         "tpavi_va": True,
@@ -80,8 +79,7 @@ def small_config(**changes):
     small = {
         "hidden_dim": 16,
         "backbone": {"name": "resnet50", "depths": (1, 1, 1, 1), "width": 4, "trained_norms": True},
-        "audio_backbone": {"name": "vggish", "width": 2},
-        "audio_hidden_dim": 8,
+        "audio_backbone": {"name": "vggish", "width": 2, "embedding": (8, 128)},
     }
     return model_config(**(small | changes))
 

@@ -15,6 +15,7 @@ statistics of the batch (fusion/tpavi_block.py); clips need not have 5 or 10 fra
 sides of multiples of 32.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ from avs_jax.models.layers import Conv, Linear
 from avs_jax.models.parts import find_part, make_part
 from avs_jax.models.rules import Rule, at_least, one_of, within
 from avs_jax.models.stage import Stage
-from avs_jax.ops.frames import fold_frames
+from avs_jax.ops.frames import fold_frames, unfold_frames
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import InputError, check_shape, frame_ids
 
@@ -126,14 +127,10 @@ class TPAVI(nn.Module):
           ValueError: a missing field of the batch, a wrong shape.
         """
         sizes = self._check_batch(batch)
-        shape = sizes["B"], sizes["T"]
-        valid = batch.get("valid", jnp.ones(shape, bool))
-        shown = fold_frames(valid)[:, None, None, None]  # frames that are not are zero throughout
+        unfold = functools.partial(unfold_frames, num_frames=sizes["T"])
+        valid = batch.get("valid", jnp.ones((sizes["B"], sizes["T"]), bool))
+        shown = fold_frames(valid)[:, None, None, None]  # other frames are zero throughout
         counted = jnp.ones_like(valid) if train and self.padded_in_statistics else valid
-
-        def unfold(x):
-            return x.reshape(*shape, *x.shape[1:])
-
         features = self._encode_images(batch, shown, counted, train)
         audio = jnp.where(valid[:, :, None], self._encode_audio(batch), 0)
         neck, fusion = DilatedSum, FusionBlock
@@ -217,7 +214,7 @@ class TPAVI(nn.Module):
                 "model.audio_backbone gives a map; TPAVI reads an embedding: set its `embedding`, "
                 "(4096, 4096, 128) in the original"
             )
-        return embedding.reshape(*log_mel.shape[:2], -1)
+        return unfold_frames(embedding, log_mel.shape[1])
 
     def _interact(self, stage, x, audio, counted, train):
         """A stage's map [B, T, h, w, C] after its block, and what each call of the block shows."""
