@@ -419,6 +419,8 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
         (["--source=pvt_v2"], "--source=pvt_v2 needs --config"),
         (["--source=swin", "--config=configs/s4_vct.py"], "matches no rule"),
         (["--source=pvt_v2", "--config=configs/s4_vct.py:other"], "variant 'other'"),
+        (["--source=raft", "--max_size=1KiB"], "w.npz: patch_embed4.proj.weight and"),
+        (["--source=raft", "--max_size=much"], "'much' is not an amount of memory"),
     ):
         more = [f"--input={path}", f"--output={tmp_path / 'ours'}"]
         assert convert_weights.main(["convert_weights", *flags, *more]) == 1

@@ -10,7 +10,12 @@ import pytest
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from avs_jax.convert.ground_names import KEPT_ASIDE, avigate_rules, qd_detr_names, qd_detr_rules
+from avs_jax.convert.ground_names import (
+    UNUSED_SOURCE_TENSORS,
+    avigate_rules,
+    qd_detr_names,
+    qd_detr_rules,
+)
 from avs_jax.convert.rules import ConversionError, apply_rules, invert_rules
 from avs_jax.models.fusion.avigate import AvigateFusion
 from avs_jax.models.qd_detr import QDDETR, position_code
@@ -336,7 +341,9 @@ def test_name_tables_match_on_both_sides(table):
     assert qd_detr_names(LAYERS | {"fusion": model.fusion}) == list(state)
     back = carry(state, qd_detr_rules(), shapes)
     aside = {name for name in state if name not in back}
-    assert len(aside) == 3 and all(name.startswith(KEPT_ASIDE.split("\\")[0]) for name in aside)
+    assert len(aside) == 3 and all(
+        name.startswith(UNUSED_SOURCE_TENSORS.split("\\")[0]) for name in aside
+    )
     for name, value in back.items():
         assert value.shape == state[name].shape and (value == state[name]).all(), name
     num_aside = sum(state[name].size for name in aside)

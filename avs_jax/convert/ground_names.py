@@ -11,7 +11,7 @@ from typing import Any
 from avs_jax.convert.rules import Rule
 
 # Positions of words, which the published models have and never read.
-KEPT_ASIDE = r"txt_position_embed\..*"
+UNUSED_SOURCE_TENSORS = r"txt_position_embed\..*"
 
 ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
 HEAD_DEPTHS = {"query_scale": 2, "ref_point_head": 2, "bbox_embed": 3, "ref_anchor_head": 2}
@@ -22,7 +22,7 @@ AVIGATE_NORMS = {3: 1, 4: 2, 1: 3, 2: 4}
 def qd_detr_rules() -> list[Rule]:
     """QD-DETR and its fork, any variant -> models.qd_detr.QDDETR."""
     rules = [
-        Rule(KEPT_ASIDE, None),
+        Rule(UNUSED_SOURCE_TENSORS, None),
         Rule(r"global_rep_(token|pos)", r"encoder/global_\1"),
         Rule(r"query_embed\.weight", "decoder/query_embed/embedding"),
         *_norm(r"transformer\.decoder\.norm\.", "decoder/norm/"),

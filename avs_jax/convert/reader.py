@@ -120,8 +120,8 @@ def _read_arrays(arrays: Mapping[str, StoredArray], max_size: int) -> dict[str, 
     if needed > max_size:
         largest = max(arrays, key=lambda name: arrays[name].nbytes + arrays[name].source.nbytes)
         raise WeightsError(
-            f"{largest}: it and the others take {needed / 1e9:,.1f} GB of memory, the limit is "
-            f"{max_size / 1e9:,.1f} GB; --max_size raises it"
+            f"{largest} and {len(arrays) - 1} other arrays take {needed:,} bytes of memory, the "
+            f"limit is {max_size:,}; --max_size raises it"
         )
     sharing: dict[int, list[str]] = {}
     for name, array in arrays.items():
