@@ -78,7 +78,7 @@ def read_predictions(
     """
     files = PredictionFiles(directory, layout())
     counter = FrameCounter(layout().num_classes, facts)
-    for record in tqdm(records, desc="predictions", unit="clip", leave=False):
+    for record in tqdm(records, desc="predictions", unit="clip", disable=None, leave=False):
         truth = rows.prepare_labels(record)
         counter.add(files.read_clip(truth)[None], stack_rows([truth], rows.fields))
     files.finish()

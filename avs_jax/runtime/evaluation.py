@@ -90,7 +90,7 @@ def evaluate(
     meter, share = task.meter(facts or {}), 1
     figures: dict[str, np.ndarray] = {}
     total = len(loader) if hasattr(loader, "__len__") else None
-    quiet = jax.process_index() != 0
+    quiet = jax.process_index() != 0 or None  # None: if stderr is no terminal
     for batch in tqdm(loader, desc=title, total=total, unit="batch", disable=quiet, leave=False):
         scores = _score(task, eval_step, variables, batch, mesh)
         meter.add(scores, batch)
