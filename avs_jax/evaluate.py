@@ -37,13 +37,19 @@ from avs_jax.files import atomic_folder
 from avs_jax.results import predictions, visualize
 from avs_jax.results.report import Report, to_text, write
 from avs_jax.runtime.checkpoint import Checkpoint
-from avs_jax.runtime.command_line import CommandLine, UsageError, checkpoint_config, parse
+from avs_jax.runtime.command_line import (
+    CommandLine,
+    UsageError,
+    checkpoint_config,
+    exit_status,
+    parse,
+)
 from avs_jax.runtime.evaluation import Evaluation, eval_batch_size, evaluate, make_eval_step
 from avs_jax.runtime.lock import locked
 from avs_jax.runtime.sharding import make_mesh, tree_shardings
 from avs_jax.runtime.step import init_variables
 from avs_jax.runtime.stored_config import digest
-from avs_jax.spec import TRUE_AUDIO, InputError
+from avs_jax.spec import TRUE_AUDIO
 from avs_jax.task import Record, Task, stack_rows
 from avs_jax.tasks import make_task
 
@@ -310,16 +316,8 @@ def _write(
 
 def main(argv: Sequence[str]) -> int:
     """Evaluates; returns the exit status."""
-    try:
-        description = __doc__.replace("{predictions}", predictions.__doc__.partition("\n\n")[2])
-        run(parse(argv, _define_flags, description, needs_config=False))
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    description = __doc__.replace("{predictions}", predictions.__doc__.partition("\n\n")[2])
+    return exit_status(lambda: run(parse(argv, _define_flags, description, needs_config=False)))
 
 
 def run(line: CommandLine) -> None:

@@ -24,7 +24,13 @@ from avs_jax.files import atomic_file
 from avs_jax.inference import clip_video
 from avs_jax.inference.predictor import Predictor
 from avs_jax.runtime.checkpoint import Checkpoint
-from avs_jax.runtime.command_line import CommandLine, UsageError, checkpoint_config, parse
+from avs_jax.runtime.command_line import (
+    CommandLine,
+    UsageError,
+    checkpoint_config,
+    exit_status,
+    parse,
+)
 from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.runtime.lock import locked
 from avs_jax.spec import InputError
@@ -77,18 +83,10 @@ def read_arrays(path: str | pathlib.Path, max_bytes: int = MAX_ARRAY_BYTES) -> d
 
 
 def main(argv: Sequence[str]) -> int:
-    """Predicts; returns the exit status, after an error 1 with one line on stderr."""
-    try:
-        answers = clip_video.__doc__.partition("\n\n")[2]
-        argv = [f"{arg}=" if arg in ("--arrays", "-arrays") else arg for arg in argv]
-        run(parse(argv, _define_flags, __doc__.replace("{answers}", answers), needs_config=False))
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    """Predicts; returns the exit status."""
+    description = __doc__.replace("{answers}", clip_video.__doc__.partition("\n\n")[2])
+    argv = [f"{arg}=" if arg in ("--arrays", "-arrays") else arg for arg in argv]
+    return exit_status(lambda: run(parse(argv, _define_flags, description, needs_config=False)))
 
 
 def run(line: CommandLine) -> None:

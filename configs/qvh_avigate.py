@@ -3,7 +3,7 @@
 Data:    python scripts/build_dataset.py --dataset=qvhighlights --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
 Command: python -m avs_jax.main --config=configs/qvh_avigate.py --workdir=DIR
-Aims at: no published number; AVIGATE (CVPR 2025) reports retrieval. The control is qvh_qd_detr.py
+Target: no published number; AVIGATE (CVPR 2025) reports retrieval. The control is qvh_qd_detr.py
 with --config.data.audio_dim=2048. Not trained here.
 `:tiny` is the same recipe, as small as it can be, for tests.
 """

@@ -3,7 +3,7 @@
 Data:    python scripts/build_dataset.py --dataset=qvhighlights --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
 Command: python -m avs_jax.main --config=configs/qvh_custom.py --workdir=DIR
-Aims at: no published number. The recorded run is elementwise, input dropout 0.5, seed 2018, four
+Target: no published number. The recorded run is elementwise, input dropout 0.5, seed 2018, four
 layers of four heads. Not trained here.
 `:tiny` is the same recipe, as small as it can be, for tests.
 """

@@ -3,7 +3,7 @@
 Data:    python scripts/build_dataset.py --dataset=qvhighlights --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
 Command: python -m avs_jax.main --config=configs/qvh_custom_film.py --workdir=DIR
-Aims at: no published number; without gates it is another baseline than qvh_custom.py. Not trained
+Target: no published number; without gates it is another baseline than qvh_custom.py. Not trained
 here.
 `:tiny` is the same recipe, as small as it can be, for tests.
 """

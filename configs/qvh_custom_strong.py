@@ -3,7 +3,7 @@
 Data:    python scripts/build_dataset.py --dataset=qvhighlights --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
 Command: python -m avs_jax.main --config=configs/qvh_custom_strong.py --workdir=DIR
-Aims at: no published number: the notes' script for gates that collapse. Not trained here.
+Target: no published number: the notes' script for gates that collapse. Not trained here.
 `:tiny` is the same recipe, as small as it can be, for tests.
 """
 

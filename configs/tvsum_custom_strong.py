@@ -4,7 +4,7 @@ Data:    python scripts/build_dataset.py --dataset=tvsum/BK --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
 Command: python -m avs_jax.main --config=configs/tvsum_custom_strong.py --workdir=DIR \
              --config.data.dataset=tvsum/BT    # one run per domain
-Aims at: no published number. Not trained here.
+Target: no published number. Not trained here.
 `:tiny` is the same recipe, as small as it can be, for tests.
 """
 

@@ -4,7 +4,7 @@ Data:    python scripts/build_dataset.py --dataset=tvsum/BK --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
 Command: python -m avs_jax.main --config=configs/tvsum_qd_detr.py --workdir=DIR \
              --config.data.dataset=tvsum/BT    # one run per domain
-Aims at: top-5 mAP 85.0, mean over domains (reported; 86.6 with sound,
+Target: top-5 mAP 85.0, mean over domains (reported; 86.6 with sound,
 --config.data.audio_dim=2048). The reference takes the best epoch on the one validation video of a
 domain, which is optimistic: report the last too. Not trained here.
 `:tiny` is the same recipe, as small as it can be, for tests.

@@ -25,9 +25,8 @@ from avs_jax.data.pipeline import Loader, TrainBatches
 from avs_jax.data.records import open_records
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
-from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.command_line import UsageError, exit_status, parse
 from avs_jax.runtime.profile import DataWaitTimer
-from avs_jax.spec import InputError
 from avs_jax.tasks import make_task
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -148,15 +147,13 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_float("seconds", 20.0, "to measure a loader", 0.1, flag_values=values)
         flags.DEFINE_integer("steps", 30, "to time; 0: none", lower_bound=0, flag_values=values)
 
-    try:
+    def run() -> None:
         config, values, _ = parse(argv, define, __doc__)
         if not all(text.isdigit() for text in values.workers):
             raise UsageError(f"--workers={','.join(values.workers)}: expected numbers")
         benchmark(config, [int(n) for n in values.workers], values.seconds, values.steps)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,9 @@ from ml_collections import ConfigDict
 from avs_jax.data.clip import ClipRows
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
-from avs_jax.runtime.command_line import parse
+from avs_jax.runtime.command_line import exit_status, parse
 from avs_jax.runtime.memory import GIB, StepBytes
 from avs_jax.runtime.step import TrainState
-from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
 
 
@@ -107,13 +106,11 @@ def main(argv: Sequence[str]) -> int:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("steps", 3, "steps to run", lower_bound=1, flag_values=values)
 
-    try:
+    def run() -> None:
         line = parse(argv, define, __doc__)
         measure(line.config, line.values.steps)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

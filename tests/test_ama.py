@@ -11,8 +11,9 @@ from flax import traverse_util
 from avs_jax.convert.rules import apply_rules
 from avs_jax.convert.tables import ama_rules
 from avs_jax.models.fusion.ama import AMA, normalize_map
+from avs_jax.models.rules import check_rules
 from avs_jax.ops.sampling import resize_bilinear
-from avs_jax.spec import frame_ids
+from avs_jax.spec import InputError, frame_ids
 from tests.golden.compare import shapes_of
 from tests.golden.weights import avs_value
 
@@ -198,15 +199,15 @@ def test_padded_frames_do_not_enter_the_statistics(golden):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"temperature_mode": "times"}, "temperature_mode = 'times': choose one of"),
-        ({"normalize": "max"}, "normalize = 'max': choose one of"),
-        ({"embed_dim": 30}, "embed_dim = 30 does not divide"),
-        ({"map_dropout": 1.0}, "fusion.map_dropout = 1.0: expected 0 <= rate < 1"),
+        ({"temperature_mode": "times"}, "temperature_mode = 'times': expected one of"),
+        ({"normalize": "max"}, "normalize = 'max': expected one of"),
+        ({"embed_dim": 30, "num_heads": 4}, "a divisor of model.fusion.embed_dim = 30"),
+        ({"map_dropout": 1.0}, "fusion.map_dropout = 1.0: expected a rate"),
     ],
 )
-def test_unknown_choices_are_errors(golden, fields, message):
-    with pytest.raises(ValueError, match=message):
-        AMA(**fields).init(jax.random.key(0), golden.audio, golden.motion)
+def test_unknown_choices_are_errors(fields, message):
+    with pytest.raises(InputError, match=message):
+        check_rules(AMA.RULES, {"fusion": fields})
 
 
 SMALL = {"embed_dim": 16, "num_heads": 2, "grid": 4}

@@ -23,7 +23,7 @@ from configs.s4_ama_brm import get_config
     ("backbone.window_size", 0, "at least 1"),
     ("backbone.embed_dim", -32, "at least 1"),
     ("backbone.depths", (1, 1, 1), "4 numbers, each at least 1"),
-    ("backbone.num_heads", (1, 2, 5, 8), "4 numbers that divide [32, 64, 128, 256]"),
+    ("backbone.num_heads", (1, 2, 5, 8), "channels, [32, 64, 128, 256]"),
     ("backbone.num_heads", (1, 2, 4), "4 numbers that divide"),
     ("backbone.drop_path_rate", 1.0, "0 <= rate < 1"),
     ("audio_backbone.width", 0, "at least 1"),

@@ -10,6 +10,8 @@ import pytest
 from avs_jax.convert.tables import resnet_rules
 from avs_jax.models.backbones.resnet import ResNet
 from avs_jax.models.backbones.stages import FEATURE_LEVELS
+from avs_jax.models.rules import check_rules
+from avs_jax.spec import InputError
 from tests.backbone_files import assert_probe, b2_entries, fill, golden_state
 from tests.conftest import GOLDEN
 from tests.golden.weights import rand_input
@@ -102,7 +104,7 @@ def test_remat_and_bfloat16_change_little_or_nothing():
 
 
 def test_invalid_values_are_named():
-    with pytest.raises(ValueError, match="ResNet.depths"):
-        shapes(SMALL.clone(depths=(1, 2, 3)))
+    with pytest.raises(InputError, match="depths"):
+        check_rules(ResNet.RULES, {"backbone": {"depths": (1, 2, 3)}})
     with pytest.raises(ValueError, match="x: shape"):
         jax.eval_shape(SMALL.init, jax.random.key(0), jnp.zeros((32, 32, 3)))

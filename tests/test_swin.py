@@ -23,7 +23,8 @@ from avs_jax.models.backbones.swin import (
     shift_mask,
 )
 from avs_jax.models.layers import LayerNorm
-from avs_jax.spec import PIXEL_MEAN, PIXEL_STD
+from avs_jax.models.rules import check_rules
+from avs_jax.spec import PIXEL_MEAN, PIXEL_STD, InputError
 from tests.backbone_files import assert_probe, entries, fill, golden_state
 from tests.conftest import GOLDEN
 from tests.golden.compare import assert_golden, shapes_of, vct_params
@@ -310,16 +311,16 @@ def test_relative_position_and_mask_of_small_windows():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"depths": (2, 2, 2)}, "Swin.depths"),
-        ({"depths": (2, 2, 0, 2)}, "Swin.depths"),
-        ({"num_heads": (1, 2, 3, 4)}, r"num_heads\[2\]: 3 does not divide .* 32"),
+        ({"depths": (2, 2, 2)}, "depths"),
+        ({"depths": (2, 2, 0, 2)}, "depths"),
+        ({"num_heads": (1, 2, 3, 4)}, r"divide the stages' channels, \[8, 16, 32, 64\]"),
         ({"window_size": 0}, "window_size"),
         ({"drop_path_rate": 1.0}, "drop_path_rate"),
     ],
 )
 def test_invalid_fields_are_named(fields, message):
-    with pytest.raises(ValueError, match=message):
-        abstract_params(ODD.clone(**fields))
+    with pytest.raises(InputError, match=message):
+        check_rules(Swin.RULES, {"backbone": {"embed_dim": 8} | fields})
 
 
 def test_invalid_shapes_are_named():

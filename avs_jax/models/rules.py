@@ -42,6 +42,15 @@ def one_of(key: str, choices: Sequence[str]) -> Rule:
     return Rule(key, lambda value, _: value in choices, lambda _: f"one of {list(choices)}")
 
 
+def per_stage(*keys: str) -> list[Rule]:
+    """One positive number per stage."""
+
+    def holds(values, _):
+        return len(values) == STAGES and min(values) >= 1
+
+    return [Rule(key, holds, lambda _: f"{STAGES} numbers, each at least 1") for key in keys]
+
+
 def divides(key: str, width_key: str) -> Rule:
     """A number of heads that divides the channels of `width_key`."""
 

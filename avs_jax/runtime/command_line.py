@@ -88,6 +88,19 @@ def parse(
     return CommandLine(config, values, overrides)
 
 
+def exit_status(program: Callable[[], None]) -> int:
+    """Runs a program; 0, or after an error 1 with one line on stderr, or 130 after Ctrl-C."""
+    try:
+        program()
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
 def checkpoint_config(line: CommandLine, checkpoint: Checkpoint) -> tuple[ConfigDict, list[str]]:
     """The configuration for using a checkpoint.
 

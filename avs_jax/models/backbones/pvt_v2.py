@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax.models.backbones.stages import (
+    DROP_PATH_RULE,
     FEATURE_LEVELS,
-    check_drop_path_rate,
-    check_stages,
     draw_drop_path,
+    heads_rule,
 )
 from avs_jax.models.layers import LayerNorm, Linear, views_of_entries
+from avs_jax.models.rules import per_stage
 from avs_jax.spec import InputError, check_shape
 
 EPSILON = 1e-6  # of the norms that do not use PyTorch's default
@@ -69,6 +70,12 @@ class PVTv2(nn.Module):
     remat: bool = False
     dtype: str = "float32"
 
+    RULES = (
+        *per_stage(*(f"backbone.{x}" for x in ("embed_dims", "depths", "mlp_ratios", "sr_ratios"))),
+        heads_rule(lambda config: config["backbone"].get("embed_dims", PVTv2.embed_dims)),
+        DROP_PATH_RULE,
+    )
+
     @nn.compact
     def __call__(
         self, x: Array, train: bool = False, frame_ids: Array | None = None
@@ -81,7 +88,6 @@ class PVTv2(nn.Module):
           {"res2": [N, ceil(H / 4), ceil(W / 4), embed_dims[0]], .., "res5"}, of `dtype`; each map
           has half the size of the previous one, rounded up.
         """
-        self._check_fields()
         num_frames = check_shape("x", x, "N H W 3")["N"]
         dtype = jnp.dtype(self.dtype)
         scales = draw_drop_path(self, num_frames, frame_ids, train)
@@ -108,13 +114,6 @@ class PVTv2(nn.Module):
             outputs[level] = x
             first += depth
         return outputs
-
-    def _check_fields(self) -> None:
-        check_stages(self, "embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
-        check_drop_path_rate(self)
-        for i, (dim, heads) in enumerate(zip(self.embed_dims, self.num_heads, strict=True)):
-            if dim % heads:
-                raise InputError(f"PVTv2.num_heads[{i}]: {heads} does not divide {dim} channels")
 
 
 class PatchEmbed(nn.Module):

@@ -17,8 +17,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models.backbones.stages import FEATURE_LEVELS, check_stages
+from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from avs_jax.models.layers import BatchNorm
+from avs_jax.models.rules import at_least, per_stage
 from avs_jax.spec import check_shape
 
 EXPANSION = 4  # output channels of a block over its inner ones
@@ -45,6 +46,8 @@ class ResNet(nn.Module):
     remat: bool = False
     dtype: str = "float32"
 
+    RULES = (*at_least(1, "backbone.width"), *per_stage("backbone.depths"))
+
     @nn.compact
     def __call__(
         self,
@@ -65,7 +68,6 @@ class ResNet(nn.Module):
           {"res2": [N, ceil(H / 4), ceil(W / 4), 4 * width], .., "res5"}, of `dtype`; each map has
           half the size of the previous one, rounded up, and twice the channels.
         """
-        check_stages(self, "depths")
         check_shape("x", x, "N H W 3")
         dtype = jnp.dtype(self.dtype)
         x = convolution(self.width, 7, 2, dtype, "conv1")(x.astype(dtype))

@@ -1,32 +1,33 @@
 """Shared by the image backbones: four maps, four stages, and stochastic depth per frame."""
 
+from collections.abc import Callable, Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.spec import InputError, check_shape
+from avs_jax.models.rules import STAGES, Config, Rule, within
+from avs_jax.spec import check_shape
 
 FEATURE_LEVELS = ("res2", "res3", "res4", "res5")  # strides 4, 8, 16, 32
 
 Array = jax.Array
+DROP_PATH_RULE = within("backbone.drop_path_rate", lambda x: 0 <= x < 1, "a rate, 0 <= rate < 1")
 
 
-def check_stages(backbone: nn.Module, *fields: str) -> None:
-    """Raises InputError unless each field holds one positive number per stage."""
-    for field in fields:
-        values = getattr(backbone, field)
-        if len(values) != len(FEATURE_LEVELS) or min(values) < 1:
-            where = f"{type(backbone).__name__}.{field}"
-            raise InputError(f"{where}: {values}, expected four positive numbers")
+def heads_rule(widths: Callable[[Config], Sequence[int]]) -> Rule:
+    """Attention heads per stage that divide the stages' channels `widths(config.model)`."""
 
+    def holds(heads, config):
+        return len(heads) == STAGES and all(
+            n >= 1 and width % n == 0 for n, width in zip(heads, widths(config), strict=True)
+        )
 
-def check_drop_path_rate(backbone: nn.Module) -> None:
-    """Raises InputError unless 0 <= drop_path_rate < 1."""
-    rate = backbone.drop_path_rate
-    if not 0 <= rate < 1:
-        where = f"{type(backbone).__name__}.drop_path_rate"
-        raise InputError(f"{where}: {rate}, expected 0 <= rate < 1")
+    def wanted(config):
+        return f"{STAGES} numbers that divide the stages' channels, {list(widths(config))}"
+
+    return Rule("backbone.num_heads", holds, wanted)
 
 
 def draw_drop_path(

@@ -29,14 +29,14 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from avs_jax.models.backbones.stages import (
+    DROP_PATH_RULE,
     FEATURE_LEVELS,
-    check_drop_path_rate,
-    check_stages,
     draw_drop_path,
+    heads_rule,
 )
 from avs_jax.models.layers import LayerNorm, Linear, torch_uniform
-from avs_jax.models.rules import STAGES, Config, Rule, at_least, within
-from avs_jax.spec import InputError, check_shape
+from avs_jax.models.rules import STAGES, Config, at_least, per_stage
+from avs_jax.spec import check_shape
 
 PATCH = 4  # pixels per side of a token of the first stage
 MASKED = -100.0  # added to the score of two tokens that only the cyclic shift made neighbors
@@ -47,21 +47,7 @@ Array = jax.Array
 
 
 def _stage_widths(config: Config) -> list[int]:
-    return [config["backbone"]["embed_dim"] * 2**stage for stage in range(STAGES)]
-
-
-def _has_heads_per_stage(heads: Sequence[int], config: Config) -> bool:
-    widths = _stage_widths(config)
-    return len(heads) == STAGES and all(
-        n >= 1 and width % n == 0 for n, width in zip(heads, widths, strict=True)
-    )
-
-
-def _describe_heads(config: Config) -> str:
-    return (
-        f"{STAGES} numbers that divide {_stage_widths(config)}, the stages' channels "
-        f"(model.backbone.embed_dim = {config['backbone']['embed_dim']})"
-    )
+    return [config["backbone"].get("embed_dim", Swin.embed_dim) * 2**i for i in range(STAGES)]
 
 
 class Swin(nn.Module):
@@ -89,13 +75,9 @@ class Swin(nn.Module):
 
     RULES = (
         *at_least(1, "backbone.embed_dim", "backbone.window_size"),
-        within(
-            "backbone.depths",
-            lambda x: len(x) == STAGES and min(x) >= 1,
-            f"{STAGES} numbers, each at least 1",
-        ),
-        Rule("backbone.num_heads", _has_heads_per_stage, _describe_heads),
-        within("backbone.drop_path_rate", lambda x: 0 <= x < 1, "a rate, 0 <= rate < 1"),
+        *per_stage("backbone.depths"),
+        heads_rule(_stage_widths),
+        DROP_PATH_RULE,
     )
 
     @nn.compact
@@ -115,7 +97,6 @@ class Swin(nn.Module):
           of `dtype`; each map has half the size of the previous one, rounded up. The output of each
           block is sown as `block_out` in the collection "intermediates".
         """
-        self._check_fields()
         num_frames = check_shape("x", x, "N H W 3")["N"]
         dtype = jnp.dtype(self.dtype)
         scales = draw_drop_path(self, num_frames, frame_ids, train)
@@ -140,18 +121,6 @@ class Swin(nn.Module):
             outputs[level] = LayerNorm(name=f"norm{i}")(out)
             first += depth
         return outputs
-
-    def _check_fields(self) -> None:
-        check_stages(self, "depths", "num_heads")
-        check_drop_path_rate(self)
-        for i, heads in enumerate(self.num_heads):
-            if self.embed_dim * 2**i % heads:
-                raise InputError(
-                    f"Swin.num_heads[{i}]: {heads} does not divide the stage's channels, "
-                    f"{self.embed_dim * 2**i}"
-                )
-        if self.window_size < 1:
-            raise InputError(f"Swin.window_size: {self.window_size}, expected at least 1")
 
 
 class PatchEmbed(nn.Module):

@@ -195,7 +195,7 @@ class RAFT(nn.Module):
         for axis in "HW":
             if sizes[axis] % STRIDE or sizes[axis] < MIN_SIDE:
                 raise ValueError(
-                    f"pictures of {sizes['H']} x {sizes['W']} px: the sides must be multiples of "
+                    f"frames of {sizes['H']} x {sizes['W']} px: the sides must be multiples of "
                     f"{STRIDE} and at least {MIN_SIDE} px; pad_to_stride makes them so"
                 )
         return VARIANTS[self.variant]

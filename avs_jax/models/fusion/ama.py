@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear
-from avs_jax.models.rules import at_least, divides, one_of
+from avs_jax.models.rules import at_least, divides, one_of, within
 from avs_jax.models.stage import Stage, StageInputs, StageResult
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import FRAMES_PER_CLIP, InputError
@@ -97,6 +97,10 @@ class AMA(nn.Module):
         divides("fusion.num_heads", "fusion.embed_dim"),
         one_of("fusion.temperature_mode", TEMPERATURE_MODES),
         one_of("fusion.normalize", NORMALIZATIONS),
+        *(
+            within(f"fusion.{name}_dropout", lambda x: 0 <= x < 1, "a rate, 0 <= rate < 1")
+            for name in ("attention", "projection", "map")
+        ),
     )
 
     @nn.compact
@@ -123,7 +127,6 @@ class AMA(nn.Module):
         Returns:
           map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}.
         """
-        self._check_fields()
         if ids is None:
             ids = jnp.arange(audio.shape[0]) * FRAMES_PER_CLIP
         width, heads, grid = self.embed_dim, self.num_heads, self.grid
@@ -173,22 +176,6 @@ class AMA(nn.Module):
             return jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, shape)
 
         return jax.vmap(draw)(ids)
-
-    def _check_fields(self):
-        for name in ("attention_dropout", "projection_dropout", "map_dropout"):
-            rate = getattr(self, name)
-            if not 0 <= rate < 1:
-                raise InputError(f"fusion.{name} = {rate}: expected 0 <= rate < 1")
-        if self.temperature_mode not in TEMPERATURE_MODES:
-            raise InputError(
-                f"fusion.temperature_mode = {self.temperature_mode!r}: choose one of "
-                f"{TEMPERATURE_MODES}"
-            )
-        if self.embed_dim % self.num_heads:
-            raise InputError(
-                f"fusion.embed_dim = {self.embed_dim} does not divide into "
-                f"fusion.num_heads = {self.num_heads}"
-            )
 
 
 def _apply(module: AMA, inputs: StageInputs) -> StageResult:
