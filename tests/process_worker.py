@@ -1,4 +1,4 @@
-"""One process of tests/test_processes.py: joins the job, computes, writes what it has, and may die.
+"""One process of tests/runtime/test_processes.py: joins the job, computes, writes, and may die.
 
 python process_worker.py COORDINATOR NUM_PROCESSES PROCESS_ID FOLDER
 """

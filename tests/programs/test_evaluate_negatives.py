@@ -17,7 +17,7 @@ from avs_jax.data.pipeline import EvalBatches
 from avs_jax.results.counts import FrameCounts
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.spec import NEGATIVE_AUDIO, InputError
-from tests.test_evaluate import (
+from tests.programs.test_evaluate import (
     NUM_CLIPS,
     SCORE,
     Listener,

@@ -23,8 +23,8 @@ from avs_jax.inference.clip_video import make_estimator
 from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
 from avs_jax.runtime.lock import locked
 from scripts import build_dataset, convert_weights
-from tests.test_pipeline import make_config
-from tests.test_raft import state_dict
+from tests.data.test_pipeline import make_config
+from tests.models.test_raft import state_dict
 
 SIDE = 64
 

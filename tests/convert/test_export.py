@@ -25,14 +25,14 @@ from configs import s4_vct_pvt_v2, s4_vct_resnet50
 from configs.s4_ama import get_config
 from configs.segment import segment_config
 from scripts import convert_weights, export_weights
+from tests.convert.test_convert import OTHER, overrides
+from tests.programs.test_predict import SMALL as PREDICT
+from tests.programs.test_predict import make_predictor
 from tests.small import random_variables
-from tests.test_convert import OTHER, overrides
-from tests.test_predict import SMALL as PREDICT
-from tests.test_predict import make_predictor
 from tests.vct_state import entries, state_dict
 from tests.weight_files import assert_identical
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = "configs/s4_ama.py:demo"
 FORMATS = tuple(WRITERS)
 

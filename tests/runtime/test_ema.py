@@ -11,7 +11,7 @@ from avs_jax.runtime.ema import ema_variables, init_ema, update_ema
 from avs_jax.runtime.run_checkpoints import Checkpoints
 from configs.segment import segment_config
 from scripts import export_weights
-from tests.test_checkpoint import as_target, assert_same, make_state
+from tests.runtime.test_checkpoint import as_target, assert_same, make_state
 
 
 def test_an_update_matches_the_formula():

@@ -21,7 +21,7 @@ from configs.s4_vct_pvt_v2 import get_config as s4_vct_pvt_v2
 from configs.s4_vct_resnet50 import get_config as s4_vct_resnet50
 from scripts import convert_weights
 from tests import backbone_files
-from tests.test_convert import OTHER
+from tests.convert.test_convert import OTHER
 from tests.vct_state import state_dict as vct_state_dict
 from tests.weight_files import (
     tensors_of,

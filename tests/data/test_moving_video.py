@@ -21,7 +21,7 @@ from avs_jax.data.flow_files import list_clips
 from avs_jax.data.video import read_windows
 from avs_jax.generate.video_writer import write_video
 from avs_jax.spec import FRAME_OFFSET_SECONDS
-from tests.test_pipeline import make_config
+from tests.data.test_pipeline import make_config
 
 HEIGHT, WIDTH, FPS, SECONDS = 96, 128, 8, 5
 STEP = np.array([2, 1])  # px (u, v) of the disc from picture to picture

@@ -23,7 +23,7 @@ from configs import parts
 from configs.s4_ama_brm import get_config
 from configs.segment import segment_config
 from tests.golden.compare import shapes_of
-from tests.test_criterion import random_problem
+from tests.losses.test_criterion import random_problem
 from tests.vct_golden import tiny_batch, tiny_config, tiny_model, tiny_outputs
 
 

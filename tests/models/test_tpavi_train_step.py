@@ -16,7 +16,7 @@ import pytest
 from avs_jax.convert.rules import invert_rules
 from avs_jax.convert.tpavi_names import tpavi_rules
 from avs_jax.losses.tpavi import compute_losses
-from tests.test_tpavi_losses import av_config
+from tests.losses.test_tpavi_losses import av_config
 from tests.tpavi_golden import (
     GoldenTPAVI,
     assert_probe,

@@ -32,7 +32,7 @@ from configs import parts
 from configs.segment import segment_config
 from tests.small import tiny_config
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def make_config(fsdp=1):

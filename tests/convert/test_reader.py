@@ -174,7 +174,9 @@ def test_the_declared_size_has_a_limit(tmp_path):
         write(tmp_path / name)
         needed = 8880 + sources  # the arrays, and the largest member while it is unpacked
         assert len(read_state_dict(tmp_path / name, max_size=needed)) == 3
-        with pytest.raises(WeightsError, match=rf"{name}: large and 2 other .*--max_size raises it"):
+        with pytest.raises(
+            WeightsError, match=rf"{name}: large and 2 other .*--max_size raises it"
+        ):
             read_state_dict(tmp_path / name, max_size=needed - 1)
 
 

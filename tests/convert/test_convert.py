@@ -18,7 +18,7 @@ from configs.s4_ama import get_config
 from configs.segment import segment_config
 from scripts import convert_weights
 from tests.golden.compare import assert_golden, shapes_of
-from tests.test_predict import make_predictor
+from tests.programs.test_predict import make_predictor
 from tests.vct_state import entries, flat, state_dict
 
 TINY = {  # of the golden files

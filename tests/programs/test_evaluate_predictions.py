@@ -6,7 +6,7 @@ import pytest
 
 from avs_jax import evaluate as evaluation
 from avs_jax.spec import InputError
-from tests.test_predictions import SCORE, a_config, random_predictions, records, write_all
+from tests.results.test_predictions import SCORE, a_config, random_predictions, records, write_all
 
 
 class Source(list):

@@ -20,7 +20,7 @@ from configs.segment import segment_config
 from scripts import convert_weights
 from scripts.convert_weights import make_init
 from tests import small
-from tests.test_checkpoint import assert_same, make_state
+from tests.runtime.test_checkpoint import assert_same, make_state
 
 rng = np.random.default_rng(0)
 

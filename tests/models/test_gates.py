@@ -9,7 +9,7 @@ from avs_jax.convert.tables import gate_rules
 from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from avs_jax.models.fusion.gates import ChannelGate
 from tests.golden.compare import assert_golden, vct_params
-from tests.test_swin import channels_first, checkpoint_entries, golden_s4, tiny_features
+from tests.models.test_swin import channels_first, checkpoint_entries, golden_s4, tiny_features
 
 
 def abstract_params(channels: int):

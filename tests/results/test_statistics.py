@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from avs_jax.results import metrics, statistics
-from tests.test_metrics import count, random_clips
+from tests.results.test_metrics import count, random_clips
 
 THREE, FIVE = (0.8, 1.1, 0.5), (0.8, 1.1, 0.5, 0.9, 0.4)
 

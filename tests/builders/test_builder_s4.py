@@ -24,7 +24,7 @@ from tests import avsbench_folders as folders
 from tfds_builders.avsbench import list_clips
 from tfds_builders.clip_files import read_clip
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

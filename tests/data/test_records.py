@@ -18,7 +18,7 @@ from configs.base import base_config
 from tests.avsbench_folders import build
 from tfds_builders import features
 
-CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "s4_ama.py"
+CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "s4_ama.py"
 
 
 def frame(index):

@@ -15,7 +15,7 @@ from tests.backbone_files import entries, golden_state
 from tests.conftest import GOLDEN
 from tests.golden.compare import assert_golden, shapes_of, vct_params
 from tests.golden.weights import avs_value
-from tests.test_swin import channels_first, checkpoint_entries, golden_s4
+from tests.models.test_swin import channels_first, checkpoint_entries, golden_s4
 
 apply = jax.jit(VGGish().apply)
 
