@@ -9,6 +9,8 @@
 
   source    becomes                      layouts
   vct       the whole model              spyflying/VCT_AVS
+  tpavi     the whole model              OpenNLPLab/AVSBench, without its VGGish
+  qd_detr   the whole model              wjun0830/QD-DETR, and its fork with gated fusion
   swin      config.model.backbone        Microsoft's, timm's, VCT's backbone alone
   pvt_v2    config.model.backbone        the official one and AVSBench's encoder, timm's
   resnet50  config.model.backbone        torchvision's, AVSBench's two-branch net
@@ -20,9 +22,11 @@ take more memory than --max_size is refused before it is read.
 
 Every tensor must match a parameter, and every parameter a tensor; otherwise all mismatches are
 listed and nothing is written. Parameters that such files do not have (AMA and BRM, for VCT) are
-initialized from the configuration's seed and listed; --strict refuses that. Parameters are float32:
-tensors of another dtype are refused, but --cast converts other floats. For a Swin with another
-window size, the tables of relative positions are interpolated, and a note says so.
+initialized from the configuration's seed and listed; --strict refuses that. TPAVI's audio backbone
+is in a file of its own: convert that one first, then pass --config.init.audio_backbone=DIR here.
+Parameters are float32: tensors of another dtype are refused, but --cast converts other floats. For
+a Swin with another window size, the tables of relative positions are interpolated, and a note says
+so.
 
 To train from a converted backbone, pass --config.init.backbone=DIR or --config.init.audio_backbone
 =DIR. RAFT takes no configuration, since the file tells large from small; avs_jax.flow and
@@ -44,6 +48,7 @@ from absl import flags
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from avs_jax.convert import ground_names, tpavi_names
 from avs_jax.convert.bias_tables import resize_bias_tables
 from avs_jax.convert.reader import MAX_SIZE, read_state_dict
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules
@@ -64,8 +69,11 @@ from avs_jax.models.parts import find_part, make_part
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.runtime.memory import parse_bytes
+from avs_jax.runtime.pretrained import load_parts
 from avs_jax.runtime.step import init_variables
 from avs_jax.spec import MEL_BANDS, MEL_FRAMES, SIZE_DIVISOR, InputError
+from avs_jax.task import stack_rows
+from avs_jax.tasks import make_task
 
 MASK_STRIDE = 4
 BATCH_STATS = "batch_stats/"  # prefix of such paths in the rules' targets
@@ -73,15 +81,51 @@ MIXER = "sem_seg_head.predictor.visual_query_block.query_mixer.layers.0.weight" 
 
 
 class Source(NamedTuple):
-    """A family of weight files that hold the whole model."""
+    """A family of weight files that hold the whole model.
 
-    rules: Callable[[Mapping[str, Any]], list[Rule]]  # config.model -> table
-    fresh: tuple[str, ...]  # regexes for the paths that such files do not hold
+    Attributes:
+      task, host: of the configurations that describe it; a task may have no hosts.
+      rules: config.model -> table.
+      unused: regex for names that no parameter uses and export needs.
+      fresh: regexes for the paths that such files do not hold.
+      components: that such files do not hold and config.init may.
+      has_mixer: whether a parameter's shape depends on the image size.
+    """
+
+    task: str
+    host: str | None
+    rules: Callable[[Mapping[str, Any]], list[Rule]]
+    unused: str
+    fresh: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
+    has_mixer: bool = False
 
 
 RAFT_SOURCE = "raft"  # a separate model, not described by a configuration
-NOT_IN_VCT = (r"(batch_stats/)?(ama|brm)/.*", r"predictor/visual_query_block/lambda")
-SOURCES = {"vct": Source(vct_rules, NOT_IN_VCT)}
+SOURCES = {
+    "vct": Source(
+        task="segment",
+        host="vct",
+        rules=vct_rules,
+        unused=UNUSED_SOURCE_TENSORS,
+        fresh=(r"(batch_stats/)?(ama|brm)/.*", r"predictor/visual_query_block/lambda"),
+        has_mixer=True,
+    ),
+    "tpavi": Source(
+        task="segment",
+        host="tpavi",
+        rules=tpavi_names.tpavi_rules,
+        unused=tpavi_names.UNUSED_SOURCE_TENSORS,
+        fresh=(r"audio_backbone/.*",),
+        components=("audio_backbone",),
+    ),
+    "qd_detr": Source(
+        task="ground",
+        host=None,
+        rules=lambda _: ground_names.qd_detr_rules(),
+        unused=ground_names.UNUSED_SOURCE_TENSORS,
+    ),
+}
 
 
 class Part(NamedTuple):
@@ -112,7 +156,9 @@ PARTS = {
     ),
     "pvt_v2": Part("backbone", lambda config, _: pvt_v2_rules("", "", config["depths"])),
     "resnet50": Part("backbone", lambda *_: resnet_rules("", "")),
-    "vggish": Part("audio_backbone", lambda *_: vggish_rules("", "")),
+    "vggish": Part(
+        "audio_backbone", lambda config, _: vggish_rules("", "", bool(config.get("embedding")))
+    ),
 }
 
 
@@ -142,15 +188,40 @@ def convert(
     Args:
       state_dict: name -> array, as `read_state_dict` returns it.
       source: key of SOURCES.
-      config: the whole configuration; reads `model`, `seed` and data.image_size.
+      config: the whole configuration.
       strict: refuse to initialize anything.
 
     Raises:
       ConversionError: every mismatch, in one message.
+      InputError: the configuration describes another model, or config.init names a component that
+        does not fit.
     """
-    rules, fresh = SOURCES[source].rules(config.model), () if strict else SOURCES[source].fresh
-    init = make_init(config, image_size(state_dict, config))
-    return _fill(state_dict, rules, init, fresh)
+    family = SOURCES[source]
+    if (config.task, config.get("host")) != (family.task, family.host):
+        raise InputError(
+            f"--source={source}: the configuration is of task {config.task!r}, host "
+            f"{config.get('host')!r}; expected {family.task!r}, {family.host!r}"
+        )
+    init_dirs = {name: config.init[name] for name in family.components if config.init.get(name)}
+    rules, fresh = family.rules(config.model), family.fresh
+    if strict and not init_dirs:
+        fresh = ()
+    size = image_size(state_dict, config) if family.has_mixer else None
+    result = _fill(state_dict, rules, make_init(config, size), fresh, family.unused)
+    if not init_dirs:
+        return result
+    config = config.copy_and_resolve_references()
+    config.init = ConfigDict(init_dirs)
+    params, batch_stats = (
+        jax.device_put(result.variables[name]) for name in ("params", "batch_stats")
+    )
+    params, batch_stats, loaded = jax.device_get(load_parts(params, batch_stats, config))
+    still_fresh = [path for path in result.fresh if path.split("/")[0] not in init_dirs]
+    if strict and still_fresh:
+        raise ConversionError(f"nothing fills {', '.join(still_fresh)}")
+    return result._replace(
+        variables={"params": params, "batch_stats": batch_stats}, fresh=still_fresh, notes=loaded
+    )
 
 
 def convert_part(
@@ -199,8 +270,12 @@ def _fill(
     rules: Sequence[Rule],
     init: Callable[[], tuple[dict, dict]],
     fresh: Sequence[str],
+    unused: str = "",
 ) -> Conversion:
-    """Fills the variables of `init`; the paths in `fresh` may keep their initial values."""
+    """Fills the variables of `init`; the paths in `fresh` may keep their initial values.
+
+    The tensors that `unused` matches are stored for export.
+    """
     wanted = _flatten(*jax.eval_shape(init))
     shapes = {path: x.shape for path, x in wanted.items()}
     found = apply_rules(state_dict, rules, shapes, fresh, np.float32)
@@ -218,7 +293,7 @@ def _fill(
         _unflatten(found),
         [path.removeprefix(BATCH_STATS) for path in missing],
         ignored,
-        {name: state_dict[name] for name in ignored if re.fullmatch(UNUSED_SOURCE_TENSORS, name)},
+        {name: state_dict[name] for name in ignored if re.fullmatch(unused, name)},
         [],
     )
 
@@ -307,10 +382,22 @@ def image_size(state_dict: Mapping[str, np.ndarray], config: ConfigDict) -> tupl
     return rows * SIZE_DIVISOR, cells // rows * SIZE_DIVISOR
 
 
-def make_init(config: ConfigDict, size: tuple[int, int]) -> Callable[[], tuple[dict, dict]]:
-    """() -> initial (params, batch_stats) of the configuration's model for images of that size."""
-    model = build_model(config.model)
-    inputs = example_inputs(size, num_channels(config.data.motion))
+def make_init(
+    config: ConfigDict, size: tuple[int, int] | None = None
+) -> Callable[[], tuple[dict, dict]]:
+    """() -> initial (params, batch_stats) of the configuration's model.
+
+    Args:
+      config: the whole configuration.
+      size: (H, W) of the images of host "vct"; None: the inputs are those of the task.
+    """
+    if size is None:
+        task = make_task(config)
+        model = task.model
+        inputs = task.inputs(stack_rows([task.rows.empty(train=False)], task.rows.fields))
+    else:
+        model = build_model(config.model)
+        inputs = example_inputs(size, num_channels(config.data.motion))
     return lambda: init_variables(model, inputs, config.seed)
 
 
@@ -391,7 +478,7 @@ def report(
         print(f"  {config.name}: python -m avs_jax.flow --model={config.name} --weights={output}")
     elif values.source in PARTS:
         print(f"  to train from it: --config.init.{PARTS[values.source].section}={output}")
-    else:
+    elif SOURCES[values.source].has_mixer:
         report_size(image_size(state_dict, config), config)
 
 

@@ -3,9 +3,9 @@
   python scripts/export_weights.py --checkpoint=DIR --format=torch --output=model.pth
   python scripts/export_weights.py --checkpoint=DIR --format=stablehlo --output=model.npz
 
---format=torch|safetensors|npz  VCT's state dict with the original's names, shapes and order, then
-    AMA's. Tensors read by convert_weights.py come back bit for bit. It also stored those that no
-    parameter uses (VGGish's unused MLP, the class weights of the loss); a run that started from
+--format=torch|safetensors|npz  the original's state dict (VCT, TPAVI or QD-DETR) with its names,
+    shapes and order, AMA's last. Tensors read by convert_weights.py come back bit for bit. It also
+    stored those that no parameter uses (such as VGGish's unused MLP); a run that started from
     converted weights takes them from --kept_from=CONVERTED, or omits them with --allow_missing.
     PyTorch is not needed; `torch.load(FILE, weights_only=True)["model"]` reads the file.
 --format=orbax      parameters and configuration without the optimizer state: a folder for predict,
@@ -19,16 +19,17 @@ The configuration is the one stored with the checkpoint; --config.any.key=value 
 import pathlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from avs_jax.convert import ground_names, tpavi_names
 from avs_jax.convert.names import module_versions, vct_names
-from avs_jax.convert.rules import ConversionError, apply_rules, invert_rules
+from avs_jax.convert.rules import ConversionError, Rule, apply_rules, invert_rules
 from avs_jax.convert.tables import vct_rules
 from avs_jax.convert.writer import WRITERS, write_state_dict
 from avs_jax.inference.predictor import Predictor
@@ -41,12 +42,12 @@ from avs_jax.tasks import make_task
 
 ORBAX, STABLEHLO = "orbax", "stablehlo"
 BATCH_STATS = "batch_stats/"  # prefix of such paths in the rules' targets
-# Of the original's AMA: a projection and counters that nothing reads.
-UNREAD = r"ama_module\.(v_proj\.weight|.*num_batches_tracked)"
+# A projection of the original's AMA and counters of batches, which nothing reads.
+UNREAD = r"ama_module\.v_proj\.weight|.*num_batches_tracked"
 
 
 class Export(NamedTuple):
-    """Result of `vct_state_dict`.
+    """Result of `original_state_dict`.
 
     Attributes:
       state_dict: name -> array, in the original's order.
@@ -57,33 +58,61 @@ class Export(NamedTuple):
     missing: list[str]
 
 
-def vct_state_dict(
+class Original(NamedTuple):
+    """A model of another program.
+
+    Attributes:
+      names: config.model -> names of its state dict, in order.
+      rules: config.model -> table.
+      constants: the whole configuration -> tensors that follow from it.
+      elsewhere: regexes for paths of the tree whose tensors the original keeps in another file.
+    """
+
+    names: Callable[[Mapping[str, Any]], list[str]]
+    rules: Callable[[Mapping[str, Any]], list[Rule]]
+    constants: Callable[[ConfigDict], dict[str, np.ndarray]] = lambda config: {}
+    elsewhere: tuple[str, ...] = ()
+
+
+def _vct_constants(config: ConfigDict) -> dict[str, np.ndarray]:
+    """The class weights of the loss, and the tables of Swin's windows."""
+    index = relative_position_index(config.model.backbone.window_size).astype(np.int64)
+    tables = [n for n in vct_names(config.model) if n.endswith(".relative_position_index")]
+    return {"criterion.empty_weight": _class_weights(config), **dict.fromkeys(tables, index)}
+
+
+ORIGINALS = {  # task, host -> row
+    ("segment", "vct"): Original(vct_names, vct_rules, _vct_constants),
+    ("segment", "tpavi"): Original(
+        tpavi_names.tpavi_names, tpavi_names.tpavi_rules, elsewhere=(r"audio_backbone/.*",)
+    ),
+    ("ground", None): Original(ground_names.qd_detr_names, lambda _: ground_names.qd_detr_rules()),
+}
+
+
+def original_state_dict(
     params: Mapping, batch_stats: Mapping, kept: Mapping[str, np.ndarray], config: ConfigDict
 ) -> Export:
-    """VCT's state dict from the variables of a model.
+    """The original's state dict from the variables of a model.
 
     Args:
       params, batch_stats: nested, from `Checkpoint.variables`.
       kept: from `Checkpoint.kept`.
-      config: reads `model` and loss.no_object_weight.
+      config: the whole configuration.
 
     Raises:
-      ConversionError: a parameter without a name in VCT, or a name without its parameter.
+      ConversionError: the original has no such model, a parameter without a name there, or a name
+        without its parameter.
     """
+    original = ORIGINALS[config.task, config.get("host")]
     tree = traverse_util.flatten_dict(params, sep="/")
     stats = traverse_util.flatten_dict(batch_stats, sep="/")
     tree |= {BATCH_STATS + path: x for path, x in stats.items()}
-    names, rules = vct_names(config.model), vct_rules(config.model)
+    names, rules = original.names(config.model), original.rules(config.model)
     found = invert_rules(tree, rules, names)
     # Convert back, to raise if a parameter has no name.
-    apply_rules(found, rules, {path: x.shape for path, x in tree.items()})
-    constant = {
-        "criterion.empty_weight": _class_weights(config),
-        **dict.fromkeys(
-            (name for name in names if name.endswith(".relative_position_index")),
-            relative_position_index(config.model.backbone.window_size).astype(np.int64),
-        ),
-    }
+    apply_rules(found, rules, {path: x.shape for path, x in tree.items()}, original.elsewhere)
+    constant = original.constants(config)
     usable = {
         name: x
         for name, x in kept.items()
@@ -137,7 +166,7 @@ def run(argv: Sequence[str]) -> None:
     if values.kept_from:
         kept |= Checkpoint.find(values.kept_from).kept()
     try:
-        result = vct_state_dict(params, batch_stats, kept, config)
+        result = original_state_dict(params, batch_stats, kept, config)
     except ConversionError as error:
         raise ConversionError(f"{values.checkpoint}, nothing was written: {error}") from error
     required = [name for name in result.missing if not re.fullmatch(UNREAD, name)]

@@ -46,11 +46,12 @@ def plain_config(config: ConfigDict) -> dict:
 def update_stored(config: ConfigDict) -> ConfigDict:
     """A stored configuration in today's keys: RENAMED_KEYS, REMOVED_KEYS, then ADDED_KEYS.
 
-    A key is added where its section exists; top-level keys are added to whole configurations only.
+    A key is added where its section exists; top-level keys are added to whole configurations that
+    are older than tasks.
     The configuration of a component's weights ({"part": "backbone", "backbone": {...}}) holds
     sections of config.model, and changes as those do.
     """
-    is_component = "part" in config
+    is_component, has_task = "part" in config, "task" in config
     flat = flat_config(config)
     if is_component:
         flat = {k if k == "part" else f"model.{k}": value for k, value in flat.items()}
@@ -60,7 +61,7 @@ def update_stored(config: ConfigDict) -> ConfigDict:
     for key, value in ADDED_KEYS.items():
         section = key.rpartition(".")[0] or "model"
         is_known = any(other.startswith(f"{section}.") for other in flat)
-        if is_known and not (is_component and "." not in key):
+        if is_known and ("." in key or not (is_component or has_task)):
             flat.setdefault(key, value)
     if is_component:
         flat = {key.removeprefix("model."): value for key, value in flat.items()}

@@ -124,7 +124,7 @@ def test_names_are_the_official_ones_in_their_order(dataset, num_prototypes, num
 def test_other_backbones_have_no_names_in_vct(recipe):
     config = recipe.get_config("demo")
     with pytest.raises(ValueError, match=f"no names for .*{config.model.backbone.name}.*'swin'"):
-        export_weights.vct_state_dict({}, {}, {}, config)
+        export_weights.original_state_dict({}, {}, {}, config)
 
 
 def test_versions_that_the_original_renames_by():
@@ -175,7 +175,7 @@ def test_a_parameter_without_a_name_is_an_error(config, converted):
     params, batch_stats = Checkpoint.find(converted).variables()
     params["stranger"] = {"kernel": np.zeros((2, 3), np.float32)}
     with pytest.raises(ValueError, match=r"stranger/kernel \(2, 3\): nothing in the source fills"):
-        export_weights.vct_state_dict(params, batch_stats, {}, config)
+        export_weights.original_state_dict(params, batch_stats, {}, config)
 
 
 def test_mistakes_on_the_command_line(tmp_path, converted, capsys):

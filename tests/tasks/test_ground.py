@@ -4,7 +4,9 @@ Records are those of the layout fixture, through the real builder; the model is 
 """
 
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -50,6 +52,23 @@ def test_training_leaves_a_report_with_controls(run, records):
     numbers = report["scores"]["true_audio"]["moments"]
     assert 0 <= numbers["mAP"] <= 1
     assert Checkpoint.find(run).measure == "mAP"
+
+
+def test_a_resumed_run_is_one_that_never_stopped(run, records, tmp_path, monkeypatch):
+    for module in (program, evaluation):
+        monkeypatch.setattr(module, "open_records", lambda config, split: records)
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "evaluation")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    assert program.train(qvh_custom.get_config("tiny"), tmp_path / "run")
+
+    def losses(workdir):
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        return [(line["step"], line["total_loss"]) for line in lines if "total_loss" in line]
+
+    assert losses(tmp_path / "run") == losses(run)
+    stored = [Checkpoint.find(folder).variables() for folder in (run, tmp_path / "run")]
+    jax.tree.map(np.testing.assert_array_equal, *stored)
 
 
 def test_gates_are_logged_where_asked_for(run, records, tmp_path, monkeypatch):
