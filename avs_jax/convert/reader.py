@@ -42,7 +42,7 @@ def read_state_dict(path: str | os.PathLike, max_size: int = MAX_SIZE) -> dict[s
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise WeightsError(f"{path}: is a folder, pipe or device, not a file")
-    with blame(path), open(path, "rb") as file:
+    with blame(path, MemoryError), open(path, "rb") as file:
         return _read_arrays(_find_arrays(_parse(path, file)), max_size)
 
 

@@ -62,8 +62,10 @@ def check_shape(shape: Any, itemsize: int, found: int | None = None) -> tuple[tu
     axes = shape if isinstance(shape, list | tuple) else [shape]
     is_valid = axes is shape and len(axes) <= _MAX_AXES and are_sizes(*axes)
     if not is_valid or math.prod(max(n, 1) for n in axes) * itemsize > _MAX_SIZE:
-        sizes = ", ".join(str(n) if are_sizes(n) else describe(n) for n in axes[:4])
-        raise WeightsError(f"impossible shape of {len(axes)} axes ({sizes}...)")
+        is_short = [type(n) is int and n.bit_length() < 99 for n in axes[:4]]
+        shown = [str(n) if s else describe(n) for n, s in zip(axes, is_short, strict=False)]
+        shown += [f"... {len(axes)} axes"] * (len(axes) > 4)
+        raise WeightsError(f"impossible shape ({', '.join(shown)})")
     nbytes = math.prod(axes) * itemsize
     if found not in (None, nbytes):
         raise WeightsError(f"{found} bytes, shape {tuple(axes)} needs {nbytes}")
@@ -82,6 +84,8 @@ def blame(what: Any, *damage: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (WeightsError, *damage) as error:
+        if isinstance(error, MemoryError) and MemoryError not in damage:
+            raise  # a sound file can take too much of it, too
         text = " ".join(str(error).split())[:300]  # one line, whatever a library or a file says
         kind = "" if isinstance(error, WeightsError) else f"{type(error).__name__}: "
         raise WeightsError(f"{what}: {kind}{text}") from error

@@ -112,7 +112,7 @@ def header_of(shape, kind="'<f4'") -> str:
         (npy(header_of("(2**40,)")), r"x\.npy is not a \.npy array"),
         (npy(header_of(f"({2**40}, {2**40}, 0)")), r"x\.npy: impossible shape"),
         (npy(header_of("(-1,)"), bytes(4)), r"x\.npy: impossible shape"),
-        (npy(header_of(str((1,) * 70)), bytes(4)), r"x\.npy: impossible shape of 70 axes"),
+        (npy(header_of(str((1,) * 70)), bytes(4)), r"x\.npy: impossible shape .*70 axes"),
         (npy(header_of("(1,)", "('<f4', (1000000,))"), bytes(4)), r"x\.npy: numpy dtype"),
         (npy("{'descr': '<f4', 'fortran"), r"x\.npy is not a \.npy array"),
         (npy("(" * 9000), r"x\.npy is not a \.npy array"),
@@ -186,9 +186,12 @@ def test_too_little_memory(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise MemoryError("Unable to allocate 3.0 GiB")
 
-    monkeypatch.setattr("avs_jax.convert.stored.array_from_bytes", fail)
-    with pytest.raises(WeightsError, match=r"w\.npz: x: MemoryError: Unable to allocate 3.0 GiB"):
-        read_state_dict(tmp_path / "w.npz")
+    for function in ("stored.array_from_bytes", "archive.zipfile.ZipExtFile.read"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"avs_jax.convert.{function}", fail)
+            with pytest.raises(WeightsError, match=r"w\.npz: .*MemoryError: Unable.* 3.0 GiB") as e:
+                read_state_dict(tmp_path / "w.npz")
+            assert "damaged" not in str(e.value)
 
 
 # ---- safetensors ----
@@ -212,7 +215,7 @@ def test_too_little_memory(tmp_path, monkeypatch):
         ({"x": ("F32", None, [0, 8])}, 8, "x: impossible shape"),
         ({"x": ("F32", [2**70, 0], [0, 0])}, 0, "x: impossible shape"),
         ({"x": ("F32", [2**40, 2**40, 0], [0, 0])}, 0, "x: impossible shape"),
-        ({"x": ("F32", [1] * 70, [0, 4])}, 4, "x: impossible shape of 70 axes"),
+        ({"x": ("F32", [1] * 70, [0, 4])}, 4, "x: impossible shape .*70 axes"),
         ({"x": ("F32", [2**62] * 1_000_000, [0, 4])}, 4, "x: impossible shape"),
         ({"x": ("F32", [1], [-4, 0])}, 4, "x: bytes -4 to 0 lie outside"),
         ({"x": ("F32", [1], [0, 10**400])}, 4, "x: bytes 0 to 1000.* lie outside"),

@@ -283,6 +283,15 @@ def many_calls(data: bytes, call: bytes, count: int) -> bytes:
     )
 
 
+def nested_streams(levels: int) -> bytes:
+    """A stream that holds a stream that holds a stream ..."""
+    content = legacy_bytes([0], [])
+    for _ in range(levels):
+        call = Call("torch.storage", "_load_from_bytes", content)
+        content = dumps(0x1950A86A20F9469CFC6C) + dumps(1001) + dumps({}) + dumps(call, protocol=3)
+    return content
+
+
 TEXT = b"X" + struct.pack("<I", 1 << 18) + b"a" * (1 << 18)
 LIST = b"](" + b"K\1K\2\x86" * (1 << 16) + b"e"
 STREAM = legacy_bytes([0] * (1 << 16), [])
@@ -343,6 +352,7 @@ BOMBS = {
         "more than the file holds",
     ),
     "sizes": (many_calls(LIST, b"ctorch\nSize\n", 1 << 15), "impossible shape"),
+    "nested_streams": (nested_streams(2000), "RecursionError"),
     "streams": (
         many_calls(
             b"B" + struct.pack("<I", len(STREAM)) + STREAM,

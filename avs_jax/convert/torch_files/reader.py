@@ -81,7 +81,7 @@ class SafeUnpickler(pickle._Unpickler):
     def load_checked(self) -> Any:
         try:
             return self.load()
-        except WeightsError:
+        except (WeightsError, MemoryError):
             raise
         except Exception as error:  # a damaged pickle can raise nearly anything
             text = f"{type(error).__name__}: {error!s:.200}"
