@@ -172,10 +172,9 @@ def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
     reader = _ClipReader()
     frames = reader.images(clip.frames)
     masks = reader.images(tuple(clip.masks.values()), clip.mask_sizes)
-    if clip.num_classes > 2:
-        for path, data in zip(clip.masks.values(), masks, strict=True):
-            if data:
-                reader.attempt(_decode_labels, path, data, clip.num_classes)
+    for path, data in zip(clip.masks.values(), masks, strict=True):
+        if data:
+            reader.attempt(_decode_labels, path, data, clip.num_classes)
     pre_masks = reader.images(clip.pre_masks)
     waveform, rate = reader.attempt(read_wav, clip.wav) or (None, 0)
     flow, kind = reader.attempt(read_flow, clip.flow_dir, len(clip.frames)) or (None, "none")

@@ -214,6 +214,10 @@ def test_headers_that_lie_and_pipes(damaged, tmp_path, capsys):
     pipe = frame(damaged, "test", 0, "frame/2")
     pipe.unlink()
     os.mkfifo(pipe)
+    alpha = frame(damaged, "val", 1, "mask/2")
+    with Image.open(alpha) as mask:
+        black = Image.new("L", mask.size)
+        Image.merge("RGBA", (black, black, black, mask)).save(alpha)
     folder = (
         tmp_path
         / "flow"
@@ -229,12 +233,12 @@ def test_headers_that_lie_and_pipes(damaged, tmp_path, capsys):
     message = capsys.readouterr().err
     for path, words in (
         (sizes, "unreadable wav"), (rate, "sampled at 0 Hz"), (pipe, "not a regular file"),
-        (header, "no npy file"),
+        (header, "no npy file"), (alpha, "mode RGBA: the alpha channel differs"),
     ):  # fmt: skip
         assert f"{path}: {words}" in message
-    assert "4 missing or damaged files in 4 clips (16 clips are good)" in message
+    assert "5 missing or damaged files in 5 clips (15 clips are good)" in message
     assert run(*flags, "--skip-bad") == 0
-    assert open_built(tmp_path / "data").info.metadata["num_skipped"] == 4
+    assert open_built(tmp_path / "data").info.metadata["num_skipped"] == 5
     (damaged / "generated_objects.json").write_text("[]")
     assert run(damaged, tmp_path / "other") == 1
     assert "generated_objects.json: a JSON list, expected" in capsys.readouterr().err

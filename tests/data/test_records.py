@@ -16,53 +16,15 @@ from avs_jax.data.records import Records, open_records, read_folder
 from avs_jax.spec import InputError
 from configs.base import base_config
 from tests.avsbench_folders import build
+from tests.record_folder import build_records, frame
 from tfds_builders import features
 
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "s4_ama.py"
 
 
-def frame(index):
-    """Bytes that compression leaves as they are."""
-    return np.random.default_rng(index).bytes(99)
-
-
-def make_record(index):
-    return {
-        "clip_id": f"clip{index}", "category": "dog_barking", "category_label": 20,
-        "frames": [frame(index)], "masks": [], "mask_index": np.zeros(0, np.int32),
-        "pre_masks": [], "waveform": np.full((200, 1), index, np.int16), "sample_rate": 16000,
-        "flow": np.zeros((0, 0, 0, 0), np.float16), "flow_kind": "none",
-        "flow_has_first": False,
-        "visible_labels": np.zeros(0, np.int32),
-    }  # fmt: skip
-
-
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Three records, with the features of the real builders."""
-
-    name = "avsbench_s4"
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        return features.DatasetInfo(
-            builder=self,
-            features=features.record_features(),
-            metadata=tfds.core.MetadataDict(source="/nowhere", flow_dir=""),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager):
-        return {"train": ((index, make_record(index)) for index in range(3))}
-
-    def _generate_examples(self):
-        raise NotImplementedError
-
-
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    builder = Builder(data_dir=tmp_path_factory.mktemp("good"), file_format="array_record")
-    builder.download_and_prepare()
-    return pathlib.Path(builder.data_dir)
+    return build_records(tmp_path_factory.mktemp("good"))
 
 
 @pytest.fixture
