@@ -5,6 +5,7 @@ compiles far more than it computes. The whole model through the command lines (t
 exception and runs as users run it. What one worker compiled the others find.
 """
 
+import gc
 import os
 import pathlib
 import socket
@@ -34,6 +35,14 @@ GOLDEN = ROOT / "tests" / "golden"
 def golden_dir() -> pathlib.Path:
     """The folder of measured arrays."""
     return GOLDEN
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """A file's compiled programs go with it; those of the whole suite would fill the memory."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -247,7 +247,9 @@ def _beat(path: pathlib.Path, token: str, stop: threading.Event) -> None:
             continue
         if owner:
             print(f"error: {path} has been taken over by {_name(owner)}; stopping", file=sys.stderr)
-            os.kill(os.getpid(), signal.SIGINT)
+            # A job that a shell started in the background may ignore SIGINT.
+            is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGTERM if is_ignored else signal.SIGINT)
             return
 
 

@@ -142,7 +142,9 @@ def golden_clips(archive) -> dict[str, np.ndarray]:
 
 @pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize("name, variant", [
-    ("s4", ""), ("ms3", ""), ("ms3", "allmasked/"), ("ss", ""),
+    ("s4", ""), ("ss", ""),
+    pytest.param("ms3", "", marks=pytest.mark.slow),
+    pytest.param("ms3", "allmasked/", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_golden_through_both_command_lines(tmp_path, golden_dir, name, variant):
     recipe, module, (height, width) = GOLDENS[name]
@@ -185,6 +187,7 @@ def check_predictions(archive, variant, out):
         assert (labels == stored["out/sem_seg_argmax"]).mean() > 0.9999
 
 
+@pytest.mark.slow
 def test_clips_of_five_and_ten_frames_in_one_batch(tmp_path):
     """Each clip of a padded batch, forwarded together or by --arrays, equals its run alone."""
     recipe = "configs/s4_ama_brm.py:demo"
@@ -227,6 +230,7 @@ def test_clips_of_five_and_ten_frames_in_one_batch(tmp_path):
     assert np.any(listed["sem_seg"][0, :5]) and not np.any(listed["sem_seg"][0, 5:])
 
 
+@pytest.mark.slow
 def test_another_configuration_through_both_command_lines(tmp_path, small, capsys):
     config, state = small
     np.savez(tmp_path / "vct.npz", **state)

@@ -149,6 +149,7 @@ def test_flags_share_their_parameters():
     assert both == shapes() == shapes(tpavi_va=False, tpavi_vv=True)
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_whole_batch_on_eight_devices():
     """Batch norms of backbone and blocks: gradients and running statistics as on one device."""
     model, _, variables = small_model(tpavi_vv=True)
@@ -218,6 +219,7 @@ def test_images_of_any_size_are_padded_and_masks_cover_the_padding():
     assert logit_scores({"pred_masks": masks}, batch, (24, 24)).shape == (1, 2, 24, 24, 2)
 
 
+@pytest.mark.slow
 def test_remat_and_bfloat16_change_little_or_nothing():
     batch = random_batch(clips=1, frames=2, size=32)
     _, run, variables = small_model()

@@ -172,6 +172,7 @@ def test_at_the_end_the_best_checkpoint_is_reported_on_both_splits(never_stopped
     assert reports["test", "raw"].stat() == kept
 
 
+@pytest.mark.slow
 def test_early_stopping_comes_at_the_same_step_when_resumed(tmp_path, monkeypatch, capsys):
     """Also where the run is stopped at an evaluation, which is then left out and made up for."""
     scores = {1: 0.5, 2: 0.4, 3: 0.45, 4: 0.9}
@@ -250,6 +251,7 @@ def test_the_bytes_that_are_reported_are_those_of_the_plan(never_stopped):
     assert StepBytes(**reported) == StepBytes.of(compiled) and total == StepBytes.of(compiled).total
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing_again(never_stopped, tmp_path):
     """But for functions so small that compiling them takes no longer than reading a file."""
     events = []

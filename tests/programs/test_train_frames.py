@@ -7,12 +7,14 @@ frames that are there; with the others marked as not valid the two ways agree th
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from avs_jax.runtime import optim
 from avs_jax.tasks import make_task
 from tests import small
 
 
+@pytest.mark.slow
 def test_supervised_frames_give_the_loss_and_gradients_of_all():
     config = small.tiny_config("ama", "auxiliary")
     config.model.backbone.drop_path_rate = 0.2

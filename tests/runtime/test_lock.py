@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -188,7 +189,26 @@ def test_within_one_process_it_is_taken_once(tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
-def test_the_owner_touches_it_and_notices_who_took_over(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("is_in_background", [False, True])
+def test_the_owner_touches_it_and_notices_who_took_over(
+    tmp_path, monkeypatch, capsys, is_in_background
+):
+    """SIGINT stops it, or SIGTERM where a shell made the process ignore SIGINT."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if is_in_background:
+        handlers = {
+            signal.SIGINT: signal.SIG_IGN,
+            signal.SIGTERM: lambda *_: signal.default_int_handler(signal.SIGTERM, None),
+        }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        _lose_the_lock(tmp_path, monkeypatch, capsys)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _lose_the_lock(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
     path = tmp_path / ".lock"
     with pytest.raises(KeyboardInterrupt), locked(tmp_path, "training"):
