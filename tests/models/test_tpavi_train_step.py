@@ -88,8 +88,6 @@ def test_step_agrees_with_the_original(name):
     with jax.enable_x64(True):
         params = jax.tree.map(np.float64, variables["params"])
         (total, (terms, masks, stats)), grads = step(params, variables["batch_stats"], batch)
-        optimizer = optax.adam(1e-4)
-        deltas, _ = optimizer.update(grads, optimizer.init(params))
     np.testing.assert_allclose(total, case["loss"], rtol=1e-5)
     np.testing.assert_allclose(terms["loss_seg"], case["iou_loss"], rtol=1e-5)
     loss_av = case["lambda_1"] * case["sa_loss"]
@@ -106,12 +104,14 @@ def test_step_agrees_with_the_original(name):
         error = abs(np.linalg.norm(found[n].astype(np.float64)) - norm)
         assert error <= of_gradients * norm + noise, (n, error, norm)
 
-    deltas = invert_rules(flat_tree(deltas), rules, names)
     for n in names:
         if f"{name}/grad/{n}/shape" in ARRAYS:
             assert_probe(found[n], f"{name}/grad/{n}", ARRAYS, of_gradients)
-        if f"{name}/adam_delta/{n}/shape" in ARRAYS:
-            assert_probe(deltas[n], f"{name}/adam_delta/{n}", ARRAYS, DELTA_TOLERANCE)
+    changed = {n: found[n] for n in names if f"{name}/adam_delta/{n}/shape" in ARRAYS}
+    optimizer = optax.adam(1e-4)
+    deltas, _ = optimizer.update(changed, optimizer.init(changed))
+    for n, delta in deltas.items():
+        assert_probe(delta, f"{name}/adam_delta/{n}", ARRAYS, DELTA_TOLERANCE)
 
     buffers = {key.removeprefix(f"{name}/buf/") for key in ARRAYS if key.startswith(f"{name}/buf/")}
     kept = {n for n in buffers if n.startswith("resnet.layer3_2")}  # never runs, kept aside
