@@ -371,7 +371,7 @@ def _streams(path: _Path, container) -> tuple:
     frames = _frame_stream(path, container)
     if not container.streams.audio:
         raise VideoError(path, "no sound: the file has no audio stream, and the model needs one")
-    return frames, container.streams.audio[0]
+    return frames, _decodable(path, container.streams.audio[0])
 
 
 def _frame_stream(path: _Path, container):
@@ -383,9 +383,16 @@ def _frame_stream(path: _Path, container):
     ]
     if not streams:
         raise VideoError(path, "no frames: the file has no video stream")
-    _check_size(path, streams[0].width, streams[0].height)
-    streams[0].thread_type = "AUTO"
-    return streams[0]
+    frames = _decodable(path, streams[0])
+    _check_size(path, frames.width, frames.height)
+    frames.thread_type = "AUTO"
+    return frames
+
+
+def _decodable(path: _Path, stream):
+    if stream.codec_context is None:
+        raise VideoError(path, f"no decoder for its {stream.type} stream")
+    return stream
 
 
 def _check_size(path: _Path, width: int, height: int) -> None:

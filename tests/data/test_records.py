@@ -17,7 +17,7 @@ from avs_jax.spec import InputError
 from configs.base import base_config
 from tests.avsbench_folders import build
 from tests.record_folder import build_records, frame
-from tfds_builders import features
+from tfds_builders import features, moments
 
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "s4_ama.py"
 
@@ -150,9 +150,12 @@ def test_features_that_no_builder_writes(folder, what):
         Records(folder, "train")
 
 
-def test_the_builders_features_are_known(folder):
+@pytest.mark.parametrize("builder", [features, moments])
+def test_the_builders_features_are_known(folder, builder):
     """And come back as they are, so nothing is lost on the way."""
-    assert repr(read_folder(folder).features) == repr(features.record_features())
+    written = builder.record_features()
+    written.save_config(folder)
+    assert repr(read_folder(folder).features) == repr(written)
 
 
 # ---- damage ----
