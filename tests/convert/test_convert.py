@@ -142,7 +142,8 @@ def golden_clips(archive) -> dict[str, np.ndarray]:
 
 @pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize("name, variant", [
-    ("s4", ""), ("ss", ""),
+    ("s4", ""),
+    pytest.param("ss", "", marks=pytest.mark.slow),
     pytest.param("ms3", "", marks=pytest.mark.slow),
     pytest.param("ms3", "allmasked/", marks=pytest.mark.slow),
 ])  # fmt: skip
@@ -268,6 +269,7 @@ def test_another_configuration_through_both_command_lines(tmp_path, small, capsy
     assert out["sem_seg"][0].any() and not out["sem_seg"][1, 2].any()
 
 
+@pytest.mark.slow
 def test_fresh_parts_follow_the_seed(small):
     config, state = small
     first = convert_weights.convert(state, "vct", config)

@@ -137,6 +137,7 @@ def test_pre_mask_dropout_drops_the_branch_for_whole_clips(without_fusion):
     assert 0 < changed[:, 0].sum() < 4
 
 
+@pytest.mark.slow
 def test_lambda_zero_does_not_change_the_masks(variables):
     """The same parameters give the same bits with and without AMA, but not with lambda 1."""
     batch = random_batch()

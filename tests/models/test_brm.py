@@ -308,6 +308,7 @@ def test_the_criterion_only_adds_the_boundary_term():
 # ---- the whole model ----
 
 
+@pytest.mark.slow
 def test_adding_refinement_to_a_checkpoint_changes_no_mask(tmp_path):
     """VCT's golden weights, AMA at lambda 0 and fresh BRM: the masks of VCT without either."""
     config, batch = tiny_config("ms3"), tiny_batch("ms3")

@@ -81,6 +81,7 @@ def test_the_largest_batch(cost, limit, expected, most):
     assert all(n % 4 == 0 for n in measured) and len(measured) == len(set(measured)) <= most
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_configuration(capsys):
     config = small.tiny_config()  # it is compiled six times
     mesh = sharding.make_mesh(config)
