@@ -63,6 +63,7 @@ def train_outputs(model, variables, batch):
 
 
 @pytest.mark.parametrize("name", ["s4", "ms3"])
+@pytest.mark.slow
 def test_encoders_agree_with_the_original(name):
     arrays, intermediates = golden(name), tiny_outputs(name)["intermediates"]
     for branch in ("backbone", "pre_sam_backbone", "fused"):

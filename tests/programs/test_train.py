@@ -142,6 +142,7 @@ def _zeros(x):
     return np.zeros(x.shape, x.dtype)
 
 
+@pytest.mark.slow
 def test_at_the_end_the_best_checkpoint_is_reported_on_both_splits(never_stopped, capsys):
     folder = never_stopped / "evaluation"
     names = sorted(p.name for p in folder.iterdir() if p.is_dir())

@@ -380,7 +380,8 @@ def test_no_target_reaches_the_model():
     assert seen == {"images", "log_mel", "valid", "frame_index"}
 
 
-@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_batch_without_a_supervised_frame_is_finite(one_device, accumulate):
     step = one_device[0]
 
