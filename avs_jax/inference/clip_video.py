@@ -72,7 +72,7 @@ def predict_video(
         frames = _predict_windows(predictor, labels, video, given, estimator, folder, seconds)
         write_overlay(folder / "overlay.mp4", frames, 1.0, path)
         source = None
-        if config.model.pre_masks:
+        if config.data.pre_masks:
             source = str(pre_masks) if pre_masks else FELZENSZWALB
         motion = None
         if "motion" in predictor.task.model.reads():
@@ -147,7 +147,7 @@ def _predict_windows(
 
 
 def _window_pre_masks(config: ConfigDict, frames, given, start: int) -> list:
-    if not config.model.pre_masks:
+    if not config.data.pre_masks:
         return []
     if given:
         return [given[start + t].read_bytes() for t in range(len(frames))]
