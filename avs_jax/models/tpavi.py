@@ -224,18 +224,23 @@ class TPAVI(nn.Module):
             jnp.dtype(self.dtype),
             name=f"tpavi_b{stage + 1}",
         )
-        clips, frames = counted.shape
-        length = min(self.attention_frames, frames)
-        extra = -frames % length
+        (clips, frames), length = counted.shape, self.attention_frames
+        groups = -(-frames // length)
+        places = jnp.arange(groups * length)
+        # Whole groups need nothing; exported programs do not know the number of frames.
+        is_whole = isinstance(frames, int) and frames % length == 0
 
         def group(a):
-            a = jnp.pad(a, ((0, 0), (0, extra)) + ((0, 0),) * (a.ndim - 2))
-            return a.reshape(-1, length, *a.shape[2:])
+            a = a if is_whole else jnp.take(a, places, axis=1, mode="clip")
+            return a.reshape(clips * groups, length, *a.shape[2:])
 
         def ungroup(a):
-            return a.reshape(clips, frames + extra, *a.shape[2:])[:, :frames]
+            a = a.reshape(clips, groups * length, *a.shape[2:])
+            return a if is_whole else jnp.take(a, jnp.arange(frames), axis=1, mode="clip")
 
-        calls, inputs = {}, (group(x), group(audio), group(counted))
+        exists = jnp.broadcast_to((places < frames)[None], (clips, groups * length))
+        exists = exists.reshape(clips * groups, length)
+        calls, inputs = {}, (group(x), group(audio), group(counted) & exists)
         # In this order the original updates the running statistics.
         for name, is_on in (("vv", self.tpavi_vv), ("va", self.tpavi_va)):
             if is_on:

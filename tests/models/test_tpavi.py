@@ -129,6 +129,20 @@ def test_frames_meet_in_groups():
     assert all(np.any(before[0, t] != after[0, t]) for t in range(5, 10))
 
 
+def test_exported_program_takes_any_number_of_clips_and_frames():
+    model, run, variables = small_model(tpavi_vv=True)
+    batch = random_batch(clips=2, frames=7, size=32)
+    batch["valid"][0, 3:] = False
+    scope = jax.export.SymbolicScope()
+    symbols = jax.export.symbolic_shape("B, T", scope=scope)
+    shapes = {
+        name: jax.ShapeDtypeStruct((*symbols, *x.shape[2:]), x.dtype) for name, x in batch.items()
+    }
+    apply = jax.jit(lambda batch: model.apply(variables, batch)["pred_masks"])
+    exported = jax.export.export(apply)(shapes)
+    np.testing.assert_allclose(exported.call(batch), run(batch), atol=2e-5)
+
+
 def test_audio_moves_the_masks_where_pixels_attend_to_it():
     batch = random_batch(frames=2, size=32)
     swapped = batch | {"log_mel": batch["log_mel"][::-1]}

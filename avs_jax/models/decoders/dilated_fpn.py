@@ -70,14 +70,15 @@ def dilated_convolve(x: Array, kernel: Array, dilation: int) -> Array:
             rhs_dilation=(dilation, dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-    y = jnp.zeros((n, h, w, kernel.shape[-1]), x.dtype)
+    features = kernel.shape[-1]
+    y = jnp.zeros((n, h, w, features), x.dtype)
     for i in range(3):
         for j in range(3):
             down, right = (i - 1) * dilation, (j - 1) * dilation
             if abs(down) >= h or abs(right) >= w:
                 continue
             seen = x[:, max(down, 0) : h + min(down, 0), max(right, 0) : w + min(right, 0)]
-            product = (seen.reshape(-1, channels) @ kernel[i, j]).reshape(*seen.shape[:3], -1)
+            product = (seen.reshape(-1, channels) @ kernel[i, j]).reshape(*seen.shape[:3], features)
             rows, columns = ((max(-by, 0), max(by, 0)) for by in (down, right))
             y += jnp.pad(product, ((0, 0), rows, columns, (0, 0)))
     return y
