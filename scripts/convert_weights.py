@@ -261,8 +261,8 @@ def convert_part(
     rules = part.rules(section, state_dict)
     fresh = () if strict else part.fresh(state_dict)
     result = _fill(state_dict, rules, make_part_init(config, part.section), fresh)
-    beside = ConfigDict({"part": part.section, part.section: section.to_dict()})
-    return result._replace(notes=notes + result.notes), beside
+    stored_config = ConfigDict({"part": part.section, part.section: section.to_dict()})
+    return result._replace(notes=notes + result.notes), stored_config
 
 
 def _fill(
@@ -438,21 +438,21 @@ def run(argv: Sequence[str]) -> None:
     if output.exists():
         raise UsageError(f"--output={output} exists; choose a new folder, nothing was written")
     state_dict, notes = read_state_dict(values.input, parse_bytes(values.max_size)), []
-    beside = config
+    stored_config = config
     try:
         if values.cast:
             state_dict, notes = cast(state_dict)
         if values.source == RAFT_SOURCE:
-            result, beside = convert_raft(state_dict)
+            result, stored_config = convert_raft(state_dict)
         elif values.source in PARTS:
-            result, beside = convert_part(state_dict, values.source, config, values.strict)
+            result, stored_config = convert_part(state_dict, values.source, config, values.strict)
         else:
             result = convert(state_dict, values.source, config, values.strict)
     except ConversionError as error:
         hint = "\n(--cast turns other floats into float32)" if other_floats(state_dict) else ""
         raise ConversionError(f"{values.input}, nothing was written: {error}{hint}") from error
-    save_variables(output, result.variables, beside, result.kept)
-    report(values, state_dict, result._replace(notes=notes + result.notes), config or beside)
+    save_variables(output, result.variables, stored_config, result.kept)
+    report(values, state_dict, result._replace(notes=notes + result.notes), config or stored_config)
 
 
 def report(

@@ -1,7 +1,7 @@
 """Names of QD-DETR's and AVIGATE's state dicts, and where each tensor goes in the parameter tree.
 
-The rules (rules.py) carry a state dict both ways. The names, in the order of the state dict, are
-what an export gives back. Sources: wjun0830/QD-DETR (commit 56c63b2), its fork with gated fusion
+The rules (rules.py) map a state dict both ways. Export writes the names in the order of the state
+dict. Sources: wjun0830/QD-DETR (commit 56c63b2), its fork with gated fusion
 (dd81d7c; the older gate 73b09d9), BoseungJeong/AVIGATE-CVPR2025 (ca03ede).
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from avs_jax.convert.rules import Rule
 
-# Positions of words, which the published models have and never read.
+# Position embeddings of words, which the published models have and never read.
 UNUSED_SOURCE_TENSORS = r"txt_position_embed\..*"
 
 ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")

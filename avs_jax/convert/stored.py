@@ -23,7 +23,7 @@ class WeightsError(InputError):
 
 
 class Source(NamedTuple):
-    """Bytes of a file that arrays are made of: how many `load` puts into memory, beside them."""
+    """Bytes of a file from which arrays are built; `load` takes `nbytes` of memory for them."""
 
     nbytes: int
     load: Callable[[], Any]
@@ -43,7 +43,7 @@ class StoredArray(NamedTuple):
     build: Callable[[Any], np.ndarray]
 
     def declare(self) -> "StoredArray":
-        """As what stands for an array in a pickle."""
+        """Returns itself; the stand-ins in pickles have this method, too."""
         return self
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from avs_jax.convert.rules import Rule
 
 # Tensors of a VCT state dict that no parameter uses and nothing can recompute. The converter stores
-# them beside the parameters, so that export can return them.
+# them with the parameters, so that export can return them.
 UNUSED_SOURCE_TENSORS = (
     r"audio_backbone\.embeddings\.\d+\.(weight|bias)"
     r"|criterion\.empty_weight"

@@ -25,7 +25,7 @@ BATCH_NORM = (*NORM, "running_mean", "running_var", "num_batches_tracked")
 def tpavi_rules(model_config: Mapping[str, Any]) -> list[Rule]:
     """The whole state dict -> models.tpavi.TPAVI, all variants and modes.
 
-    VGGish's tensors are taken where a file has them under `audio_backbone.`.
+    Files may also hold VGGish, under `audio_backbone.`.
 
     Args:
       model_config: config.model; reads the backbone.
