@@ -111,7 +111,11 @@ def test_step_agrees_with_the_original(name):
     optimizer = optax.adam(1e-4)
     deltas, _ = optimizer.update(changed, optimizer.init(changed))
     for n, delta in deltas.items():
-        assert_probe(delta, f"{name}/adam_delta/{n}", ARRAYS, DELTA_TOLERANCE)
+        # The first step is g / (|g| + 1e-8): of a gradient below its own noise it shows the noise.
+        is_known = np.abs(found[n]) > of_gradients * np.abs(found[n]).max()
+        assert_probe(
+            delta, f"{name}/adam_delta/{n}", ARRAYS, DELTA_TOLERANCE, lambda at, k=is_known: k[at]
+        )
 
     buffers = {key.removeprefix(f"{name}/buf/") for key in ARRAYS if key.startswith(f"{name}/buf/")}
     kept = {n for n in buffers if n.startswith("resnet.layer3_2")}  # never runs, kept aside
