@@ -243,7 +243,7 @@ def in_their_order(tree, case):
     return theirs
 
 
-@pytest.mark.parametrize("case", ["v", "va"])
+@pytest.mark.parametrize("case", [pytest.param("v", marks=pytest.mark.slow), "va"])
 def test_the_whole_model_s_loss_and_gradients(case):
     golden = arrays("losses")
     step, params = training(case)

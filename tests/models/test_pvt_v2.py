@@ -90,6 +90,7 @@ def test_drop_path_of_a_frame_depends_only_on_its_id():
     assert np.abs(whole - run(x, None, train=False)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient():
     """In the first stage, whose two blocks are scanned like those of any other."""
     x = images(1)[:, :32, :32]

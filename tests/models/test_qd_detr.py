@@ -193,7 +193,10 @@ def test_the_reference_s_mask_makes_rows_depend_on_each_other():
         assert (np.abs(whole - row).max() < 1e-5) == agrees
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize(
+    "fusion",
+    [x if x in ("concat", "avigate") else pytest.param(x, marks=pytest.mark.slow) for x in FUSIONS],
+)
 def test_doubling_the_padding_changes_nothing(fusion):
     read = random_inputs()
     padded = {

@@ -227,6 +227,7 @@ def test_drop_path_rates_grow_with_depth_and_keep_the_mean():
     assert abs(both - 0.16) < 0.03
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient():
     """In a stage with a scanned pair and a last block, drop path on."""
     params = odd_variables()["params"]["layers_1"]
