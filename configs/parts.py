@@ -74,6 +74,29 @@ def vggish() -> ConfigDict:
     return ConfigDict({"name": "vggish", "width": 64})  # channels of the first convolution
 
 
+# ---- text encoders ----
+
+
+def tiny_text() -> ConfigDict:
+    """A two-layer transformer on words, trained in place; the other keys have its sizes."""
+    return ConfigDict({"name": "tiny", "vocab_size": 4096, "hidden_dim": 128})
+
+
+def distilroberta() -> ConfigDict:
+    """distilroberta-base; roberta-base has 12 layers."""
+    return ConfigDict(
+        {
+            "name": "roberta",
+            "vocab_size": 50265,
+            "hidden_dim": 768,
+            "num_layers": 6,
+            "num_heads": 12,
+            "ffn_dim": 3072,
+            "max_positions": 514,
+        }
+    )
+
+
 # ---- fusions ----
 
 

@@ -15,6 +15,7 @@
   pvt_v2    config.model.backbone        the official one and AVSBench's encoder, timm's
   resnet50  config.model.backbone        torchvision's, AVSBench's two-branch net
   vggish    config.model.audio_backbone  AVSBench's and VCT's
+  roberta   config.model.text            Hugging Face's roberta-base, distilroberta-base
   raft      RAFT, a separate model       torchvision's, princeton-vl's
 
 Input: .npz, .safetensors, .pth, .pt or .pkl. Nothing in it is executed, and a file whose tensors
@@ -29,8 +30,8 @@ a Swin with another window size, the tables of relative positions are interpolat
 so.
 
 To train from a converted backbone, pass --config.init.backbone=DIR or --config.init.audio_backbone
-=DIR. RAFT takes no configuration, since the file tells large from small; avs_jax.flow and
-avs_jax.predict read the result.
+=DIR or --config.init.text=DIR. RAFT and RoBERTa take no configuration, since their files tell their
+sizes; avs_jax.flow and avs_jax.predict read RAFT's result.
 """
 
 import collections
@@ -48,7 +49,7 @@ from absl import flags
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from avs_jax.convert import ground_names, tpavi_names
+from avs_jax.convert import ground_names, text_names, tpavi_names
 from avs_jax.convert.bias_tables import resize_bias_tables
 from avs_jax.convert.reader import MAX_SIZE, read_state_dict
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules
@@ -135,11 +136,13 @@ class Part(NamedTuple):
       section: the key of config.model that describes it.
       rules: (that section, names in the file) -> table.
       fresh: names in the file -> regexes for the paths that the file does not hold.
+      describe: state dict -> that section, where the file tells it; then --config is not needed.
     """
 
     section: str
     rules: Callable[[Mapping[str, Any], Collection[str]], list[Rule]]
     fresh: Callable[[Collection[str]], tuple[str, ...]] = lambda names: ()
+    describe: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] | None = None
 
 
 def swin_fresh(names: Collection[str]) -> tuple[str, ...]:
@@ -159,7 +162,11 @@ PARTS = {
     "vggish": Part(
         "audio_backbone", lambda config, _: vggish_rules("", "", bool(config.get("embedding")))
     ),
+    "roberta": Part(
+        "text", lambda *_: text_names.roberta_rules(), describe=text_names.roberta_section
+    ),
 }
+NO_CONFIG = (RAFT_SOURCE, *(name for name, part in PARTS.items() if part.describe))
 
 
 class Conversion(NamedTuple):
@@ -263,6 +270,12 @@ def convert_part(
     result = _fill(state_dict, rules, make_part_init(config, part.section), fresh)
     stored_config = ConfigDict({"part": part.section, part.section: section.to_dict()})
     return result._replace(notes=notes + result.notes), stored_config
+
+
+def described_config(state_dict: Mapping[str, np.ndarray], source: str) -> ConfigDict:
+    """The configuration of a part whose file tells its sizes."""
+    part = PARTS[source]
+    return ConfigDict({"seed": 0, "model": {part.section: part.describe(state_dict)}})
 
 
 def _fill(
@@ -405,13 +418,14 @@ def make_part_init(config: ConfigDict, section: str) -> Callable[[], tuple[dict,
     """() -> initial (params, batch_stats) of the part that config.model[section] describes."""
     described = config.model[section].to_dict()
     part = make_part(section, find_part(section, described), described)
-    shape = {
-        "backbone": (1, SIZE_DIVISOR, SIZE_DIVISOR, 3),
-        "audio_backbone": (1, MEL_FRAMES, MEL_BANDS),
+    example = {
+        "backbone": np.zeros((1, SIZE_DIVISOR, SIZE_DIVISOR, 3), np.float32),
+        "audio_backbone": np.zeros((1, MEL_FRAMES, MEL_BANDS), np.float32),
+        "text": np.zeros((1, 1), np.int32),
     }[section]
 
     def init():
-        variables = part.init(jax.random.key(config.seed), np.zeros(shape, np.float32))
+        variables = part.init(jax.random.key(config.seed), example)
         return variables["params"], variables.get("batch_stats", {})
 
     return init
@@ -431,7 +445,7 @@ def run(argv: Sequence[str]) -> None:
     """`main`, with exceptions."""
     required = ("source", "input", "output")
     config, values, _ = parse(argv, define_flags, __doc__, required, needs_config=False)
-    if (values.source == RAFT_SOURCE) == (config is not None):
+    if (values.source in NO_CONFIG) == (config is not None):
         what = "needs no --config" if config is not None else "needs --config"
         raise UsageError(f"--source={values.source} {what}; --help lists the flags")
     output = pathlib.Path(values.output)
@@ -445,6 +459,7 @@ def run(argv: Sequence[str]) -> None:
         if values.source == RAFT_SOURCE:
             result, stored_config = convert_raft(state_dict)
         elif values.source in PARTS:
+            config = config or described_config(state_dict, values.source)
             result, stored_config = convert_part(state_dict, values.source, config, values.strict)
         else:
             result = convert(state_dict, values.source, config, values.strict)

@@ -15,16 +15,19 @@ from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.backbones.vggish import VGGish
 from avs_jax.models.decoders import boundary
 from avs_jax.models.fusion import ama
+from avs_jax.models.text.encoder import TextEncoder
 from avs_jax.spec import InputError, nearest
 
 # Section of config.model -> name -> module or stage; None if the part is absent.
 BACKBONES = {"swin": Swin, "pvt_v2": PVTv2, "resnet50": ResNet}
 AUDIO_BACKBONES = {"vggish": VGGish}
+TEXT_ENCODERS = {"tiny": TextEncoder, "roberta": TextEncoder}  # they differ in size and weights
 FUSIONS = {"none": None, "ama": ama.STAGE}
 REFINERS = {"none": None, "auxiliary": boundary.AUXILIARY, "refine": boundary.REFINE}
 TABLES = {
     "backbone": BACKBONES,
     "audio_backbone": AUDIO_BACKBONES,
+    "text": TEXT_ENCODERS,
     "fusion": FUSIONS,
     "refiner": REFINERS,
 }

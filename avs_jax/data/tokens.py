@@ -1,0 +1,211 @@
+"""Text to token ids: a vocabulary of words of our own, or the tokenizer of a RoBERTa checkpoint.
+
+A text becomes <s> pieces </s>, cut to a number of tokens and padded. Ids of the four special tokens
+are RoBERTa's in both cases, so one encoder (models/text/encoder.py) reads either.
+
+  tiny      words and punctuation, in lower case; ids from a vocabulary that `count_words` makes of
+            training texts. The file is plain JSON: {"format": FORMAT, "words": [...]}.
+  roberta   the user's tokenizer.json, or a folder with it or with vocab.json and merges.txt, read
+            by the `tokenizers` package (pip install avs_jax[text])
+
+Control characters count as spaces. An empty text is <s> </s>.
+"""
+
+import collections
+import functools
+import json
+import pathlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from avs_jax.data.input_files import first_line, read_json
+from avs_jax.spec import InputError
+
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+BOS, PAD, EOS, UNKNOWN = range(4)
+SOURCES = ("tiny", "roberta")
+FORMAT = "avs_jax words 1"
+VOCABULARY = "vocabulary.json"  # beside the records whose training texts it was made from
+MAX_CHARACTERS = 100_000  # of one text, before anything looks at it
+_HUB_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+
+
+class Tokenizer(Protocol):
+    """Pieces of a text.
+
+    Attributes:
+      size: ids are below it.
+    """
+
+    size: int
+
+    def pieces(self, text: str) -> list[int]:
+        """Ids of a text without special tokens."""
+
+
+class Tokens(NamedTuple):
+    """One text, or several stacked.
+
+    Attributes:
+      ids: int32 [N], PAD after the end.
+      mask: bool [N], the token exists.
+      num_pieces: of the whole text, without special tokens.
+    """
+
+    ids: np.ndarray
+    mask: np.ndarray
+    num_pieces: int
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the text had more pieces than there was room for."""
+        return self.num_pieces > len(self.ids) - 2
+
+
+def tokenize(tokenizer: Tokenizer, text: str, max_tokens: int) -> Tokens:
+    """A text as max_tokens ids, N; longer texts lose their last pieces and keep </s>.
+
+    Raises:
+      InputError: more than MAX_CHARACTERS, or N has no room for a piece.
+    """
+    if max_tokens < 3:
+        raise InputError(f"max_tokens = {max_tokens}: <s> and </s> need two, expected at least 3")
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(
+            f"a text of {len(text):,} characters ({text[:40]!r}...), at most {MAX_CHARACTERS:,}"
+        )
+    pieces = tokenizer.pieces(clean(text))
+    kept = [BOS, *pieces[: max_tokens - 2], EOS]
+    ids = np.full(max_tokens, PAD, np.int32)
+    ids[: len(kept)] = kept
+    return Tokens(ids, np.arange(max_tokens) < len(kept), len(pieces))
+
+
+def clean(text: str) -> str:
+    """A text in Unicode's NFC, control characters and runs of spaces as one space."""
+    text = unicodedata.normalize("NFC", text)
+    # Cc: control characters; Cs: halves of surrogate pairs, which no encoder takes.
+    text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
+    return " ".join(text.split())
+
+
+# ---- words ----
+
+
+def split_words(text: str) -> list[str]:
+    """Runs of letters and digits, with inner apostrophes, and every other character by itself."""
+    return re.findall(r"\w+(?:'\w+)*|[^\w\s]", clean(text).lower())
+
+
+def count_words(texts: Iterable[str], size: int) -> list[str]:
+    """The words of a vocabulary of at most `size` ids: the most frequent, ties in code order."""
+    counts = collections.Counter(word for text in texts for word in split_words(text))
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    return ranked[: size - len(SPECIAL)]
+
+
+def vocabulary_text(words: Sequence[str]) -> str:
+    """The file of a vocabulary."""
+    content = {"format": FORMAT, "words": list(words)}
+    return json.dumps(content, ensure_ascii=False, indent=0) + "\n"
+
+
+def read_vocabulary(path: pathlib.Path) -> list[str]:
+    """The words of such a file; InputError if it is not one."""
+    content = read_json(path)
+    words = content.get("words")
+    if content.get("format") != FORMAT or not isinstance(words, list):
+        raise InputError(f"{path}: not a vocabulary, expected format {FORMAT!r} and words")
+    if not all(isinstance(word, str) and word for word in words) or len(set(words)) < len(words):
+        raise InputError(f"{path}: words must be different texts, none of them empty")
+    return words
+
+
+class WordTokenizer:
+    """Ids by a vocabulary of words; any other word is <unk>."""
+
+    def __init__(self, words: Sequence[str]):
+        self._ids = {word: i for i, word in enumerate(words, start=len(SPECIAL))}
+        self.size = len(SPECIAL) + len(words)
+
+    def pieces(self, text: str) -> list[int]:
+        """See `Tokenizer`."""
+        return [self._ids.get(word, UNKNOWN) for word in split_words(text)]
+
+
+# ---- the tokenizer of a checkpoint ----
+
+
+class HubTokenizer:
+    """RoBERTa's byte-level BPE, from a user's files; picklable, opened where it is used."""
+
+    def __init__(self, path: pathlib.Path):
+        """Opens `path`, a tokenizer.json or a folder of files.
+
+        Raises:
+          InputError: the package is absent, there is no such file, or its ids are not RoBERTa's.
+        """
+        self._path = path
+        self.size = self._tokenizer.get_vocab_size()
+        found = tuple(self._tokenizer.token_to_id(token) for token in SPECIAL)
+        if found != (BOS, PAD, EOS, UNKNOWN):
+            raise InputError(
+                f"{path}: ids of {', '.join(SPECIAL)} are {found}, expected RoBERTa's 0, 1, 2, 3"
+            )
+
+    def __reduce__(self):
+        return HubTokenizer, (self._path,)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise InputError(
+                f"{self._path}: reading it takes the package tokenizers: pip install avs_jax[text]"
+            ) from error
+        file, vocabulary, merges = (self._path / name for name in _HUB_FILES)
+        if not self._path.is_dir():
+            file = self._path
+        elif not file.is_file() and vocabulary.is_file() and merges.is_file():
+            return _read_pair(tokenizers, vocabulary, merges)
+        read_json(file)  # a missing or damaged file is an error that names it
+        try:
+            return tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the package raises Exception itself
+            raise InputError(f"{file}: not a tokenizer ({first_line(error)})") from error
+
+    def pieces(self, text: str) -> list[int]:
+        """See `Tokenizer`."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _read_pair(tokenizers: Any, vocabulary: pathlib.Path, merges: pathlib.Path) -> Any:
+    """The tokenizer of vocab.json and merges.txt, as RoBERTa splits text before BPE."""
+    try:
+        model = tokenizers.models.BPE.from_file(str(vocabulary), str(merges))
+    except Exception as error:
+        raise InputError(f"{vocabulary}, {merges.name}: {first_line(error)}") from error
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+def load_tokenizer(source: str, path: str | pathlib.Path) -> Tokenizer:
+    """The tokenizer of a source.
+
+    Args:
+      source: "tiny" or "roberta".
+      path: vocabulary.json; or tokenizer.json or a folder of the checkpoint's files.
+
+    Raises:
+      InputError: an unknown source, or files that are missing or of another kind.
+    """
+    if source not in SOURCES:
+        raise InputError(f"text source {source!r}: choose one of {SOURCES}")
+    path = pathlib.Path(path).expanduser()
+    return WordTokenizer(read_vocabulary(path)) if source == "tiny" else HubTokenizer(path)

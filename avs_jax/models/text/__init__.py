@@ -1,0 +1,1 @@
+"""Text encoders: token ids to features, one per token."""
