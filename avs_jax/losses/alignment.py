@@ -33,16 +33,8 @@ MAX_SCALE = 100.0
 MININGS = ("all", "hardest", "semihard")
 LOSSES = ("infonce", "sigmoid", "triplet")
 TREATMENTS = ("negative", "ignored", "positive")  # of pairs of the same class
-EPSILON = 1e-12  # a shorter vector keeps its direction, not unit length
 
 Array = jax.Array
-
-
-def normalize(x: Array) -> Array:
-    """[..., D] to unit length, in float32."""
-    x = x.astype(jnp.float32)
-    square = jnp.square(x).sum(-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, EPSILON**2))
 
 
 # ---- the learned scale ----

@@ -24,7 +24,12 @@ from avs_jax.models.decoders.pixel_decoder import PixelDecoder
 from avs_jax.models.decoders.vct_decoder import VCTDecoder
 from avs_jax.models.fusion.gates import ChannelGate
 from avs_jax.models.layers import MLP
-from avs_jax.models.parts import find_part, make_part
+from avs_jax.models.parts import (
+    MAP_AUDIO_BACKBONES,
+    MAP_BACKBONES,
+    find_part,
+    make_part,
+)
 from avs_jax.models.rules import at_least, divides, one_of, within
 from avs_jax.models.stage import Stage, StageInputs, StageResult
 from avs_jax.ops.frames import fold_frames, unfold_frames
@@ -99,6 +104,8 @@ class AVS(nn.Module):
         divides("decoder.num_heads", "hidden_dim"),
         one_of("remat", REMAT_POLICIES),
         one_of("dtype", DTYPES),
+        one_of("backbone.name", list(MAP_BACKBONES)),
+        one_of("audio_backbone.name", list(MAP_AUDIO_BACKBONES)),
     )
 
     @nn.compact

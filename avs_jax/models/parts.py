@@ -9,19 +9,25 @@ from typing import Any
 
 import flax.linen as nn
 
+from avs_jax.models.backbones.ast import AST
+from avs_jax.models.backbones.clip_vit import CLIPViT
 from avs_jax.models.backbones.pvt_v2 import PVTv2
 from avs_jax.models.backbones.resnet import ResNet
 from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.backbones.vggish import VGGish
 from avs_jax.models.decoders import boundary
 from avs_jax.models.fusion import ama
+from avs_jax.models.text.clip_text import CLIPText
 from avs_jax.models.text.encoder import TextEncoder
 from avs_jax.spec import InputError, nearest
 
 # Section of config.model -> name -> module or stage; None if the part is absent.
-BACKBONES = {"swin": Swin, "pvt_v2": PVTv2, "resnet50": ResNet}
-AUDIO_BACKBONES = {"vggish": VGGish}
-TEXT_ENCODERS = {"tiny": TextEncoder, "roberta": TextEncoder}  # they differ in size and weights
+MAP_BACKBONES = {"swin": Swin, "pvt_v2": PVTv2, "resnet50": ResNet}  # give four maps
+BACKBONES = {**MAP_BACKBONES, "clip_vit": CLIPViT}  # the others give a vector per frame
+MAP_AUDIO_BACKBONES = {"vggish": VGGish}
+AUDIO_BACKBONES = {**MAP_AUDIO_BACKBONES, "ast": AST}
+# The first two differ in size and weights and give tokens, CLIP's a vector per text.
+TEXT_ENCODERS = {"tiny": TextEncoder, "roberta": TextEncoder, "clip": CLIPText}
 FUSIONS = {"none": None, "ama": ama.STAGE}
 REFINERS = {"none": None, "auxiliary": boundary.AUXILIARY, "refine": boundary.REFINE}
 TABLES = {

@@ -29,7 +29,12 @@ from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from avs_jax.models.decoders.dilated_fpn import DilatedSum, FusionBlock
 from avs_jax.models.fusion.tpavi_block import MODES, TPAVIBlock
 from avs_jax.models.layers import Conv, Linear
-from avs_jax.models.parts import find_part, make_part
+from avs_jax.models.parts import (
+    MAP_AUDIO_BACKBONES,
+    MAP_BACKBONES,
+    find_part,
+    make_part,
+)
 from avs_jax.models.rules import Rule, at_least, one_of, within
 from avs_jax.models.stage import Stage
 from avs_jax.ops.frames import fold_frames, unfold_frames
@@ -94,6 +99,8 @@ class TPAVI(nn.Module):
         Rule("tpavi_stages", _some_call_is_on, lambda _: "() where tpavi_va and tpavi_vv are off"),
         one_of("remat", REMAT_POLICIES),
         one_of("dtype", DTYPES),
+        one_of("backbone.name", list(MAP_BACKBONES)),
+        one_of("audio_backbone.name", list(MAP_AUDIO_BACKBONES)),
     )
 
     @nn.compact

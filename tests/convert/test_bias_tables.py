@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from avs_jax.convert.bias_tables import SUFFIX, bicubic_matrix, resize_bias_tables
+from avs_jax.convert.bias_tables import SUFFIX, resize_bias_tables
+from avs_jax.ops.bicubic import bicubic_matrix
 
 # torch.nn.functional.interpolate(x, size, mode="bicubic") of x = [0, 1, 4, 9, 16] in a row
 ROW = (0.0, 1.0, 4.0, 9.0, 16.0)

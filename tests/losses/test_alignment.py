@@ -15,12 +15,12 @@ from avs_jax.losses.alignment import (
     compute_losses,
     infonce,
     near_seconds,
-    normalize,
     same_label,
     scale_of,
     sigmoid,
     triplet,
 )
+from avs_jax.ops.unit_length import normalize
 from tests.cases_golden import arrays, assert_golden, meta
 
 PAIRS = ("av", "at", "vt")
