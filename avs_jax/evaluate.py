@@ -60,8 +60,8 @@ NUMBER_KEYS = (
     r"host",
     r"model\.(?!remat$).*",
     r"data\.(?!(data_dir|num_workers|prefetch|train_frames|num_supervised|supervised_choice"
-    r"|max_targets|square_first|prototype_target|num_prototypes)$|augment\.|motion\.(model|pairs)$)"
-    r".*",
+    r"|max_targets|square_first|prototype_target|num_prototypes)$|augment\.|false_sounds\."
+    r"|motion\.(model|pairs)$).*",
     r"evaluate\.(?!(batch_size|num_pictures|split|weights|manifest)$).*",
 )
 

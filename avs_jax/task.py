@@ -124,6 +124,8 @@ class Task:
         no ground truth.
       summarize: {condition: Table}, facts -> numbers across conditions, or None.
       controls: (records, split) -> Controls.
+      alter: training records -> None, or (records, index, random generator) -> the record that
+        takes the place of records[index] in one epoch; picklable.
       recorders: split -> objects with add(scores, batch), called for every batch of the records as
         they are, and files() -> {name: text} for the report's folder.
       draw: (scores, batch, row, title, records) -> {name: figure uint8 [H, W, 3]} of a row, or {}.
@@ -155,6 +157,7 @@ class Task:
     sizes: Callable[[Any, int], dict[str, int]] = lambda table, count: {"records": count}
     summarize: Callable[..., dict[str, Any] | None] = lambda tables, facts: None
     controls: Callable[[Sequence[Record], str], Controls] = no_controls
+    alter: Callable[[Sequence[Record]], Callable | None] = lambda records: None
     recorders: Callable[[str], Sequence[Any]] = lambda split: ()
     draw: Callable[..., dict[str, np.ndarray]] = lambda *_: {}
     check_inputs: Callable[..., None] = lambda params, inputs: None

@@ -164,7 +164,13 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
             log.say(str(used))
             log.scalars(start_step, used.as_scalars())
             batches = TrainBatches(
-                records["train"], task.rows, batch_size, config.seed, *share, start_step
+                records["train"],
+                task.rows,
+                batch_size,
+                config.seed,
+                *share,
+                start_step,
+                task.alter(records["train"]),
             )
             workers, prefetch = config.data.num_workers, config.data.prefetch
             train_loader = stack.enter_context(Loader(batches, workers, prefetch))

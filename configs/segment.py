@@ -37,6 +37,11 @@ def segment_config() -> ConfigDict:
     data.num_prototypes = 23  # K', the number of categories with a prototype
     data.short_audio = "repeat"  # missing log-mels: "repeat" the last (S4, MS3) | "zeros" (AVSS)
     data.square_first = False  # training: resize frames to a square before augmentation (AVSS)
+    # training: a share of the clips gets a false sound and an empty ground truth
+    data.false_sounds = ConfigDict()
+    data.false_sounds.share = 0.0
+    # any of "silence,noise,offscreen", equally likely
+    data.false_sounds.types = "silence,noise,offscreen"
     data.pre_masks = True  # read the class-agnostic color masks
     data.motion = ConfigDict()
     # "none" | "auto" (stored flow, else frame difference) | "difference"

@@ -20,7 +20,7 @@ def make_record(index):
         "pre_masks": [], "waveform": np.full((200, 1), index, np.int16), "sample_rate": 16000,
         "flow": np.zeros((0, 0, 0, 0), np.float16), "flow_kind": "none",
         "flow_has_first": False,
-        "visible_labels": np.zeros(0, np.int32),
+        "visible_labels": np.zeros(0, np.int32), "object_masks": [],
     }  # fmt: skip
 
 

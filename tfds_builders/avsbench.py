@@ -119,6 +119,8 @@ def list_clips(
     pre_masks, problem = _choose_pre_masks(root, layout, rows)
     problems += [problem] if problem else []
     visible = _read_visible_labels(setting, root)
+    objects = setting.object_masks
+    objects = objects if objects and (root / objects.partition("{")[0]).is_dir() else ""
     flow_root = find_flow_root(setting, flow_dir) if flow_dir else None
     has_first = has_first_flow(read_settings(flow_root)) if flow_root else None
     clips = collections.defaultdict(list)
@@ -126,6 +128,7 @@ def list_clips(
         every_frame, masks = range(row.num_frames), layout.masks[row.split]
         frames = [row.path(root, layout.frames[row.split], t) for t in every_frame]
         colors = [row.path(root, pre_masks[row.split], t) for t in every_frame if pre_masks]
+        named = [row.path(root, objects, t) for t in every_frame if objects]
         is_known = row.category in setting.categories
         clips[row.split].append(
             ClipFiles(
@@ -139,6 +142,7 @@ def list_clips(
                 flow_dir=row.path(flow_root, setting.flow) if flow_root else None,
                 flow_has_first=has_first,
                 visible_labels=visible.get(row.name, ()),
+                object_masks=tuple(named),
                 mask_sizes=layout.mask_sizes,
                 num_classes=setting.num_classes,
             )

@@ -53,6 +53,7 @@ class ClipFiles:
       flow_dir: folder of its stored flow, which need not exist; None where flow is not asked for.
       flow_has_first: whether its file 0 holds a flow of its own; None: whether it is not zero.
       visible_labels: of all categories in its frames, where known.
+      object_masks: a mask of single objects per frame, or none.
       mask_sizes: the (width, height) a mask may have besides that of its frame.
       num_classes: 2 where masks are 0 and not 0, else they are indices below it.
     """
@@ -67,6 +68,7 @@ class ClipFiles:
     flow_dir: pathlib.Path | None
     flow_has_first: bool | None = None
     visible_labels: tuple[int, ...] = ()
+    object_masks: tuple[pathlib.Path, ...] = ()
     mask_sizes: tuple[tuple[int, int], ...] = ()
     num_classes: int = 2
 
@@ -74,7 +76,8 @@ class ClipFiles:
     def files(self) -> list[pathlib.Path]:
         """All that the record is made from."""
         flow = sorted(self.flow_dir.glob("*.npy")) if self.flow_dir is not None else []
-        return [*self.frames, *self.masks.values(), *self.pre_masks, self.wav, *flow]
+        images = [*self.frames, *self.masks.values(), *self.pre_masks, *self.object_masks]
+        return [*images, self.wav, *flow]
 
     def read(self) -> tuple[dict[str, Any], list[str]]:
         """`read_clip`."""
@@ -176,6 +179,7 @@ def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
         if data:
             reader.attempt(_decode_labels, path, data, clip.num_classes)
     pre_masks = reader.images(clip.pre_masks)
+    object_masks = reader.images(clip.object_masks)
     waveform, rate = reader.attempt(read_wav, clip.wav) or (None, 0)
     flow, kind = reader.attempt(read_flow, clip.flow_dir, len(clip.frames)) or (None, "none")
     has_first = kind != "none" and clip.flow_has_first
@@ -195,6 +199,7 @@ def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
         "flow_kind": kind,
         "flow_has_first": np.bool_(has_first),
         "visible_labels": np.array(clip.visible_labels, np.int32),
+        "object_masks": object_masks,
     }
     return record, reader.problems
 

@@ -16,6 +16,9 @@ A record is one clip, raw: images stay encoded, so that a reader decodes only th
   flow_has_first  bool               frame 0 has a flow of its own; False: it has none, and flow[0]
                                      is zeros. Datasets built before this field was added lack it
   visible_labels  int32 [n]          all categories in the frame, where known (generated clips)
+  object_masks    list of bytes      encoded PNG per frame: 0 background, 1 the object that sounds,
+                                     2 its silent look-alike, 3 another one; none where objects are
+                                     not named. Datasets built before this field was added lack it
 
 All of it reads back without TensorFlow, through avs_jax/data/records.py, which knows the feature
 classes used here and refuses every other. (Flow is zlib-coded not only for its size: TFDS 4.9.10
@@ -25,7 +28,7 @@ cannot read back an empty array of unknown shape in its other encodings.)
 import numpy as np
 import tensorflow_datasets as tfds
 
-RECORD_FORMAT = 2  # raise it with every change of a field: unfinished builds then start over
+RECORD_FORMAT = 3  # raise it with every change of a field: unfinished builds then start over
 
 
 class DatasetInfo(tfds.core.DatasetInfo):
@@ -54,5 +57,6 @@ def record_features() -> tfds.features.FeaturesDict:
             "flow_kind": features.Text(),
             "flow_has_first": np.bool_,
             "visible_labels": features.Tensor(shape=(None,), dtype=np.int32),
+            "object_masks": images,
         }
     )

@@ -187,16 +187,32 @@ def build_manifest(facts: Sequence[ClipFacts], dataset: str, split: str) -> dict
     return manifest | {"sha256": manifest_digest(manifest)}
 
 
+class OffscreenPartners:
+    """Which clips sound like nothing in a clip's frames."""
+
+    def __init__(self, facts: Sequence[ClipFacts]):
+        groups = [groups_of(clip.names) for clip in facts]
+        bit = {name: 1 << i for i, name in enumerate(sorted(frozenset().union(*groups)))}
+        self._facts = facts
+        self._codes = np.array([sum(bit[name] for name in group) for group in groups], object)
+
+    def fits(self, place: int) -> list[int]:
+        """The clips of other semantic groups whose category is not in the frames of clip `place`.
+
+        A clip with unknown sounds neither has partners nor is one.
+        """
+        codes, visible = self._codes, self._facts[place].visible
+        fits = (codes != 0) & ((codes & codes[place]) == 0) & (codes[place] != 0)
+        return [int(j) for j in np.flatnonzero(fits) if not visible & set(self._facts[j].names)]
+
+
 def _pair_offscreen(facts: Sequence[ClipFacts]) -> list[str | None]:
     """For each clip the least used partner that fits, starting half a split away."""
-    groups = [groups_of(clip.names) for clip in facts]
-    bit = {name: 1 << i for i, name in enumerate(sorted(frozenset().union(*groups)))}
-    codes = np.array([sum(bit[name] for name in group) for group in groups], object)
+    offscreen = OffscreenPartners(facts)
     uses = np.zeros(len(facts), int)
     partners: list[str | None] = []
-    for i, clip in enumerate(facts):
-        fits = (codes != 0) & ((codes & codes[i]) == 0) & (codes[i] != 0)
-        places = [j for j in np.flatnonzero(fits) if not clip.visible & set(facts[j].names)]
+    for i in range(len(facts)):
+        places = offscreen.fits(i)
         if not places:
             partners.append(None)
             continue

@@ -39,7 +39,8 @@ below it. Frames are counted from {number} = 1 or {t} = 0.
 
 Stored flow is FLOW_DIR/[s4/]{split}/{category}/{name}/flow_{t:04d}.npy (ms3, avss: no category).
 Generated clips add generated_clips.json (their parameters) and generated_objects.json (clip ->
-categories in the frame) beside the csv.
+categories in the frame) beside the csv. Those of look-alikes also have
+s4_data/object_masks/{split}/{category}/{name}/{name}_{number}.png for every frame.
 
 Sources: AVSBench (repository OpenNLPLab/AVSBench) and VCT (repository spyflying/VCT_AVS,
 generate_data_384). Departure from VCT: the clips are those of the csv, not those whose folders
@@ -103,6 +104,8 @@ class Setting:
       video: template of the raw video; "" where there is none.
       colored_masks: template of the masks in class colors; "" where there are none.
       flow: template of a clip's folder of stored flow. predictions: of a frame's file, no ending.
+      object_masks: template of the masks that name single objects, in generated clips; "" where
+        there are none.
       flow_side: px that frames are squashed to before flow is estimated; None keeps them.
       num_classes: of a pixel, background included.
       categories: that a clip may have, label 1 first; () where the csv may say anything.
@@ -129,6 +132,7 @@ class Setting:
     categories: tuple[str, ...]
     num_clips: Mapping[str, int]
     how_to_get: str
+    object_masks: str = ""
 
     def labeled_frames(self, split: str, subset: str = "") -> tuple[int, ...]:
         """The frames of a clip, from 0, that have ground truth."""
@@ -244,6 +248,7 @@ S4 = Setting(
     categories=S4_CATEGORIES,
     num_clips={"train": 3452, "val": 740, "test": 740},
     how_to_get=_OBJECT.format(folder="Single-source", flags="--output=DIR"),
+    object_masks=f"s4_data/object_masks/{_S4_FRAME}.png",
 )
 
 _MS3_FRAME = "{name}/{name}_{number}"

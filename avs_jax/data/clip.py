@@ -9,6 +9,9 @@ A record is one raw clip, as stored by the TFDS builders or made from a video by
   waveform           int16 [n] or [n, channels], with sample_rate in Hz
   flow               float [T, H, W, 2] (u, v) or [T, H, W, 1] (magnitude), or empty
   flow_has_first     whether flow[0] is a real flow; absent: inferred from its values
+  object_masks       T label images that name objects (1 sounds, 2 is its silent look-alike), or
+                     none; may be absent
+  sound_is_false     only in training: the sound is not that of the clip's category
   motion             only in controls of an evaluation: maps float32 [n, H, W, C] from
                      `motion_maps` that replace the clip's own, repeated over T
 
@@ -72,6 +75,14 @@ FIELDS = {
         IGNORE_LABEL,
     ),
     "moving": Field("bool", "B T S S", "target", "the pixel moves", "evaluate"),
+    "objects": Field(
+        "uint8",
+        "B T S S",
+        "target",
+        "1 the object that sounds, 2 its silent look-alike, 255 where a clip does not name them",
+        "evaluate",
+        IGNORE_LABEL,
+    ),
     "clip_id": Field("str", "B", "host", "name of the clip", "evaluate"),
     "category": Field("str", "B", "host", "category of the clip", "evaluate"),
 }
@@ -138,10 +149,11 @@ class ClipRows:
         """Only the ground truth of `prepare` in evaluation.
 
         Returns:
-          labels, valid, supervised, frame_index, clip_id and category.
+          labels, objects, valid, supervised, frame_index, clip_id and category.
         """
         empty = self.empty(train=False)
-        row = {name: empty[name] for name in ("labels", "valid", "supervised", "frame_index")}
+        names = ("labels", "objects", "valid", "supervised", "frame_index")
+        row = {name: empty[name] for name in names}
         try:
             num_frames = _count_frames(record, self._data)
             row["valid"][:num_frames] = True
@@ -149,6 +161,7 @@ class ClipRows:
             for t, mask in _masks_by_frame(record, num_frames).items():
                 row["supervised"][t] = True
                 self._write_labels(row, t, decode_labels(mask, self._data.num_classes), None)
+            self._write_objects(row, record, num_frames)
         except (ValueError, OSError) as error:
             raise InputError(f"clip {decode_text(record['clip_id'])}: {error}") from error
         return row | _host_fields(record)
@@ -209,6 +222,7 @@ class ClipRows:
                 _write_prototypes(row, i, record, data)
         if not train:
             row |= _host_fields(record)
+            self._write_objects(row, record, num_frames)
             if "motion" in row and "motion" in record:
                 given = record["motion"]
                 row["motion"][:num_frames] = given[np.arange(num_frames) % len(given)]
@@ -233,6 +247,15 @@ class ClipRows:
             row["target_masks"][i, target] = labels == label
             row["target_labels"][i, target] = label
             row["target_valid"][i, target] = True
+
+    def _write_objects(self, row: Row, record: Record, num_frames: int) -> None:
+        """Writes the object masks, if the clip has them."""
+        masks, side = record.get("object_masks", ()), self.sizes["S"]
+        if len(masks) not in (0, num_frames):
+            raise InputError(f"{len(masks)} object masks for {num_frames} frames")
+        for t, mask in enumerate(masks):
+            labels = decode_labels(mask, IGNORE_LABEL)
+            row["objects"][t] = transforms.resize(labels, (side, side), transforms.NEAREST)
 
     def _write_moving(self, row: Row, record: Record, num_frames: int) -> None:
         """Writes which pixels move by the clip's own motion, even if the model gets another."""
@@ -370,7 +393,8 @@ def _has_first_flow(record: Record) -> bool:
 
 def _write_prototypes(row: Row, i: int, record: Record, data: Any) -> None:
     """Writes a frame's target of the prototype loss, after its other targets."""
-    if data.prototype_target == "category" and row["frame_index"][i] == 0:
+    names_sound = data.prototype_target == "category" and not record.get("sound_is_false", False)
+    if names_sound and row["frame_index"][i] == 0:
         row["proto_target"][i, _category_index(record, data.num_prototypes)] = 1.0
         row["proto_valid"][i] = True
     if data.prototype_target == "classes" and row["supervised"][i]:

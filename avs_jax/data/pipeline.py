@@ -7,7 +7,7 @@ at any step and yields the same batches on any number of workers and processes.
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -17,7 +17,7 @@ from absl import flags
 from avs_jax.spec import InputError
 from avs_jax.task import Record, Rows, stack_rows
 
-_SHUFFLE, _AUGMENT = 1, 2  # streams of random numbers
+_SHUFFLE, _AUGMENT, _ALTER = 1, 2, 3  # streams of random numbers
 _ENDLESS = 1 << 40  # steps
 
 
@@ -42,12 +42,14 @@ class TrainBatches:
         process_index: int = 0,
         process_count: int = 1,
         start_step: int = 0,
+        alter: Callable[[Sequence[Record], int, np.random.Generator], Record] | None = None,
     ):
+        """`alter` replaces a record in one epoch: (records, index, random generator) -> record."""
         if not len(records):
             raise InputError("no training record")
         self.records, self.rows, self.batch_size, self.seed = records, rows, batch_size, seed
         self.places = _process_places(batch_size, process_index, process_count)
-        self.start_step = start_step
+        self.start_step, self.alter = start_step, alter
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -59,8 +61,14 @@ class TrainBatches:
             epoch, offset = divmod(position, len(self.records))
             record = int(_epoch_order(self.seed, epoch, len(self.records))[offset])
             rng = np.random.default_rng((self.seed, _AUGMENT, epoch, record))
-            rows.append(self.rows.prepare(self.records[record], rng))
+            rows.append(self.rows.prepare(self._read(record, epoch), rng))
         return stack_rows(rows, self.rows.fields)
+
+    def _read(self, record: int, epoch: int) -> Record:
+        if self.alter is None:
+            return self.records[record]
+        rng = np.random.default_rng((self.seed, _ALTER, epoch, record))
+        return self.alter(self.records, record, rng)
 
 
 class EvalBatches:

@@ -139,7 +139,7 @@ def tables(plans: Sequence[Plan], options: Options) -> dict[str, str]:
 
 LAYOUT = dataclasses.replace(
     avsbench.S4_LAYOUT,
-    more_files={"object_mask": S4.layouts[0].masks["test"].replace("gt_masks", "object_masks")},
+    more_files={"object_mask": S4.object_masks},
     images=avsbench.IMAGES | {"object_mask": draw_object_mask},
     fps=FPS,
 )

@@ -20,6 +20,8 @@ Binary task (S4, MS3), p = probability of the object, g = ground truth, both [S,
   boundary_iou  IoU of the bands along the outlines, mean over frames. A frame without either band
                 (both masks are empty) counts 1.
 
+  look_alikes   right_source (results/right_source.py), for clips that name their objects.
+
 Semantic task (AVSS, K = 71): per frame and class IoU and f_beta; for each class the mean over the
 frames in which prediction or ground truth has it; then the mean over classes, where a class that
 never occurs counts 0.
@@ -47,6 +49,7 @@ import functools
 
 import numpy as np
 
+from avs_jax.results import right_source
 from avs_jax.results.counts import FrameCounts
 
 BETA_SQUARED = 0.3
@@ -207,18 +210,27 @@ SEMANTIC = {
         ", classes in truth": "in truth",
     }.items()
 } | {"cavp": cavp}
-VALIDATION = ("avsbench(batch=1)", "stream", "davis", "semantic(frames=real)")
+VALIDATION = ("avsbench(batch=1)", "stream", "davis", "semantic(frames=real)", "look_alikes")
 
 
 def all_protocols(counts: FrameCounts) -> dict[str, dict[str, float]]:
     """Protocol name -> its numbers in 0..1, for every protocol of the counts' task."""
     protocols = SEMANTIC if counts.is_semantic else BINARY
-    return {name: protocol(counts) for name, protocol in protocols.items()}
+    numbers = {name: protocol(counts) for name, protocol in protocols.items()}
+    return numbers | look_alikes(counts)
 
 
 def validation_protocols(counts: FrameCounts) -> dict[str, dict[str, float]]:
     """The protocols that a training run logs; the first one chooses its best checkpoint."""
     return {name: values for name, values in all_protocols(counts).items() if name in VALIDATION}
+
+
+def look_alikes(counts: FrameCounts) -> dict[str, dict[str, float]]:
+    """{"look_alikes": {"right_source"}}, {} if no frame shows two look-alikes."""
+    found = counts.scored().counts
+    if not right_source.has_sources(found):
+        return {}
+    return {"look_alikes": {"right_source": right_source.right_source(found)}}
 
 
 def _f_beta(precision, recall):

@@ -12,6 +12,7 @@ from avs_jax.label_images import CLASS_PALETTE
 from avs_jax.results import negatives, visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.predictions import Layout, PredictionFiles, write_batch
+from avs_jax.results.right_source import count_sources
 from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
 
@@ -24,10 +25,11 @@ class ClipMeter:
 
     def add(self, scores: Mapping[str, np.ndarray], batch: Mapping[str, Any]) -> None:
         """Adds a batch: "pred" of `score`, and the fields of data/clip.py."""
-        more = None
+        pred = scores["pred"]
+        more = count_sources(pred, batch["objects"])
         if "moving" in batch:
-            more = negatives.count_motion(scores["pred"], batch["labels"], batch["moving"])
-        self._counter.add(scores["pred"], batch, more)
+            more |= negatives.count_motion(pred, batch["labels"], batch["moving"])
+        self._counter.add(pred, batch, more)
 
     def table(self) -> FrameCounts:
         """The counts of all frames."""
@@ -80,7 +82,8 @@ def read_predictions(
     counter = FrameCounter(layout().num_classes, facts)
     for record in tqdm(records, desc="predictions", unit="clip", disable=None, leave=False):
         truth = rows.prepare_labels(record)
-        counter.add(files.read_clip(truth)[None], stack_rows([truth], rows.fields))
+        batch, pred = stack_rows([truth], rows.fields), files.read_clip(truth)[None]
+        counter.add(pred, batch, count_sources(pred, batch["objects"]))
     files.finish()
     return counter.result(), files.notes()
 

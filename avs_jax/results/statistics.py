@@ -51,18 +51,25 @@ class Contrast:
 
 
 def compare(
-    a: np.ndarray, b: np.ndarray, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    a: np.ndarray,
+    b: np.ndarray,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+    by_run: np.ndarray | None = None,
 ) -> Contrast:
     """Compares paired scores.
 
     Args:
       a, b: float [R, C], scores of each run on each clip.
       num_resamples, seed: of the bootstrap.
+      by_run: float [R], differences of the runs' own numbers, where a protocol's number is not the
+        mean over clips; None: those means.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or a.shape != b.shape or not a.size:
         raise ValueError(f"scores {a.shape} and {b.shape}: expected [R, C] twice")
-    by_run, by_clip = (a - b).mean(axis=1), (a - b).mean(axis=0)
+    by_clip = (a - b).mean(axis=0)
+    by_run = (a - b).mean(axis=1) if by_run is None else np.asarray(by_run, np.float64)
     t, p_t, low, high = paired_t(by_run)
     clips_low, clips_high = bootstrap(by_clip, num_resamples, seed)
     return Contrast(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from avs_jax.controls import training_sounds
 from avs_jax.controls.clip_controls import clip_controls
 from avs_jax.data.avsbench_folders import BY_DATASET
 from avs_jax.data.clip import ClipRows
@@ -107,6 +108,7 @@ def make_task(config: ConfigDict) -> Task:
             f"config.data.train_frames = {config.data.train_frames!r}: frames meet in host "
             f"{config.host!r}, so training needs all of them; expected 'all'"
         )
+    training_sounds.check_config(config)
     model, rows = build_model(config.model, host.module), ClipRows(config)
     schedules, logged = {}, dict(host.logged_params)
     outputs, streams = host.outputs, host.rng_streams
@@ -137,6 +139,7 @@ def make_task(config: ConfigDict) -> Task:
         sizes=segmentation.sizes,
         summarize=segmentation.summarize,
         controls=functools.partial(clip_controls, config, rows),
+        alter=functools.partial(training_sounds.false_training_sounds, config),
         draw=segmentation.draw_clip,
         check_inputs=host.check_inputs,
         array_inputs=functools.partial(

@@ -66,6 +66,7 @@ def make_record(index=0, masks=(0,), flow=False, seconds=5):
         "flow": vectors if flow else np.zeros((0, 0, 0, 0), np.float16),
         "flow_kind": "uv" if flow else "none",
         "visible_labels": np.zeros(0, np.int32),
+        "object_masks": [],
     }
 
 

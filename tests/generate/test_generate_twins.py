@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from avs_jax.data.avsbench_folders import OBJECTS
+from avs_jax.data.decode import decode_labels
 from avs_jax.generate import twins
 from avs_jax.generate.avsbench import clip_paths
 from avs_jax.generate.datasets import write_clips
@@ -174,6 +175,10 @@ def test_s4_builder_reads_twins(root, tmp_path):
     assert len(records) == 2 and len(records[0]["frames"]) == 5
     labels = records[0]["visible_labels"]
     assert (labels == records[0]["category_label"]).sum() == 2
+    masks = [decode_labels(mask, 255) for mask in records[0]["object_masks"]]
+    assert len(masks) == 5 and {1, 2} <= set(np.unique(masks))
+    for t, mask in zip(records[0]["mask_index"], records[0]["masks"], strict=True):
+        np.testing.assert_array_equal(masks[t] == 1, decode_labels(mask, 2) == 1)
 
 
 def test_kinds_are_checked(root, tmp_path):

@@ -11,7 +11,6 @@ from avs_jax.data.pipeline import EvalBatches
 from avs_jax.label_images import CLASS_PALETTE, indexed_image
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.results import metrics, segmentation
-from avs_jax.results.counts import FrameCounter
 from avs_jax.results.predictions import PredictionFiles, write_batch
 from avs_jax.spec import InputError
 from avs_jax.tasks.segment import prediction_layout
@@ -89,9 +88,9 @@ def test_written_predictions_score_as_those_in_memory(tmp_path, num_classes):
     pred = random_predictions(config)
     write_all(config, source, pred, tmp_path)
     table, notes = score_files(config, source, tmp_path)
-    counter = FrameCounter(num_classes, {"split": "test"})
-    counter.add(pred, EvalBatches(source, ClipRows(config), NUM_CLIPS)[0])
-    want = counter.result()
+    meter = segmentation.ClipMeter(num_classes, {"split": "test"})
+    meter.add({"pred": pred}, EvalBatches(source, ClipRows(config), NUM_CLIPS)[0])
+    want = meter.table()
     assert list(table.columns) == list(want.columns) and table.facts == want.facts
     for name, column in want.columns.items():
         np.testing.assert_array_equal(table[name], column)
@@ -105,7 +104,7 @@ def test_prepare_labels_is_the_ground_truth_of_a_whole_row(num_classes):
     for record in records(num_classes, side=40):
         want, got = ClipRows(config).prepare(record), ClipRows(config).prepare_labels(record)
         assert set(got) == {
-            "labels", "valid", "supervised", "frame_index", "clip_id", "category"
+            "labels", "objects", "valid", "supervised", "frame_index", "clip_id", "category"
         }  # fmt: skip
         for name, value in got.items():
             np.testing.assert_array_equal(value, want[name])

@@ -1,0 +1,280 @@
+"""Trains variants of a recipe with several seeds and compares them with statistics.
+
+  python scripts/ablate.py --output=DIR --seeds=0,1,2
+      --variant="vct --config=configs/s4_vct.py:demo"
+      --variant="ama --config=configs/s4_ama.py:demo"
+      --variant="ama_zeros --config=configs/s4_ama.py:demo --config.data.motion.first_frame=zeros"
+      [--measure="avsbench(batch=1)/mIoU" ...] [--config.train.steps=800 ...]
+
+A variant is a name and the flags of avs_jax.main that make it; further --config flags apply to all
+variants. Each variant is trained with each seed (so runs with the same seed see the same clips in
+the same order) in a process of its own, in DIR/VARIANT-seedN, with the output in
+DIR/VARIANT-seedN.log. Each run ends in the report of its best checkpoint. From the reports:
+
+  table.md, .csv, .tex   mean and deviation over seeds, and against the baseline (the first variant)
+                         the difference, its intervals over seeds and over clips, p values
+  numbers.json           the number of every run
+
+The sign-flip test's p has a floor that depends on the number of seeds; it is printed beside p. Runs
+that were scored on different data are refused. Run the same command again to resume: finished runs
+are kept. --train=no only makes the tables, with dashes where runs are missing.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from avs_jax.files import write_atomically
+from avs_jax.results import ablation
+from avs_jax.results.table import Table
+from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.spec import TRUE_AUDIO, InputError, nearest
+from avs_jax.tasks import make_task
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MEASURES = ("avsbench(batch=1)/mIoU", "look_alikes/right_source")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains and compares; returns the exit status, 1 where a run failed."""
+    args, overrides = _parser().parse_known_args(argv)
+    try:
+        return run(args, overrides)
+    except (InputError, OSError) as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ablate: interrupted; run the same command again to resume", file=sys.stderr)
+        return 130
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """`main` after parsing, with exceptions."""
+    variants = read_variants(args.variant, overrides)
+    seeds = _read_seeds(args.seeds)
+    if args.jobs < 1:
+        raise InputError(f"--jobs={args.jobs}: expected at least 1")
+    baseline = args.baseline or next(iter(variants))
+    if baseline not in variants:
+        raise InputError(f"--baseline={baseline}: no such variant; there are {', '.join(variants)}")
+    output, failed = pathlib.Path(args.output).expanduser().resolve(), []
+    if args.train == "yes":
+        failed = train_all(variants, seeds, output, args.split, args.jobs)
+    found = [
+        (name, seed, folder)
+        for name in variants
+        for seed in seeds
+        if (folder := find_report(output / f"{name}-seed{seed}", args.split)) is not None
+    ]
+    if not found:
+        raise InputError(f"{output}: no run has a report of split {args.split!r}")
+    tables = make_tables(variants, baseline, found, args.measure, args.condition)
+    for ending, text in (
+        ("md", ablation.to_markdown(tables)),
+        ("csv", ablation.to_csv(tables)),
+        ("tex", ablation.to_latex(tables)),
+    ):
+        write_atomically(output / f"table.{ending}", text)
+    numbers = {name: {r.variant: dict(r.numbers) for r in rows} for name, rows in tables.items()}
+    write_atomically(output / "numbers.json", json.dumps(numbers, indent=1) + "\n")
+    print(ablation.to_markdown(tables))
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def read_variants(given: Sequence[str], overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Name -> flags of avs_jax.main; raises InputError for anything else."""
+    for flag in overrides:
+        if not flag.startswith("--config."):
+            raise InputError(f"{flag}: unknown flag; only --config.KEY=VALUE applies to all runs")
+    variants: dict[str, list[str]] = {}
+    for text in given:
+        name, *flags = shlex.split(text)
+        if not name.replace("_", "").isalnum() or name in variants:
+            raise InputError(
+                f"--variant={text!r}: expected a new name of letters, digits and _, then flags"
+            )
+        if not any(flag.startswith("--config=") for flag in flags):
+            raise InputError(f"--variant={text!r}: lacks --config=FILE")
+        for flag in flags:
+            if not flag.startswith(("--config=", "--config.")) or "=" not in flag:
+                raise InputError(f"--variant={text!r}: {flag} is not --config[.KEY]=VALUE")
+        variants[name] = [*flags, *overrides]
+    return variants
+
+
+def _read_seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(word) for word in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds={text}: expected different whole numbers joined by commas")
+    return seeds
+
+
+# ---- training ----
+
+
+def train_all(
+    variants: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    output: pathlib.Path,
+    split: str,
+    jobs: int,
+) -> list[str]:
+    """Trains what has no report yet, `jobs` runs at a time, seed by seed.
+
+    Returns:
+      a line per run that failed.
+    """
+    waiting = []
+    for seed in seeds:
+        for name, flags in variants.items():
+            workdir = output / f"{name}-seed{seed}"
+            _check_flags(workdir, flags)
+            if find_report(workdir, split) is None:
+                waiting.append((workdir, [*flags, f"--config.seed={seed}"]))
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        lines = list(pool.map(lambda job: _train(*job), waiting))
+    return [line for line in lines if line]
+
+
+def _check_flags(workdir: pathlib.Path, flags: Sequence[str]) -> None:
+    """Notes the flags of a run, or compares them with those of an earlier start."""
+    path = workdir.with_name(f"{workdir.name}.flags.json")
+    if not path.exists():
+        write_atomically(path, json.dumps(list(flags)) + "\n")
+        return
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if stored != list(flags):
+        raise InputError(
+            f"{workdir.name} was started with {shlex.join(stored)}, not with {shlex.join(flags)}: "
+            "choose another name or another --output"
+        )
+
+
+def _train(workdir: pathlib.Path, flags: Sequence[str]) -> str:
+    """Runs the training program; returns what went wrong, or ""."""
+    command = [sys.executable, "-m", "avs_jax.main", *flags, f"--workdir={workdir}"]
+    log = workdir.with_name(f"{workdir.name}.log")
+    print(f"{workdir.name}: {shlex.join(command)}", file=sys.stderr, flush=True)
+    with open(log, "ab") as file:
+        code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
+    if code == 0:
+        return ""
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    return f"{workdir.name}: exit status {code}, see {log}: {' '.join(last)}"
+
+
+# ---- reports ----
+
+
+def find_report(workdir: pathlib.Path, split: str) -> pathlib.Path | None:
+    """The folder of a run's report on a split: of the parameters' average, if there is one.
+
+    Raises:
+      InputError: there are several.
+    """
+    for weights in ("ema", "raw"):
+        found = sorted(workdir.glob(f"evaluation/*_{split}_{weights}_*/report.json"))
+        if len(found) > 1:
+            names = ", ".join(path.parent.name for path in found)
+            raise InputError(f"{workdir}: several reports of split {split!r}: {names}")
+        if found:
+            return found[0].parent
+    return None
+
+
+def make_tables(
+    variants: Mapping[str, Any],
+    baseline: str,
+    found: Sequence[tuple[str, int, pathlib.Path]],
+    measures: Sequence[str],
+    condition: str = TRUE_AUDIO,
+) -> dict[str, list[ablation.Row]]:
+    """Measure -> rows, from the reports of (variant, seed, folder).
+
+    Without `measures`, those of MEASURES that the reports have, or else the task's own.
+    """
+    config = Checkpoint.find(found[0][2].parent.parent).config
+    task = make_task(config)
+    kind = type(task.meter({}).table())
+    reports = [json.loads((folder / "report.json").read_text()) for *_, folder in found]
+    counts = [
+        kind.load(_counts_file(folder, condition, r))
+        for (*_, folder), r in zip(found, reports, strict=True)
+    ]
+    known = _flat(reports[0]["scores"][condition])
+    chosen = list(measures) or [name for name in MEASURES if name in known]
+    chosen = chosen or [next(name for name in known if name.endswith(f"/{task.measure}"))]
+    tables = {}
+    for measure in chosen:
+        runs = []
+        for (variant, seed, folder), report, table in zip(found, reports, counts, strict=True):
+            numbers = _flat(report["scores"][condition])
+            if numbers.get(measure) is None:
+                near = ", ".join(nearest(measure, list(numbers)) or numbers)
+                raise InputError(f"{folder}: no measure {measure!r}; nearest: {near}")
+            names, scores = clip_scores(table, task.protocols, measure)
+            runs.append(
+                ablation.Run(variant, seed, report["facts"], numbers[measure], names, scores)
+            )
+        tables[measure] = ablation.make_rows(list(variants), baseline, runs)
+    return tables
+
+
+def _counts_file(folder: pathlib.Path, condition: str, report: Mapping[str, Any]) -> pathlib.Path:
+    if condition not in report["scores"]:
+        raise InputError(
+            f"{folder}: no condition {condition!r}; there are {', '.join(report['scores'])}"
+        )
+    is_first = condition == next(iter(report["scores"]))
+    return folder / ("counts.npz" if is_first else f"counts_{condition}.npz")
+
+
+def clip_scores(table: Table, protocols: Any, measure: str) -> tuple[list[str], np.ndarray]:
+    """A measure of each clip (or other scored item) alone; NaN where it is not defined."""
+    by, (names, scores) = next(iter(table.schema)), ([], [])
+    for group in table.groups(by):
+        names.append(str(table[by][group.start]))
+        value = _flat(protocols(table.take(group))).get(measure)
+        scores.append(np.nan if value is None else value)
+    return names, np.array(scores, np.float64)
+
+
+def _flat(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    return {f"{p}/{m}": value for p, values in scores.items() for m, value in values.items()}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def add(name, text, **options):
+        parser.add_argument(f"--{name}", help=text, **options)
+
+    add("output", "folder of the runs and tables", required=True)
+    add("variant", "NAME --config=FILE [--config.KEY=VALUE ...]", action="append", required=True)
+    add("seeds", "joined by commas (%(default)s)", default="0,1,2,3,4")
+    add("baseline", "variant that the others are compared with; default: the first")
+    add("split", "that is compared (%(default)s)", default="test")
+    add("condition", "of the reports (%(default)s)", default=TRUE_AUDIO)
+    add("measure", "PROTOCOL/MEASURE of the reports, any number", action="append", default=[])
+    add("jobs", "runs at the same time (%(default)s)", type=int, default=1)
+    add("train", "no: only make the tables", choices=("yes", "no"), default="yes")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""Ablations: the statistics of known numbers, resuming, and refusing what cannot be compared."""
+
+import csv
+import json
+import pathlib
+import types
+
+import numpy as np
+import pytest
+
+from avs_jax.results import ablation, metrics
+from avs_jax.results.counts import FrameCounter, FrameCounts
+from avs_jax.results.report import Report, write
+from avs_jax.spec import TRUE_AUDIO, InputError
+from configs import s4_vct
+from scripts import ablate
+
+FACTS = {"dataset": "avsbench_s4", "split": "test", "digest": "d", "weights": "raw", "clips": 4}
+CLIPS = ("a", "b", "c", "d")
+
+
+def a_run(variant, seed, number, facts=FACTS, spread=0.0, names=CLIPS):
+    scores = number + spread * np.array([-1.0, 1, -1, 1])
+    return ablation.Run(variant, seed, facts, number, names, scores)
+
+
+def rows_of(differences, seeds=None):
+    runs = [a_run("base", s, 0.5 + 0.01 * s) for s in range(len(differences))]
+    runs += [
+        a_run("new", s, 0.5 + 0.01 * s + d / 100, spread=0.1) for s, d in enumerate(differences)
+    ]
+    return ablation.make_rows(["base", "new", "none"], "base", runs)
+
+
+@pytest.mark.parametrize(
+    "differences, t, p, flip, floor",
+    [
+        ((0.8, 1.1, 0.5), 4.618802, 0.043817, 0.25, 0.25),
+        ((0.8, 1.1, 0.5, 0.9, 0.4), 5.743514, 0.004554, 0.0625, 0.0625),
+    ],
+)
+def test_known_statistics(differences, t, p, flip, floor):
+    base, new, none = rows_of(differences)
+    assert base.contrast is None and none.contrast is None and not none.numbers
+    assert new.contrast.t == pytest.approx(t, abs=1e-6)
+    assert new.contrast.p_t == pytest.approx(p, abs=1e-6) == new.p_holm
+    assert (new.contrast.p_sign_flip, new.contrast.p_floor) == (flip, floor)
+    mean = np.mean(differences) / 100
+    assert new.contrast.clips_low < mean - 0.03 and new.contrast.clips_high > mean + 0.03
+    text = ablation.cells(new)
+    assert len(text) == len(ablation.HEADER) and text[2] == f"{100 * mean:+.2f}"
+    assert ablation.cells(none)[1:] == [ablation.DASH] * (len(ablation.HEADER) - 1)
+
+
+def test_only_seeds_that_both_have_are_compared():
+    runs = [a_run("base", s, 0.5) for s in (0, 1)]
+    runs += [a_run("new", s, 0.6 + s) for s in (1, 2)]
+    rows = ablation.make_rows(["base", "new"], "base", runs)
+    assert rows[1].contrast.num_runs == 1 and rows[1].contrast.difference == pytest.approx(1.1)
+    assert list(rows[1].numbers) == [1, 2]
+    assert ablation.cells(rows[1])[3] == ablation.DASH  # no interval from one seed
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (a_run("new", 0, 0.6, FACTS | {"split": "val"}), "split is 'val', but 'test' for base"),
+        (a_run("new", 0, 0.6, names=("a", "b", "c", "e")), "scored on other clips than base"),
+        (a_run("base", 1, 0.6, FACTS | {"digest": "e"}), "evaluation digest e, but d for another"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(other, message):
+    with pytest.raises(InputError, match=message):
+        ablation.make_rows(["base", "new"], "base", [a_run("base", 0, 0.5), other])
+
+
+# ---- the program ----
+
+
+def write_report(workdir, seed, quality):
+    """A report of four clips of two frames; `quality` is the share of the object that is found."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((4, 2, 8, 8), np.uint8)
+    labels[:, :, 2:6, 2:6] = 1
+    pred = (labels * (rng.random(labels.shape) < quality)).astype(np.float32)
+    counter = FrameCounter(2, {})
+    valid = np.ones((4, 2), bool)
+    frames = np.tile(np.arange(2), (4, 1))
+    batch = {"labels": labels, "valid": valid, "supervised": valid, "frame_index": frames}
+    counter.add(pred, batch | {"clip_id": list(CLIPS), "category": ["dog"] * 4})
+    table = counter.result()
+    folder = workdir / "evaluation" / "5_avsbench_s4_test_raw_12345678"
+    folder.mkdir(parents=True)
+    table.save(folder / "counts.npz")
+    write(Report(FACTS, {TRUE_AUDIO: metrics.all_protocols(table)}), folder)
+    return metrics.all_protocols(table)["avsbench(batch=1)"]["mIoU"]
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    """Replaces the training program; holds its calls and what it found."""
+    calls, numbers, broken = [], {}, set()
+
+    def train(command, stdout, **_):
+        workdir = pathlib.Path(command[-1].removeprefix("--workdir="))
+        calls.append((workdir.name, command[3:-1]))
+        if workdir.name in broken:
+            stdout.write(b"main: the disk is full\n")
+            return types.SimpleNamespace(returncode=1)
+        seed = int(command[-2].removeprefix("--config.seed="))
+        numbers[workdir.name] = write_report(workdir, seed, 0.9 if "ama" in workdir.name else 0.5)
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(ablate.subprocess, "run", train)
+    found = types.SimpleNamespace(config=s4_vct.get_config("tiny"))
+    monkeypatch.setattr(ablate, "Checkpoint", types.SimpleNamespace(find=lambda _: found))
+    return types.SimpleNamespace(calls=calls, numbers=numbers, broken=broken)
+
+
+def flags(output, *more):
+    return [
+        f"--output={output}",
+        "--seeds=0,1,2",
+        "--variant=vct --config=configs/s4_vct.py:demo",
+        "--variant=ama --config=configs/s4_ama.py:demo --config.train.ema_decay=0.0",
+        *more,
+    ]
+
+
+def test_trains_what_is_missing_and_compares(trainer, tmp_path, capsys):
+    trainer.broken.add("ama-seed1")
+    command = flags(tmp_path, "--config.train.steps=7")
+    assert ablate.main(command) == 1
+    captured = capsys.readouterr()
+    assert "failed: ama-seed1: exit status 1" in captured.err and "disk is full" in captured.err
+    assert [name for name, _ in trainer.calls][:3] == ["vct-seed0", "ama-seed0", "vct-seed1"]
+    assert trainer.calls[1][1] == [
+        "--config=configs/s4_ama.py:demo",
+        "--config.train.ema_decay=0.0",
+        "--config.train.steps=7",
+        "--config.seed=0",
+    ]
+    trainer.broken.clear()
+    trainer.calls.clear()
+    assert ablate.main(command) == 0
+    assert [name for name, _ in trainer.calls] == ["ama-seed1"]
+
+    measure = "avsbench(batch=1)/mIoU"
+    stored = json.loads((tmp_path / "numbers.json").read_text())[measure]
+    assert stored["ama"] == {str(s): trainer.numbers[f"ama-seed{s}"] for s in range(3)}
+    with open(tmp_path / "table.csv") as file:
+        lines = list(csv.reader(file))
+    assert [line[1] for line in lines] == ["variant", "vct", "ama"]
+    gain = np.mean([stored["ama"][str(s)] - stored["vct"][str(s)] for s in range(3)])
+    assert lines[2][3] == f"{100 * gain:+.2f}" and lines[2][-2:] == ["0.2500", "0.2500"]
+    assert f"seed 2 {100 * stored['ama']['2']:.2f}" in (tmp_path / "table.md").read_text()
+    assert r"\begin{tabular}" in (tmp_path / "table.tex").read_text()
+
+
+def test_scores_of_clips_average_to_the_protocol(tmp_path):
+    number = write_report(tmp_path, 3, 0.7)
+    folder = ablate.find_report(tmp_path, "test")
+    loaded = FrameCounts.load(folder / "counts.npz")
+    names, scores = ablate.clip_scores(loaded, metrics.all_protocols, "avsbench(batch=1)/mIoU")
+    assert names == list(CLIPS) and scores.mean() == pytest.approx(number, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--steps=3"], "--steps=3: unknown flag"),
+        (["--variant=ama --config=configs/s4_ama.py"], "expected a new name"),
+        (["--variant=x --config.seed=1"], "lacks --config=FILE"),
+        (["--variant=x --config=f --steps=3"], "--steps=3 is not --config"),
+        (["--seeds=1,1"], "--seeds=1,1: expected different whole numbers"),
+        (["--seeds=a"], "--seeds=a: expected different"),
+        (["--baseline=y"], "--baseline=y: no such variant; there are vct, ama"),
+        (["--jobs=0"], "--jobs=0: expected at least 1"),
+        (["--measure=stream/IoU"], "no measure 'stream/IoU'; nearest: stream/mIoU"),
+        (["--condition=silence"], "no condition 'silence'; there are true_audio"),
+        (["--train=no", "--split=val"], "no run has a report of split 'val'"),
+    ],
+)
+def test_bad_flags_are_named(trainer, tmp_path, capsys, change, message):
+    assert ablate.main(flags(tmp_path, *change)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_another_variant_of_the_same_name_is_an_error(trainer, tmp_path, capsys):
+    assert ablate.main(flags(tmp_path)) == 0
+    assert ablate.main(flags(tmp_path, "--config.train.steps=9")) == 1
+    assert "vct-seed0 was started with" in capsys.readouterr().err
