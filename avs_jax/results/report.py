@@ -8,6 +8,7 @@ from typing import Any
 
 from avs_jax.files import write_atomically
 from avs_jax.results import negative_report
+from avs_jax.results.negative_report import percent
 from avs_jax.spec import NEGATIVE_AUDIO, TRUE_AUDIO
 
 Scores = Mapping[str, Mapping[str, float | None]]  # protocol -> measure -> 0..1
@@ -48,7 +49,7 @@ def table(report: Report) -> list[list[str]]:
     reference = report.scores.get(TRUE_AUDIO, {})
     for condition, scores in shown.items():
         for protocol, values in scores.items():
-            cells = [_percent(values[m]) if m in values else "" for m in columns]
+            cells = [percent(values[m]) if m in values else "" for m in columns]
             if several:
                 main, change = next(iter(values)), ""
                 before = reference.get(protocol, {}).get(main)
@@ -99,25 +100,16 @@ def _sections(report: Report) -> list[negative_report.Section]:
 def _text_table(rows: Sequence[Sequence[str]], num_names: int = 1) -> list[str]:
     """Aligned lines; the first `num_names` columns are names, the others numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [
-        [
-            cell.ljust(width) if i < num_names else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]
-    aligned.insert(1, ["-" * width for width in widths])
-    return ["  ".join(row).rstrip() for row in aligned]
+    sides = ["<"] * num_names + [">"] * (len(widths) - num_names)
+    spec = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    lines = [spec.format(*row).rstrip() for row in (*rows, ["-" * width for width in widths])]
+    return [lines[0], lines[-1], *lines[1:-1]]
 
 
 def _markdown_table(rows: Sequence[Sequence[str]], num_names: int = 1) -> list[str]:
     rule = "|---" * num_names + "|---:" * (len(rows[0]) - num_names) + "|"
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], rule, *lines[1:]]
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
 
 
 def _shown(report: Report) -> dict[str, Scores]:

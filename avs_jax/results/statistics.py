@@ -53,29 +53,22 @@ class Contrast:
 def compare(
     a: np.ndarray, b: np.ndarray, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Contrast:
-    """Compares paired scores.
-
-    Args:
-      a, b: float [R, C], scores of each run on each clip.
-      num_resamples, seed: of the bootstrap.
-    """
+    """Compares paired scores, float [R, C]."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or a.shape != b.shape or not a.size:
         raise ValueError(f"scores {a.shape} and {b.shape}: expected [R, C] twice")
     by_run, by_clip = (a - b).mean(axis=1), (a - b).mean(axis=0)
     t, p_t, low, high = paired_t(by_run)
-    clips_low, clips_high = bootstrap(by_clip, num_resamples, seed)
     return Contrast(
-        num_runs=len(a),
-        difference=float(by_run.mean()),
-        low=low,
-        high=high,
-        t=t,
-        p_t=p_t,
-        p_sign_flip=sign_flip(by_run),
-        p_floor=2 / 2 ** len(a),
-        clips_low=clips_low,
-        clips_high=clips_high,
+        len(a),
+        float(by_run.mean()),
+        low,
+        high,
+        t,
+        p_t,
+        sign_flip(by_run),
+        2 / 2 ** len(a),
+        *bootstrap(by_clip, num_resamples, seed),
     )
 
 
@@ -134,15 +127,8 @@ def stack_runs(
 ) -> np.ndarray:
     """Scores [R, C] of several runs on the same clips, for `compare`.
 
-    Args:
-      tables: one per run.
-      protocol: applied to each clip's rows alone. The mean over clips is the protocol's own number
-        where that averages over clips: avsbench(batch=1), davis.
-      measure: of the protocol.
-      by: the column that names a row's clip.
-
-    Raises:
-      ValueError: the runs were scored on different clips.
+    `protocol` is applied to each clip's rows alone, which column `by` names. The mean over clips is
+    the protocol's own number where that averages over clips: avsbench(batch=1), davis.
     """
     names = [[str(table[by][group.start]) for group in table.groups(by)] for table in tables]
     for i, other in enumerate(names):
