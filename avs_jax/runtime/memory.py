@@ -101,11 +101,6 @@ def count_flops(jaxpr: core.Jaxpr) -> int:
 
 def _bodies(params: dict) -> list[core.Jaxpr]:
     """The subprograms of an operation such as a scan, a condition or a call."""
-    found = []
-    for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                found.append(item.jaxpr)
-            elif isinstance(item, core.Jaxpr):
-                found.append(item)
-    return found
+    items = jax.tree.leaves(list(params.values()))
+    bodies = (x.jaxpr if isinstance(x, core.ClosedJaxpr) else x for x in items)
+    return [body for body in bodies if isinstance(body, core.Jaxpr)]

@@ -85,11 +85,7 @@ def make_train_step(
     """The jitted training step.
 
     Args:
-      task: provides model, loss, norms and random streams.
-      optimizer: over {path: gradient}, from `optim.make_optimizer`.
-      schedule: learning rate by step.
-      config: reads seed, optim.frozen, model.remat, train.steps, train.accumulate and
-        train.ema_decay.
+      optimizer, schedule: from `optim.make_optimizer`.
       shardings: of the state, from `sharding.tree_shardings`; None leaves them to XLA.
 
     Returns:
