@@ -51,9 +51,7 @@ class PVTv2(nn.Module):
     """Four stages of global attention with keys and values on a coarser grid.
 
     Attributes:
-      embed_dims: channels per stage.
-      depths: blocks per stage.
-      num_heads: attention heads per stage.
+      embed_dims, depths, num_heads: channels, blocks and attention heads per stage.
       mlp_ratios: hidden width of the MLPs over the channels, per stage.
       sr_ratios: reduction of the key and value grid, per side and stage.
       drop_path_rate: of the last block; it grows linearly from 0 at the first block.

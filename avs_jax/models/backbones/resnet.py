@@ -56,12 +56,10 @@ class ResNet(nn.Module):
         frame_ids: Array | None = None,
         valid: Array | None = None,
     ) -> dict[str, Array]:
-        """Feature maps of frames.
+        """Feature maps of normalized images [N, H, W, 3]; frame_ids are not used.
 
         Args:
-          x: [N, H, W, 3] normalized images, any H and W.
           train: use the statistics of the batch, where norms are trained.
-          frame_ids: not used.
           valid: bool [N], the frames that enter the statistics of the batch; None: all.
 
         Returns:
@@ -99,19 +97,18 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Array, valid: Array | None = None) -> Array:
         """[N, h, w, C], bool [N] -> [N, ceil(h / stride), ceil(w / stride), 4 * width]."""
 
-        def norm(name, x):
-            return BatchNorm(name=name)(x, train=self.train, valid=valid)
+        def conv_norm(x, width, kernel, stride, names):
+            x = convolution(width, kernel, stride, self.dtype, names[0])(x)
+            return BatchNorm(name=names[1])(x, train=self.train, valid=valid)
 
         y = x
         layers = ((self.width, 1, 1), (self.width, 3, self.stride), (EXPANSION * self.width, 1, 1))
         for number, (width, kernel, stride) in enumerate(layers, start=1):
             y = nn.relu(y) if number > 1 else y
-            y = convolution(width, kernel, stride, self.dtype, f"conv{number}")(y)
-            y = norm(f"bn{number}", y)
+            y = conv_norm(y, width, kernel, stride, (f"conv{number}", f"bn{number}"))
         if self.has_projection:
-            width = EXPANSION * self.width
-            x = convolution(width, 1, self.stride, self.dtype, "downsample_0")(x)
-            x = norm("downsample_1", x)
+            names = ("downsample_0", "downsample_1")
+            x = conv_norm(x, EXPANSION * self.width, 1, self.stride, names)
         return nn.relu(x + y)
 
 

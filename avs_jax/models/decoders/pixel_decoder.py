@@ -40,8 +40,7 @@ zeros = nn.initializers.zeros
 def offset_bias(num_heads: int, num_levels: int, num_points: int) -> np.ndarray:
     """Initial sampling offsets in pixels: head g looks in direction g, point p at p + 1 steps.
 
-    Returns:
-      float32 [num_heads * num_levels * num_points * 2], (x, y) last.
+    float32 [num_heads * num_levels * num_points * 2], (x, y) last.
     """
     angle = np.arange(num_heads) * (2 * np.pi / num_heads)
     direction = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
@@ -190,10 +189,7 @@ class DeformableTransformer(nn.Module):
 class PixelDecoder(nn.Module):
     """Backbone maps res2..res5 to three encoded scales and mask features at stride 4.
 
-    Attributes:
-      hidden_dim: D.
-      num_layers, ffn_dim, num_heads, num_points: of the encoder.
-      remat: recompute each encoder layer and the mask features in the backward pass.
+    `remat` recomputes each encoder layer and the mask features in the backward pass.
     """
 
     hidden_dim: int = 256
@@ -205,15 +201,9 @@ class PixelDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, features: dict[str, jax.Array]) -> tuple[list[jax.Array], jax.Array, dict]:
-        """Decodes.
+        """{"res2".."res5": [N, h, w, C]} to float32 maps [N, h, w, D]; and intermediates by name.
 
-        Args:
-          features: {"res2".."res5": [N, h, w, C]} at strides 4 to 32.
-
-        Returns:
-          multi_scale: float32 [N, h, w, D] at strides 32, 16 and 8.
-          mask_features: float32 [N, h, w, D] at stride 4.
-          intermediates: by name.
+        A list of those at strides 32, 16 and 8, then the mask features at stride 4.
         """
         features = {name: x.astype(jnp.float32) for name, x in features.items()}
         projected = []

@@ -123,16 +123,12 @@ class RAFT(nn.Module):
         Args:
           first, second: [N, H, W, 3], RGB 0..255 of any dtype; sides are multiples of 8 and at
             least 128 px (`pad_to_stride`).
-          num_iterations: updates of the flow, 12 in torchvision.
           return_all: return the flow after every iteration.
 
         Returns:
           flow float32 [N, H, W, 2], or [num_iterations, N, H, W, 2]; intermediates: "first",
           "second" (features), "context", and "hidden", "low" (hidden state and flow at 1/8 after
           every iteration).
-
-        Raises:
-          ValueError: unknown variant or correlation, no iteration, or an invalid size.
         """
         variant = self._check(first, second, num_iterations)
         dtype = jnp.dtype(self.dtype)
@@ -149,11 +145,8 @@ class RAFT(nn.Module):
         inputs = nn.relu(context[..., variant.hidden :])
 
         flow = jnp.zeros((*hidden.shape[:3], 2), jnp.float32)
-        volume = f2_pyramid = None
-        if self.correlation == "all_pairs":
-            volume = all_pairs(f1, f2)
-        else:
-            f2_pyramid = pyramid(f2)
+        stored = self.correlation == "all_pairs"
+        volume, f2_pyramid = (all_pairs(f1, f2), None) if stored else (None, pyramid(f2))
         scan = nn.scan(
             _Step,
             variable_broadcast="params",
@@ -164,13 +157,7 @@ class RAFT(nn.Module):
         (hidden, flow), (hiddens, flows) = scan(variant, dtype, name="update_block")(
             (hidden, flow), inputs, volume, f1, f2_pyramid
         )
-        intermediates = {
-            "first": f1,
-            "second": f2,
-            "context": context,
-            "hidden": hiddens,
-            "low": flows,
-        }
+        intermediates = dict(first=f1, second=f2, context=context, hidden=hiddens, low=flows)
         if return_all:  # fold iterations and pairs into one axis
             hidden, flow = (x.reshape(-1, *x.shape[2:]) for x in (hiddens, flows))
         if variant.has_mask:
@@ -292,16 +279,10 @@ class UpdateBlock(nn.Module):
     def __call__(
         self, hidden: jax.Array, inputs: jax.Array, correlation: jax.Array, flow: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Updates.
+        """hidden; the flow update, float32; the motion encoder's features.
 
-        Args:
-          hidden: [N, h, w, hidden].
-          inputs: [N, h, w, C], of the context encoder.
-          correlation: [N, h, w, D], looked up around the flow.
-          flow: float32 [N, h, w, 2], in cells.
-
-        Returns:
-          hidden; the flow update, float32; the motion encoder's features.
+        All are [N, h, w, C]: inputs of the context encoder, the correlation looked up around the
+        flow, and the flow (float32, C = 2) in cells.
         """
         motion = MotionEncoder(self.variant, self.dtype, name="motion_encoder")(correlation, flow)
         recurrent = RecurrentBlock(self.variant.gru_kernels, self.dtype, name="recurrent_block")

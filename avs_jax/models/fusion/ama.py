@@ -71,8 +71,6 @@ class AMA(nn.Module):
     """The map of each frame from its sound and motion.
 
     Attributes:
-      embed_dim: E.
-      num_heads: G.
       grid: cells per side of the map.
       temperature_mode: scores are multiplied ("mul") or divided ("div") by the learned tau
         (parameter `temperature` [1], initially 1).
@@ -113,7 +111,7 @@ class AMA(nn.Module):
         valid: jax.Array | None = None,
         ids: jax.Array | None = None,
     ) -> tuple[jax.Array, dict]:
-        """Aligns.
+        """The map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}.
 
         Args:
           audio: [N, D], mean audio feature of each frame.
@@ -123,9 +121,6 @@ class AMA(nn.Module):
           valid: bool [N], frames that count in those statistics; None for all.
           ids: int32 [N], from `spec.frame_ids`. Draws depend on the frame's id, those of
             map_dropout on its clip. None: one frame from each of N clips.
-
-        Returns:
-          map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}.
         """
         if ids is None:
             ids = jnp.arange(audio.shape[0]) * FRAMES_PER_CLIP
