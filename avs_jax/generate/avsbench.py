@@ -143,13 +143,7 @@ def _plan_avss(options: Options, split: str, index: int) -> Plan:
 
 
 def clip_paths(root: Path, plan: Plan, layout: Layout = S4_LAYOUT) -> dict[str, Path]:
-    """Every file of a clip; keys are "frame/k", "mask/k", "pre_mask/k" ... (k from 1), "wav".
-
-    Args:
-      root: folder of the csv.
-      plan: of the clip.
-      layout: of the setting.
-    """
+    """Every file of a clip below the csv's folder: "frame/k", "mask/k" ... (k from 1), "wav"."""
     fields = _fields(plan, layout)
     labeled = layout.folders.labeled_frames(plan.split, plan.subset)
     paths = {}
