@@ -36,7 +36,7 @@ from avs_jax.inference.predictor import Predictor
 from avs_jax.inference.stablehlo import PLATFORMS, write_program
 from avs_jax.models.backbones.swin import relative_position_index
 from avs_jax.runtime.checkpoint import WEIGHTS, Checkpoint, save_variables
-from avs_jax.runtime.command_line import UsageError, checkpoint_config, parse
+from avs_jax.runtime.command_line import UsageError, checkpoint_config, define_strings, parse
 from avs_jax.spec import InputError
 from avs_jax.tasks import make_task
 
@@ -215,12 +215,12 @@ def check_flags(values: flags.FlagValues) -> None:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    def define(name, text):
-        flags.DEFINE_string(name, None, text, flag_values=values)
-
-    define("checkpoint", "a run's working directory, one of its steps, or converted weights")
-    define("output", "file (orbax: folder) to write")
-    define("kept_from", "converted weights, for tensors that the checkpoint does not have")
+    texts = {
+        "checkpoint": "a run's working directory, one of its steps, or converted weights",
+        "output": "file (orbax: folder) to write",
+        "kept_from": "converted weights, for tensors that the checkpoint does not have",
+    }
+    define_strings(values, texts)
     formats = [*WRITERS, ORBAX, STABLEHLO]
     flags.DEFINE_enum("format", None, formats, "what to write", flag_values=values)
     which = "raw: the parameters; ema: their average; auto: the average if there is one"

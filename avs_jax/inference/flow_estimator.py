@@ -95,7 +95,6 @@ def window_flow(
     """Flow of a window's frames, as avs_jax.flow stores it for datasets.
 
     Args:
-      estimator: a FlowEstimator.
       frames: uint8 [T, H, W, 3], one second apart.
       pairs: the video's `read_pairs`, positioned at the first of these frames; T are consumed.
         None: flow from each frame to the next.

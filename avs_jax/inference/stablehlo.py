@@ -36,9 +36,7 @@ FREE_AXES = ("B", "T")
 def input_shapes(task: Task, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """The program's inputs: the task's input fields, without last axes of size 1.
 
-    Args:
-      task: under the configuration.
-      **sizes: of FREE_AXES, numbers or symbols.
+    `sizes` are those of FREE_AXES, numbers or symbols.
     """
     known = {**task.rows.sizes, **sizes}
     shapes = {}
@@ -91,14 +89,7 @@ def flat_weights(predictor: Predictor) -> dict[str, jax.Array]:
 def write_program(
     path: str | os.PathLike, predictor: Predictor, platforms: Sequence[str] = ("cpu", "cuda")
 ) -> dict[str, Any]:
-    """Writes the .npz for some of PLATFORMS.
-
-    Returns:
-      `about`, and the size of the program as "program_bytes".
-
-    Raises:
-      InputError: the checkpoint does not fit the configuration.
-    """
+    """Writes the .npz for some of PLATFORMS; `about`, and the program's size "program_bytes"."""
     task = predictor.task
     one = input_shapes(task, B=1, T=1)
     full = {
