@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from avs_jax.convert import ground_names, tpavi_names
@@ -40,8 +39,11 @@ from avs_jax.runtime.command_line import UsageError, checkpoint_config, define_s
 from avs_jax.spec import InputError
 from avs_jax.tasks import make_task
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from scripts.weight_conversion import flatten  # noqa: E402
+
 ORBAX, STABLEHLO = "orbax", "stablehlo"
-BATCH_STATS = "batch_stats/"  # prefix of such paths in the rules' targets
 # A projection of the original's AMA and counters of batches, which nothing reads.
 UNREAD = r"ama_module\.v_proj\.weight|.*num_batches_tracked"
 
@@ -105,9 +107,7 @@ def original_state_dict(
         without its parameter.
     """
     original = ORIGINALS[config.task, config.get("host")]
-    tree = traverse_util.flatten_dict(params, sep="/")
-    stats = traverse_util.flatten_dict(batch_stats, sep="/")
-    tree |= {BATCH_STATS + path: x for path, x in stats.items()}
+    tree = flatten(params, batch_stats)
     names, rules = original.names(config.model), original.rules(config.model)
     found = invert_rules(tree, rules, names)
     # Convert back, to raise if a parameter has no name.
