@@ -21,15 +21,13 @@ class Report:
     Attributes:
       facts: what was evaluated on what: checkpoint, configuration, dataset, source of the ground
         truth, sizes. Strings and numbers.
-      scores: condition of the audio -> protocol -> measure -> 0..1; the reference first.
-      notes: sentences on what was left out, and why.
       negatives: numbers of `negatives.summarize`, with what `negative_report` reads under "facts";
         None without negative audio.
     """
 
     facts: Mapping[str, Any]
-    scores: Mapping[str, Scores]
-    notes: Sequence[str] = ()
+    scores: Mapping[str, Scores]  # by condition of the audio, the reference first
+    notes: Sequence[str] = ()  # sentences on what was left out, and why
     negatives: Mapping[str, Any] | None = None
 
 

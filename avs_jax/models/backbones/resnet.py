@@ -30,21 +30,13 @@ kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class ResNet(nn.Module):
-    """Four stages of bottleneck blocks.
+    """Four stages of bottleneck blocks; parameters and norms are float32."""
 
-    Attributes:
-      depths: blocks per stage, any positive number.
-      width: channels of the stem; stage i has 4 * width * 2**i.
-      trained_norms: training normalizes by the statistics of the batch.
-      remat: recompute each block in the backward pass.
-      dtype: of convolutions and activations; parameters and norms are float32.
-    """
-
-    depths: Sequence[int] = (3, 4, 6, 3)
-    width: int = 64
-    trained_norms: bool = False
-    remat: bool = False
-    dtype: str = "float32"
+    depths: Sequence[int] = (3, 4, 6, 3)  # blocks per stage, any positive number
+    width: int = 64  # channels of the stem; stage i has 4 * width * 2**i
+    trained_norms: bool = False  # training normalizes by the statistics of the batch
+    remat: bool = False  # recompute each block in the backward pass
+    dtype: str = "float32"  # of convolutions and activations
 
     RULES = (*at_least(1, "backbone.width"), *per_stage("backbone.depths"))
 

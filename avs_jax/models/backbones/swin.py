@@ -51,26 +51,16 @@ def _stage_widths(config: Config) -> list[int]:
 
 
 class Swin(nn.Module):
-    """Four stages of windowed attention.
+    """Four stages of windowed attention; parameters, norms and softmax are float32."""
 
-    Attributes:
-      embed_dim: channels of the first stage; doubled from stage to stage.
-      depths, num_heads: blocks and attention heads per stage.
-      window_size: tokens per side of a window.
-      mlp_ratio: hidden width of the MLPs over the channels.
-      drop_path_rate: of the last block; it grows linearly from 0 at the first block.
-      remat: recompute each block in the backward pass, from its input alone.
-      dtype: of matrix products and activations; parameters, norms and softmax are float32.
-    """
-
-    embed_dim: int = 128
-    depths: Sequence[int] = (2, 2, 18, 2)
-    num_heads: Sequence[int] = (4, 8, 16, 32)
-    window_size: int = 12
-    mlp_ratio: float = 4.0
-    drop_path_rate: float = 0.3
-    remat: bool = False
-    dtype: str = "float32"
+    embed_dim: int = 128  # channels of the first stage; doubled from stage to stage
+    depths: Sequence[int] = (2, 2, 18, 2)  # blocks per stage
+    num_heads: Sequence[int] = (4, 8, 16, 32)  # attention heads per stage
+    window_size: int = 12  # tokens per side of a window
+    mlp_ratio: float = 4.0  # hidden width of the MLPs over the channels
+    drop_path_rate: float = 0.3  # of the last block; it grows linearly from 0 at the first block
+    remat: bool = False  # recompute each block in the backward pass, from its input alone
+    dtype: str = "float32"  # of matrix products and activations
 
     RULES = (
         *at_least(1, "backbone.embed_dim", "backbone.window_size"),

@@ -9,7 +9,8 @@ DETR's encoder (Zhu et al. 2021), all in float32. The encoder layers are scanned
 are stacked along a leading axis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -150,11 +151,7 @@ class Encoder(nn.Module):
 class DeformableTransformer(nn.Module):
     """The encoder, with a learned vector per level added to its position encoding."""
 
-    num_layers: int
-    ffn_dim: int
-    num_heads: int
-    num_points: int
-    remat: bool = False
+    encoder: Mapping[str, Any]  # fields of Encoder
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array]) -> tuple[list[jax.Array], dict]:
@@ -169,15 +166,7 @@ class DeformableTransformer(nn.Module):
                 for (h, w), level in zip(sizes, levels, strict=True)
             ]
         )[None]
-        encoder = Encoder(
-            self.num_layers,
-            self.ffn_dim,
-            self.num_heads,
-            self.num_points,
-            self.remat,
-            name="encoder",
-        )
-        y, layers = encoder(x, position, sizes)
+        y, layers = Encoder(**self.encoder, name="encoder")(x, position, sizes)
         ends = np.cumsum([h * w for h, w in sizes])[:-1]
         encoded = [
             part.reshape(num_frames, *size, width)
@@ -212,14 +201,9 @@ class PixelDecoder(nn.Module):
                 features[level]
             )
             projected.append(GroupNorm(name=f"input_proj_{i}_1")(x))
-        transformer = DeformableTransformer(
-            self.num_layers,
-            self.ffn_dim,
-            self.num_heads,
-            self.num_points,
-            self.remat,
-            name="transformer",
-        )
+        names = ("num_layers", "ffn_dim", "num_heads", "num_points", "remat")
+        encoder = {name: getattr(self, name) for name in names}
+        transformer = DeformableTransformer(encoder, name="transformer")
         multi_scale, intermediates = transformer(projected)
         merge = PixelDecoder._merge
         if self.remat:

@@ -37,32 +37,20 @@ MASK_GAIN = 0.25  # of the upsampling logits, balances their gradient in trainin
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """The differences between the two models; tuples list layer widths from first to last.
+    """The differences between the two models; tuples list layer widths from first to last."""
 
-    Attributes:
-      is_bottleneck: blocks of three convolutions instead of two.
-      has_batch_norm: in the context encoder, which otherwise has no norm.
-      feature, context: widths of stem, three stages and output.
-      hidden: number of context channels that initialize the hidden state.
-      radius: of the lookup window, in cells.
-      correlation_layers, flow_layers: of the motion encoder; motion: its output, flow included.
-      gru_kernels: (height, width) of the successive GRUs.
-      head: width of the flow head.
-      has_mask: convex upsampling instead of bilinear.
-    """
-
-    is_bottleneck: bool
-    has_batch_norm: bool
-    feature: tuple[int, ...]
-    context: tuple[int, ...]
-    hidden: int
-    radius: int
-    correlation_layers: tuple[int, ...]
-    flow_layers: tuple[int, ...]
-    motion: int
-    gru_kernels: tuple[tuple[int, int], ...]
-    head: int
-    has_mask: bool
+    is_bottleneck: bool  # blocks of three convolutions instead of two
+    has_batch_norm: bool  # in the context encoder, which otherwise has no norm
+    feature: tuple[int, ...]  # of stem, three stages and output
+    context: tuple[int, ...]  # likewise
+    hidden: int  # number of context channels that initialize the hidden state
+    radius: int  # of the lookup window, in cells
+    correlation_layers: tuple[int, ...]  # of the motion encoder
+    flow_layers: tuple[int, ...]  # likewise
+    motion: int  # width of the motion encoder's output, flow included
+    gru_kernels: tuple[tuple[int, int], ...]  # (height, width) of the successive GRUs
+    head: int  # width of the flow head
+    has_mask: bool  # convex upsampling instead of bilinear
 
 
 VARIANTS = {
@@ -98,17 +86,11 @@ VARIANTS = {
 
 
 class RAFT(nn.Module):
-    """Optical flow.
+    """Optical flow; correlations, coordinates, norms and flow are float32."""
 
-    Attributes:
-      variant: key of VARIANTS.
-      correlation: "all_pairs" or "on_demand": the same result, with different memory use.
-      dtype: of the convolutions; correlations, coordinates, norms and flow are float32.
-    """
-
-    variant: str = "raft_large"
-    correlation: str = "all_pairs"
-    dtype: str = "float32"
+    variant: str = "raft_large"  # key of VARIANTS
+    correlation: str = "all_pairs"  # or "on_demand": the same result, with different memory use
+    dtype: str = "float32"  # of the convolutions
 
     @nn.compact
     def __call__(
@@ -207,17 +189,11 @@ def instance_norm(x: jax.Array) -> jax.Array:
 
 
 class Encoder(nn.Module):
-    """Residual convolutions to 1/8 of the size.
+    """Residual convolutions to 1/8 of the size."""
 
-    Attributes:
-      widths: of the stem, the three stages and the output.
-      is_bottleneck: blocks of 1 x 1, 3 x 3, 1 x 1 with a quarter of the width inside.
-      norm: "instance", "batch" (stored statistics) or "none".
-    """
-
-    widths: tuple[int, ...]
-    is_bottleneck: bool
-    norm: str
+    widths: tuple[int, ...]  # of the stem, the three stages and the output
+    is_bottleneck: bool  # blocks of 1 x 1, 3 x 3, 1 x 1 with a quarter of the width inside
+    norm: str  # "instance", "batch" (stored statistics) or "none"
     dtype: jnp.dtype
 
     @nn.compact
@@ -389,12 +365,8 @@ class MaskPredictor(nn.Module):
 def upsample_convex(flow: jax.Array, mask: jax.Array) -> jax.Array:
     """Every pixel is a convex combination of the 3 x 3 cells around its own; zeros outside.
 
-    Args:
-      flow: [N, h, w, 2], in cells.
-      mask: logits [N, h, w, 9 * 64]: neighbors row by row, then the 8 x 8 px of the cell.
-
-    Returns:
-      [N, 8 h, 8 w, 2], in px.
+    Flow [N, h, w, 2] in cells -> [N, 8 h, 8 w, 2] in px. The mask holds logits [N, h, w, 9 * 64]:
+    neighbors row by row, then the 8 x 8 px of the cell.
     """
     n, height, width = flow.shape[:3]
     weights = nn.softmax(mask.reshape(n, height, width, 9, STRIDE, STRIDE), axis=3)

@@ -70,25 +70,20 @@ def normalize_map(
 class AMA(nn.Module):
     """The map of each frame from its sound and motion.
 
-    Attributes:
-      grid: cells per side of the map.
-      temperature_mode: scores are multiplied ("mul") or divided ("div") by the learned tau
-        (parameter `temperature` [1], initially 1).
-      normalize, grad_through_extrema: see `normalize_map`.
-      attention_dropout, projection_dropout, map_dropout: 0 <= rate < 1, see above.
-      dtype: of the projections; norms, scores and the map are at least float32.
+    Scores are multiplied or divided by the learned tau (parameter `temperature` [1], initially 1).
+    Norms, scores and the map are at least float32.
     """
 
     embed_dim: int = 256
     num_heads: int = 4
-    grid: int = 24
+    grid: int = 24  # cells per side of the map
     temperature_mode: str = "mul"
-    normalize: str = "minmax"
-    grad_through_extrema: bool = True
-    attention_dropout: float = 0.0
+    normalize: str = "minmax"  # see `normalize_map`
+    grad_through_extrema: bool = True  # likewise
+    attention_dropout: float = 0.0  # see above
     projection_dropout: float = 0.0
     map_dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype = jnp.float32  # of the projections
 
     RULES = (
         *at_least(1, "fusion.embed_dim", "fusion.grid"),
