@@ -38,17 +38,11 @@ MAX_LINES = 6  # known sizes, after which the search bisects
 
 @dataclasses.dataclass(frozen=True)
 class TracedStep:
-    """The training step of a configuration, traced for its shapes.
+    """The training step of a configuration, traced for its shapes."""
 
-    Attributes:
-      state: ShapeDtypeStructs with shardings.
-      batch: the same of a batch of `config.train.batch_size` clips.
-      traced: `.jaxpr` is the program, `.lower().compile()` the function (state, batch).
-    """
-
-    state: TrainState
-    batch: dict[str, jax.ShapeDtypeStruct]
-    traced: Any
+    state: TrainState  # ShapeDtypeStructs with shardings
+    batch: dict[str, jax.ShapeDtypeStruct]  # likewise, of `config.train.batch_size` clips
+    traced: Any  # `.jaxpr` is the program, `.lower().compile()` the function (state, batch)
 
 
 def trace_step(config: ConfigDict, mesh: Mesh) -> TracedStep:
@@ -69,9 +63,6 @@ def plan(
       memory: of a device, such as "24GiB"; None: what JAX may use of the device. If unknown, the
         largest batch is not searched.
       gpu: the kind in `gpus.GPUS` to plan for; None: JAX's devices.
-
-    Raises:
-      InputError: the configuration does not fit the devices, or an invalid `memory` or `gpu`.
     """
     check_run_config(config)
     devices = jax.devices() if gpu is None else gpus.compile_only_devices(gpu, num_gpus)

@@ -23,13 +23,7 @@ ALL_PAIRS_BYTES = 2 << 30
 
 
 class FlowEstimator:
-    """RAFT with its weights.
-
-    Attributes:
-      model: "raft_large" or "raft_small".
-      batch_size: pairs per call of the model.
-      num_iterations: updates of the flow.
-    """
+    """RAFT with its weights; `batch_size` pairs per call of the model."""
 
     def __init__(
         self,

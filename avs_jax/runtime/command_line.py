@@ -34,17 +34,11 @@ class UsageError(InputError):
 
 
 class CommandLine(NamedTuple):
-    """A parsed command line.
+    """A parsed command line."""
 
-    Attributes:
-      config: --config with its overrides, locked; None without --config.
-      values: the program's own flags.
-      overrides: the arguments --config.any.key=value.
-    """
-
-    config: ConfigDict | None
-    values: flags.FlagValues
-    overrides: Sequence[str]
+    config: ConfigDict | None  # --config with its overrides, locked; None without --config
+    values: flags.FlagValues  # the program's own flags
+    overrides: Sequence[str]  # the arguments --config.any.key=value
 
     @property
     def overridden(self) -> set[str]:

@@ -19,17 +19,12 @@ _UNITS = {"": 1, "B": 1} | {
 
 @dataclasses.dataclass(frozen=True)
 class StepBytes:
-    """Bytes per device of one compiled function, as planned by its compiler.
-
-    Attributes:
-      shared: part of the output that reuses a donated argument.
-      temporaries: peak of everything else.
-    """
+    """Bytes per device of one compiled function, as planned by its compiler."""
 
     arguments: int
     output: int
-    shared: int
-    temporaries: int
+    shared: int  # part of the output that reuses a donated argument
+    temporaries: int  # peak of everything else
 
     @classmethod
     def of(cls, compiled: jax.stages.Compiled) -> "StepBytes":

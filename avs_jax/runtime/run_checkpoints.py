@@ -37,17 +37,11 @@ STATE_FIELDS = ("step", "params", "batch_stats", "opt_state", "ema")
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """The outcome of a run's evaluations so far.
+    """The outcome of a run's evaluations so far."""
 
-    Attributes:
-      best: the best score, None before the first evaluation.
-      best_step: the step that had it.
-      since_best: evaluations since then, none of which was better.
-    """
-
-    best: float | None = None
+    best: float | None = None  # the best score, None before the first evaluation
     best_step: int | None = None
-    since_best: int = 0
+    since_best: int = 0  # evaluations since then, none of which was better
 
     def after(self, step: int, score: float) -> "Validation":
         """With one more evaluation."""
