@@ -21,12 +21,8 @@ Path = str | os.PathLike
 def atomic_path(path: Path, size: int | None = None) -> Iterator[pathlib.Path]:
     """Yields a path to write to; what is there at the end replaces `path`.
 
-    Args:
-      path: of the file; its folder is made if need be.
-      size: bytes that it will have, about, for the message about a full disk.
-
-    Raises:
-      OSError: it cannot be written; nothing of it is left.
+    Its folder is made if need be. `size` is about how many bytes it will have, for the message
+    about a full disk. If it cannot be written, nothing of it is left.
     """
     path = pathlib.Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,11 +59,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def atomic_folder(path: Path) -> Iterator[pathlib.Path]:
     """Yields an empty folder to fill; at the end it replaces `path` and everything in it.
 
-    Where the block raises, `path` is as it was. A kill between the two renames leaves the earlier
-    folder as `NAME.replaced`; the next call restores it.
-
-    Args:
-      path: of the folder; its parent is made if need be.
+    Its parent is made if need be. Where the block raises, `path` is as it was. A kill between the
+    two renames leaves the earlier folder as `NAME.replaced`; the next call restores it.
     """
     path = pathlib.Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,11 +84,7 @@ def atomic_folder(path: Path) -> Iterator[pathlib.Path]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a file for reading bytes; a named pipe, which would wait for ever, is an error.
-
-    Raises:
-      OSError: it cannot be opened, or is a folder, a pipe or a device.
-    """
+    """Opens a file for reading bytes; OSError for a folder, a device or a pipe, which would wait."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -104,11 +93,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
-    """A regular file's bytes.
-
-    Raises:
-      OSError: as `open_regular`, or it has more than `max_bytes`.
-    """
+    """A regular file's bytes; OSError as `open_regular`, or if it has more than `max_bytes`."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if max_bytes is not None and size > max_bytes:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from avs_jax.runtime import gpus, optim, sharding
 from avs_jax.runtime.memory import GIB, StepBytes, count_flops, parse_bytes
+from avs_jax.runtime.run_config import check_run_config
 from avs_jax.runtime.setup import make_train_setup
 from avs_jax.runtime.step import TrainState
 from avs_jax.tasks import make_task
@@ -37,17 +38,11 @@ MAX_LINES = 6  # known sizes, after which the search bisects
 
 @dataclasses.dataclass(frozen=True)
 class TracedStep:
-    """The training step of a configuration, traced for its shapes.
+    """The training step of a configuration, traced for its shapes."""
 
-    Attributes:
-      state: ShapeDtypeStructs with shardings.
-      batch: the same of a batch of `config.train.batch_size` clips.
-      traced: `.jaxpr` is the program, `.lower().compile()` the function (state, batch).
-    """
-
-    state: TrainState
-    batch: dict[str, jax.ShapeDtypeStruct]
-    traced: Any
+    state: TrainState  # ShapeDtypeStructs with shardings
+    batch: dict[str, jax.ShapeDtypeStruct]  # likewise, of `config.train.batch_size` clips
+    traced: Any  # `.jaxpr` is the program, `.lower().compile()` the function (state, batch)
 
 
 def trace_step(config: ConfigDict, mesh: Mesh) -> TracedStep:
@@ -65,20 +60,18 @@ def plan(
     """Prints parameters per module, operations, bytes per device and the largest batch that fits.
 
     Args:
-      config: see configs/base.py.
       memory: of a device, such as "24GiB"; None: what JAX may use of the device. If unknown, the
         largest batch is not searched.
       gpu: the kind in `gpus.GPUS` to plan for; None: JAX's devices.
-      num_gpus: number of GPUs of that kind.
-
-    Raises:
-      InputError: the configuration does not fit the devices, or an invalid `memory` or `gpu`.
     """
+    check_run_config(config)
     devices = jax.devices() if gpu is None else gpus.compile_only_devices(gpu, num_gpus)
     if memory is not None:
         limit = parse_bytes(memory)
+    elif gpu is not None:
+        limit = gpus.GPUS[gpu].available
     else:
-        limit = _device_limit() if gpu is None else gpus.GPUS[gpu].available
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     mesh = sharding.make_mesh(config, devices)
     step = trace_step(config, mesh)
     rows = config.train.batch_size
@@ -91,9 +84,9 @@ def plan(
     print(describe_parameters(step.state.params, config))
     flops = count_flops(step.traced.jaxpr.jaxpr)
     print(f"matrix products and convolutions: {flops / 1e12:.3f} TFLOP per step, {rows} row(s)")
-    options = gpus.COMPILATION if gpu else QUICK_COMPILATION
-    if not gpu and jax.default_backend() != "cpu":
-        options = {}
+    options = QUICK_COMPILATION if jax.default_backend() == "cpu" else {}
+    if gpu:
+        options = gpus.COMPILATION
     used = _compile(step, options)
     print(used, flush=True)
     if limit is None:
@@ -166,8 +159,3 @@ def _compile(step: TracedStep, options: Mapping[str, Any]) -> StepBytes:
     compiled = step.traced.lower().compile(compiler_options=dict(options))
     print(f"compiled in {time.monotonic() - start:.0f} s")
     return StepBytes.of(compiled)
-
-
-def _device_limit() -> int | None:
-    """The memory that JAX may use on the first device, if known."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

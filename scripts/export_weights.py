@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from avs_jax.convert import ground_names, tpavi_names
@@ -36,12 +35,15 @@ from avs_jax.inference.predictor import Predictor
 from avs_jax.inference.stablehlo import PLATFORMS, write_program
 from avs_jax.models.backbones.swin import relative_position_index
 from avs_jax.runtime.checkpoint import WEIGHTS, Checkpoint, save_variables
-from avs_jax.runtime.command_line import UsageError, checkpoint_config, parse
+from avs_jax.runtime.command_line import UsageError, checkpoint_config, define_strings, parse
 from avs_jax.spec import InputError
 from avs_jax.tasks import make_task
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from scripts.weight_conversion import flatten  # noqa: E402
+
 ORBAX, STABLEHLO = "orbax", "stablehlo"
-BATCH_STATS = "batch_stats/"  # prefix of such paths in the rules' targets
 # A projection of the original's AMA and counters of batches, which nothing reads.
 UNREAD = r"ama_module\.v_proj\.weight|.*num_batches_tracked"
 
@@ -105,9 +107,7 @@ def original_state_dict(
         without its parameter.
     """
     original = ORIGINALS[config.task, config.get("host")]
-    tree = traverse_util.flatten_dict(params, sep="/")
-    stats = traverse_util.flatten_dict(batch_stats, sep="/")
-    tree |= {BATCH_STATS + path: x for path, x in stats.items()}
+    tree = flatten(params, batch_stats)
     names, rules = original.names(config.model), original.rules(config.model)
     found = invert_rules(tree, rules, names)
     # Convert back, to raise if a parameter has no name.
@@ -215,12 +215,12 @@ def check_flags(values: flags.FlagValues) -> None:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    def define(name, text):
-        flags.DEFINE_string(name, None, text, flag_values=values)
-
-    define("checkpoint", "a run's working directory, one of its steps, or converted weights")
-    define("output", "file (orbax: folder) to write")
-    define("kept_from", "converted weights, for tensors that the checkpoint does not have")
+    texts = {
+        "checkpoint": "a run's working directory, one of its steps, or converted weights",
+        "output": "file (orbax: folder) to write",
+        "kept_from": "converted weights, for tensors that the checkpoint does not have",
+    }
+    define_strings(values, texts)
     formats = [*WRITERS, ORBAX, STABLEHLO]
     flags.DEFINE_enum("format", None, formats, "what to write", flag_values=values)
     which = "raw: the parameters; ema: their average; auto: the average if there is one"

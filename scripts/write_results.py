@@ -25,7 +25,7 @@ PROTOCOLS = ("stream", "dataset", "cavp", "semantic(frames=real)")
 INTRODUCTION = """# Results
 
 Written by `scripts/write_results.py` from the files in `docs/results/`. No model has been trained
-on AVSBench here yet: the recipes' headers name the published numbers that they aim at, with their
+on AVSBench here yet: the recipes' headers name the published numbers of their settings, with their
 sources. No number here was measured on a GPU.
 """
 

@@ -6,7 +6,7 @@ import numpy as np
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.pipeline import TrainBatches
 from configs import parts, s4_ama, s4_vct
-from scripts.convert_weights import make_init
+from scripts.weight_conversion import make_init
 
 SIDE = 64
 

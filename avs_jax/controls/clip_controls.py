@@ -30,12 +30,7 @@ _LEFT_OUT = {
 
 
 def clip_controls(config: Any, rows: ClipRows, records: Sequence[Record], split: str) -> Controls:
-    """The conditions besides the true sound that config.evaluate asks for.
-
-    Raises:
-      InputError: unknown names in config.evaluate.audio or .motion; config.evaluate.manifest is not
-        an intact manifest of these clips, or nothing uses it.
-    """
+    """The conditions besides the true sound that config.evaluate asks for."""
     evaluate, found, notes = config.evaluate, {}, []
     if evaluate.manifest and not evaluate.audio:
         raise InputError(

@@ -35,13 +35,9 @@ def with_false_motion(
     condition: str,
     motion_maps: Callable[[Mapping[str, Any]], np.ndarray],
 ) -> Altered:
-    """The records of a split with the motion maps of one condition.
+    """The records, with clip ids `ids`, with the motion maps of a value of MOTION_CONTROLS.
 
-    Args:
-      ids: clip id of every record.
-      manifest: of exactly these clips; shuffling needs at least two.
-      condition: value of MOTION_CONTROLS.
-      motion_maps: record -> its own maps, float32 [T, H, W, C].
+    `motion_maps` gives a record's own maps, float32 [T, H, W, C]. Shuffling needs two clips.
     """
     place = {clip: i for i, clip in enumerate(ids)}
 

@@ -1,5 +1,6 @@
 """Pairs of clips for evaluations with another clip's sound."""
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,16 +15,13 @@ def swap_audio(categories: Mapping[str, str]) -> dict[str, str]:
     its category. If one category has more than half of the clips, the sounds of the others repeat.
 
     Args:
-      categories: clip id -> category.
+      categories: clip id -> category; ValueError if all are equal.
 
     Returns:
       clip id -> id of the clip whose sound it gets.
-
-    Raises:
-      ValueError: all clips are of one category.
     """
     order = sorted(categories, key=lambda clip: (categories[clip], clip))
-    sizes = {c: sum(1 for clip in order if categories[clip] == c) for c in categories.values()}
+    sizes = collections.Counter(categories.values())
     if len(sizes) < 2:
         raise ValueError(f"swapped audio needs two categories, all clips are of {list(sizes)}")
     shift = max(sizes.values())
@@ -37,14 +35,9 @@ def swap_audio(categories: Mapping[str, str]) -> dict[str, str]:
 
 
 def silent_audio(labels: Mapping[str, int], visible: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """Pairs each clip with a clip of a category that is visible but silent in its frames.
+    """Clip id -> the id of a clip of a category that is visible but silent in its frames, if any.
 
-    Args:
-      labels: clip id -> sounding category.
-      visible: clip id -> categories in the frames.
-
-    Returns:
-      clip id -> id of the clip whose sound it gets, for clips with such a partner.
+    By clip id, `labels` are the sounding categories, `visible` those in the frames.
     """
     by_label: dict[int, list[str]] = {}
     for clip in sorted(labels):

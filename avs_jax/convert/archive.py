@@ -30,11 +30,7 @@ def open_archive(file: BinaryIO) -> zipfile.ZipFile:
 
 
 def member_size(archive: zipfile.ZipFile, name: str, limit: float = math.inf) -> int:
-    """The number of bytes that a member unpacks to, from the directory.
-
-    Raises:
-      WeightsError: naming the member, if it is missing or larger than the limit.
-    """
+    """The number of bytes that a member unpacks to, from the directory, at most `limit`."""
     if name not in archive.NameToInfo:
         raise WeightsError(f"damaged: {name} is missing in the archive")
     info = archive.NameToInfo[name]

@@ -31,14 +31,10 @@ def read_state_dict(path: str | os.PathLike, max_size: int = MAX_SIZE) -> dict[s
     Takes it out of a `model` or `state_dict` key, and removes a `module.` prefix that all names
     have. Dtypes are those of the file; bfloat16 is ml_dtypes'.
 
-    Args:
-      path: of the file.
-      max_size: bytes of memory that reading may take, by the sizes that the file declares.
-
     Raises:
-      WeightsError: not such a file, damaged, larger than `max_size`, holding something other than
-        arrays, or a pickle that names other globals than those of plain tensors and arrays.
-      OSError: the file cannot be opened.
+      WeightsError: not such a file, damaged, declaring more than `max_size` bytes of memory,
+        holding something other than arrays, or a pickle that names other globals than those of
+        plain tensors and arrays.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise WeightsError(f"{path}: is a folder, pipe or device, not a file")

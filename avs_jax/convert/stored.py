@@ -30,17 +30,11 @@ class Source(NamedTuple):
 
 
 class StoredArray(NamedTuple):
-    """An array that is declared and checked, but not read yet.
+    """An array that is declared and checked, but not read yet."""
 
-    Attributes:
-      nbytes: memory that the array takes.
-      source: a `Source`, or what has its attributes; several arrays may share it.
-      build: makes a new, writable array from what `source.load` returned.
-    """
-
-    nbytes: int
-    source: Any
-    build: Callable[[Any], np.ndarray]
+    nbytes: int  # memory that the array takes
+    source: Any  # a `Source`, or what has its attributes; several arrays may share it
+    build: Callable[[Any], np.ndarray]  # from what `source.load` returned; new and writable
 
     def declare(self) -> "StoredArray":
         """Returns itself; the stand-ins in pickles have this method, too."""

@@ -28,9 +28,6 @@ def vct_rules(model_config: Mapping[str, Any]) -> list[Rule]:
     of the loss, which are configuration; VGGish's embedding MLP, which never runs.
     A load without PyTorch's metadata renames `sem_seg_head.pixel_decoder.*`; such names match
     nothing.
-
-    Args:
-      model_config: config.model; reads the backbone and the number of encoder layers.
     """
     backbone = model_config["backbone"]
     return [
@@ -60,13 +57,9 @@ def swin_rules(
 ) -> list[Rule]:
     """Swin with an output norm per stage (VCT's swinb.py) -> models.backbones.swin.Swin.
 
-    Ignored: `relative_position_index`, which follows from the window size.
-
-    Args:
-      source_prefix, target_prefix: see above.
-      depths: blocks per stage. Pairs of blocks form a stack; the last one of an odd number does
-        not.
-      merges_first: the source counts the merging of patches as part of the next stage, as timm.
+    Ignored: `relative_position_index`, which follows from the window size. Pairs of blocks form a
+    stack; the last one of an odd number does not. With `merges_first`, the source counts the
+    merging of patches as part of the next stage, as timm does.
     """
     source, target = _source(source_prefix), _target(target_prefix)
     rules = [
@@ -106,10 +99,6 @@ def swin_file_rules(depths: Sequence[int], names: Collection[str]) -> list[Rule]
     """Files of a Swin alone, Microsoft's, timm's or VCT's backbone -> models.backbones.swin.Swin.
 
     Ignored: the classifier, the norm before it, and the masks of shifted windows.
-
-    Args:
-      depths: blocks per stage.
-      names: of the file; timm's merge patches at the start of a stage.
     """
     is_timm = any(name.startswith(f"layers.{len(depths) - 1}.downsample.") for name in names)
     return [

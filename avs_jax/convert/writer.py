@@ -24,17 +24,14 @@ def write_state_dict(
     file_format: str,
     versions: Mapping[str, int] | None = None,
 ) -> None:
-    """Writes a state dict.
+    """Writes a state dict, in its order; an existing file is replaced.
 
     Args:
-      path: file to make; an existing one is replaced.
-      state_dict: name -> array of a plain dtype; the order is kept.
       file_format: key of WRITERS.
       versions: module -> version, `_metadata` of the torch format; the others have no such thing.
 
     Raises:
       WeightsError: a dtype that the format does not have.
-      OSError: the file cannot be written; where the disk is full, with the size that it needs.
     """
     size = sum(array.nbytes for array in state_dict.values())
     with atomic_file(path, size) as file:

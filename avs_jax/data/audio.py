@@ -40,7 +40,7 @@ def log_mel(
     num_examples: int | None = None,
     short: str = "repeat",
 ) -> np.ndarray:
-    """VGGish log-mel examples of a sound.
+    """VGGish log-mel examples of a sound: float32 [T, 96, 64] (example, 10 ms frame, mel band).
 
     Args:
       waveform: int16 (full scale 32768) or float in [-1, 1], shape [n] or [n, channels].
@@ -49,13 +49,6 @@ def log_mel(
       short: how to reach num_examples when the sound holds fewer: "repeat" the last example
         (AVSBench's rule for S4 and MS3) or "zeros" (its rule for AVSS: zeros in log-mel, which is
         not silence).
-
-    Returns:
-      float32 [T, 96, 64], axes (example, 10 ms frame, mel band).
-
-    Raises:
-      InputError: a rate out of range, or nothing to repeat. ValueError: wrong shape, type or
-        `short`.
     """
     if short not in ("repeat", "zeros"):
         raise ValueError(f"short is {short!r}, expected 'repeat' or 'zeros'")
@@ -75,13 +68,9 @@ def log_mel(
             f"a sound of {len(samples) / SAMPLE_RATE:.3f} s is too short for one log-mel example: "
             f"{EXAMPLE_SAMPLES / SAMPLE_RATE} s are needed (or short='zeros')"
         )
-    missing = num_examples - count
-    fill = (
-        examples[-1:]
-        if short == "repeat"
-        else np.zeros_like(examples, shape=(1, *examples.shape[1:]))
-    )
-    return np.concatenate([examples, np.repeat(fill, missing, axis=0)])
+    if short == "repeat":
+        return np.pad(examples, ((0, num_examples - count), (0, 0), (0, 0)), mode="edge")
+    return np.pad(examples, ((0, num_examples - count), (0, 0), (0, 0)))
 
 
 def to_mono(waveform: np.ndarray) -> np.ndarray:

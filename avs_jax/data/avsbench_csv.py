@@ -13,22 +13,14 @@ from avs_jax.data.input_files import read_text
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a row of the csv says about its clip.
+    """What a row of the csv says about its clip; `columns` are the csv's, by their names there."""
 
-    Attributes:
-      name: of the clip, unique.
-      category: what sounds; "" where the csv does not say.
-      subset: v1s, v1m or v2 in avss, else "".
-      with_mask: the frames, from 0, that have ground truth.
-      columns: of the csv, by their names there.
-    """
-
-    name: str
+    name: str  # unique
     split: str
-    category: str
-    subset: str
+    category: str  # what sounds; "" where the csv does not say
+    subset: str  # v1s, v1m or v2 in avss, else ""
     num_frames: int
-    with_mask: tuple[int, ...]
+    with_mask: tuple[int, ...]  # the frames, from 0, that have ground truth
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def path(self, root: pathlib.Path, template: str, t: int = 0) -> pathlib.Path:

@@ -75,17 +75,9 @@ def map_index(frame: int, num_frames: int, first_frame: str) -> int | None:
 
 
 def before_augmentation(flow: np.ndarray, config: Any) -> np.ndarray:
-    """Stored flow as input of the augmentation.
+    """Stored flow (u, v) [H, W, 2], or its magnitude [H, W, 1], as input of the augmentation.
 
-    Args:
-      flow: (u, v) [H, W, 2], or its magnitude [H, W, 1], any float.
-      config: config.data.motion.
-
-    Returns:
-      float32, strengths [H, W, 1] in [0, 1] for magnitude_max, else vectors [H, W, 2] in px.
-
-    Raises:
-      InputError: vectors are needed, but a magnitude is stored.
+    float32, strengths [H, W, 1] in [0, 1] for magnitude_max, else vectors [H, W, 2] in px.
     """
     _check_flow(flow)
     if needs_vectors(config) and flow.shape[-1] != 2:

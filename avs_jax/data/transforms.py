@@ -60,14 +60,10 @@ def draw_augmentation(
     color: bool = True,
     flip: float = 0.5,
 ) -> Augmentation:
-    """Draws one clip's augmentation.
+    """Draws one clip's augmentation, for all of its frames, used or not.
 
-    Args:
-      frame_size: (height, width) of the decoded frames.
-      num_frames: of the whole clip, used or not.
-      output_size: side of the result, in px.
-      min_sizes, max_size, crop, color, flip: of config.data.augment; without crop the frame is
-        resized to the output size, whatever its aspect ratio.
+    The other arguments are those of config.data.augment. Without crop, the frame is resized to the
+    output size, whatever its aspect ratio.
     """
     short_side = int(min_sizes[rng.integers(len(min_sizes))])
     corner = rng.random(2)

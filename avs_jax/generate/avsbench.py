@@ -61,26 +61,20 @@ class Layout:
     """How clips become the files of a setting.
 
     Attributes:
-      folders: where its files lie.
-      category_name: what the setting calls a category.
       columns: column of the csv -> template of its values.
       more_files: kind of file -> template of its path, beside those of `folders`.
       images: kind of image file -> what it shows.
-      aspect: width / height.
-      fps: of the videos.
-      sample_rate: Hz.
-      stereo: whether the mono sound is written to two channels.
     """
 
-    folders: avsbench_folders.Setting
-    category_name: Callable[[Category], str]
+    folders: avsbench_folders.Setting  # where its files lie
+    category_name: Callable[[Category], str]  # what the setting calls a category
     columns: Mapping[str, str]
     more_files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     images: Mapping[str, DrawImage] = dataclasses.field(default_factory=lambda: IMAGES)
-    aspect: float = 1.0
+    aspect: float = 1.0  # width / height
     fps: int = VIDEO_FPS
-    sample_rate: int = 16_000
-    stereo: bool = False
+    sample_rate: int = 16_000  # Hz
+    stereo: bool = False  # whether the mono sound is written to two channels
 
     def files(self, split: str) -> dict[str, str]:
         """Kind of file -> template of its path below the folder of the csv."""
@@ -143,13 +137,7 @@ def _plan_avss(options: Options, split: str, index: int) -> Plan:
 
 
 def clip_paths(root: Path, plan: Plan, layout: Layout = S4_LAYOUT) -> dict[str, Path]:
-    """Every file of a clip; keys are "frame/k", "mask/k", "pre_mask/k" ... (k from 1), "wav".
-
-    Args:
-      root: folder of the csv.
-      plan: of the clip.
-      layout: of the setting.
-    """
+    """Every file of a clip below the csv's folder: "frame/k", "mask/k" ... (k from 1), "wav"."""
     fields = _fields(plan, layout)
     labeled = layout.folders.labeled_frames(plan.split, plan.subset)
     paths = {}

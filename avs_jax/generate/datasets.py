@@ -46,25 +46,15 @@ def write_clips(
     setting: str = "s4",
     kind: str | None = None,
 ) -> int:
-    """Writes a dataset; clips that exist are kept.
+    """Writes a dataset and returns how many clips were rendered; clips that exist are kept.
 
     Args:
       root: folder of the dataset: new, or from a call with the same options.
       num_train: clips per split, with num_val and num_test. None: the setting's default, as for
         size, num_categories and kind.
-      seed: everything follows from it.
       size: height of the frames in pixels, even (h264 requires it).
-      num_categories: how many of the twelve categories there are.
       workers: processes; 0 or 1 renders in this one.
       setting: key of SETTINGS.
-      kind: one of the setting's kinds.
-
-    Returns:
-      How many clips were rendered.
-
-    Raises:
-      InputError: an option is out of range, or `root` holds something else, or clips generated
-        with other options.
     """
     root = Path(root)
     if setting not in SETTINGS:
@@ -99,11 +89,7 @@ def _check_options(
     num_categories: int | None,
     kind: str | None,
 ) -> Options:
-    """Fills in the setting's defaults.
-
-    Raises:
-      InputError: a value cannot be used, or the setting has no such option.
-    """
+    """Fills in the setting's defaults; InputError for a value that cannot be used."""
     if seed < 0:
         raise InputError(f"seed={seed}, expected 0 or more")
     size = row.size if size is None else size
@@ -140,11 +126,7 @@ def _manifest(
 
 
 def _claim(root: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the manifest, or compares it with an existing one.
-
-    Raises:
-      InputError: the folder is not the generator's, or it has other options.
-    """
+    """Writes the manifest, or raises if an existing one differs or the folder is not ours."""
     path = root / MANIFEST
     if path.exists():
         try:

@@ -84,14 +84,9 @@ class Plan:
 def plan_clip(
     seed: int, split: str, index: int, seconds: float = NUM_FRAMES, num_categories: int = 10
 ) -> Plan:
-    """Plans a clip in which one object sounds.
+    """Plans a clip in which one object sounds: category number `index` modulo `num_categories`.
 
-    Args:
-      seed: of the whole dataset.
-      split: "train", "val" or "test"; clips of different splits share nothing.
-      index: of the clip in its split; category number `index` modulo `num_categories` sounds.
-      seconds: length.
-      num_categories: 2 to 12.
+    `seed` is that of the whole dataset. Clips of different splits share nothing.
     """
     check_categories(num_categories)
     key = clip_key(seed, split, index)
@@ -131,11 +126,9 @@ def plan_mixture(
 ) -> Plan:
     """Plans a clip in which several objects may sound, each for a while.
 
+    Across clips, every category is equally often the one that is certain to sound.
+
     Args:
-      seed: of the whole dataset, with split and index as in `plan_clip`. Across clips, every
-        category is equally often the one that is certain to sound.
-      seconds: length, whole.
-      num_categories: 4 to 12.
       max_sounding: how many objects sound at some time at most, 1 to 3.
       changes: whether sounds start and stop; otherwise they last.
     """
@@ -173,11 +166,7 @@ def plan_mixture(
 
 
 def clip_key(seed: int, split: str, index: int) -> tuple[int, int, int]:
-    """What all random draws of a clip follow from.
-
-    Raises:
-      InputError: there is no such split.
-    """
+    """What all random draws of a clip follow from."""
     if split not in SPLITS:
         raise InputError(f"split={split!r}, expected one of {', '.join(SPLITS)}")
     return (seed, SPLITS.index(split), index)
@@ -205,10 +194,7 @@ def place_centers(
 ) -> np.ndarray:
     """Centers [n, 2] in 0..1 that keep objects inside the frame and mostly apart.
 
-    Args:
-      areas: [n], shares of the frame.
-      amplitudes: [n], of the movements.
-      rng: draws 200 candidates, of which the best is taken.
+    The best of 200 candidates, for areas [n] in shares of the frame and amplitudes [n].
     """
     radius = np.sqrt(areas / np.pi)
     margin = np.minimum(radius + 0.7 * amplitudes, 0.45)[:, None]

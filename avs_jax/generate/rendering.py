@@ -18,10 +18,6 @@ VIDEO_FPS = 8
 class RenderedClip:
     """A clip with N = seconds * fps video frames and T dataset frames, one per whole second."""
 
-    name: str
-    split: str
-    category: str  # what sounds at some time, joined by "+"
-    visible: tuple[str, ...]  # the categories in the frame
     frames: np.ndarray  # uint8 [N, H, W, 3]
     fps: int
     audio: np.ndarray  # int16 [n], mono
@@ -39,13 +35,9 @@ def render_clip(
     fps: int = VIDEO_FPS,
     sample_rate: int = spec.SAMPLE_RATE,
 ) -> RenderedClip:
-    """Draws a planned clip and mixes its sound.
+    """Draws a planned clip, of a side or (height, width) in pixels, and mixes its sound.
 
-    Args:
-      plan: of the clip.
-      size: side in pixels, or (height, width).
-      fps: of the video; dataset frames are exact where it is a multiple of 8.
-      sample_rate: of the sound, Hz.
+    Dataset frames are exact where fps is a multiple of 8.
     """
     height, width = (size, size) if isinstance(size, int) else size
     rng = np.random.default_rng(plan.seed)
@@ -60,10 +52,6 @@ def render_clip(
     for i in range(len(plan.objects)):
         mask |= (labels == i + 1) & sounding[:, i, None, None]
     return RenderedClip(
-        name=plan.name,
-        split=plan.split,
-        category="+".join(category.name for category in plan.heard),
-        visible=tuple(item.category.name for item in plan.objects),
         frames=frames,
         fps=fps,
         audio=audio,
@@ -91,11 +79,9 @@ def draw_frames(
     """Draws frames, and which object is topmost in some of them.
 
     Args:
-      plan: of the clip.
       time: [N], of the frames, in seconds.
       labeled: [T], indices of the frames whose labels are returned.
       size: (height, width) in pixels.
-      rng: draws background, sprites, camera and light.
 
     Returns:
       (uint8 [N, H, W, 3], uint8 [T, H, W]: 0 background, else 1 + index of the object).
@@ -150,11 +136,7 @@ def _camera_offset(amplitude: float, time: np.ndarray, rng: np.random.Generator)
 def _transform(
     image: Image.Image, item: Object, center: np.ndarray, short: int
 ) -> tuple[Image.Image, int, int]:
-    """Scales and rotates a sprite, with its center at a subpixel position of the frame.
-
-    Returns:
-      (raster, left, top): where the raster's corner belongs, in pixels.
-    """
+    """Scales and rotates a sprite with its center at a subpixel position: (raster, left, top)."""
     half = item.half_size * short
     reach = int(np.ceil(half * 1.42)) + 1
     left, top = np.floor(center).astype(int) - reach

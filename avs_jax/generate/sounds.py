@@ -124,12 +124,7 @@ def mix(
     """Mixes sounds to int16 [n], each with the same root mean square while it is active.
 
     Each run of active seconds is synthesized on its own: silence costs nothing in a long video.
-
-    Args:
-      sounds: at least one; all of the same number of seconds.
-      level: dBFS of each.
-      sample_rate: Hz.
-      rng: draws pitches, pulses and noise.
+    The sounds have the same number of seconds, and a level in dBFS each.
     """
     num_samples = len(sounds[0].active) * sample_rate
     mixture = np.zeros(num_samples)

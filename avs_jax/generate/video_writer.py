@@ -21,14 +21,9 @@ def write_video(
     Args:
       path: of the file; the container is mp4 whatever the suffix.
       frames: uint8 [N, H, W, 3]; H and W even.
-      fps: frames per second.
       audio: int16 [n], or [n, 2]; None: no sound track.
-      sample_rate: of `audio`, Hz.
       stereo: whether a mono sound is written to two channels.
       quality: x264's constant rate factor; lower is better.
-
-    Raises:
-      ValueError: an array has another shape or type.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames: {frames.dtype} {frames.shape}, expected uint8 [N, H, W, 3]")

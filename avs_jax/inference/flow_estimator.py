@@ -23,13 +23,7 @@ ALL_PAIRS_BYTES = 2 << 30
 
 
 class FlowEstimator:
-    """RAFT with its weights.
-
-    Attributes:
-      model: "raft_large" or "raft_small".
-      batch_size: pairs per call of the model.
-      num_iterations: updates of the flow.
-    """
+    """RAFT with its weights; `batch_size` pairs per call of the model."""
 
     def __init__(
         self,
@@ -95,7 +89,6 @@ def window_flow(
     """Flow of a window's frames, as avs_jax.flow stores it for datasets.
 
     Args:
-      estimator: a FlowEstimator.
       frames: uint8 [T, H, W, 3], one second apart.
       pairs: the video's `read_pairs`, positioned at the first of these frames; T are consumed.
         None: flow from each frame to the next.

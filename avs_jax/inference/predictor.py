@@ -46,21 +46,13 @@ class Predictor:
     def check(self, inputs: Mapping[str, jax.ShapeDtypeStruct | np.ndarray]) -> None:
         """Checks, once per shape, that configuration, checkpoint and inputs fit together.
 
-        Args:
-          inputs: as in `outputs`; only shapes and dtypes are read.
-
-        Raises:
-          InputError: they do not fit.
+        Only shapes and dtypes of the inputs are read.
         """
         shapes = tuple(sorted((name, tuple(x.shape[2:])) for name, x in inputs.items()))
         if shapes in self._checked:
             return
-        params, _ = self.variables
-        self.task.check_inputs(params, inputs)
-        small = {
-            name: np.broadcast_to(np.zeros((), x.dtype), (1, *x.shape[1:]))
-            for name, x in inputs.items()
-        }
-        wanted = jax.eval_shape(lambda: init_variables(self.task.model, small, 0))
+        self.task.check_inputs(self.variables[0], inputs)
+        one = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in inputs.items()}
+        wanted = jax.eval_shape(lambda row: init_variables(self.task.model, row, 0), one)
         self.checkpoint.check_fits(*wanted)
         self._checked.add(shapes)

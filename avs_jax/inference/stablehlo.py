@@ -28,7 +28,7 @@ from avs_jax.runtime.stored_config import plain_config
 from avs_jax.task import Task, array_fields
 
 PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
-WEIGHTS = "weights/"
+WEIGHTS = "weights"
 COLLECTIONS = ("params", "batch_stats")
 FREE_AXES = ("B", "T")
 
@@ -36,9 +36,7 @@ FREE_AXES = ("B", "T")
 def input_shapes(task: Task, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """The program's inputs: the task's input fields, without last axes of size 1.
 
-    Args:
-      task: under the configuration.
-      **sizes: of FREE_AXES, numbers or symbols.
+    `sizes` are those of FREE_AXES, numbers or symbols.
     """
     known = {**task.rows.sizes, **sizes}
     shapes = {}
@@ -60,8 +58,9 @@ def make_program(task: Task):
             name: x if x.ndim == len(fields[name].axes.split()) else x[..., None]
             for name, x in arrays.items()
         }
-        variables = (_collection(weights, name) for name in COLLECTIONS)
-        return task.derive(apply_model(task, *variables, inputs), inputs)
+        variables = unflatten(weights)[WEIGHTS]
+        collections = (variables.get(name, {}) for name in COLLECTIONS)
+        return task.derive(apply_model(task, *collections, inputs), inputs)
 
     return program
 
@@ -71,9 +70,7 @@ def export_program(
 ) -> export.Exported:
     """Lowers a predictor's program for all platforms, with symbolic B and T."""
     sizes = zip(FREE_AXES, export.symbolic_shape(", ".join(FREE_AXES)), strict=True)
-    weights = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat_weights(predictor).items()
-    }
+    weights = jax.eval_shape(lambda: flat_weights(predictor))
     program = jax.jit(make_program(predictor.task))
     inputs = input_shapes(predictor.task, **dict(sizes))
     return export.export(program, platforms=tuple(platforms))(weights, inputs)
@@ -81,24 +78,13 @@ def export_program(
 
 def flat_weights(predictor: Predictor) -> dict[str, jax.Array]:
     """Name in the file -> array."""
-    return {
-        f"{WEIGHTS}{collection}/{path}": x
-        for collection, tree in zip(COLLECTIONS, predictor.variables, strict=True)
-        for path, x in flatten(tree).items()
-    }
+    return flatten({WEIGHTS: dict(zip(COLLECTIONS, predictor.variables, strict=True))})
 
 
 def write_program(
     path: str | os.PathLike, predictor: Predictor, platforms: Sequence[str] = ("cpu", "cuda")
 ) -> dict[str, Any]:
-    """Writes the .npz for some of PLATFORMS.
-
-    Returns:
-      `about`, and the size of the program as "program_bytes".
-
-    Raises:
-      InputError: the checkpoint does not fit the configuration.
-    """
+    """Writes the .npz for some of PLATFORMS; `about`, and the program's size "program_bytes"."""
     task = predictor.task
     one = input_shapes(task, B=1, T=1)
     full = {
@@ -126,9 +112,3 @@ def write_program(
     arrays |= jax.device_get(flat_weights(predictor))
     write_state_dict(path, arrays, "npz")
     return about | {"program_bytes": program.size}
-
-
-def _collection(weights: Mapping[str, jax.Array], name: str) -> dict:
-    prefix = f"{WEIGHTS}{name}/"
-    flat = {path.removeprefix(prefix): x for path, x in weights.items() if path.startswith(prefix)}
-    return unflatten(flat)

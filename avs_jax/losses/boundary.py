@@ -41,17 +41,13 @@ def boundary_loss(
 
     Args:
       outputs: edge_logits [B, T, h, w] of the model.
-      targets: target_masks, target_labels, target_valid and supervised, see spec.py.
+      targets: target_masks, target_labels, target_valid and supervised.
       mask_terms: [], loss_mask + loss_dice of the last layer, weighted.
-      loss_config: config.loss; reads `boundary`.
       norms: `frames` of the whole batch if this is a micro-batch, else {}.
 
     Returns:
       float32 [], `loss_boundary`; and boundary_bce and boundary_dice (unweighted) and
       boundary_weight, the factor of their sum (for a micro-batch, its share of it).
-
-    Raises:
-      InputError: an unknown `boundary.kind`.
     """
     config = loss_config.boundary
     if config.kind not in KINDS:

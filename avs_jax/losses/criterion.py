@@ -46,10 +46,8 @@ def norms(
 ) -> dict[str, jax.Array]:
     """The divisors of a batch's loss terms, from its targets alone.
 
-    Args:
-      batch: target_valid, supervised and, with prototypes, proto_valid.
-      num_queries: Q. A frame matches one query of class weight 1 per target, at most Q.
-      no_object_weight: class weight of the other queries.
+    A frame matches one query of class weight 1 per target, at most all of them. The others have
+    `no_object_weight`.
 
     Returns:
       float32 [] each: class_weight (loss_ce), masks (loss_mask, loss_dice), frames (loss_boundary)
@@ -82,12 +80,8 @@ def sample_points(
 ) -> PointSamples:
     """Draws the points of one layer; a frame's points depend on key, layer and frame id only.
 
-    Args:
-      key: of the step.
-      ids: int32 [N], frame ids.
-      layer: int32 [], 0 for the last layer of the decoder, 1 + i for auxiliary output i.
-      num_targets: M.
-      loss_config: config.loss.
+    `ids` are int32 [N]; `layer` is int32 [], 0 for the last layer of the decoder, 1 + i for
+    auxiliary output i.
     """
     num_points = loss_config.num_points
     num_candidates = int(loss_config.oversample_ratio * num_points)
@@ -116,15 +110,10 @@ def compute_losses(
     *,
     loss_config: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of a batch, or a micro-batch's share of it.
+    """The loss of a batch, or a micro-batch's share of it, by the `norms` of the whole batch.
 
-    Args:
-      outputs: of the model, see spec.py.
-      batch: target_masks, target_labels, target_valid, supervised, frame_index and, with
-        prototypes, proto_target and proto_valid.
-      key: of the step.
-      norms: of the whole batch if this is a micro-batch, else None.
-      loss_config: config.loss.
+    Reads target_masks, target_labels, target_valid, supervised, frame_index and, with prototypes,
+    proto_target and proto_valid.
 
     Returns:
       float32 [], the sum of all terms; and the weighted terms by name: loss_ce, loss_mask and
@@ -149,9 +138,9 @@ def criterion(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`compute_losses` with given points: `draw(layer)` takes a traced int32, frames are folded."""
     norms, fold = norms or {}, fold_frames
-    frames = {name: fold(targets[name]) for name in ("target_masks", "target_labels")}
-    frames["supervised"] = fold(targets["supervised"])
-    frames["target_valid"] = fold(targets["target_valid"]) & frames["supervised"][:, None]
+    names = ("target_masks", "target_labels", "target_valid", "supervised")
+    frames = {name: fold(targets[name]) for name in names}
+    frames["target_valid"] &= frames["supervised"][:, None]
     layers = [outputs, *outputs.get("aux_outputs", ())]
     logits = jnp.stack([fold(layer["pred_logits"]) for layer in layers])
     masks = jnp.stack([fold(layer["pred_masks"]) for layer in layers])

@@ -38,7 +38,6 @@ def matching_cost(
       target_masks: bool [N, M, H, W].
       target_labels: int32 [N, M]; padded targets hold any class in range.
       points: float32 [N, P, 2], (x, y) in 0..1.
-      loss_config: config.loss.
 
     Returns:
       float32 [N, Q, M].
@@ -64,17 +63,10 @@ def matching_cost(
 
 
 def match(cost: jax.Array, target_valid: jax.Array) -> jax.Array:
-    """The query of each target in the assignment of minimum total cost.
+    """The query of each target in the assignment of minimum total cost float32 [N, Q, M].
 
-    Args:
-      cost: float32 [N, Q, M].
-      target_valid: bool [N, M]; padded targets take leftover queries.
-
-    Returns:
-      int32 [N, M], distinct within a frame.
-
-    Raises:
-      InputError: there are more targets than queries.
+    int32 [N, M], distinct within a frame. Targets that are not valid (bool [N, M]) take leftover
+    queries. InputError if there are more targets than queries.
     """
     num_queries, num_targets = cost.shape[1:]
     if num_targets > num_queries:

@@ -15,15 +15,9 @@ __all__ = ["AVS", "build_model"]
 
 
 def build_model(model_config: Mapping[str, Any], module: type[nn.Module] = AVS) -> nn.Module:
-    """The model of a configuration.
+    """The model of config.model, a ConfigDict or nested dicts, with one key per module field.
 
-    Args:
-      model_config: config.model, a ConfigDict or nested dicts, with one key per module field.
-      module: the model's class.
-
-    Raises:
-      InputError: a missing or unknown key, an unknown part, or an invalid value; names the key,
-        the value and the choices.
+    InputError names a missing or unknown key, an unknown part, or an invalid value.
     """
     config = model_config.to_dict() if hasattr(model_config, "to_dict") else dict(model_config)
     fields = {f.name: f for f in dataclasses.fields(module) if f.name not in ("parent", "name")}

@@ -14,17 +14,11 @@ STAGES = 4  # of a hierarchical backbone
 
 
 class Rule(NamedTuple):
-    """A requirement on one value.
+    """A requirement on one value."""
 
-    Attributes:
-      key: dotted key of config.model.
-      holds: (value, config.model) -> bool.
-      wanted: (config.model) -> the allowed values, in words.
-    """
-
-    key: str
-    holds: Callable[[Any, Config], bool]
-    wanted: Callable[[Config], str]
+    key: str  # dotted, of config.model
+    holds: Callable[[Any, Config], bool]  # (value, config.model)
+    wanted: Callable[[Config], str]  # config.model -> the allowed values, in words
 
 
 def at_least(least: int, *keys: str) -> list[Rule]:
@@ -66,10 +60,9 @@ def divides(key: str, width_key: str) -> Rule:
 
 
 def check_rules(rules: Sequence[Rule], config: Config) -> None:
-    """Checks config.model, nested dicts; absent keys have the module's default.
+    """Raises InputError for the first invalid key of config.model, nested dicts.
 
-    Raises:
-      InputError: naming the first invalid key, its value and the allowed values.
+    Absent keys have the module's default.
     """
     for rule in rules:
         value = look_up(config, rule.key)

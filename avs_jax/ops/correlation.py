@@ -80,13 +80,7 @@ def hat(position: jax.Array, offsets: jax.Array, size: int) -> jax.Array:
 def look_up_on_demand(
     f1: jax.Array, f2_pyramid: list[jax.Array], points: jax.Array, radius: int
 ) -> jax.Array:
-    """`look_up` that computes the correlations of one row of cells at a time.
-
-    Args:
-      f1: [N, h, w, C].
-      f2_pyramid: NUM_LEVELS of [N, h_l, w_l, C].
-      points: float32 [N, h w, 2].
-    """
+    """`look_up` of f1 [N, h, w, C] that computes the correlations of one row of cells at a time."""
     n, height, width = f1.shape[:3]
     points = points.reshape(n, height, width, 2)
 

@@ -65,13 +65,9 @@ def deform_attn(
 
 
 def _sample_point(value, point, share, level):
-    """One point of each query: [N, G, S, C].
+    """One point (x, y) of each query, [2, N, G, S], of a level (height, width, first token).
 
-    Args:
-      value: [N, G, tokens, C].
-      point: (x, y) as fractions, [2, N, G, S].
-      share: [N, G, S].
-      level: int32 (height, width, first token).
+    value [N, G, tokens, C] and share [N, G, S] -> [N, G, S, C].
     """
     height, width, start = level
     x, y = point[0] * width - 0.5, point[1] * height - 0.5  # in pixels from the first center

@@ -37,13 +37,8 @@ def band_width(shape: tuple[int, int]) -> int:
 def count_boundary(pred: np.ndarray, gt: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
     """Counts contour pixels, matched contour pixels, and the bands' intersection and union.
 
-    Args:
-      pred, gt: bool [H, W].
-      known: bool [H, W]; other pixels are background in both masks and excluded from every count.
-
-    Returns:
-      int64 scalars contour_gt, contour_pred, contour_gt_matched, contour_pred_matched, band_inter
-      and band_union.
+    All are bool [H, W] -> int64 scalars by name. Pixels that are not `known` are background in both
+    masks and excluded from every count.
     """
     pred, gt = pred & known, gt & known
     contours = {"gt": contour(gt) & known, "pred": contour(pred) & known}

@@ -35,8 +35,7 @@ def count_frame(prob: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """The counts of one frame of the binary task.
 
     Args:
-      prob: float32 [S, S], probability of the object. Other dtypes raise: the 255 thresholds are
-        float32 numbers and `>=` must be exact.
+      prob: float32 [S, S], probability of the object; `>=` of the float32 thresholds is exact.
       labels: uint8 [S, S], 0 background, 1 object, 255 unknown (excluded from every count).
 
     Returns:
@@ -81,14 +80,8 @@ def count_frame_classes(
 ) -> dict[str, np.ndarray]:
     """The counts of one frame of the semantic task.
 
-    Args:
-      pred: integer [S, S], class of each pixel.
-      labels: uint8 [S, S]; 255 is unknown. As in the originals, such a pixel is in no class's
-        ground truth but still counts as predicted area.
-      num_classes: K.
-
-    Returns:
-      int64 [K] inter, gt and pred.
+    Integers [S, S] -> int64 [K] inter, gt and pred. As in the originals, an unknown pixel (255) is
+    in no class's ground truth but still counts as predicted area.
     """
     if pred.shape != labels.shape:
         raise ValueError(f"pred {pred.shape} and labels {labels.shape}: shapes differ")
@@ -139,11 +132,8 @@ class FrameCounts(Table):
     def counts(self) -> dict[str, np.ndarray]:
         """The counts by name."""
         prefix = "counts/"
-        return {
-            name.removeprefix(prefix): column
-            for name, column in self.columns.items()
-            if name.startswith(prefix)
-        }
+        of_pixels = (name for name in self.columns if name.startswith(prefix))
+        return {name.removeprefix(prefix): self[name] for name in of_pixels}
 
     @property
     def is_semantic(self) -> bool:
@@ -179,10 +169,7 @@ class FrameCounter:
         Args:
           pred: [B, T, S, S]: float32 probability of the object, or the integer class of each pixel
             where num_classes > 2. Read where a frame exists and has ground truth.
-          batch: evaluation batch (spec.py); reads labels, valid, supervised, frame_index, clip_id
-            and category.
-          more: further counts by name, int [B, T, ...], stored with the others; 0 where a frame
-            does not exist.
+          more: further counts by name, int [B, T, ...]; 0 where a frame does not exist.
         """
         labels, valid = batch["labels"], np.asarray(batch["valid"])
         supervised = np.asarray(batch["supervised"])

@@ -81,11 +81,11 @@ def _legend(numbers: Mapping[str, Any]) -> list[str]:
         f"with an object of {numbers['clips']} clips; [95 % intervals over resampled clips].",
         "Gap: points lost to the true sound; 0 for a model that ignores the sound.",
         f"FPR: share of the pixels with {predicted}; moving: motion above "
-        f"{facts['moving_threshold']}, {_cell(numbers['moving_share'])} % of the pixels. Near "
+        f"{facts['moving_threshold']}, {percent(numbers['moving_share'])} % of the pixels. Near "
         f"empty: frames with less than {100 * NEAR_EMPTY:g} % of the pixels predicted.",
     ]
     if floor["value"] is not None:
-        legend.append(f"f_beta cannot fall below that of a full mask, {_cell(floor)} %.")
+        legend.append(f"f_beta cannot fall below that of a full mask, {percent(floor['value'])} %.")
     if set(NEGATIVE_AUDIO["shift"]) & numbers["conditions"].keys():
         legend.append(
             "Shift: where the object sounds throughout, the shifted sound is still its own, so a "
@@ -113,13 +113,14 @@ def _table(corner: str, rows: Mapping[str, Any], columns: Sequence[Column]) -> l
     return table
 
 
-def _cell(number: Number | float, interval: bool = False) -> str:
-    """A share as a percentage, with its interval where asked; a dash where it is not defined."""
-    if not isinstance(number, Mapping):
-        return f"{100 * number:.2f}"
-    if number["value"] is None:
-        return "–"
-    text = f"{100 * number['value']:.2f}"
+def _cell(number: Number, interval: bool) -> str:
+    """A share as a percentage, with its interval where asked and defined."""
+    text = percent(number["value"])
     if interval and number["low"] is not None:
         text += f" [{100 * number['low']:.1f}, {100 * number['high']:.1f}]"
     return text
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage; a dash where it is not defined."""
+    return "–" if share is None else f"{100 * share:.2f}"

@@ -54,16 +54,10 @@ Number = dict[str, float | None]  # {"value", "low", "high"}; None: not defined
 
 
 def count_motion(pred: np.ndarray, labels: np.ndarray, moving: np.ndarray) -> dict[str, np.ndarray]:
-    """Counts moving and static pixels separately.
+    """Counts moving and static pixels separately: [..., S, S] -> int64 [...] of MOTION_COUNTS.
 
-    Args:
-      pred: [..., S, S]: float probability of the object (p > 0.5 is predicted) or integer class
-        (all but 0 are).
-      labels: uint8 [..., S, S], 0 background, 255 unknown (excluded from every count).
-      moving: bool [..., S, S].
-
-    Returns:
-      int64 [...] by the names in MOTION_COUNTS: pixels, predicted, in the ground truth, in both.
+    `pred` holds float probabilities of the object (p > 0.5 is predicted) or integer classes (all
+    but 0 are). Unknown pixels (255) of `labels` are excluded from every count.
     """
     found = pred > 0.5 if np.issubdtype(pred.dtype, np.floating) else pred != 0
     known = labels != IGNORE_LABEL
@@ -94,7 +88,6 @@ def summarize(
     Args:
       counts: condition -> its counts, MOTION_COUNTS among them; TRUE_AUDIO, and any of
         spec.NEGATIVE_AUDIO and of the controls. A condition may lack clips of the reference.
-      num_resamples, seed: of the bootstrap.
 
     Returns:
       plain numbers, and Number where there is an interval:
@@ -107,9 +100,6 @@ def summarize(
         summary["published" and "all"]: types, N-mIoU, N-f_beta, G-mIoU, G-f_beta, G-FPR, and
           audio_blind_G-mIoU and audio_blind_G-f_beta, of a model with the same P that ignores the
           sound
-
-    Raises:
-      ValueError: no reference, or a condition with clips that the reference lacks.
     """
     if TRUE_AUDIO not in counts:
         raise ValueError(f"no counts of {TRUE_AUDIO}; there are {sorted(counts)}")
@@ -187,7 +177,11 @@ class _ClipSums:
         self.present = np.bincount(self._row, minlength=len(order)) > 0
         self._is_semantic = counts.is_semantic
         c = {name: array.astype(np.float64) for name, array in counts.counts.items()}
-        self._areas(c)
+        pixels, pred = (c[f"moving_{name}"] + c[f"static_{name}"] for name in ("pixels", "pred"))
+        per_frame = {name: c[name] for name in MOTION_COUNTS}
+        per_frame |= {"pixels": pixels, "pred": pred, "frames": np.ones_like(pixels)}
+        per_frame["near_empty"] = (pred < NEAR_EMPTY * pixels).astype(np.float64)
+        self._sums = {name: self._per_clip(values) for name, values in per_frame.items()}
         if self._is_semantic:
             classes = reference.counts["gt"].sum(axis=0) > 0
             classes[0] = False
@@ -200,14 +194,6 @@ class _ClipSums:
         result = np.zeros((self._num_clips, *per_frame.shape[1:]))
         np.add.at(result, self._row, per_frame)
         return result
-
-    def _areas(self, c: Mapping[str, np.ndarray]) -> None:
-        pixels = c["moving_pixels"] + c["static_pixels"]
-        pred = c["moving_pred"] + c["static_pred"]
-        per_frame = {name: c[name] for name in MOTION_COUNTS}
-        per_frame |= {"pixels": pixels, "pred": pred, "frames": np.ones_like(pixels)}
-        per_frame["near_empty"] = (pred < NEAR_EMPTY * pixels).astype(np.float64)
-        self._sums = {name: self._per_clip(values) for name, values in per_frame.items()}
 
     def _masks(self, counts: FrameCounts, c: Mapping[str, np.ndarray]) -> None:
         has_object = c["gt"] > 0
@@ -254,10 +240,9 @@ class _ClipSums:
             scores = {"mIoU": ratio(s["iou"], s["object_frames"], np.nan)}
             scores["f_beta"] = curve.max(axis=1)
         scores["FPR"] = ratio(s["pred"], s["pixels"], np.nan)
-        for part in PARTS:
-            scores[f"FPR_{part}"] = ratio(s[f"{part}_pred"], s[f"{part}_pixels"], np.nan)
         scores["frac_near_empty"] = ratio(s["near_empty"], s["frames"], np.nan)
         for part in PARTS:
+            scores[f"FPR_{part}"] = ratio(s[f"{part}_pred"], s[f"{part}_pixels"], np.nan)
             outside = s[f"{part}_pixels"] - s[f"{part}_gt"]
             wrong = s[f"{part}_pred"] - s[f"{part}_inter"]
             scores[f"fpr_outside_{part}"] = ratio(wrong, outside, np.nan)

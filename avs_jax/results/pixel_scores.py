@@ -14,15 +14,10 @@ from avs_jax.spec import MASK_STRIDE
 def query_scores(
     outputs: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], score_size: tuple[int, int]
 ) -> jax.Array:
-    """Class scores of every frame from its queries.
+    """Class scores float32 [B, T, *score_size, K] of all frames from their queries.
 
-    Args:
-      outputs: pred_logits [B, T, Q, K+1] and pred_masks [B, T, h, w, Q].
-      inputs: images [B, T, H, W, 3] and valid [B, T]; frames that are not valid score zero.
-      score_size: (h, w) of the result.
-
-    Returns:
-      float32 [B, T, h, w, K].
+    Reads pred_logits [B, T, Q, K+1], pred_masks [B, T, h, w, Q], images [B, T, H, W, 3] and valid
+    [B, T]; frames that are not valid score zero.
     """
     logits, masks, valid = outputs["pred_logits"], outputs["pred_masks"], inputs["valid"]
     scores = sem_seg(
@@ -39,19 +34,12 @@ def query_scores(
 def logit_scores(
     outputs: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], score_size: tuple[int, int]
 ) -> jax.Array:
-    """Class scores of all frames from logits of pixels.
+    """Class scores as those of `query_scores`, from logits of pixels: pred_masks [B, T, h, w, K'].
 
     One map of logits is the object's: its scores are (0, logit), whose softmax is (1 - p, p) of
-    p = sigmoid(logit). More maps are scores of their classes. At the image's own size nothing is
-    resized. Source: AVSBench, which takes p > 0.5, p by thresholds for F, or the argmax.
-
-    Args:
-      outputs: pred_masks [B, T, h, w, K'], a cell per pixel of the padded image.
-      inputs: images [B, T, H, W, 3] and valid [B, T]; the scores of other frames are zero.
-      score_size: (h, w) of the result.
-
-    Returns:
-      float32 [B, T, h, w, K].
+    p = sigmoid(logit). More maps are scores of their classes. There is a cell per pixel of the
+    padded image, so at the image's own size nothing is resized. Source: AVSBench, which takes
+    p > 0.5, p by thresholds for F, or the argmax.
     """
     (height, width), valid = inputs["images"].shape[2:4], inputs["valid"]
     logits = outputs["pred_masks"][:, :, :height, :width].astype(jnp.float32)

@@ -31,8 +31,7 @@ def sem_seg(
     Args:
       pred_logits: [N, Q, K+1], "no object" last.
       pred_masks: [N, h, w, Q] logits.
-      padded_size: (H, W) of the model's input, padding included.
-      image_size: (H, W) of the image inside it, top left.
+      padded_size: (H, W) of the model's input; the image of image_size (H, W) is at its top left.
       score_size: (h, w) of the result; one number means a square.
       valid: bool [N]; the scores of other frames are zero. All frames by default.
 
@@ -58,17 +57,7 @@ def sem_seg(
 
 
 def object_probability(scores: jax.Array) -> jax.Array:
-    """Probability of the object in the binary task: softmax over the two classes.
-
-    Args:
-      scores: [..., 2] from `sem_seg`.
-
-    Returns:
-      float32 [...]; exactly 0.5 where the scores tie.
-
-    Raises:
-      ValueError: more than two classes, where the argmax is the prediction.
-    """
+    """Softmax over the binary task's two class scores, [..., 2] -> [...]: p of the object."""
     if scores.shape[-1] != 2:
         raise ValueError(f"scores: {scores.shape[-1]} classes; a probability needs exactly 2")
     return jax.nn.sigmoid(scores[..., 1] - scores[..., 0])

@@ -8,6 +8,7 @@ from typing import Any
 
 from avs_jax.files import write_atomically
 from avs_jax.results import negative_report
+from avs_jax.results.negative_report import percent
 from avs_jax.spec import NEGATIVE_AUDIO, TRUE_AUDIO
 
 Scores = Mapping[str, Mapping[str, float | None]]  # protocol -> measure -> 0..1
@@ -20,15 +21,13 @@ class Report:
     Attributes:
       facts: what was evaluated on what: checkpoint, configuration, dataset, source of the ground
         truth, sizes. Strings and numbers.
-      scores: condition of the audio -> protocol -> measure -> 0..1; the reference first.
-      notes: sentences on what was left out, and why.
       negatives: numbers of `negatives.summarize`, with what `negative_report` reads under "facts";
         None without negative audio.
     """
 
     facts: Mapping[str, Any]
-    scores: Mapping[str, Scores]
-    notes: Sequence[str] = ()
+    scores: Mapping[str, Scores]  # by condition of the audio, the reference first
+    notes: Sequence[str] = ()  # sentences on what was left out, and why
     negatives: Mapping[str, Any] | None = None
 
 
@@ -48,7 +47,7 @@ def table(report: Report) -> list[list[str]]:
     reference = report.scores.get(TRUE_AUDIO, {})
     for condition, scores in shown.items():
         for protocol, values in scores.items():
-            cells = [_percent(values[m]) if m in values else "" for m in columns]
+            cells = [percent(values[m]) if m in values else "" for m in columns]
             if several:
                 main, change = next(iter(values)), ""
                 before = reference.get(protocol, {}).get(main)
@@ -99,25 +98,16 @@ def _sections(report: Report) -> list[negative_report.Section]:
 def _text_table(rows: Sequence[Sequence[str]], num_names: int = 1) -> list[str]:
     """Aligned lines; the first `num_names` columns are names, the others numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [
-        [
-            cell.ljust(width) if i < num_names else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]
-    aligned.insert(1, ["-" * width for width in widths])
-    return ["  ".join(row).rstrip() for row in aligned]
+    sides = ["<"] * num_names + [">"] * (len(widths) - num_names)
+    spec = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    lines = [spec.format(*row).rstrip() for row in (*rows, ["-" * width for width in widths])]
+    return [lines[0], lines[-1], *lines[1:-1]]
 
 
 def _markdown_table(rows: Sequence[Sequence[str]], num_names: int = 1) -> list[str]:
     rule = "|---" * num_names + "|---:" * (len(rows[0]) - num_names) + "|"
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], rule, *lines[1:]]
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
 
 
 def _shown(report: Report) -> dict[str, Scores]:

@@ -39,15 +39,11 @@ def overlay(
     """Tints a mask over an image and draws its contour inside the mask.
 
     Args:
-      image: uint8 [H, W, 3].
+      image: uint8 [H, W, 3], as the result.
       mask: [h, w] of any size: bool, or float probability (thresholded at 0.5 after resizing to
         the image, so its border is smooth).
-      color: RGB of tint and contour.
       opacity: of the tint, 0..1; the contour is opaque.
       contour: width in px; 0 draws none.
-
-    Returns:
-      uint8 [H, W, 3].
     """
     mask = _resize_float(mask, image.shape[:2]) > 0.5
     result = image.astype(np.float32)
@@ -61,31 +57,16 @@ def overlay(
 def overlay_classes(
     image: np.ndarray, classes: np.ndarray, palette: np.ndarray, opacity: float = 0.6
 ) -> np.ndarray:
-    """Tints each class of a segmentation in its color, except background (0) and unknown.
-
-    Args:
-      image: uint8 [H, W, 3].
-      classes: integers [h, w] of any size; 255 is unknown.
-      palette: uint8 [K, 3], RGB of the classes.
-
-    Returns:
-      uint8 [H, W, 3].
-    """
+    """Tints each class [h, w] in its color of palette [K, 3], except background and unknown."""
     for index in np.setdiff1d(classes, (0, IGNORE_LABEL)):
         image = overlay(image, classes == index, palette[index], opacity)
     return image
 
 
 def color_map(values: np.ndarray, name: str = "inferno", high: float | None = None) -> np.ndarray:
-    """A map in Matplotlib's colors, from 0 (darkest) to `high`, the map's maximum by default.
+    """A map [H, W] in Matplotlib's colors, from 0 (darkest) to `high`, by default its maximum.
 
-    Args:
-      values: float [H, W], not negative; NaN counts as 0.
-      name: of a Matplotlib colormap.
-      high: the value of the brightest color.
-
-    Returns:
-      uint8 [H, W, 3].
+    NaN counts as 0.
     """
     from matplotlib import colormaps
 
@@ -97,14 +78,8 @@ def color_map(values: np.ndarray, name: str = "inferno", high: float | None = No
 def flow_colors(flow: np.ndarray, high: float | None = None) -> np.ndarray:
     """Optical flow as colors: the hue is the direction, the saturation the length, rest is white.
 
-    Right is red, down yellow-green, left cyan, up violet.
-
-    Args:
-      flow: (u, v) float [H, W, 2]; values that are not finite count as rest.
-      high: length of the vectors with full color, and of longer ones; the longest by default.
-
-    Returns:
-      uint8 [H, W, 3].
+    Right is red, down yellow-green, left cyan, up violet. (u, v) [H, W, 2] that are not finite
+    count as rest. Vectors of length `high` and more have full color, by default the longest.
     """
     from matplotlib.colors import hsv_to_rgb
 
@@ -117,15 +92,9 @@ def flow_colors(flow: np.ndarray, high: float | None = None) -> np.ndarray:
 
 
 def log_mel_picture(log_mel: np.ndarray, low: float = -4.6, high: float = 2.0) -> np.ndarray:
-    """A log-mel as an image: time to the right, low frequencies at the bottom.
+    """A log-mel [96, 64] as an image [64, 96, 3]: time to the right, low frequencies at the bottom.
 
-    Args:
-      log_mel: float [96, 64] (time, band), natural logarithms.
-      low: the darkest value; log(0.01), silence, by default.
-      high: the brightest.
-
-    Returns:
-      uint8 [64, 96, 3].
+    From log(0.01), silence, which is darkest.
     """
     above = np.maximum(np.asarray(log_mel).T[::-1] - low, 0)
     return color_map(above, "viridis", high=high - low)
@@ -143,7 +112,7 @@ def clip_picture(
     heading: str = "",
     palette: np.ndarray | None = None,
 ) -> np.ndarray:
-    """One clip as a grid, a column per frame and a row per kind of information.
+    """One clip as a grid uint8 [height, width, 3], a column per frame and a row per kind of data.
 
     Args:
       frames: uint8 [T, H, W, 3].
@@ -156,11 +125,7 @@ def clip_picture(
       flow: (u, v) float [T, H, W, 2]; one scale for the clip. By default the motion, if it is
         (u, v).
       titles: T captions, one above each column; "0 s", "1 s", ... by default.
-      heading: a line above the grid.
       palette: uint8 [K, 3], RGB of classes; `prob` then holds classes, integers [T, S, S].
-
-    Returns:
-      uint8 [height, width, 3].
     """
     num_frames = len(frames)
     titles = [f"{t} s" for t in range(num_frames)] if titles is None else list(titles)
@@ -195,12 +160,7 @@ def clip_picture(
 
 
 def save_page(path: str | os.PathLike, heading: str, pictures: Mapping[str, np.ndarray]) -> None:
-    """Writes named pictures as one HTML page that needs no other file.
-
-    Args:
-      heading: of the page; plain text, as are the names.
-      pictures: uint8 [H, W, 3] each.
-    """
+    """Writes named pictures, uint8 [H, W, 3], as one HTML page that needs no other file."""
     parts = []
     for name, picture in pictures.items():
         data = base64.b64encode(_png(picture)).decode()

@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from avs_jax.runtime.checksums import changed_arrays, json_checksum
+from avs_jax.runtime.checksums import changed_arrays, json_checksum, leaves_by_path
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.orbax_items import (
     CHECKSUMS,
@@ -37,7 +37,7 @@ from avs_jax.runtime.orbax_items import (
     state_handler,
 )
 from avs_jax.runtime.stored_config import plain_config, update_stored
-from avs_jax.spec import InputError, nearest
+from avs_jax.spec import Array, InputError, nearest
 
 FOLDER = "checkpoints"
 INDEX = "_CHECKPOINT_METADATA"  # Orbax's own note of the items
@@ -66,11 +66,10 @@ class Checkpoint:
 
     @classmethod
     def find(cls, path: str | pathlib.Path) -> "Checkpoint":
-        """Resolves a path.
+        """Resolves a path: a run's working directory, one step's directory, or converted weights.
 
-        Args:
-          path: a run's working directory (its best checkpoint by the run's measure, or its newest
-            if none was evaluated), one step's directory, or converted weights.
+        A working directory stands for its best checkpoint by the run's measure, or for its newest
+        if none was evaluated.
 
         Raises:
           FileNotFoundError: names the places that were searched and what they hold.
@@ -145,11 +144,7 @@ class Checkpoint:
         return WEIGHTS if jax.tree.leaves(self.shapes.get("ema", {})) else WEIGHTS[:1]
 
     def choose_weights(self, weights: str = "auto") -> tuple[str, ...]:
-        """The available weights that config.evaluate.weights asks for; "auto" asks for all.
-
-        Raises:
-          InputError: unknown or unavailable weights.
-        """
+        """The available weights that config.evaluate.weights asks for; "auto" asks for all."""
         if weights not in ("auto", *WEIGHTS):
             raise InputError(f"config.evaluate.weights = {weights!r}: choose auto, raw or ema")
         if weights == "auto":
@@ -166,15 +161,10 @@ class Checkpoint:
 
         Args:
           weights: "raw": the parameters; "ema": their average; "auto": the average if available.
-
-        Raises:
-          InputError: unknown or unavailable weights.
-          DamagedCheckpoint: names the tensor.
         """
         chosen = self.choose_weights(weights)[-1]
         names = ("params", "batch_stats", "ema") if chosen == "ema" else ("params", "batch_stats")
-        target = {name: self.shapes[name] for name in names if name in self.shapes}
-        target = {name: tree for name, tree in target.items() if jax.tree.leaves(tree)}
+        target = {k: self.shapes[k] for k in names if jax.tree.leaves(self.shapes.get(k, {}))}
         state = self.restore(
             jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), target)
         )
@@ -189,31 +179,25 @@ class Checkpoint:
             return {}
         with self.reading(KEPT):
             handler, folder = state_handler(), self.directory / KEPT
-            as_numpy = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree
-            )
+            tree = handler.metadata(folder).tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             kept = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         self._check_arrays(KEPT, kept)
         return kept
 
     def restore(self, target: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads top-level entries of the state.
+        """`target`, top-level entries of the state, with the stored values.
 
-        Args:
-          target: entry -> tree; its leaves are ShapeDtypeStructs with shardings, or numpy arrays
-            to read numpy arrays.
-
-        Returns:
-          `target` with the stored values.
+        Its leaves are ShapeDtypeStructs with shardings, or numpy arrays to read numpy arrays.
 
         Raises:
           InputError: the checkpoint holds other tensors.
           DamagedCheckpoint: names the tensor.
         """
         target = dict(target)
-        stored = _leaves({name: tree for name, tree in self.shapes.items() if name in target})
-        wanted = _leaves(target)
-        problems = shape_mismatches(_shapes(stored), _shapes(wanted)) or [
+        stored = leaves_by_path({k: tree for k, tree in self.shapes.items() if k in target})
+        wanted = leaves_by_path(target)
+        problems = shape_mismatches(stored, wanted) or [
             f"{path}: {stored[path].dtype} in the checkpoint, {leaf.dtype} in the model"
             for path, leaf in wanted.items()
             if stored[path].dtype != leaf.dtype
@@ -235,7 +219,7 @@ class Checkpoint:
     def _check_arrays(self, item: str, tree: Any) -> None:
         # Orbax returns the description of an array that is missing on disk, without an error.
         arrays = (jax.Array, np.ndarray)
-        bad = [path for path, leaf in _leaves(tree).items() if not isinstance(leaf, arrays)]
+        bad = [path for path, leaf in leaves_by_path(tree).items() if not isinstance(leaf, arrays)]
         if not bad and item in self._checksums:
             bad = changed_arrays(tree, self._checksums[item])
         if bad:
@@ -254,17 +238,13 @@ class Checkpoint:
     ) -> None:
         """Compares the shapes of all parameters and statistics with those of a model.
 
-        Args:
-          params, batch_stats: the model's, nested; leaves with shapes.
-          model_name: the model in the error message.
-
         Raises:
           InputError: lists the tensors that are missing, superfluous or of another shape.
         """
         problems = []
         for name, wanted in (("params", params), ("batch_stats", batch_stats)):
-            stored = _leaves(self.shapes.get(name, {}))
-            problems += shape_mismatches(_shapes(stored), _shapes(_leaves(wanted)))
+            stored = leaves_by_path(self.shapes.get(name, {}))
+            problems += shape_mismatches(stored, leaves_by_path(wanted))
         if problems:
             raise misfit(self.directory, model_name, problems)
 
@@ -335,11 +315,7 @@ def save_variables(
     Args:
       directory: must not exist.
       variables: {"params": ..., "batch_stats": ...}, nested dicts of arrays; batch_stats optional.
-      config: the configuration they belong to.
       kept: name -> array, tensors of a foreign file that no parameter takes.
-
-    Raises:
-      OSError: the disk is full.
     """
     directory = pathlib.Path(directory).expanduser().resolve()
     state = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
@@ -352,15 +328,9 @@ def save_variables(
         saver.save(directory, args=items)
 
 
-def shape_mismatches(
-    stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
-) -> list[str]:
-    """A line per tensor that is missing, superfluous or of another shape.
-
-    Args:
-      stored: path -> shape, of the checkpoint.
-      wanted: path -> shape, of the model.
-    """
+def shape_mismatches(stored: Mapping[str, Array], wanted: Mapping[str, Array]) -> list[str]:
+    """A line per tensor by path that is missing, superfluous or of another shape."""
+    stored, wanted = ({p: tuple(x.shape) for p, x in xs.items()} for xs in (stored, wanted))
     problems = [f"{p} {s}: not in the checkpoint" for p, s in wanted.items() if p not in stored]
     for path, shape in stored.items():
         if path not in wanted:
@@ -374,14 +344,7 @@ def shape_mismatches(
 def misfit(
     directory: str | pathlib.Path, model_name: str, problems: list[str], advice: str = ""
 ) -> InputError:
-    """The error for a checkpoint whose tensors are not the model's.
-
-    Args:
-      directory: of the checkpoint.
-      model_name: where the model comes from, such as "config.model".
-      problems: from `shape_mismatches`.
-      advice: what the user can do, in parentheses.
-    """
+    """The error for a checkpoint whose tensors are not the model's, by `shape_mismatches`."""
     shown = problems[:MAX_LINES]
     if len(problems) > MAX_LINES:
         shown.append(f"and {len(problems) - MAX_LINES} more")
@@ -389,12 +352,3 @@ def misfit(
     return InputError(
         f"{directory} does not fit {model_name}, {len(problems)} tensor(s){advice}:{lines}"
     )
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
-
-
-def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}

@@ -33,20 +33,25 @@ def tree_checksums(tree: Any) -> dict[str, str]:
 
     Every process of a job must call it if an array lies on the devices of several processes.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    arrays = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for _, leaf in leaves]
+    leaves = leaves_by_path(tree)
+    arrays = [x if isinstance(x, jax.Array) else np.asarray(x) for x in leaves.values()]
     for array in arrays:
         if isinstance(array, jax.Array):
             array.copy_to_host_async()
     with concurrent.futures.ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         sums = np.fromiter(pool.map(_local_sum, arrays), np.uint64, len(arrays))
-    is_shared = np.array([not _is_local(array) for array in arrays], bool)
+    is_shared = np.array([not getattr(x, "is_fully_addressable", True) for x in arrays], bool)
     if is_shared.any():
         # Without 64-bit types in JAX, a sum travels as two halves.
         halves = multihost_utils.process_allgather(sums[is_shared].view(np.uint32))
         sums[is_shared] = np.ascontiguousarray(halves).view(np.uint64).sum(0, dtype=np.uint64)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    return {name: f"{value:016x}" for name, value in zip(names, sums.tolist(), strict=True)}
+    return {name: f"{value:016x}" for name, value in zip(leaves, sums.tolist(), strict=True)}
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of any tree by path, "/"-separated."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
 
 
 def changed_arrays(tree: Any, checksums: Mapping[str, str]) -> list[str]:
@@ -57,10 +62,6 @@ def changed_arrays(tree: Any, checksums: Mapping[str, str]) -> list[str]:
 def json_checksum(value: Any) -> str:
     """CRC-32 of a JSON value, in hex, independent of the order of keys."""
     return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
-
-
-def _is_local(array: Array) -> bool:
-    return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
 def _local_sum(array: Array) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags, logging
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from avs_jax.runtime.checkpoint import Checkpoint
@@ -33,17 +34,11 @@ class UsageError(InputError):
 
 
 class CommandLine(NamedTuple):
-    """A parsed command line.
+    """A parsed command line."""
 
-    Attributes:
-      config: --config with its overrides, locked; None without --config.
-      values: the program's own flags.
-      overrides: the arguments --config.any.key=value.
-    """
-
-    config: ConfigDict | None
-    values: flags.FlagValues
-    overrides: Sequence[str]
+    config: ConfigDict | None  # --config with its overrides, locked; None without --config
+    values: flags.FlagValues  # the program's own flags
+    overrides: Sequence[str]  # the arguments --config.any.key=value
 
     @property
     def overridden(self) -> set[str]:
@@ -62,10 +57,9 @@ def parse(
 
     Args:
       argv: program name first, as sys.argv.
-      define: registers the program's own flags in the given FlagValues.
+      define: registers the program's own flags.
       description: printed by --help.
       required: own flags that must have a value.
-      needs_config: whether --config is required; if not, see `checkpoint_config`.
 
     Raises:
       UsageError: unknown flag, key, file or variant, or a value of the wrong type; names the
@@ -111,30 +105,29 @@ def checkpoint_config(line: CommandLine, checkpoint: Checkpoint) -> tuple[Config
     Returns:
       the configuration; and one sentence per override that differs from the checkpoint and per
       unused value of the --config file.
-
-    Raises:
-      InputError: the checkpoint holds no whole model; an unknown key or a value of the wrong type.
     """
     stored = checkpoint.config
     if "model" not in stored or "data" not in stored:
         name = stored.get("name", "something without a name")
         raise InputError(f"{checkpoint.directory} holds {name}, not a whole model")
     base, notes = _with_tuples(stored), []
+    trained = _leaves_of(base)
     if line.config is not None:
-        base = _with_tuples(line.config)
+        model, base = base.model, _with_tuples(line.config)
         given = _leaves_of(line.config)
-        for key, value in _leaves_of(_with_tuples(stored)).items():
+        for key, value in trained.items():
             if not _belongs_to_checkpoint(key):
                 continue
             if key in given and given[key] != value and key not in line.overridden:
                 notes.append(f"config.{key} = {value!r} as in the checkpoint, not {given[key]!r}")
             _assign(base, key, value)
-        base.model = ConfigDict(_with_tuples(stored).model)
+        base.model = model
     config = override(base, line.overrides)
-    now, then = _leaves_of(config), _leaves_of(_with_tuples(stored))
-    for key in sorted(line.overridden & now.keys() & then.keys()):
-        if now[key] != then[key] and _belongs_to_checkpoint(key):
-            notes.append(f"config.{key} = {now[key]!r} by the command line, trained {then[key]!r}")
+    now = _leaves_of(config)
+    for key in sorted(line.overridden & now.keys() & trained.keys()):
+        if now[key] != trained[key] and _belongs_to_checkpoint(key):
+            was = trained[key]
+            notes.append(f"config.{key} = {now[key]!r} by the command line, trained {was!r}")
     return config, notes
 
 
@@ -144,18 +137,15 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     The keys of a part exist only if the part is chosen. A part chosen on the command line itself
     (--config.model.fusion.name=ama) accepts the keys of its module. Keys of a part that is "none"
     are ignored with a note on stderr.
-
-    Raises:
-      UsageError: an unknown key or a value of the wrong type; names the nearest keys.
     """
     overrides = [_with_new_name(arg) for arg in overrides]
     chosen = {_key(arg): arg.partition("=")[2] for arg in overrides if _key(arg).endswith(".name")}
-    keys, kept = _all_keys("", config), []
+    keys, leaves, kept = _all_keys("", config), _leaves_of(config), []
     for arg in overrides:
         key, name = _key(arg), f"{_key(arg).rpartition('.')[0]}.name"
         if key in keys:
             kept.append(arg)
-        elif chosen.get(name, _look_up(config, name)) == "none":
+        elif chosen.get(name, leaves.get(name)) == "none":
             print(f"note: {arg} is not read: config.{name} is 'none'", file=sys.stderr)
         elif name in chosen:
             with config.unlocked():
@@ -181,6 +171,12 @@ def find_configs() -> None:
         package.__path__ = [str(folder)]
         package.__spec__ = importlib.util.spec_from_loader("configs", None, is_package=True)
         sys.modules["configs"] = package
+
+
+def define_strings(values: flags.FlagValues, texts: Mapping[str, str]) -> None:
+    """Defines flags without a default: name -> help text."""
+    for name, text in texts.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
 
 
 def quiet_libraries() -> None:
@@ -247,16 +243,6 @@ def _with_new_name(arg: str) -> str:
     return arg.replace(key, RENAMED_KEYS[key], 1) if key in RENAMED_KEYS else arg
 
 
-def _look_up(config: ConfigDict, key: str) -> Any:
-    """The value of a dotted key, or None."""
-    value: Any = config
-    for name in key.split("."):
-        if not isinstance(value, ConfigDict) or name not in value:
-            return None
-        value = value[name]
-    return value
-
-
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
@@ -276,13 +262,7 @@ def _all_keys(prefix: str, config: Mapping) -> list[str]:
 
 def _leaves_of(config: ConfigDict) -> dict[str, Any]:
     """Dotted key -> value, without sections."""
-    found = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            found |= {f"{name}.{key}": leaf for key, leaf in _leaves_of(value).items()}
-        else:
-            found[name] = value
-    return found
+    return flatten_dict(config.to_dict(), sep=".")
 
 
 def _with_tuples(config: ConfigDict) -> ConfigDict:

@@ -9,14 +9,11 @@ MIN_SECONDS = 0.1  # of compilation that are worth a file
 
 
 def use_compilation_cache() -> pathlib.Path:
-    """Enables a cache in the user's own cache directory.
+    """Enables a cache in $XDG_CACHE_HOME/avs_jax, or ~/.cache/avs_jax, and returns the folder.
 
     A training run has a cache in its working directory instead. JAX's own setting, the variable
     JAX_COMPILATION_CACHE_DIR, takes precedence. A directory that cannot be written to costs a
     warning, not the program.
-
-    Returns:
-      The directory: $XDG_CACHE_HOME/avs_jax, or ~/.cache/avs_jax.
     """
     if jax.config.jax_compilation_cache_dir:
         return pathlib.Path(jax.config.jax_compilation_cache_dir)

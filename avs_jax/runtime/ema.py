@@ -17,22 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax.runtime.optim import flatten, unflatten
-from avs_jax.spec import Array, InputError
+from avs_jax.spec import Array
 
 
 def init_ema(trainable: Mapping[str, Array], batch_stats: Any, decay: float) -> dict:
-    """The average before the first step.
+    """The average before the first step, from flat parameters and nested statistics.
 
-    Args:
-      trainable: {path: parameter}.
-      batch_stats: nested running statistics.
-      decay: config.train.ema_decay.
-
-    Returns:
-      {"params": {path: array}, "batch_stats": nested}; {} if decay is 0.
+    {"params": {path: array}, "batch_stats": nested}; {} if decay is 0.
     """
-    if not 0 <= decay < 1:
-        raise InputError(f"config.train.ema_decay = {decay}: expected 0 (off) <= decay < 1")
     if not decay:
         return {}
     # Copies, because the state is donated and a buffer can be donated only once.
@@ -42,12 +34,7 @@ def init_ema(trainable: Mapping[str, Array], batch_stats: Any, decay: float) -> 
 def update_ema(
     ema: dict, trainable: Mapping[str, Array], batch_stats: Any, step: Array, decay: float
 ) -> dict:
-    """The average after a step; `trainable` and `batch_stats` are those after the step.
-
-    Args:
-      ema: from `init_ema`, or {}.
-      step: int [], number of steps done, including this one.
-    """
+    """The average after a step, from the values after it; step int [] counts this one."""
     if not ema:
         return {}
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step)).astype(jnp.float32)

@@ -30,17 +30,15 @@ class Evaluation(NamedTuple):
 
 
 def make_eval_step(task: Task, mesh: Mesh):
-    """Forward pass and task.score in one program; every device scores its own rows.
+    """Jitted (params, batch_stats, inputs) -> arrays [B, ...] of task.score.
 
-    Returns:
-      jitted (params, batch_stats, inputs) -> arrays [B, ...] of task.score.
+    Forward pass and task.score are one program; every device scores its own rows.
     """
     rows = PartitionSpec(AXES)
     score = jax.shard_map(task.score, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
 
     def step(params, batch_stats, inputs):
-        outputs = apply_model(task, params, batch_stats, inputs)
-        return score(outputs, inputs)
+        return score(apply_model(task, params, batch_stats, inputs), inputs)
 
     return jax.jit(step, out_shardings=batch_sharding(mesh))
 
@@ -70,22 +68,17 @@ def evaluate(
     observers: Sequence[Callable[[Scores, Batch], None]] = (),
     records: Sequence[Record] = (),
 ) -> Evaluation:
-    """One pass over records.
+    """One pass over records: the same table on every process, with rows in the records' order.
 
     Args:
-      task: its meter collects the scores.
       eval_step: from `make_eval_step`, for the same mesh.
       variables: (params, batch_stats).
       loader: finite; yields this process's rows of evaluation batches.
-      mesh: of eval_step.
       facts: identify the run in the table.
       title: of the progress line and the figures.
       num_figures: number of records to draw, the first ones of this process.
       observers: called with this process's scores of each batch, and the batch.
       records: of the pass, for the figures.
-
-    Returns:
-      The same table on every process, with rows in the order of the records.
     """
     meter, share = task.meter(facts or {}), 1
     figures: dict[str, np.ndarray] = {}

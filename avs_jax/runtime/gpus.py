@@ -20,31 +20,18 @@ JAX_SHARE = 0.75  # of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION say
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """What the compiler needs to know. Source: NVIDIA's data sheets and CUDA programming guide.
+    """What the compiler needs to know. Source: NVIDIA's data sheets and CUDA programming guide."""
 
-    Attributes:
-      title: NVIDIA's name.
-      capability: major and minor compute capability.
-      processors: number of streaming multiprocessors.
-      lanes: float32 units per processor.
-      threads: maximum per processor.
-      shared: bytes of shared memory per processor; a block may use 1 KiB less.
-      l2: bytes of the second-level cache.
-      memory: bytes.
-      bandwidth: of the memory, bytes per second.
-      clock: GHz.
-    """
-
-    title: str
-    capability: tuple[int, int]
-    processors: int
-    lanes: int
-    threads: int
-    shared: int
-    l2: int
-    memory: int
-    bandwidth: float
-    clock: float
+    title: str  # NVIDIA's name
+    capability: tuple[int, int]  # major and minor compute capability
+    processors: int  # streaming multiprocessors
+    lanes: int  # float32 units per processor
+    threads: int  # maximum per processor
+    shared: int  # bytes of shared memory per processor; a block may use 1 KiB less
+    l2: int  # bytes of the second-level cache
+    memory: int  # bytes
+    bandwidth: float  # of the memory, bytes per second
+    clock: float  # GHz
 
     @property
     def available(self) -> int:
@@ -102,9 +89,6 @@ def compile_only_devices(name: str, count: int = 1) -> list[jax.Device]:
     """`count` GPUs of kind `name` on one host, to compile for; nothing runs on them.
 
     Call it before JAX looks for devices: it keeps JAX from claiming those of this machine.
-
-    Raises:
-      InputError: unknown kind, or the GPU compiler is not installed.
     """
     if name not in GPUS:
         raise InputError(f"GPU {name!r} is not known; there are {', '.join(GPUS)}")

@@ -27,17 +27,12 @@ class FiniteCheck:
         self._unchecked: tuple[int, Mapping[str, jax.Array]] | None = None
 
     def check(self, step: int, metrics: Mapping[str, jax.Array], at_once: bool) -> None:
-        """Checks the previous step, and this one if `at_once`.
-
-        Raises:
-          NotFiniteError: names the step, the loss terms and the last good checkpoint.
-        """
+        """Raises NotFiniteError for the previous step, and for this one if `at_once`."""
         if self._unchecked is not None:
             self._raise_unless_finite(*self._unchecked)
-        self._unchecked = (step, metrics)
+        self._unchecked = None if at_once else (step, metrics)
         if at_once:
             self._raise_unless_finite(step, metrics)
-            self._unchecked = None
 
     def _raise_unless_finite(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         if jax.device_get(metrics["finite"]):

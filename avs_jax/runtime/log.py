@@ -7,6 +7,7 @@ A run that resumes from step s drops the lines and events after s. What it logs 
 the lines of that step with the same names, so metrics.jsonl repeats nothing.
 """
 
+import datetime
 import json
 import pathlib
 import re
@@ -34,15 +35,7 @@ class Log:
         start_step: int = 0,
         enabled: bool = True,
     ):
-        """Opens the log.
-
-        Args:
-          workdir: the run's directory; created if missing.
-          total_steps: of the whole run, for the remaining time.
-          batch_size: clips per step, for the speed.
-          start_step: the step the run resumes from.
-          enabled: False writes nothing.
-        """
+        """Opens the log of a run that resumes from `start_step`."""
         self._total, self._batch_size, self._enabled = total_steps, batch_size, enabled
         self._start_step = start_step
         self._seconds_per_step: float | None = None  # running mean
@@ -86,8 +79,6 @@ class Log:
         """Prints step, loss terms, speed and remaining time to stderr.
 
         Args:
-          step: steps done.
-          values: metrics of this step.
           seconds_per_step: since the last line, without compilation and evaluation; None if there
             is no such time. The remaining time is estimated from its running mean.
         """
@@ -96,11 +87,11 @@ class Log:
         shown = ["total_loss", *shown] if "total_loss" in values else shown
         line += [f"{name} {float(values[name]):.4f}" for name in shown]
         if seconds_per_step is not None:
-            mean = self._seconds_per_step
-            mean = seconds_per_step if mean is None else mean
+            mean = self._seconds_per_step or seconds_per_step
             self._seconds_per_step = mean + EMA_WEIGHT * (seconds_per_step - mean)
             line.append(f"{self._batch_size / seconds_per_step:.2f} clips/s")
-            line.append(f"{_duration(self._seconds_per_step * (self._total - step))} left")
+            left = datetime.timedelta(seconds=int(self._seconds_per_step * (self._total - step)))
+            line.append(f"{left} left")
         if "data_wait" in values:
             line.append(f"{float(values['data_wait']):.0%} waiting for data")
         self.say("  ".join(line))
@@ -120,13 +111,9 @@ class Log:
 def _drop_lines(
     path: pathlib.Path, last_step: int, step: int | None = None, names: Iterable[str] = ()
 ) -> None:
-    """Rewrites a JSONL without the lines after a step and without incomplete lines.
+    """Rewrites a JSONL without the lines after `last_step` and without incomplete lines.
 
-    Args:
-      path: of the file, which may be missing.
-      last_step: the last step to keep.
-      step: lines of this step that share a name with `names` are dropped too.
-      names: of values.
+    Lines of `step` that share a name with `names` are dropped too.
     """
     if not path.exists():
         return
@@ -140,9 +127,3 @@ def _drop_lines(
         if record["step"] <= last_step and not is_replaced:
             kept.append(line + "\n")
     write_atomically(path, "".join(kept))
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

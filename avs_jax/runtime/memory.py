@@ -19,17 +19,12 @@ _UNITS = {"": 1, "B": 1} | {
 
 @dataclasses.dataclass(frozen=True)
 class StepBytes:
-    """Bytes per device of one compiled function, as planned by its compiler.
-
-    Attributes:
-      shared: part of the output that reuses a donated argument.
-      temporaries: peak of everything else.
-    """
+    """Bytes per device of one compiled function, as planned by its compiler."""
 
     arguments: int
     output: int
-    shared: int
-    temporaries: int
+    shared: int  # part of the output that reuses a donated argument
+    temporaries: int  # peak of everything else
 
     @classmethod
     def of(cls, compiled: jax.stages.Compiled) -> "StepBytes":
@@ -101,11 +96,6 @@ def count_flops(jaxpr: core.Jaxpr) -> int:
 
 def _bodies(params: dict) -> list[core.Jaxpr]:
     """The subprograms of an operation such as a scan, a condition or a call."""
-    found = []
-    for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                found.append(item.jaxpr)
-            elif isinstance(item, core.Jaxpr):
-                found.append(item)
-    return found
+    items = jax.tree.leaves(list(params.values()))
+    bodies = (x.jaxpr if isinstance(x, core.ClosedJaxpr) else x for x in items)
+    return [body for body in bodies if isinstance(body, core.Jaxpr)]

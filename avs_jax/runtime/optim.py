@@ -35,7 +35,6 @@ from avs_jax.spec import Array, InputError, nearest
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 CLIP_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_
-MOMENT_DTYPES = ("float32", "bfloat16")
 Group = tuple[str, float, float]  # path regex, learning-rate factor, weight-decay factor
 
 
@@ -73,25 +72,22 @@ def unflatten(flat: Mapping[str, Array]) -> dict:
 def split_frozen(
     params: Mapping, frozen: Sequence[str]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Nested parameters -> (trainable, frozen), both flat.
-
-    Args:
-      params: nested parameters.
-      frozen: path regexes; a full match freezes the parameter.
+    """Nested parameters -> (trainable, frozen), both flat; `frozen` are regexes of whole paths.
 
     Raises:
       InputError: a regex matches no parameter, so it would silently freeze nothing.
     """
-    flat = flatten(params)
+    trainable, held = flatten(params), {}
+    paths = list(trainable)
     for pattern in frozen:
-        if not any(re.fullmatch(pattern, path) for path in flat):
+        matched = [path for path in paths if re.fullmatch(pattern, path)]
+        if not matched:
             raise InputError(
                 f"config.optim.frozen: {pattern!r} matches no parameter; "
-                f"nearest paths: {nearest(pattern, list(flat)) or sorted(flat)[:3]}"
+                f"nearest paths: {nearest(pattern, paths) or sorted(paths)[:3]}"
             )
-    held = {path for path in flat if any(re.fullmatch(pattern, path) for pattern in frozen)}
-    trainable = {path: leaf for path, leaf in flat.items() if path not in held}
-    return trainable, {path: leaf for path, leaf in flat.items() if path in held}
+        held |= {path: trainable.pop(path) for path in matched if path in trainable}
+    return trainable, held
 
 
 def assign_groups(paths: Iterable[str], groups: Sequence[Group]) -> dict[str, Group]:
@@ -100,9 +96,8 @@ def assign_groups(paths: Iterable[str], groups: Sequence[Group]) -> dict[str, Gr
     Raises:
       InputError: listing the unmatched paths and all rows.
     """
-    rows = [(re.compile(row[0]), tuple(row)) for row in groups]
     assigned = {
-        path: next((row for pattern, row in rows if pattern.fullmatch(path)), None)
+        path: next((tuple(row) for row in groups if re.fullmatch(row[0], path)), None)
         for path in paths
     }
     missing = [path for path, row in assigned.items() if row is None]
@@ -135,18 +130,9 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of `config.optim`, over {path: gradient}, and the learning rate by step.
 
-    Args:
-      params: nested parameters or ShapeDtypeStructs; only the paths are read.
-      config: the whole configuration.
-
-    Raises:
-      InputError: a path without a group, or an invalid moment dtype.
+    Of nested `params`, only the paths are read. InputError lists paths without a group.
     """
     optim = config.optim
-    if optim.moment_dtype not in MOMENT_DTYPES:
-        raise InputError(
-            f"config.optim.moment_dtype = {optim.moment_dtype!r}: choose one of {MOMENT_DTYPES}"
-        )
     trainable, _ = split_frozen(params, optim.frozen)
     groups = assign_groups(trainable, optim.groups)
     rate = {path: row[1] for path, row in groups.items()}

@@ -69,8 +69,8 @@ def state_handler() -> ocp.PyTreeCheckpointHandler:
     )
 
 
-class _NumpyHandler(ocp.type_handlers.NumpyHandler):
-    """Orbax's, with errors that name the array."""
+class _NamesErrors:
+    """Orbax's handler, with errors that name the array."""
 
     async def metadata(self, infos):
         return await _one_by_one(super().metadata, infos)
@@ -79,15 +79,14 @@ class _NumpyHandler(ocp.type_handlers.NumpyHandler):
         return await _one_by_one(super().deserialize, infos, args)
 
 
-class _JaxHandler(ocp.type_handlers.ArrayHandler):
-    """Orbax's, with errors that name the array."""
+class _NumpyHandler(_NamesErrors, ocp.type_handlers.NumpyHandler):
+    pass
 
+
+class _JaxHandler(_NamesErrors, ocp.type_handlers.ArrayHandler):
     async def metadata(self, infos):
         # Only shape and dtype are needed; older checkpoints have the sharding in a file to parse.
         return await _NumpyHandler().metadata(infos)
-
-    async def deserialize(self, infos, args=None):
-        return await _one_by_one(super().deserialize, infos, args)
 
 
 async def _one_by_one(read: Callable, *sequences: Sequence) -> list:

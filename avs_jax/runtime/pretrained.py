@@ -7,7 +7,6 @@ config.train.init_from, if any; the components of config.init.
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 
 from avs_jax.runtime.checkpoint import Checkpoint, misfit, shape_mismatches
 from avs_jax.runtime.optim import flatten, unflatten
+from avs_jax.runtime.stored_config import plain_config
 from avs_jax.spec import InputError
 
 SAME = "same"  # value of config.init.pre_sam_backbone: the folder of the first backbone
@@ -33,11 +33,9 @@ def init_from_checkpoint(
     fresh: Sequence[str] = (),
     dropped: Sequence[str] = (),
 ) -> tuple[dict, dict, list[str]]:
-    """Replaces initial values by those of a checkpoint.
+    """Replaces nested initial values by those of a checkpoint.
 
     Args:
-      params: nested, initial.
-      batch_stats: nested, initial.
       directory: as in `Checkpoint.find`.
       fresh: path regexes that keep their initial value.
       dropped: path regexes of the checkpoint's tensors to leave out.
@@ -57,8 +55,8 @@ def init_from_checkpoint(
         drop = {path for path in loaded if any(re.fullmatch(rule, path) for rule in dropped)}
         aside += sorted(keep | drop)
         problems += shape_mismatches(
-            {path: x.shape for path, x in loaded.items() if path not in keep | drop},
-            {path: x.shape for path, x in initial.items() if path not in keep},
+            {path: x for path, x in loaded.items() if path not in keep | drop},
+            {path: x for path, x in initial.items() if path not in keep},
         )
         filled.append((initial, loaded, keep))
     if problems:
@@ -75,11 +73,6 @@ def load_parts(
 ) -> tuple[dict, dict, list[str]]:
     """Replaces whole components of the model by those of config.init.
 
-    Args:
-      params: nested.
-      batch_stats: nested.
-      config: the whole configuration; reads `init` and `model`.
-
     Returns:
       (params, batch_stats, a line per component: how many tensors of which folder). Arrays have the
       dtype and sharding of those they replace.
@@ -91,32 +84,24 @@ def load_parts(
     """
     params, batch_stats, lines = dict(params), dict(batch_stats), []
     for part, directory in _folders(params, config).items():
-        checkpoint = Checkpoint.find(directory)
-        _check_section(part, checkpoint, config)
+        checkpoint, section = Checkpoint.find(directory), SECTIONS.get(part, part)
+        _check_section(part, section, checkpoint, config)
         ours = params[part], batch_stats.get(part, {})
-        checkpoint.check_fits(*ours, f"config.model.{_section(part)} (config.init.{part})")
+        checkpoint.check_fits(*ours, f"config.model.{section} (config.init.{part})")
         theirs = checkpoint.variables()
         count = len(jax.tree.leaves(theirs))
         for tree, new, old in zip((params, batch_stats), theirs, ours, strict=True):
             if jax.tree.leaves(old):
-                tree[part] = _place_tree_like(new, old)
+                new = flatten(new)
+                tree[part] = unflatten({k: _place_like(new[k], x) for k, x in flatten(old).items()})
         lines.append(f"{part}: {count} tensors of {directory}")
     return params, batch_stats, lines
-
-
-def _place_tree_like(values: Mapping, like: Mapping) -> dict:
-    values = flatten(values)
-    return unflatten({path: _place_like(values[path], x) for path, x in flatten(like).items()})
 
 
 def _place_like(value: np.ndarray, like: jax.Array) -> jax.Array:
     """The value with the dtype and sharding of another array of its shape."""
     value = np.asarray(value, like.dtype)
     return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])
-
-
-def _section(part: str) -> str:
-    return SECTIONS.get(part, part)
 
 
 def _folders(params: Mapping, config: ConfigDict) -> dict[str, pathlib.Path]:
@@ -133,30 +118,24 @@ def _folders(params: Mapping, config: ConfigDict) -> dict[str, pathlib.Path]:
     return {part: pathlib.Path(folder).expanduser() for part, folder in wanted.items() if folder}
 
 
-def _check_section(part: str, checkpoint: Checkpoint, config: ConfigDict) -> None:
+def _check_section(part: str, section: str, checkpoint: Checkpoint, config: ConfigDict) -> None:
     """Compares what shapes do not tell, such as the number of attention heads.
 
     A key that the folder's configuration lacks is newer than the folder: its present value holds.
     """
-    stored, section = checkpoint.config, _section(part)
-    where = f"config.init.{part}={str(checkpoint.directory)!r}"
+    stored, where = checkpoint.config, f"config.init.{part}={str(checkpoint.directory)!r}"
     kind = stored.get("part")
     if kind != section:
         what = "a whole model; config.train.init_from takes those" if kind is None else f"a {kind}"
         raise InputError(f"{where}: the folder holds {what}, expected a {section}")
-    theirs, ours = stored[section].to_dict(), config.model[section].to_dict()
+    theirs, ours = plain_config(stored[section]), plain_config(config.model[section])
     differing = [
         f"{key}: {theirs[key]!r} in the folder, {ours.get(key, 'absent')!r} now"
         for key in sorted(theirs)
-        if key not in FREE_KEYS and _plain(theirs[key]) != _plain(ours.get(key, "absent"))
+        if key not in FREE_KEYS and theirs[key] != ours.get(key, "absent")
     ]
     if differing:
         raise InputError(
             f"{where}: made for another config.model.{section}; convert the file again with this "
             "configuration:\n  " + "\n  ".join(differing)
         )
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as the lists that JSON makes of them."""
-    return list(value) if isinstance(value, tuple) else value

@@ -43,12 +43,7 @@ def distributed_job(
     Args:
       coordinator: "HOST:PORT" of process 0, the same for all; "auto" where JAX can find out this
         and the rest (Slurm, Open MPI, TPU, Kubernetes).
-      num_processes: how many there are.
-      process_id: which of them this is, from 0.
       expected: exceptions whose message is for the user; others keep their traceback.
-
-    Raises:
-      InputError: flags that do not make a job.
     """
     _check_flags(coordinator, num_processes, process_id)
     if not coordinator:
@@ -72,16 +67,12 @@ def distributed_job(
 
 def is_peer_failure(error: BaseException) -> bool:
     """Whether an error, or what caused it, comes from another process that is gone."""
-    seen: BaseException | None = error
-    while seen is not None:
-        # When JAX waits during dispatch, it raises a ValueError instead of its own error.
-        is_from_jax = isinstance(seen, (RuntimeError, ValueError)) and not isinstance(
-            seen, InputError
-        )
-        if is_from_jax and any(sign in str(seen).lower() for sign in PEER_FAILURES):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+    # When JAX waits during dispatch, it raises a ValueError instead of its own error.
+    is_from_jax = isinstance(error, RuntimeError | ValueError) and not isinstance(error, InputError)
+    if is_from_jax and any(sign in str(error).lower() for sign in PEER_FAILURES):
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and is_peer_failure(cause)
 
 
 def _describe(error: BaseException, expected: tuple[type[Exception], ...]) -> str:

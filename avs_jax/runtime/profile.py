@@ -13,8 +13,6 @@ from typing import Any
 
 import jax
 
-from avs_jax.spec import InputError
-
 WARM_UP = 3  # steps before the trace: the first ones compile and fill the loader's buffers
 
 
@@ -32,17 +30,7 @@ class StepProfiler:
         total_steps: int,
         enabled: bool = True,
     ):
-        """Prepares; nothing is traced yet.
-
-        Args:
-          workdir: the trace goes to WORKDIR/tensorboard/plugins/profile.
-          num_steps: config.profile_steps; 0 traces nothing.
-          start_step: number of steps already done.
-          total_steps: of the whole run.
-          enabled: False traces nothing.
-        """
-        if num_steps < 0:
-            raise InputError(f"config.profile_steps = {num_steps}: expected 0 (off) or more")
+        """`start_step` steps are done; 0 `num_steps` trace nothing."""
         self.directory = pathlib.Path(workdir).expanduser() / "tensorboard"
         after_warm_up = min(start_step + WARM_UP, total_steps - num_steps)
         self._first = max(start_step, after_warm_up) + 1
@@ -58,11 +46,7 @@ class StepProfiler:
             self._is_tracing = True
 
     def after(self, step: int, outputs) -> pathlib.Path | None:
-        """Ends the trace, once `outputs` are ready, if `step` is the last one to trace.
-
-        Returns:
-          The folder of the trace just written, else None.
-        """
+        """Ends the trace, once `outputs` are ready, if `step` is the last one; then its folder."""
         if not self._is_tracing or step != self._last:
             return None
         jax.block_until_ready(outputs)
@@ -128,11 +112,9 @@ class StepSpeed:
         self._begun += time.monotonic() - begun
 
     def at(self, step: int) -> tuple[dict[str, float], float | None]:
-        """The speed up to `step`, whose outputs are ready.
+        """The speed up to `step`, whose outputs are ready, and seconds per step.
 
-        Returns:
-          ({"clips_per_second", "data_wait": fraction of the time}, seconds per step); ({}, None)
-          before the first `restart`.
+        {"clips_per_second", "data_wait": fraction of the time}; ({}, None) before a `restart`.
         """
         if self._begun is None:
             return {}, None

@@ -37,17 +37,11 @@ STATE_FIELDS = ("step", "params", "batch_stats", "opt_state", "ema")
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """The outcome of a run's evaluations so far.
+    """The outcome of a run's evaluations so far."""
 
-    Attributes:
-      best: the best score, None before the first evaluation.
-      best_step: the step that had it.
-      since_best: evaluations since then, none of which was better.
-    """
-
-    best: float | None = None
+    best: float | None = None  # the best score, None before the first evaluation
     best_step: int | None = None
-    since_best: int = 0
+    since_best: int = 0  # evaluations since then, none of which was better
 
     def after(self, step: int, score: float) -> "Validation":
         """With one more evaluation."""
@@ -71,12 +65,8 @@ class Checkpoints:
         """Opens the checkpoints of a working directory and removes interrupted saves.
 
         Args:
-          workdir: the run's directory; created if missing.
-          config: the run's configuration, saved with every checkpoint.
+          config: saved with every checkpoint.
           measure: the validation result that chooses the best checkpoint; larger is better.
-
-        Raises:
-          InputError: the validation results of the only checkpoint are damaged.
         """
         self.directory = pathlib.Path(workdir).expanduser().resolve() / FOLDER
         self.validation = Validation()
@@ -117,9 +107,6 @@ class Checkpoints:
 
         A damaged one is set aside as STEP.damaged, and the next older one is read.
 
-        Args:
-          target: ShapeDtypeStructs with shardings, on any mesh.
-
         Returns:
           (state, position of the loader), or None if nothing has been saved.
 
@@ -143,7 +130,15 @@ class Checkpoints:
                 f"{checkpoint.directory}: the best checkpoint of this run has the best "
                 f"{checkpoint.measure}, not {self._measure}; use another --workdir"
             )
-        restored = {"ema": {}} | checkpoint.restore(_with_ema_or_without(target, checkpoint))
+        wanted = _as_dict(target)
+        if not jax.tree.leaves(wanted["ema"]):
+            del wanted["ema"]  # very old checkpoints have no entry for averages
+        elif "ema" not in checkpoint.available_weights:
+            raise InputError(
+                f"{checkpoint.directory} has no average of the parameters to resume from: set "
+                "config.train.ema_decay=0, or use another --workdir with config.train.init_from"
+            )
+        restored = {"ema": {}} | checkpoint.restore(wanted)
         if (checkpoint.directory / "validation").is_dir():  # old checkpoints have none
             with checkpoint.reading("validation"):
                 values = checkpoint.read_json("validation")
@@ -154,14 +149,9 @@ class Checkpoints:
         return TrainState(**restored), checkpoint.step
 
     def _set_aside(self, directory: pathlib.Path, error: DamagedCheckpoint) -> None:
-        """Renames a damaged checkpoint, so that the run resumes from an older one.
-
-        Raises:
-          InputError: there is no other one.
-        """
-        others = [int(other.name) for other in step_directories(self.directory)]
+        """Renames a damaged checkpoint, so that the run resumes from an older one, if any."""
         step = int(directory.name)
-        others.remove(step)
+        others = [int(x.name) for x in step_directories(self.directory) if x != directory]
         if not others:
             raise InputError(
                 f"{error}; the run has no other checkpoint to resume from: use another --workdir, "
@@ -180,13 +170,9 @@ class Checkpoints:
         """Saves in the background; the state may be donated to the next step at once.
 
         Args:
-          state: the state after `position` steps.
-          position: batches that the loader has given.
+          position: batches that the loader has given, the steps of the state.
           metrics: validation results with the run's measure, if any. They replace a checkpoint of
             the same step that was saved without results.
-
-        Raises:
-          RuntimeError: Orbax declined the step, as it does for one that exists already.
         """
         step = int(position)
         if metrics is not None:
@@ -227,16 +213,3 @@ class Checkpoints:
 
 def _as_dict(state: TrainState) -> dict:
     return {name: getattr(state, name) for name in STATE_FIELDS}
-
-
-def _with_ema_or_without(target: TrainState, checkpoint: Checkpoint) -> dict:
-    """What to read of a checkpoint; very old ones have no entry for averages."""
-    wanted = _as_dict(target)
-    if not jax.tree.leaves(wanted["ema"]):
-        del wanted["ema"]
-    elif "ema" not in checkpoint.available_weights:
-        raise InputError(
-            f"{checkpoint.directory} has no average of the parameters to resume from: set "
-            "config.train.ema_decay=0, or use another --workdir with config.train.init_from"
-        )
-    return wanted

@@ -22,24 +22,16 @@ QUICK_COMPILATION = {"xla_backend_optimization_level": 0}  # for programs that r
 
 @dataclasses.dataclass(frozen=True)
 class TrainSetup:
-    """A run before any value is computed.
-
-    Attributes:
-      optimizer: over {path: gradient}.
-      schedule: learning rate by step.
-      example: an empty batch of one row: host arrays of the fields that reach the devices.
-      state: ShapeDtypeStructs with shardings.
-      shardings: of the state.
-    """
+    """A run before any value is computed."""
 
     task: Task
     config: ConfigDict
     mesh: Mesh
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    example: Mapping[str, np.ndarray]
-    state: TrainState
-    shardings: TrainState
+    optimizer: optax.GradientTransformation  # over {path: gradient}
+    schedule: optax.Schedule  # learning rate by step
+    example: Mapping[str, np.ndarray]  # an empty batch of one row, of what reaches the devices
+    state: TrainState  # ShapeDtypeStructs with shardings
+    shardings: TrainState  # of the state
 
     def init_variables(self) -> tuple[dict, dict]:
         """Random (params, batch_stats) from the seed, on the mesh."""

@@ -25,11 +25,7 @@ MIN_SHARDED_SIZE = 2**14  # values; gathering smaller leaves costs more than rep
 
 
 def make_mesh(config: ConfigDict, devices: list | None = None) -> Mesh:
-    """The mesh of `config.train.mesh` over `devices`, by default all.
-
-    Raises:
-      InputError: the sizes do not fit the number of devices; the message lists sizes that do.
-    """
+    """The mesh of `config.train.mesh` over `devices`, by default all; InputError if misfit."""
     devices = jax.devices() if devices is None else devices
     count, (data, fsdp) = len(devices), (config.train.mesh.data, config.train.mesh.fsdp)
     if data == -1 and fsdp > 0 and count % fsdp == 0:
@@ -83,11 +79,7 @@ def _largest_axis(shape: tuple[int, ...], count: int) -> PartitionSpec:
 
 
 def check_batch_size(name: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Checks that a batch splits into `accumulate` equal micro-batches over all devices.
-
-    Raises:
-      InputError: names the configuration key `name`, the devices and the nearest sizes that fit.
-    """
+    """Checks that a batch splits into `accumulate` equal micro-batches over all devices."""
     unit = mesh.size * accumulate
     if size < 1 or size % unit:
         fits = sorted({max(unit, size // unit * unit), (max(size, 0) // unit + 1) * unit})
@@ -110,15 +102,13 @@ def batch_shapes(
 
 def put_batch(batch: Mapping[str, Array], mesh: Mesh) -> dict[str, jax.Array]:
     """Host arrays, this process's rows of the batch -> arrays with rows over all devices."""
-    sharding = batch_sharding(mesh)
-    local = len(mesh.local_devices)
-    arrays = {}
+    rows, local, arrays = batch_sharding(mesh), len(mesh.local_devices), {}
     for name, value in batch.items():
         value = np.asarray(value)
-        if value.shape[0] % local:
+        if len(value) % local:
             raise ValueError(
-                f"batch field {name}: {value.shape[0]} rows cannot be split over the "
-                f"{local} device(s) of this process"
+                f"batch field {name}: {len(value)} rows cannot be split over the {local} device(s) "
+                "of this process"
             )
-        arrays[name] = jax.make_array_from_process_local_data(sharding, value)
+        arrays[name] = jax.make_array_from_process_local_data(rows, value)
     return arrays

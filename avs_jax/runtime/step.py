@@ -40,18 +40,13 @@ CPU_WHOLE_LOOPS = {"xla_disable_hlo_passes": "simplify-while-loops"}
 class TrainState:
     """Everything that a step changes.
 
-    Attributes:
-      step: int32 [], steps done.
-      params: nested parameters, float32, frozen ones included.
-      batch_stats: running statistics of batch normalization, or {}.
-      opt_state: of the optimizer, over the flat trainable parameters.
-      ema: averages of trainable parameters and batch_stats (ema.py), {} if off.
+    `ema` holds averages of trainable parameters and batch_stats (ema.py), {} if off.
     """
 
-    step: Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
+    step: Array  # int32 [], steps done
+    params: Any  # nested parameters, float32, frozen ones included
+    batch_stats: Any  # running statistics of batch normalization, or {}
+    opt_state: Any  # of the optimizer, over the flat trainable parameters
     ema: Any = dataclasses.field(default_factory=dict)
 
 
@@ -85,11 +80,7 @@ def make_train_step(
     """The jitted training step.
 
     Args:
-      task: provides model, loss, norms and random streams.
-      optimizer: over {path: gradient}, from `optim.make_optimizer`.
-      schedule: learning rate by step.
-      config: reads seed, optim.frozen, model.remat, train.steps, train.accumulate and
-        train.ema_decay.
+      optimizer, schedule: from `optim.make_optimizer`.
       shardings: of the state, from `sharding.tree_shardings`; None leaves them to XLA.
 
     Returns:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from avs_jax.spec import InputError
@@ -65,7 +66,7 @@ def update_stored(config: ConfigDict) -> ConfigDict:
             flat.setdefault(key, value)
     if is_component:
         flat = {key.removeprefix("model."): value for key, value in flat.items()}
-    return ConfigDict(_nested(flat))
+    return ConfigDict(unflatten_dict(flat, sep="."))
 
 
 def check_same_config(stored: ConfigDict, config: ConfigDict, directory: pathlib.Path) -> None:
@@ -73,11 +74,6 @@ def check_same_config(stored: ConfigDict, config: ConfigDict, directory: pathlib
 
     A key that the stored configuration lacks is newer than the checkpoint: its present value
     holds, and stderr says so in one line.
-
-    Args:
-      stored: the checkpoint's, as it was written or from `update_stored`.
-      config: today's.
-      directory: of the checkpoint, for the messages.
 
     Raises:
       InputError: lists each key that differs with both values, HARMLESS_KEYS aside.
@@ -102,12 +98,8 @@ def check_same_config(stored: ConfigDict, config: ConfigDict, directory: pathlib
 def digest(config: ConfigDict, keys: Iterable[str]) -> str:
     """sha256 over some keys of a configuration, in hex.
 
-    It depends neither on the order of keys nor on whether a sequence is a tuple or a list.
-
-    Args:
-      config: the whole configuration.
-      keys: regexes of dotted keys or of their sections: r"model" and r"data\\.motion" take all
-        keys of a section.
+    It depends neither on the order of keys nor on whether a sequence is a tuple or a list. `keys`
+    are regexes of dotted keys or of sections: r"data\\.motion" takes all keys of a section.
     """
     rules = [rf"(?:{rule})(\..*)?" for rule in keys]
     chosen = {key: value for key, value in flat_config(config).items() if _matches(key, rules)}
@@ -117,29 +109,14 @@ def digest(config: ConfigDict, keys: Iterable[str]) -> str:
 def flat_config(config: ConfigDict) -> dict[str, Any]:
     """Dotted key -> plain value. An empty section is a value."""
 
-    def walk(prefix: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict) or not value:
-            return {prefix: value}
-        return {k: v for name in value for k, v in walk(f"{prefix}.{name}", value[name]).items()}
-
-    return {key.removeprefix("."): value for key, value in walk("", plain_config(config)).items()}
+    flat = flatten_dict(plain_config(config), keep_empty_nodes=True, sep=".")
+    return {key: {} if value is empty_node else value for key, value in flat.items()}
 
 
 def _is_of_no_component(key: str, flat: Mapping[str, Any]) -> bool:
     """Whether a key describes a component that is absent, whose keys once stood there anyway."""
     section, _, name = key.rpartition(".")
     return name != "name" and flat.get(f"{section}.name") == "none"
-
-
-def _nested(flat: Mapping[str, Any]) -> dict:
-    tree: dict = {}
-    for key, value in flat.items():
-        *sections, name = key.split(".")
-        section = tree
-        for step in sections:
-            section = section.setdefault(step, {})
-        section[name] = value
-    return tree
 
 
 def _matches(key: str, rules: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from configs import avss_vct, ms3_vct, s4_ama_brm, s4_vct
 from configs.s4_ama import get_config
 from configs.segment import segment_config
-from scripts import convert_weights
+from scripts import convert_weights, weight_conversion
 from tests.golden.compare import assert_golden, shapes_of
 from tests.programs.test_predict import make_predictor
 from tests.vct_state import entries, flat, state_dict
@@ -91,7 +91,7 @@ def small(small_state):
 def test_official_checkpoints_match_without_remainder(dataset, num_prototypes, num_classes):
     config = segment_config()
     config.data.num_prototypes, config.data.num_classes = num_prototypes, num_classes
-    shapes = shapes_of(jax.eval_shape(convert_weights.make_init(config, (384, 384)))[0])
+    shapes = shapes_of(jax.eval_shape(weight_conversion.make_init(config, (384, 384)))[0])
     source = {n: np.broadcast_to(np.int8(0), shape) for n, shape in entries(dataset).items()}
     tree = apply_rules(source, vct_rules(config.model), shapes)
     assert set(tree) == set(shapes)
@@ -102,7 +102,7 @@ def test_official_checkpoints_match_without_remainder(dataset, num_prototypes, n
 
 def test_names_renamed_by_a_load_without_metadata_are_not_guessed_at(small):
     config, state = small
-    shapes = shapes_of(jax.eval_shape(convert_weights.make_init(config, (64, 64)))[0])
+    shapes = shapes_of(jax.eval_shape(weight_conversion.make_init(config, (64, 64)))[0])
     renamed = {
         k.replace("sem_seg_head.pixel_decoder.", "sem_seg_head."): v for k, v in state.items()
     }
@@ -193,7 +193,7 @@ def test_clips_of_five_and_ten_frames_in_one_batch(tmp_path):
     """Each clip of a padded batch, forwarded together or by --arrays, equals its run alone."""
     recipe = "configs/s4_ama_brm.py:demo"
     config = with_values(s4_ama_brm.get_config("demo"), OTHER)
-    shapes = jax.eval_shape(convert_weights.make_init(config, (64, 64)))
+    shapes = jax.eval_shape(weight_conversion.make_init(config, (64, 64)))
     rng = np.random.default_rng(4)
     params, stats = (
         jax.tree_util.tree_map_with_path(
@@ -272,10 +272,10 @@ def test_another_configuration_through_both_command_lines(tmp_path, small, capsy
 @pytest.mark.slow
 def test_fresh_parts_follow_the_seed(small):
     config, state = small
-    first = convert_weights.convert(state, "vct", config)
-    again = convert_weights.convert(state, "vct", config)
+    first = weight_conversion.convert(state, "vct", config)
+    again = weight_conversion.convert(state, "vct", config)
     config.seed += 1
-    other = convert_weights.convert(state, "vct", config)
+    other = weight_conversion.convert(state, "vct", config)
     assert first.fresh == again.fresh and "ama/q_proj/kernel" in first.fresh
     assert "predictor/visual_query_block/lambda" in first.fresh
     q, same, changed = (x.variables["params"]["ama"]["q_proj"]["kernel"] for x in
@@ -325,12 +325,12 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
 
 def test_the_mixer_of_the_file_decides_the_image_size(small):
     config, state = small
-    assert convert_weights.image_size(state, config) == (64, 64)
+    assert weight_conversion.image_size(state, config) == (64, 64)
     wide = np.zeros((64, 24 * 32), np.float32)
-    assert convert_weights.image_size({convert_weights.MIXER: wide}, config) == (96, 128)
-    assert convert_weights.image_size({}, config) == (64, 64)
-    odd = {convert_weights.MIXER: np.zeros((64, 577), np.float32)}
-    assert convert_weights.image_size(odd, config) == (64, 64)
+    assert weight_conversion.image_size({weight_conversion.MIXER: wide}, config) == (96, 128)
+    assert weight_conversion.image_size({}, config) == (64, 64)
+    odd = {weight_conversion.MIXER: np.zeros((64, 577), np.float32)}
+    assert weight_conversion.image_size(odd, config) == (64, 64)
 
 
 def test_the_checkpoint_keeps_the_configuration(tmp_path, small):

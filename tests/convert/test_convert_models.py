@@ -10,7 +10,7 @@ from avs_jax.convert.reader import read_state_dict
 from avs_jax.convert.rules import invert_rules
 from avs_jax.runtime.checkpoint import Checkpoint
 from configs import qvh_custom, qvh_qd_detr, s4_tpavi_resnet50
-from scripts import convert_weights, export_weights
+from scripts import convert_weights, export_weights, weight_conversion
 
 CASES = {
     "configs/s4_tpavi_resnet50.py:tiny": (
@@ -43,7 +43,7 @@ def random_like(init):
 def make_state(recipe, names, rules):
     """A state dict of the tiny model, with small stand-ins for tensors that no parameter uses."""
     config = recipe.get_config("tiny")
-    params, stats = random_like(convert_weights.make_init(config))
+    params, stats = random_like(weight_conversion.make_init(config))
     tree = traverse_util.flatten_dict(params, sep="/")
     tree |= {f"batch_stats/{k}": v for k, v in traverse_util.flatten_dict(stats, sep="/").items()}
     names = names(config.model)
@@ -74,11 +74,11 @@ def test_what_comes_in_goes_out(converted, tmp_path):
 def test_the_sound_of_tpavi_comes_from_its_own_file(tmp_path, capsys):
     config = s4_tpavi_resnet50.get_config("tiny")
     vggish, whole = tmp_path / "vggish", tmp_path / "whole"
-    params, _ = random_like(convert_weights.make_init(config))
+    params, _ = random_like(weight_conversion.make_init(config))
     tree = traverse_util.flatten_dict(params["audio_backbone"], sep="/")
     layers = sorted({path.split("/")[0].replace("_", ".") for path in tree})
     names = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
-    rules = convert_weights.vggish_rules("", "", has_embedding=True)
+    rules = weight_conversion.vggish_rules("", "", has_embedding=True)
     np.savez(tmp_path / "vggish.npz", **invert_rules(tree, rules, names))
     np.savez(tmp_path / "model.npz", **make_state(*CASES["configs/s4_tpavi_resnet50.py:tiny"][1:]))
 

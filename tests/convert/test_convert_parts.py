@@ -19,7 +19,7 @@ from configs.s4_ama import get_config as s4_ama
 from configs.s4_vct import get_config as s4_vct
 from configs.s4_vct_pvt_v2 import get_config as s4_vct_pvt_v2
 from configs.s4_vct_resnet50 import get_config as s4_vct_resnet50
-from scripts import convert_weights
+from scripts import convert_weights, weight_conversion
 from tests import backbone_files
 from tests.convert.test_convert import OTHER
 from tests.vct_state import state_dict as vct_state_dict
@@ -65,7 +65,7 @@ PARAMETERS = {"swin": 86_880_376, "pvt_v2": 81_443_008, "resnet50": 23_508_032, 
 def make_config(source: str, small: bool = True):
     config = CONFIGS[RECIPES[source]]()
     if small:
-        config.model[convert_weights.PARTS[source].section].update(SECTIONS[source])
+        config.model[weight_conversion.PARTS[source].section].update(SECTIONS[source])
     return config
 
 
@@ -76,14 +76,14 @@ def published(layout: str) -> backbone_files.Entries:
 
 
 def rules_of(source: str, config, names):
-    part = convert_weights.PARTS[source]
+    part = weight_conversion.PARTS[source]
     return part.rules(config.model[part.section], names)
 
 
 @functools.cache
 def shapes_of_part(source: str, small: bool) -> dict[str, tuple[int, ...]]:
     config = make_config(source, small)
-    init = convert_weights.make_part_init(config, convert_weights.PARTS[source].section)
+    init = weight_conversion.make_part_init(config, weight_conversion.PARTS[source].section)
     params, stats = (traverse_util.flatten_dict(tree, sep="/") for tree in jax.eval_shape(init))
     flat = params | {f"batch_stats/{path}": leaf for path, leaf in stats.items()}
     return {path: leaf.shape for path, leaf in flat.items()}
@@ -113,7 +113,7 @@ def small_state(layout: str) -> dict[str, np.ndarray]:
 def command(source: str, path, output, *more) -> int:
     flags = [f"--source={source}", f"--input={path}", f"--output={output}"]
     if source in RECIPES:
-        section = convert_weights.PARTS[source].section
+        section = weight_conversion.PARTS[source].section
         flags += [f"--config=configs/{RECIPES[source]}.py"]
         flags += [f"--config.model.{section}.{k}={v}" for k, v in SECTIONS[source].items()]
     if source == "vct":
@@ -140,7 +140,7 @@ def test_published_files_match_without_remainder(layout):
     source = LAYOUTS[layout][0]
     shapes, found = shapes_of_part(source, False), published(layout)
     values = {name: np.broadcast_to(np.float16(0), shape) for name, (shape, _) in found.items()}
-    fresh = convert_weights.PARTS[source].fresh(found)
+    fresh = weight_conversion.PARTS[source].fresh(found)
     rules = rules_of(source, make_config(source, small=False), found)
     tree = apply_rules(values, rules, shapes, fresh)
     assert bool(fresh) == (layout in ("swin_microsoft", "swin_timm"))
@@ -230,7 +230,7 @@ def test_there_and_back_is_the_identity(tmp_path, capsys, number, layout):
     WRITERS[number % len(WRITERS)](path, state)
     assert command(source, path, tmp_path / "ours") == 0
     printed = capsys.readouterr().out
-    section = convert_weights.PARTS[source].section
+    section = weight_conversion.PARTS[source].section
     assert f"--config.init.{section}={tmp_path / 'ours'}" in printed
     tree = flat_variables(tmp_path / "ours")
     assert {p: x.shape for p, x in tree.items()} == shapes_of_part(source, True)

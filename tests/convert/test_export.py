@@ -24,7 +24,7 @@ from avs_jax.runtime.compilation_cache import use_compilation_cache
 from configs import s4_vct_pvt_v2, s4_vct_resnet50
 from configs.s4_ama import get_config
 from configs.segment import segment_config
-from scripts import convert_weights, export_weights
+from scripts import convert_weights, export_weights, weight_conversion
 from tests.convert.test_convert import OTHER, overrides
 from tests.programs.test_predict import SMALL as PREDICT
 from tests.programs.test_predict import make_predictor
@@ -41,7 +41,7 @@ def full_state(config):
     """Everything that VCT with AMA has at `config`, in its order, and no value twice."""
     rng = np.random.default_rng(3)
     state = state_dict(config, (64, 64))
-    variables = jax.eval_shape(convert_weights.make_init(config, (64, 64)))
+    variables = jax.eval_shape(weight_conversion.make_init(config, (64, 64)))
     stats = traverse_util.flatten_dict(variables[1], sep=".")
     ours = traverse_util.flatten_dict(variables[0]["ama"], sep="/")
     found = {}

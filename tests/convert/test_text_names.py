@@ -12,7 +12,7 @@ from avs_jax.convert.text_names import roberta_rules
 from avs_jax.models.text.encoder import TextEncoder
 from avs_jax.runtime.checkpoint import Checkpoint
 from configs import parts
-from scripts import convert_weights
+from scripts import convert_weights, weight_conversion
 from tests.golden.refer.weights import refer_value
 from tests.weight_files import tensors_of, write_safetensors_of, write_torch_zip
 
@@ -23,10 +23,10 @@ def test_published_files_match_without_remainder(golden_dir, file, layers, key):
     meta = json.loads((golden_dir / "refer" / f"names_{file}_base.json").read_text())
     section = parts.distilroberta().to_dict() | {"num_layers": layers}
     state = {name: np.broadcast_to(np.float16(0), shape) for name, shape in meta[key]}
-    described = convert_weights.described_config(state, "roberta").model.text.to_dict()
+    described = weight_conversion.described_config(state, "roberta").model.text.to_dict()
     assert described == section
-    init = convert_weights.make_part_init(
-        convert_weights.described_config(state, "roberta"), "text"
+    init = weight_conversion.make_part_init(
+        weight_conversion.described_config(state, "roberta"), "text"
     )
     tree = traverse_util.flatten_dict(jax.eval_shape(init)[0], sep="/")
     found = apply_rules(state, roberta_rules(), {p: x.shape for p, x in tree.items()})

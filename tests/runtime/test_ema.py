@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from avs_jax.runtime import sharding
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.ema import ema_variables, init_ema, update_ema
 from avs_jax.runtime.run_checkpoints import Checkpoints
+from avs_jax.runtime.run_config import check_run_config
 from configs.segment import segment_config
 from scripts import export_weights
 from tests.runtime.test_checkpoint import as_target, assert_same, make_state
@@ -37,7 +39,7 @@ def test_no_decay_is_no_average_and_a_wrong_one_an_error():
     assert update_ema({}, {"a": jnp.zeros(2)}, {}, jnp.asarray(1), 0.0) == {}
     for decay in (1.0, -0.1):
         with pytest.raises(ValueError, match=r"train.ema_decay = .*expected 0"):
-            init_ema({"a": jnp.zeros(2)}, {}, decay)
+            check_run_config(ConfigDict({"train": {"ema_decay": decay}}))
 
 
 def averaged_state(config, seed=0, with_stats=True):

@@ -18,7 +18,7 @@ from avs_jax.runtime.memory import StepBytes
 from avs_jax.runtime.pretrained import init_from_checkpoint, load_parts
 from configs.segment import segment_config
 from scripts import convert_weights
-from scripts.convert_weights import make_init
+from scripts.weight_conversion import make_init
 from tests import small
 from tests.runtime.test_checkpoint import assert_same, make_state
 

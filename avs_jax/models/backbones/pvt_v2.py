@@ -50,25 +50,17 @@ def linear(features: int, dtype: jnp.dtype, name: str) -> Linear:
 class PVTv2(nn.Module):
     """Four stages of global attention with keys and values on a coarser grid.
 
-    Attributes:
-      embed_dims: channels per stage.
-      depths: blocks per stage.
-      num_heads: attention heads per stage.
-      mlp_ratios: hidden width of the MLPs over the channels, per stage.
-      sr_ratios: reduction of the key and value grid, per side and stage.
-      drop_path_rate: of the last block; it grows linearly from 0 at the first block.
-      remat: recompute each block in the backward pass.
-      dtype: of matrix products and activations; parameters, norms and softmax are float32.
+    Parameters, norms and softmax are float32.
     """
 
-    embed_dims: Sequence[int] = (64, 128, 320, 512)
-    depths: Sequence[int] = (3, 6, 40, 3)
-    num_heads: Sequence[int] = (1, 2, 5, 8)
-    mlp_ratios: Sequence[int] = (4, 4, 4, 4)
-    sr_ratios: Sequence[int] = (8, 4, 2, 1)
-    drop_path_rate: float = 0.1
-    remat: bool = False
-    dtype: str = "float32"
+    embed_dims: Sequence[int] = (64, 128, 320, 512)  # channels per stage
+    depths: Sequence[int] = (3, 6, 40, 3)  # blocks per stage
+    num_heads: Sequence[int] = (1, 2, 5, 8)  # attention heads per stage
+    mlp_ratios: Sequence[int] = (4, 4, 4, 4)  # hidden width of the MLPs over the channels
+    sr_ratios: Sequence[int] = (8, 4, 2, 1)  # reduction of the key and value grid, per side
+    drop_path_rate: float = 0.1  # of the last block; it grows linearly from 0 at the first block
+    remat: bool = False  # recompute each block in the backward pass
+    dtype: str = "float32"  # of matrix products and activations
 
     RULES = (
         *per_stage(*(f"backbone.{x}" for x in ("embed_dims", "depths", "mlp_ratios", "sr_ratios"))),

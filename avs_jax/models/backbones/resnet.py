@@ -30,21 +30,13 @@ kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class ResNet(nn.Module):
-    """Four stages of bottleneck blocks.
+    """Four stages of bottleneck blocks; parameters and norms are float32."""
 
-    Attributes:
-      depths: blocks per stage, any positive number.
-      width: channels of the stem; stage i has 4 * width * 2**i.
-      trained_norms: training normalizes by the statistics of the batch.
-      remat: recompute each block in the backward pass.
-      dtype: of convolutions and activations; parameters and norms are float32.
-    """
-
-    depths: Sequence[int] = (3, 4, 6, 3)
-    width: int = 64
-    trained_norms: bool = False
-    remat: bool = False
-    dtype: str = "float32"
+    depths: Sequence[int] = (3, 4, 6, 3)  # blocks per stage, any positive number
+    width: int = 64  # channels of the stem; stage i has 4 * width * 2**i
+    trained_norms: bool = False  # training normalizes by the statistics of the batch
+    remat: bool = False  # recompute each block in the backward pass
+    dtype: str = "float32"  # of convolutions and activations
 
     RULES = (*at_least(1, "backbone.width"), *per_stage("backbone.depths"))
 
@@ -56,12 +48,10 @@ class ResNet(nn.Module):
         frame_ids: Array | None = None,
         valid: Array | None = None,
     ) -> dict[str, Array]:
-        """Feature maps of frames.
+        """Feature maps of normalized images [N, H, W, 3]; frame_ids are not used.
 
         Args:
-          x: [N, H, W, 3] normalized images, any H and W.
           train: use the statistics of the batch, where norms are trained.
-          frame_ids: not used.
           valid: bool [N], the frames that enter the statistics of the batch; None: all.
 
         Returns:
@@ -99,19 +89,18 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Array, valid: Array | None = None) -> Array:
         """[N, h, w, C], bool [N] -> [N, ceil(h / stride), ceil(w / stride), 4 * width]."""
 
-        def norm(name, x):
-            return BatchNorm(name=name)(x, train=self.train, valid=valid)
+        def conv_norm(x, width, kernel, stride, names):
+            x = convolution(width, kernel, stride, self.dtype, names[0])(x)
+            return BatchNorm(name=names[1])(x, train=self.train, valid=valid)
 
         y = x
         layers = ((self.width, 1, 1), (self.width, 3, self.stride), (EXPANSION * self.width, 1, 1))
         for number, (width, kernel, stride) in enumerate(layers, start=1):
             y = nn.relu(y) if number > 1 else y
-            y = convolution(width, kernel, stride, self.dtype, f"conv{number}")(y)
-            y = norm(f"bn{number}", y)
+            y = conv_norm(y, width, kernel, stride, (f"conv{number}", f"bn{number}"))
         if self.has_projection:
-            width = EXPANSION * self.width
-            x = convolution(width, 1, self.stride, self.dtype, "downsample_0")(x)
-            x = norm("downsample_1", x)
+            names = ("downsample_0", "downsample_1")
+            x = conv_norm(x, EXPANSION * self.width, 1, self.stride, names)
         return nn.relu(x + y)
 
 

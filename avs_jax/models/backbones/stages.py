@@ -35,14 +35,8 @@ def draw_drop_path(
 ) -> Array | None:
     """`drop_path_scales` for all blocks of a bound backbone, from its rng stream "drop_path".
 
-    Args:
-      backbone: has depths, drop_path_rate and dtype.
-      num_frames: N.
-      frame_ids: int32 [N]; None for 0 .. N - 1.
-      train: False drops nothing.
-
-    Returns:
-      [sum(depths), 2, N] of the backbone's dtype; None if nothing is dropped.
+    [sum(depths), 2, N] of the backbone's dtype; None if nothing is dropped. `frame_ids` are int32
+    [N], by default 0 .. N - 1.
     """
     if not train or backbone.drop_path_rate == 0:
         return None
@@ -55,13 +49,10 @@ def draw_drop_path(
 
 
 def drop_path_scales(key: Array, frame_ids: Array, depth: int, max_rate: float) -> Array:
-    """Factors of the residual branches: 0 if dropped, 1 / (1 - rate) if kept.
+    """Factors float32 [depth, 2, N] of attention and MLP: 0 if dropped, else 1 / (1 - rate).
 
     Stochastic depth (Huang et al., ECCV 2016) per frame: block l drops at rate
     linspace(0, max_rate, depth)[l]. A frame's draws depend on the key and its id alone.
-
-    Returns:
-      float32 [depth, 2, N], for the attention and the MLP of each block.
     """
     keep = jnp.asarray(1 - np.linspace(0, max_rate, depth), jnp.float32)[:, None, None]
     draw = jax.vmap(lambda frame: jax.random.uniform(jax.random.fold_in(key, frame), (depth, 2)))

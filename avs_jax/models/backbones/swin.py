@@ -51,27 +51,16 @@ def _stage_widths(config: Config) -> list[int]:
 
 
 class Swin(nn.Module):
-    """Four stages of windowed attention.
+    """Four stages of windowed attention; parameters, norms and softmax are float32."""
 
-    Attributes:
-      embed_dim: channels of the first stage; doubled from stage to stage.
-      depths: blocks per stage.
-      num_heads: attention heads per stage.
-      window_size: tokens per side of a window.
-      mlp_ratio: hidden width of the MLPs over the channels.
-      drop_path_rate: of the last block; it grows linearly from 0 at the first block.
-      remat: recompute each block in the backward pass, from its input alone.
-      dtype: of matrix products and activations; parameters, norms and softmax are float32.
-    """
-
-    embed_dim: int = 128
-    depths: Sequence[int] = (2, 2, 18, 2)
-    num_heads: Sequence[int] = (4, 8, 16, 32)
-    window_size: int = 12
-    mlp_ratio: float = 4.0
-    drop_path_rate: float = 0.3
-    remat: bool = False
-    dtype: str = "float32"
+    embed_dim: int = 128  # channels of the first stage; doubled from stage to stage
+    depths: Sequence[int] = (2, 2, 18, 2)  # blocks per stage
+    num_heads: Sequence[int] = (4, 8, 16, 32)  # attention heads per stage
+    window_size: int = 12  # tokens per side of a window
+    mlp_ratio: float = 4.0  # hidden width of the MLPs over the channels
+    drop_path_rate: float = 0.3  # of the last block; it grows linearly from 0 at the first block
+    remat: bool = False  # recompute each block in the backward pass, from its input alone
+    dtype: str = "float32"  # of matrix products and activations
 
     RULES = (
         *at_least(1, "backbone.embed_dim", "backbone.window_size"),
@@ -84,13 +73,10 @@ class Swin(nn.Module):
     def __call__(
         self, x: Array, train: bool = False, frame_ids: Array | None = None
     ) -> dict[str, Array]:
-        """Feature maps of frames.
+        """Feature maps of normalized images [N, H, W, 3].
 
-        Args:
-          x: [N, H, W, 3] normalized images, any H and W.
-          train: draw drop path from the rng stream "drop_path".
-          frame_ids: int32 [N]; a frame's draws depend on the key and its id, not on the other
-            frames of the batch. None: 0 .. N - 1.
+        `train` draws drop path from the rng stream "drop_path". A frame's draws depend on the key
+        and its id (int32 [N], by default 0 .. N - 1), not on the other frames of the batch.
 
         Returns:
           {"res2": [N, ceil(H / 4), ceil(W / 4), embed_dim], .., "res5": [N, h, w, 8 embed_dim]},
@@ -295,13 +281,8 @@ class PatchMerging(nn.Module):
 def attend(q: Array, k: Array, v: Array, bias: Array, mask: np.ndarray | None) -> Array:
     """softmax(q k' / sqrt(d) + bias + mask) v, scores and softmax in at least float32.
 
-    Args:
-      q, k, v: [N, R, L, G, d] for R windows of L tokens and G heads.
-      bias: [G, L, L], by query and key.
-      mask: float32 [R, L, L], or None.
-
-    Returns:
-      [N, R, L, G, d], dtype of v.
+    q, k, v and the result are [N, R, L, G, d] for R windows of L tokens and G heads; bias [G, L, L]
+    is by query and key, mask float32 [R, L, L].
     """
     q = q * q.shape[-1] ** -0.5
     wide = jnp.promote_types(v.dtype, jnp.float32)
@@ -333,10 +314,8 @@ def relative_position_index(size: int) -> np.ndarray:
 
     (dy + size - 1) * (2 * size - 1) + dx + size - 1, where (dy, dx) is query minus key position.
     """
-    tokens = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1).reshape(
-        -1, 2
-    )
-    dy, dx = np.moveaxis(tokens[:, None] - tokens[None], -1, 0) + size - 1
+    tokens = np.indices((size, size)).reshape(2, -1)
+    dy, dx = tokens[:, :, None] - tokens[:, None] + size - 1
     return (dy * (2 * size - 1) + dx).astype(np.int32)
 
 

@@ -41,10 +41,8 @@ RAMP_RULE = Rule(
 def ramp_value(progress: jax.Array | float, ramp: Sequence[float]) -> jax.Array:
     """The share r of the edge head's gradient that reaches the features, float32 [].
 
-    Args:
-      progress: [], fraction of the training that is done.
-      ramp: (start, end) as fractions of the training; r is 0 before, 1 after and linear between.
-        Equal values make a step: (0, 0) is 1 from the beginning.
+    It is 0 before, 1 after and linear between (start, end) as fractions of the training. Equal
+    values make a step: (0, 0) is 1 from the beginning.
     """
     start, end = ramp
     progress = jnp.asarray(progress, jnp.float32)
@@ -75,17 +73,10 @@ class AuxiliaryBoundary(nn.Module):
         train: bool = False,
         valid: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Predicts edges.
+        """mask_features [N, h, w, D], unchanged, and edge logits, float32 [N, h, w].
 
-        Args:
-          mask_features: [N, h, w, D].
-          res2: [N, h, w, C], not used.
-          progress: [], fraction of the training that is done.
-          train: the BatchNorm uses and records the statistics of the batch.
-          valid: bool [N], frames that count in those statistics; None for all.
-
-        Returns:
-          mask_features, unchanged; edge logits, float32 [N, h, w].
+        In training, the BatchNorm uses and records the statistics of the frames of `valid`, bool
+        [N] (None for all). res2 [N, h, w, C] is not used.
         """
         ramp = ramp_value(progress, self.ramp)
         x = Conv(AUXILIARY_CHANNELS, 3, name="conv")(scale_gradient(mask_features, ramp))

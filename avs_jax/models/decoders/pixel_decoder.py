@@ -9,7 +9,8 @@ DETR's encoder (Zhu et al. 2021), all in float32. The encoder layers are scanned
 are stacked along a leading axis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -40,8 +41,7 @@ zeros = nn.initializers.zeros
 def offset_bias(num_heads: int, num_levels: int, num_points: int) -> np.ndarray:
     """Initial sampling offsets in pixels: head g looks in direction g, point p at p + 1 steps.
 
-    Returns:
-      float32 [num_heads * num_levels * num_points * 2], (x, y) last.
+    float32 [num_heads * num_levels * num_points * 2], (x, y) last.
     """
     angle = np.arange(num_heads) * (2 * np.pi / num_heads)
     direction = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
@@ -151,11 +151,7 @@ class Encoder(nn.Module):
 class DeformableTransformer(nn.Module):
     """The encoder, with a learned vector per level added to its position encoding."""
 
-    num_layers: int
-    ffn_dim: int
-    num_heads: int
-    num_points: int
-    remat: bool = False
+    encoder: Mapping[str, Any]  # fields of Encoder
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array]) -> tuple[list[jax.Array], dict]:
@@ -170,15 +166,7 @@ class DeformableTransformer(nn.Module):
                 for (h, w), level in zip(sizes, levels, strict=True)
             ]
         )[None]
-        encoder = Encoder(
-            self.num_layers,
-            self.ffn_dim,
-            self.num_heads,
-            self.num_points,
-            self.remat,
-            name="encoder",
-        )
-        y, layers = encoder(x, position, sizes)
+        y, layers = Encoder(**self.encoder, name="encoder")(x, position, sizes)
         ends = np.cumsum([h * w for h, w in sizes])[:-1]
         encoded = [
             part.reshape(num_frames, *size, width)
@@ -190,10 +178,7 @@ class DeformableTransformer(nn.Module):
 class PixelDecoder(nn.Module):
     """Backbone maps res2..res5 to three encoded scales and mask features at stride 4.
 
-    Attributes:
-      hidden_dim: D.
-      num_layers, ffn_dim, num_heads, num_points: of the encoder.
-      remat: recompute each encoder layer and the mask features in the backward pass.
+    `remat` recomputes each encoder layer and the mask features in the backward pass.
     """
 
     hidden_dim: int = 256
@@ -205,15 +190,9 @@ class PixelDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, features: dict[str, jax.Array]) -> tuple[list[jax.Array], jax.Array, dict]:
-        """Decodes.
+        """{"res2".."res5": [N, h, w, C]} to float32 maps [N, h, w, D]; and intermediates by name.
 
-        Args:
-          features: {"res2".."res5": [N, h, w, C]} at strides 4 to 32.
-
-        Returns:
-          multi_scale: float32 [N, h, w, D] at strides 32, 16 and 8.
-          mask_features: float32 [N, h, w, D] at stride 4.
-          intermediates: by name.
+        A list of those at strides 32, 16 and 8, then the mask features at stride 4.
         """
         features = {name: x.astype(jnp.float32) for name, x in features.items()}
         projected = []
@@ -222,14 +201,9 @@ class PixelDecoder(nn.Module):
                 features[level]
             )
             projected.append(GroupNorm(name=f"input_proj_{i}_1")(x))
-        transformer = DeformableTransformer(
-            self.num_layers,
-            self.ffn_dim,
-            self.num_heads,
-            self.num_points,
-            self.remat,
-            name="transformer",
-        )
+        names = ("num_layers", "ffn_dim", "num_heads", "num_points", "remat")
+        encoder = {name: getattr(self, name) for name in names}
+        transformer = DeformableTransformer(encoder, name="transformer")
         multi_scale, intermediates = transformer(projected)
         merge = PixelDecoder._merge
         if self.remat:

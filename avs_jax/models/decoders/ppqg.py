@@ -84,14 +84,9 @@ class PrototypeAttention(nn.Module):
 
 
 class PPQG(nn.Module):
-    """Queries from mask features, per frame.
+    """Queries from mask features, per frame; 0 prototypes are none.
 
-    Attributes:
-      num_queries: Q.
-      num_prototypes: K'; 0 for none.
-      lambda_init: initial value of the motion strength. Its parameter `lambda` [1] exists only with
-        a motion map.
-      dtype: compute dtype.
+    The motion strength, parameter `lambda` [1], exists only with a motion map.
     """
 
     num_queries: int
@@ -106,18 +101,12 @@ class PPQG(nn.Module):
         motion_weight: jax.Array | None = None,
         gumbel_noise: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None, dict]:
-        """Generates.
+        """Queries [N, Q, D]; the prototype table [K', D] or None; intermediates.
 
         Args:
           mask_features: [N, h, w, D].
           motion_weight: [N, h, w], or None.
           gumbel_noise: [N, Q, h w] added to the assignment scores, or None.
-
-        Returns:
-          queries [N, Q, D]; the prototype table [K', D] or None; intermediates.
-
-        Raises:
-          InputError: the parameters are for another number of pixels.
         """
         num_frames, height, width, channels = mask_features.shape
         x = Linear(channels, dtype=self.dtype, name="pre_proj_0")(mask_features)

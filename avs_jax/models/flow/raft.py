@@ -37,32 +37,20 @@ MASK_GAIN = 0.25  # of the upsampling logits, balances their gradient in trainin
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """The differences between the two models; tuples list layer widths from first to last.
+    """The differences between the two models; tuples list layer widths from first to last."""
 
-    Attributes:
-      is_bottleneck: blocks of three convolutions instead of two.
-      has_batch_norm: in the context encoder, which otherwise has no norm.
-      feature, context: widths of stem, three stages and output.
-      hidden: number of context channels that initialize the hidden state.
-      radius: of the lookup window, in cells.
-      correlation_layers, flow_layers: of the motion encoder; motion: its output, flow included.
-      gru_kernels: (height, width) of the successive GRUs.
-      head: width of the flow head.
-      has_mask: convex upsampling instead of bilinear.
-    """
-
-    is_bottleneck: bool
-    has_batch_norm: bool
-    feature: tuple[int, ...]
-    context: tuple[int, ...]
-    hidden: int
-    radius: int
-    correlation_layers: tuple[int, ...]
-    flow_layers: tuple[int, ...]
-    motion: int
-    gru_kernels: tuple[tuple[int, int], ...]
-    head: int
-    has_mask: bool
+    is_bottleneck: bool  # blocks of three convolutions instead of two
+    has_batch_norm: bool  # in the context encoder, which otherwise has no norm
+    feature: tuple[int, ...]  # of stem, three stages and output
+    context: tuple[int, ...]  # likewise
+    hidden: int  # number of context channels that initialize the hidden state
+    radius: int  # of the lookup window, in cells
+    correlation_layers: tuple[int, ...]  # of the motion encoder
+    flow_layers: tuple[int, ...]  # likewise
+    motion: int  # width of the motion encoder's output, flow included
+    gru_kernels: tuple[tuple[int, int], ...]  # (height, width) of the successive GRUs
+    head: int  # width of the flow head
+    has_mask: bool  # convex upsampling instead of bilinear
 
 
 VARIANTS = {
@@ -98,17 +86,11 @@ VARIANTS = {
 
 
 class RAFT(nn.Module):
-    """Optical flow.
+    """Optical flow; correlations, coordinates, norms and flow are float32."""
 
-    Attributes:
-      variant: key of VARIANTS.
-      correlation: "all_pairs" or "on_demand": the same result, with different memory use.
-      dtype: of the convolutions; correlations, coordinates, norms and flow are float32.
-    """
-
-    variant: str = "raft_large"
-    correlation: str = "all_pairs"
-    dtype: str = "float32"
+    variant: str = "raft_large"  # key of VARIANTS
+    correlation: str = "all_pairs"  # or "on_demand": the same result, with different memory use
+    dtype: str = "float32"  # of the convolutions
 
     @nn.compact
     def __call__(
@@ -123,16 +105,12 @@ class RAFT(nn.Module):
         Args:
           first, second: [N, H, W, 3], RGB 0..255 of any dtype; sides are multiples of 8 and at
             least 128 px (`pad_to_stride`).
-          num_iterations: updates of the flow, 12 in torchvision.
           return_all: return the flow after every iteration.
 
         Returns:
           flow float32 [N, H, W, 2], or [num_iterations, N, H, W, 2]; intermediates: "first",
           "second" (features), "context", and "hidden", "low" (hidden state and flow at 1/8 after
           every iteration).
-
-        Raises:
-          ValueError: unknown variant or correlation, no iteration, or an invalid size.
         """
         variant = self._check(first, second, num_iterations)
         dtype = jnp.dtype(self.dtype)
@@ -149,11 +127,8 @@ class RAFT(nn.Module):
         inputs = nn.relu(context[..., variant.hidden :])
 
         flow = jnp.zeros((*hidden.shape[:3], 2), jnp.float32)
-        volume = f2_pyramid = None
-        if self.correlation == "all_pairs":
-            volume = all_pairs(f1, f2)
-        else:
-            f2_pyramid = pyramid(f2)
+        stored = self.correlation == "all_pairs"
+        volume, f2_pyramid = (all_pairs(f1, f2), None) if stored else (None, pyramid(f2))
         scan = nn.scan(
             _Step,
             variable_broadcast="params",
@@ -164,13 +139,7 @@ class RAFT(nn.Module):
         (hidden, flow), (hiddens, flows) = scan(variant, dtype, name="update_block")(
             (hidden, flow), inputs, volume, f1, f2_pyramid
         )
-        intermediates = {
-            "first": f1,
-            "second": f2,
-            "context": context,
-            "hidden": hiddens,
-            "low": flows,
-        }
+        intermediates = dict(first=f1, second=f2, context=context, hidden=hiddens, low=flows)
         if return_all:  # fold iterations and pairs into one axis
             hidden, flow = (x.reshape(-1, *x.shape[2:]) for x in (hiddens, flows))
         if variant.has_mask:
@@ -220,17 +189,11 @@ def instance_norm(x: jax.Array) -> jax.Array:
 
 
 class Encoder(nn.Module):
-    """Residual convolutions to 1/8 of the size.
+    """Residual convolutions to 1/8 of the size."""
 
-    Attributes:
-      widths: of the stem, the three stages and the output.
-      is_bottleneck: blocks of 1 x 1, 3 x 3, 1 x 1 with a quarter of the width inside.
-      norm: "instance", "batch" (stored statistics) or "none".
-    """
-
-    widths: tuple[int, ...]
-    is_bottleneck: bool
-    norm: str
+    widths: tuple[int, ...]  # of the stem, the three stages and the output
+    is_bottleneck: bool  # blocks of 1 x 1, 3 x 3, 1 x 1 with a quarter of the width inside
+    norm: str  # "instance", "batch" (stored statistics) or "none"
     dtype: jnp.dtype
 
     @nn.compact
@@ -292,16 +255,10 @@ class UpdateBlock(nn.Module):
     def __call__(
         self, hidden: jax.Array, inputs: jax.Array, correlation: jax.Array, flow: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Updates.
+        """hidden; the flow update, float32; the motion encoder's features.
 
-        Args:
-          hidden: [N, h, w, hidden].
-          inputs: [N, h, w, C], of the context encoder.
-          correlation: [N, h, w, D], looked up around the flow.
-          flow: float32 [N, h, w, 2], in cells.
-
-        Returns:
-          hidden; the flow update, float32; the motion encoder's features.
+        All are [N, h, w, C]: inputs of the context encoder, the correlation looked up around the
+        flow, and the flow (float32, C = 2) in cells.
         """
         motion = MotionEncoder(self.variant, self.dtype, name="motion_encoder")(correlation, flow)
         recurrent = RecurrentBlock(self.variant.gru_kernels, self.dtype, name="recurrent_block")
@@ -408,12 +365,8 @@ class MaskPredictor(nn.Module):
 def upsample_convex(flow: jax.Array, mask: jax.Array) -> jax.Array:
     """Every pixel is a convex combination of the 3 x 3 cells around its own; zeros outside.
 
-    Args:
-      flow: [N, h, w, 2], in cells.
-      mask: logits [N, h, w, 9 * 64]: neighbors row by row, then the 8 x 8 px of the cell.
-
-    Returns:
-      [N, 8 h, 8 w, 2], in px.
+    Flow [N, h, w, 2] in cells -> [N, 8 h, 8 w, 2] in px. The mask holds logits [N, h, w, 9 * 64]:
+    neighbors row by row, then the 8 x 8 px of the cell.
     """
     n, height, width = flow.shape[:3]
     weights = nn.softmax(mask.reshape(n, height, width, 9, STRIDE, STRIDE), axis=3)

@@ -70,27 +70,20 @@ def normalize_map(
 class AMA(nn.Module):
     """The map of each frame from its sound and motion.
 
-    Attributes:
-      embed_dim: E.
-      num_heads: G.
-      grid: cells per side of the map.
-      temperature_mode: scores are multiplied ("mul") or divided ("div") by the learned tau
-        (parameter `temperature` [1], initially 1).
-      normalize, grad_through_extrema: see `normalize_map`.
-      attention_dropout, projection_dropout, map_dropout: 0 <= rate < 1, see above.
-      dtype: of the projections; norms, scores and the map are at least float32.
+    Scores are multiplied or divided by the learned tau (parameter `temperature` [1], initially 1).
+    Norms, scores and the map are at least float32.
     """
 
     embed_dim: int = 256
     num_heads: int = 4
-    grid: int = 24
+    grid: int = 24  # cells per side of the map
     temperature_mode: str = "mul"
-    normalize: str = "minmax"
-    grad_through_extrema: bool = True
-    attention_dropout: float = 0.0
+    normalize: str = "minmax"  # see `normalize_map`
+    grad_through_extrema: bool = True  # likewise
+    attention_dropout: float = 0.0  # see above
     projection_dropout: float = 0.0
     map_dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype = jnp.float32  # of the projections
 
     RULES = (
         *at_least(1, "fusion.embed_dim", "fusion.grid"),
@@ -113,7 +106,7 @@ class AMA(nn.Module):
         valid: jax.Array | None = None,
         ids: jax.Array | None = None,
     ) -> tuple[jax.Array, dict]:
-        """Aligns.
+        """The map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}.
 
         Args:
           audio: [N, D], mean audio feature of each frame.
@@ -123,9 +116,6 @@ class AMA(nn.Module):
           valid: bool [N], frames that count in those statistics; None for all.
           ids: int32 [N], from `spec.frame_ids`. Draws depend on the frame's id, those of
             map_dropout on its clip. None: one frame from each of N clips.
-
-        Returns:
-          map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}.
         """
         if ids is None:
             ids = jnp.arange(audio.shape[0]) * FRAMES_PER_CLIP
