@@ -129,10 +129,12 @@ def _shrink_for_demo(config: ConfigDict) -> None:
     """Small enough for two cores and generated clips; from scratch, audio included."""
     config.name += "_demo"
     config.data.data_dir = "demo/tfds"
-    config.data.image_size = 96
-    config.data.augment.min_sizes = (96,)
+    config.data.image_size = 64
+    config.data.augment.min_sizes = (56, 64, 72, 80)
+    config.data.augment.crop = True
+    config.data.augment.color = True
     config.data.augment.flip = 0.5
-    config.model.hidden_dim = 64
+    config.model.hidden_dim = 32
     config.model.backbone.update(parts.demo_backbone(config.model.backbone))
     config.model.audio_backbone.width = 16
     config.model.audio_backbone.embedding = (512, 512, 128)
@@ -143,9 +145,9 @@ def _shrink_for_demo(config: ConfigDict) -> None:
     config.optim.warmup_steps = 50
     config.optim.power = 0.9
     config.optim.frozen = ()
-    config.train.steps = 1800
+    config.train.steps = 1500
     config.train.batch_size = 8
-    config.train.eval_every = 600
+    config.train.eval_every = 500
     config.train.checkpoint_every = 300
     config.evaluate.batch_size = 8
 

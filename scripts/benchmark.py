@@ -12,8 +12,8 @@ ratio.
   encoder      the deformable encoder of the pixel decoder, likewise
   decoder      the transformer decoder with all predictions, likewise; ours includes PPQG
   criterion    matching and losses of all predictions, with the gradient
-  clip         the whole model on all frames of one clip, as in evaluation
-  step         a training step on one clip, or on B clips with --clips=B
+  clip         the whole model on all frames of one clip, as in evaluation; of every host
+  step         a training step on one clip, or on B clips with --clips=B; of every host
   raft_large, raft_small   optical flow of 384 x 384 px pairs, 12 iterations
   raft_large_rows          the same with our on-demand correlations, as used for large frames
 
@@ -22,6 +22,10 @@ Its whole model has two Swins, channel gates, pixel decoder, transformer decoder
 SciPy's matching, and AdamW. It lacks VGGish, the audio MLP, PPQG and AMA, so it does less. In
 `step` it gets the frames of `data.train_frames`, or with --original-frames all five, as in the
 original.
+
+For the host tpavi (--config=configs/s4_tpavi_resnet50.py), PyTorch's side is AVSBench's model with
+VGGish. It multiplies keys and values first, as ours does; with --original_attention it builds the
+matrix of all pairs of pixels, as the original does.
 
 Memory: for ours, what XLA allocates for the compiled function (arguments, temporaries, output). For
 PyTorch, the peak of its allocator on a GPU, and on a CPU the growth of the process's peak memory
@@ -44,7 +48,9 @@ from avs_jax.runtime.command_line import parse
 from avs_jax.spec import InputError
 
 HERE = pathlib.Path(__file__).resolve().parent
-SIDES = {"jax": HERE / "benchmark_jax.py", "torch": HERE / "benchmark_torch.py"}
+JAX = HERE / "benchmark_jax.py"
+TORCH = {"vct": HERE / "benchmark_torch.py", "tpavi": HERE / "benchmark_torch_tpavi.py"}  # by host
+WHOLE_MODEL = ("clip", "step")  # blocks of every host
 CASES = {  # block -> its measurements
     "swin": ("swin forward", "swin train"),
     "encoder": ("encoder forward", "encoder train"),
@@ -95,9 +101,10 @@ class Side:
         raise InputError(f"{self._process.args[1]} {self._case}: ended with status {code}")
 
 
-def measure(case: str, repeats: int, arguments: Sequence[str]) -> dict:
+def measure(case: str, repeats: int, host: str, arguments: Sequence[str]) -> dict:
     """Both sides of one case: median seconds, bytes, and all timings."""
-    sides = {name: Side(program, case, arguments) for name, program in SIDES.items()}
+    programs = {"jax": JAX, "torch": TORCH[host]}
+    sides = {name: Side(program, case, arguments) for name, program in programs.items()}
     seconds = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name, side in sides.items():
@@ -130,11 +137,17 @@ def to_markdown(results: Sequence[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _blocks(text: str) -> list[str]:
-    blocks = text.split(",")
+def _blocks(text: str | None, host: str) -> list[str]:
+    if host not in TORCH:
+        raise InputError(f"config.host = {host!r}: PyTorch's side has {', '.join(TORCH)}")
+    choices = list(CASES) if host == "vct" else list(WHOLE_MODEL)
+    blocks = text.split(",") if text else choices
     for block in blocks:
-        if block not in CASES:
-            raise InputError(f"--blocks={text}: no block {block!r}; choose of {', '.join(CASES)}")
+        if block not in choices:
+            raise InputError(
+                f"--blocks={text}: host {host!r} has no block {block!r}; "
+                f"choose of {', '.join(choices)}"
+            )
     return blocks
 
 
@@ -142,25 +155,28 @@ def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("blocks", ",".join(CASES), "comma-separated", flag_values=values)
+        flags.DEFINE_string("blocks", None, "comma-separated; default: all", flag_values=values)
         flags.DEFINE_integer("repeats", 3, "counted runs", lower_bound=1, flag_values=values)
         flags.DEFINE_integer("frames", 1, "frames (pairs) of a block", 1, flag_values=values)
         flags.DEFINE_integer("clips", 1, "clips of `step`", lower_bound=1, flag_values=values)
         flags.DEFINE_bool(
             "original_frames", False, "PyTorch's `step` takes all frames", flag_values=values
         )
+        flags.DEFINE_bool(
+            "original_attention", False, "PyTorch's TPAVI builds the matrix", flag_values=values
+        )
         flags.DEFINE_string("output", None, "also write FILE.md and FILE.json", flag_values=values)
 
     try:
-        values = parse(argv, define, __doc__).values
-        blocks = _blocks(values.blocks)
+        config, values, _ = parse(argv, define, __doc__)
+        blocks = _blocks(values.blocks, config.get("host"))
         own = ("--blocks", "--repeats", "--output")
         arguments = [a for a in argv[1:] if not a.startswith(own)]
         arguments += [f"--device={jax.default_backend()}"]
         results = []
         cases = [case for block in blocks for case in CASES[block]]
         for case in tqdm(cases, desc="cases", unit="case"):
-            results.append(measure(case, values.repeats, arguments))
+            results.append(measure(case, values.repeats, config.host, arguments))
             tqdm.write(to_markdown(results[-1:]).splitlines()[-1])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -47,6 +47,7 @@ def serve(argv: Sequence[str], builders: Mapping[str, Builder], description: str
         flags.DEFINE_integer("frames", 1, "frames (pairs) of a block", flag_values=values)
         flags.DEFINE_integer("clips", 1, "clips of `step`", flag_values=values)
         flags.DEFINE_bool("original_frames", False, "see benchmark.py", flag_values=values)
+        flags.DEFINE_bool("original_attention", False, "see benchmark.py", flag_values=values)
 
     try:
         config, values, _ = parse(argv, define, description, required=["case"])

@@ -40,7 +40,7 @@ def random_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
     batch["valid"] = np.ones((size, num_frames), bool)
     batch["supervised"] = batch["frame_index"] < config.data.num_supervised
     batch["proto_valid"] = batch["frame_index"] == 0
-    batch["proto_target"][..., 0] = 1
+    batch["proto_target"][..., :1] = 1  # there may be no prototype
     for field in ("images", "pre_masks"):
         if field in batch:
             batch[field] = rng.integers(0, 256, batch[field].shape, np.uint8)

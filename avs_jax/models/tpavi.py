@@ -42,7 +42,7 @@ from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import InputError, check_shape, frame_ids
 
 RNG_STREAMS = ("drop_path",)  # of training
-HEAD_DIMS = (128, 32)
+HEAD_SHARES = (2, 8)  # of hidden_dim: 128 and 32 channels of 256 in the original
 
 
 def _are_stages(stages: Any, _: Mapping[str, Any]) -> bool:
@@ -258,8 +258,9 @@ class TPAVI(nn.Module):
     def _predict(self, path):
         """Logits float32 [N, H, W, K'] from the finest path [N, H / 2, W / 2, C]."""
         dtype = jnp.dtype(self.dtype)
-        x = Conv(HEAD_DIMS[0], 3, dtype=dtype, name="output_conv_0")(path)
+        wide, narrow = (max(self.hidden_dim // share, 1) for share in HEAD_SHARES)
+        x = Conv(wide, 3, dtype=dtype, name="output_conv_0")(path)
         x = resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
-        x = nn.relu(Conv(HEAD_DIMS[1], 3, dtype=dtype, name="output_conv_2")(x))
+        x = nn.relu(Conv(narrow, 3, dtype=dtype, name="output_conv_2")(x))
         num_maps = 1 if self.num_classes == 2 else self.num_classes
         return Linear(num_maps, dtype=dtype, name="output_conv_4")(x).astype(jnp.float32)

@@ -20,10 +20,10 @@ def brute_force(x, kernel, dilation):
 
 
 @pytest.mark.parametrize("dilation", DILATIONS)
-@pytest.mark.parametrize("small_map", [32, 1])
-def test_dilated_convolution_follows_its_definition(dilation, small_map, monkeypatch):
+@pytest.mark.parametrize("tap_share", [1.0, 0.0])
+def test_dilated_convolution_follows_its_definition(dilation, tap_share, monkeypatch):
     """Tap by tap and as one convolution, where taps fall outside the map and where none does."""
-    monkeypatch.setattr(dilated_fpn, "SMALL_MAP", small_map)
+    monkeypatch.setattr(dilated_fpn, "TAP_SHARE", tap_share)
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal((3, 3, 3, 2)).astype(np.float32)
     for size in ((7, 7), (5, 13), (20, 20)):
@@ -39,8 +39,9 @@ def test_both_ways_have_the_same_gradients(monkeypatch):
     def loss(x, kernel):
         return jnp.sin(dilated_convolve(x, kernel, 3)).sum()
 
+    monkeypatch.setattr(dilated_fpn, "TAP_SHARE", 1.0)
     taps = jax.grad(loss, (0, 1))(x, kernel)
-    monkeypatch.setattr(dilated_fpn, "SMALL_MAP", 1)
+    monkeypatch.setattr(dilated_fpn, "TAP_SHARE", 0.0)
     for a, b in zip(taps, jax.grad(loss, (0, 1))(x, kernel), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 

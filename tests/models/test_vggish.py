@@ -76,7 +76,7 @@ def test_embedding_agrees_with_avsbench():
 
 
 def test_width_scales_every_layer_and_initialization_keeps_the_scale():
-    """Kaiming weights keep the scale of standardised log-mels through the six layers."""
+    """Kaiming weights keep the scale of standardised log-mels through all layers."""
     log_mel = jax.random.normal(jax.random.key(0), (2, 96, 64))
     for dtype in ("float32", "bfloat16"):
         model = VGGish(width=16, dtype=dtype)
@@ -88,6 +88,9 @@ def test_width_scales_every_layer_and_initialization_keeps_the_scale():
     widths = (16, 32, 64, 64, 128, 128)
     assert channels == {f"features_{n}": w for n, w in zip(numbers, widths, strict=True)}
     assert all(not v["bias"].any() for v in variables["params"].values())
+    embed = VGGish(width=4, embedding=(64, 64, 32))
+    out, _ = jax.jit(embed.init_with_output)(jax.random.key(1), log_mel)
+    assert 0.3 < np.asarray(out).std() < 10
 
 
 def test_invalid_values_are_named():

@@ -20,6 +20,8 @@ from avs_jax.spec import MEL_BANDS, MEL_FRAMES, check_shape
 # Per group and convolution: layer number in the original, width as a multiple of `width`.
 GROUPS = (((0, 1),), ((3, 2),), ((6, 4), (8, 4)), ((11, 8), (13, 8)))
 
+he_normal = nn.initializers.he_normal()  # keeps the scale of standardized log-mels
+
 
 class VGGish(nn.Module):
     """The convolution map of log-mel examples, or their embedding.
@@ -54,7 +56,7 @@ class VGGish(nn.Module):
                     factor * self.width,
                     (3, 3),
                     dtype=jnp.dtype(self.dtype),
-                    kernel_init=nn.initializers.he_normal(),
+                    kernel_init=he_normal,
                     name=f"features_{number}",
                 )
                 x = nn.relu(conv(x))
@@ -62,6 +64,12 @@ class VGGish(nn.Module):
         if self.embedding:
             x = x.reshape(x.shape[0], -1)
         for i, features in enumerate(self.embedding):
-            linear = Linear(features, dtype=jnp.dtype(self.dtype), name=f"embeddings_{2 * i}")
+            linear = Linear(
+                features,
+                kernel_init=he_normal,
+                bias_init=nn.initializers.zeros,
+                dtype=jnp.dtype(self.dtype),
+                name=f"embeddings_{2 * i}",
+            )
             x = nn.relu(linear(x))
         return x

@@ -18,7 +18,7 @@ from avs_jax.models.layers import Conv, torch_uniform
 from avs_jax.ops.sampling import resize_bilinear
 
 DILATIONS = (3, 6, 12, 18)
-SMALL_MAP = 32  # sides up to here are convolved tap by tap
+TAP_SHARE = 0.8  # of the pixels that taps see; up to here, they are convolved tap by tap
 
 Array = jax.Array
 
@@ -57,11 +57,11 @@ class DilatedConv(nn.Module):
 def dilated_convolve(x: Array, kernel: Array, dilation: int) -> Array:
     """[N, h, w, C] with [3, 3, C, D], taps `dilation` pixels apart, zero-padded: [N, h, w, D].
 
-    On a small map most taps see only padding. A product per tap, of the pixels it sees, skips that
-    work: on the 7 x 7 map, two of the four dilations are their center tap alone.
+    Taps that are far apart see much padding. A product per tap, of the pixels it sees, skips that
+    work: on a 7 x 7 map, two of the four dilations are their center tap alone.
     """
     n, h, w, channels = x.shape
-    if max(h, w) > SMALL_MAP:
+    if _seen_share(h, dilation) * _seen_share(w, dilation) > TAP_SHARE:
         return jax.lax.conv_general_dilated(
             x,
             kernel,
@@ -82,6 +82,11 @@ def dilated_convolve(x: Array, kernel: Array, dilation: int) -> Array:
             rows, columns = ((max(-by, 0), max(by, 0)) for by in (down, right))
             y += jnp.pad(product, ((0, 0), rows, columns, (0, 0)))
     return y
+
+
+def _seen_share(size: int, dilation: int) -> float:
+    """Share of an axis that three taps see on average; the rest is padding."""
+    return (size + 2 * max(size - dilation, 0)) / (3 * size)
 
 
 class ResidualUnit(nn.Module):
