@@ -84,7 +84,7 @@ def atomic_folder(path: Path) -> Iterator[pathlib.Path]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a file for reading bytes; OSError for a folder, a device or a pipe, which would wait."""
+    """Opens a file for reading bytes; OSError for a folder, a device or a pipe (it would wait)."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
