@@ -76,15 +76,10 @@ def draw_frames(
     size: tuple[int, int],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws frames, and which object is topmost in some of them.
+    """Draws frames [N, H, W, 3] at times [N] in seconds, and labels of some of them.
 
-    Args:
-      time: [N], of the frames, in seconds.
-      labeled: [T], indices of the frames whose labels are returned.
-      size: (height, width) in pixels.
-
-    Returns:
-      (uint8 [N, H, W, 3], uint8 [T, H, W]: 0 background, else 1 + index of the object).
+    uint8 [T, H, W], for the frames of the indices `labeled` [T]: 0 background, else 1 + index of
+    the topmost object.
     """
     height, width = size
     short = min(size)

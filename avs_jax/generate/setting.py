@@ -30,35 +30,29 @@ class Plan(Protocol):
 class Setting:
     """How clips of one kind are planned, drawn and laid out.
 
+    `counts`, `size` and `num_categories` hold unless the user says otherwise.
+
     Attributes:
-      title: one line for --help.
-      example: flags of the example in --help.
-      counts: clips per split unless the user says otherwise.
       plan: (options, split, index) -> plan of a clip; draws no pixels and no samples.
       paths: (root, plan) -> every file of the clip.
       write: (root, plan, options) draws the clip and writes these files.
       tables: (plans of all clips, options) -> name and text of every file beside the clips, in the
         order in which they are written. The last one is the table that readers look for.
-      size: height of the frames in pixels unless the user says otherwise.
-      num_categories: how many categories there are unless the user says otherwise; None: the
-        setting has a set of its own and takes no number.
-      kinds: the choices of --kind, the default first.
       splits: counts of train, val and test -> counts of the splits that `plan` knows.
-      version: raised whenever the same options would give other clips.
     """
 
-    title: str
-    example: str
-    counts: tuple[int, int, int]
+    title: str  # one line for --help
+    example: str  # flags of the example in --help
+    counts: tuple[int, int, int]  # clips per split
     plan: Callable[[Options, str, int], Any]
     paths: Callable[[Path, Any], Iterable[Path]]
     write: Callable[[Path, Any, Options], None]
     tables: Callable[[Sequence[Any], Options], Mapping[str, str]]
-    size: int = 128
-    num_categories: int | None = None
-    kinds: tuple[str, ...] = ()
+    size: int = 128  # height of the frames in pixels
+    num_categories: int | None = None  # None: the setting has a set of its own
+    kinds: tuple[str, ...] = ()  # the choices of --kind, the default first
     splits: Callable[[Mapping[str, int]], Mapping[str, int]] = dict
-    version: int = 1
+    version: int = 1  # raised whenever the same options would give other clips
 
     def default_counts(self) -> dict[str, int]:
         """Clips per split unless the user says otherwise."""

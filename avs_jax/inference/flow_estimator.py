@@ -91,11 +91,10 @@ def window_flow(
     Args:
       frames: uint8 [T, H, W, 3], one second apart.
       pairs: the video's `read_pairs`, positioned at the first of these frames; T are consumed.
-        None: flow from each frame to the next.
-      side: px per side to which frames are resized first.
+        None: flow from each frame to the next, and zero for the first.
 
     Returns:
-      float32 [T, side, side, 2], (u, v) in px per second; without pairs the first is zero.
+      float32 [T, side, side, 2], (u, v) in px per second.
     """
 
     def squash(images):

@@ -30,7 +30,7 @@ def matching_cost(
     points: jax.Array,
     loss_config: Any,
 ) -> jax.Array:
-    """The cost of every (query, target) pair of each frame.
+    """The cost of every (query, target) pair of each frame, float32 [N, Q, M].
 
     Args:
       pred_logits: [N, Q, K+1].
@@ -38,9 +38,6 @@ def matching_cost(
       target_masks: bool [N, M, H, W].
       target_labels: int32 [N, M]; padded targets hold any class in range.
       points: float32 [N, P, 2], (x, y) in 0..1.
-
-    Returns:
-      float32 [N, Q, M].
     """
     mask = sample_bilinear(pred_masks.astype(jnp.float32), points)  # [N, P, Q]
     target = sample_bilinear(jnp.moveaxis(target_masks, 1, -1), points)  # [N, P, M]

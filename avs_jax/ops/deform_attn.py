@@ -21,7 +21,7 @@ def deform_attn(
     locations: jax.Array,
     weights: jax.Array,
 ) -> jax.Array:
-    """Weighted sum of sampled values.
+    """Weighted sum of sampled values, [N, S, G * C] in the dtype of value.
 
     A scan runs over the L P points of a query, and the backward pass samples again. Gathering all
     points at once takes 18 times the memory in the forward and 9 times in the backward pass, and is
@@ -32,9 +32,6 @@ def deform_attn(
       sizes: (h, w) of each level.
       locations: [N, S, G, L, P, 2], (x, y) as fractions of the level's width and height.
       weights: [N, S, G, L, P].
-
-    Returns:
-      [N, S, G * C] in the dtype of value.
     """
     areas = [height * width for height, width in sizes]
     num_frames, num_queries, num_heads, num_levels, num_points = weights.shape

@@ -23,7 +23,7 @@ def sem_seg(
     score_size: int | tuple[int, int],
     valid: jax.Array | None = None,
 ) -> jax.Array:
-    """Combines the queries of each frame into class scores.
+    """Combines the queries of each frame into class scores, float32 [N, *score_size, K].
 
     Frames are computed one at a time, so the memory needed is that of one frame's masks at full
     size (padded H * W * Q floats).
@@ -34,9 +34,6 @@ def sem_seg(
       padded_size: (H, W) of the model's input; the image of image_size (H, W) is at its top left.
       score_size: (h, w) of the result; one number means a square.
       valid: bool [N]; the scores of other frames are zero. All frames by default.
-
-    Returns:
-      float32 [N, *score_size, K].
     """
     sizes = check_shape("pred_masks", pred_masks, "N h w Q")
     check_shape("pred_logits", pred_logits, "N Q K", N=sizes["N"], Q=sizes["Q"])

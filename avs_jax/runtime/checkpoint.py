@@ -69,11 +69,7 @@ class Checkpoint:
         """Resolves a path: a run's working directory, one step's directory, or converted weights.
 
         A working directory stands for its best checkpoint by the run's measure, or for its newest
-        if none was evaluated.
-
-        Raises:
-          FileNotFoundError: names the places that were searched and what they hold.
-          DamagedCheckpoint: the validation results of a step cannot be read.
+        if none was evaluated. FileNotFoundError names the places that were searched.
         """
         path = pathlib.Path(path).expanduser().resolve()
         if (path / "state").is_dir() and (path / "config").is_dir():
@@ -189,10 +185,7 @@ class Checkpoint:
         """`target`, top-level entries of the state, with the stored values.
 
         Its leaves are ShapeDtypeStructs with shardings, or numpy arrays to read numpy arrays.
-
-        Raises:
-          InputError: the checkpoint holds other tensors.
-          DamagedCheckpoint: names the tensor.
+        InputError lists tensors that do not fit, DamagedCheckpoint names one that changed.
         """
         target = dict(target)
         stored = leaves_by_path({k: tree for k, tree in self.shapes.items() if k in target})
@@ -236,11 +229,7 @@ class Checkpoint:
     def check_fits(
         self, params: Mapping, batch_stats: Mapping, model_name: str = "config.model"
     ) -> None:
-        """Compares the shapes of all parameters and statistics with those of a model.
-
-        Raises:
-          InputError: lists the tensors that are missing, superfluous or of another shape.
-        """
+        """Raises InputError that lists tensors missing, superfluous or of another shape."""
         problems = []
         for name, wanted in (("params", params), ("batch_stats", batch_stats)):
             stored = leaves_by_path(self.shapes.get(name, {}))
@@ -249,11 +238,7 @@ class Checkpoint:
             raise misfit(self.directory, model_name, problems)
 
     def read_json(self, item: str) -> dict[str, Any]:
-        """Reads an item that is a JSON object, such as `config`.
-
-        Raises:
-          DamagedCheckpoint: it is missing, something else, or changed since it was saved.
-        """
+        """Reads an item that is a JSON object, such as `config`."""
         with self.reading(item):
             file = self.directory / JSON_FILES.get(item, f"{item}/metadata")
             value = json.loads(file.read_text(encoding="utf-8"))

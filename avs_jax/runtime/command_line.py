@@ -64,7 +64,6 @@ def parse(
     Raises:
       UsageError: unknown flag, key, file or variant, or a value of the wrong type; names the
         nearest choices.
-      SystemExit: --help, after printing it.
     """
     argv = list(argv)
     quiet_libraries()

@@ -43,9 +43,6 @@ def init_from_checkpoint(
     Returns:
       (params, batch_stats, the paths that were left out or kept their initial value). Arrays have
       the dtype and sharding of those they replace.
-
-    Raises:
-      InputError: lists every tensor that is missing, superfluous or of another shape.
     """
     checkpoint = Checkpoint.find(directory)
     filled, problems, aside = [], [], []
@@ -80,7 +77,6 @@ def load_parts(
     Raises:
       InputError: the folder holds another component or a whole model, a component of another
         configuration, or other tensors; or the model has no such component.
-      FileNotFoundError: there is no checkpoint.
     """
     params, batch_stats, lines = dict(params), dict(batch_stats), []
     for part, directory in _folders(params, config).items():

@@ -109,10 +109,6 @@ class Checkpoints:
 
         Returns:
           (state, position of the loader), or None if nothing has been saved.
-
-        Raises:
-          InputError: the checkpoint was made by another configuration, holds other tensors, or is
-            damaged and the only one.
         """
         self.wait()  # a step that is being saved counts as the latest
         while (step := self.latest_step) is not None:

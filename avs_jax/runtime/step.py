@@ -87,9 +87,6 @@ def make_train_step(
       (state, batch) -> (state, metrics). The input state is donated: do not use it again. Metrics
       are scalars: loss terms, the task's schedules and logged parameters, total_loss, grad_norm
       (before clipping), lr, and finite (bool, for loss and gradient).
-
-    Raises:
-      InputError: train.accumulate is not 1 and the task couples the rows of a batch.
     """
     gradients = _make_gradients(task, config.train.accumulate)
 

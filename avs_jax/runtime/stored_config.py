@@ -72,11 +72,9 @@ def update_stored(config: ConfigDict) -> ConfigDict:
 def check_same_config(stored: ConfigDict, config: ConfigDict, directory: pathlib.Path) -> None:
     """Raises if a run would resume under another configuration.
 
-    A key that the stored configuration lacks is newer than the checkpoint: its present value
-    holds, and stderr says so in one line.
-
-    Raises:
-      InputError: lists each key that differs with both values, HARMLESS_KEYS aside.
+    InputError lists each key that differs with both values, HARMLESS_KEYS aside. A key that the
+    stored configuration lacks is newer than the checkpoint: its present value holds, and stderr
+    says so in one line.
     """
     old, new = flat_config(update_stored(stored)), flat_config(config)
     newer = sorted(set(new) - set(old))
