@@ -209,15 +209,9 @@ def stack_rows(rows: Sequence[Row], fields: Mapping[str, Field]) -> dict[str, An
 def check_arrays(
     arrays: Mapping[str, np.ndarray], rows: Rows
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Checks a user's arrays against the input fields.
+    """A user's arrays, checked against the input fields, and the sizes of the axis letters.
 
-    A last axis of size 1 may be absent. Numbers must be finite.
-
-    Returns:
-      the arrays with such axes added, and the sizes of the axis letters.
-
-    Raises:
-      InputError: naming the array and what is expected.
+    A last axis of size 1 may be absent, and is added. Numbers must be finite.
     """
     fields = array_fields(rows.fields)
     for name in arrays:

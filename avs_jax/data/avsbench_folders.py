@@ -148,11 +148,7 @@ class Setting:
         return [x for x in self.layouts if next(root.glob(x.marker), None) is not None]
 
     def find_root(self, folder: str | os.PathLike) -> pathlib.Path:
-        """The folder that holds the csv: the one given, or its subfolder of the download's name.
-
-        Raises:
-          DatasetLayoutError: naming the folders looked in and how AVSBench is obtained.
-        """
+        """The folder that holds the csv: the one given, or its subfolder of the download's name."""
         folder = pathlib.Path(folder).expanduser().absolute()
         candidates = [folder, *(folder / name for name in self.folders)]
         for root in candidates:

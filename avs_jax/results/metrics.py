@@ -83,9 +83,6 @@ def avsbench(counts: FrameCounts, batch: int) -> dict[str, float]:
     """AVSBench's test loop with batches of `batch` clips; a short last batch weighs the same.
 
     A batch whose frames all have an empty ground truth counts as f_beta 0.
-
-    Returns:
-      {"mIoU", "f_beta"}, both in 0..1.
     """
     if batch < 1:
         raise ValueError(f"batch: {batch}, expected at least 1 clip")
@@ -151,11 +148,7 @@ def boundary_iou(counts: FrameCounts) -> dict[str, float]:
 
 
 def semantic_sums(counts: FrameCounts) -> dict[str, np.ndarray]:
-    """Per class: sums of IoU and f_beta over all rows, and the number of frames that have it.
-
-    Returns:
-      float64 [K] iou and f_beta, int64 [K] frames.
-    """
+    """Sums of iou and f_beta, float64 [K], over all rows, and the frames that have the class."""
     c = counts.counts
     eps = np.spacing(1.0)
     iou = c["inter"] / (c["gt"] + c["pred"] - c["inter"] + eps)
@@ -167,12 +160,9 @@ def semantic_sums(counts: FrameCounts) -> dict[str, np.ndarray]:
 def semantic(
     counts: FrameCounts, frames: str = "real", classes: slice | str = slice(None)
 ) -> dict[str, float]:
-    """{"mIoU", "f_beta"} of the semantic task.
+    """{"mIoU", "f_beta"} of the semantic task over "real" or "padded" frames.
 
-    Args:
-      counts: of the semantic task.
-      frames: "real" or "padded".
-      classes: which classes the mean is over; "in truth" for those of the ground truth.
+    The mean is over `classes`; "in truth" for those of the ground truth.
     """
     _check_frames(counts)
     if not counts.is_semantic:

@@ -37,11 +37,7 @@ class ClipMeter:
 
 
 def sizes(table: FrameCounts, num_records: int) -> dict[str, int]:
-    """How many clips and frames were scored.
-
-    Raises:
-      InputError: clips without ground truth.
-    """
+    """How many clips and frames were scored; InputError for clips without ground truth."""
     num_clips = len(table.clips())
     if num_clips < num_records:
         raise InputError(
@@ -71,12 +67,7 @@ def read_predictions(
 ) -> tuple[FrameCounts, list[str]]:
     """The counts of files of predictions (results/predictions.py), and notes.
 
-    Args:
-      rows: prepares the records' ground truth.
-      layout: of the files; raises where the dataset has none.
-
-    Raises:
-      InputError: lists every file that is missing, superfluous or unreadable.
+    InputError lists every file that is missing, superfluous or unreadable.
     """
     files = PredictionFiles(directory, layout())
     counter = FrameCounter(layout().num_classes, facts)
@@ -106,15 +97,7 @@ def draw_clip(
     title: str,
     records: Sequence[Mapping[str, Any]],
 ) -> dict[str, np.ndarray]:
-    """The figure of one clip by its id; {} where it has no ground truth.
-
-    Args:
-      scores: of `score`.
-      batch: fields of data/clip.py.
-      row: of the batch.
-      title: what was evaluated.
-      records: where the clip's stored flow is looked up.
-    """
+    """The figure of one clip by its id, with its records' stored flow; {} without ground truth."""
     keep = np.asarray(batch["valid"][row])
     if not np.any(keep & batch["supervised"][row]):
         return {}
