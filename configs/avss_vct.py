@@ -24,6 +24,11 @@ DEMO = {
     "train.batch_size": 4,
     "train.steps": 4000,
     "train.eval_every": 1000,
+    # it starts from the S4 demo, which has other classes
+    "train.init_fresh": (
+        r"predictor/class_embed/.*",
+        r"predictor/visual_query_block/prototype/.*",
+    ),
     "evaluate.batch_size": 4,
 }
 

@@ -7,7 +7,7 @@ Weights: python scripts/convert_weights.py --source=resnet50 --input=resnet50-19
 Command: python -m avs_jax.main --config=configs/s4_tpavi_resnet50.py --workdir=DIR \
              --config.init.backbone=checkpoints/resnet50 \
              --config.init.audio_backbone=checkpoints/vggish_embedding
-Hardware: 69 M parameters and VGGish's 72 M, which are frozen. Not timed here.
+Hardware: 68 M parameters and VGGish's 72 M, which are frozen. Not timed here.
 Aims at: 72.79 mIoU, .848 F_beta on the test split (ECCV 2022 paper, quoted from
 memory).
 `:demo` is the same recipe, small, on generated clips (scripts/demo.sh).

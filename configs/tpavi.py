@@ -136,7 +136,7 @@ def _shrink_for_demo(config: ConfigDict) -> None:
     config.data.augment.flip = 0.5
     config.model.hidden_dim = 32
     config.model.backbone.update(parts.demo_backbone(config.model.backbone))
-    config.model.audio_backbone.width = 16
+    config.model.audio_backbone.width = 8
     config.model.audio_backbone.embedding = (512, 512, 128)
     config.model.audio_mean = -1.4  # of the generated clips
     config.model.audio_std = 1.85
@@ -146,7 +146,7 @@ def _shrink_for_demo(config: ConfigDict) -> None:
     config.optim.power = 0.9
     config.optim.frozen = ()
     config.train.steps = 1500
-    config.train.batch_size = 8
+    config.train.batch_size = 4
     config.train.eval_every = 500
     config.train.checkpoint_every = 300
     config.evaluate.batch_size = 8

@@ -32,9 +32,6 @@ if [ "$setting" != s4 ]; then
   fi
   start+=(--config.train.init_from="demo/$source-seed$seed")
 fi
-if [ "$setting" = avss ]; then # classes differ from S4's
-  start+=(--config.train.init_fresh="('predictor/class_embed/.*', 'predictor/visual_query_block/prototype/.*')")
-fi
 
 step "1/4 generated clips: $clips"
 $python scripts/make_clips.py --setting="$setting" --output="$clips"

@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import json
 import pathlib
+import re
 
 import jax
 import pytest
@@ -171,6 +172,26 @@ def test_recipes_of_other_tasks_make_a_training_step(name, variant):
     _, metrics = jax.eval_shape(setup.make_train_step(), setup.state, setup.batch_shapes())
     assert metrics["total_loss"].shape == () and "loss_saliency" in metrics
     assert config.name == name + (f"_{variant}" if variant else "")
+
+
+@pytest.mark.parametrize("name", ["avss_vct", "avss_tpavi_resnet50"])
+def test_demo_of_avss_starts_from_that_of_s4(name):
+    def shapes(name):
+        config = load(name, "tiny")
+        task = make_task(config)
+        example = task.inputs(stack_rows([task.rows.empty(train=True)], task.rows.fields))
+        init = functools.partial(init_variables, task.model, seed=0)
+        params, _ = jax.eval_shape(init, example)
+        return config.train, {path: x.shape for path, x in flatten(params).items()}
+
+    def matching(paths, patterns):
+        return {path for path in paths if any(re.fullmatch(rule, path) for rule in patterns)}
+
+    (_, theirs), (train, ours) = shapes(name.replace("avss", "s4")), shapes(name)
+    fresh, dropped = matching(ours, train.init_fresh), matching(theirs, train.init_dropped)
+    assert ours.keys() - fresh == theirs.keys() - fresh - dropped
+    assert {path for path in ours.keys() & theirs.keys() if ours[path] != theirs[path]} <= fresh
+    assert fresh
 
 
 def test_resnet_norms_are_frozen_whole():

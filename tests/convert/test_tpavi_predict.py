@@ -5,10 +5,21 @@ import numpy as np
 import pytest
 
 from avs_jax import predict
+from avs_jax.models import build_model
 from avs_jax.models.tpavi import TPAVI
+from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.tasks import segment
+from configs import s4_tpavi_resnet50
 from scripts import convert_weights
-from tests.tpavi_golden import GoldenTPAVI, assert_probe, golden, inputs, state_of
+from tests.tpavi_golden import (
+    GoldenTPAVI,
+    assert_probe,
+    golden,
+    inputs,
+    random_batch,
+    random_variables,
+    state_of,
+)
 
 RECIPES = {
     ("resnet50", "s4"): "configs/s4_tpavi_resnet50.py",
@@ -77,3 +88,16 @@ def test_golden_through_both_command_lines(backbone, name, tmp_path, monkeypatch
     assert out["sem_seg"].shape == (clips, frames, 224, 224, classes)
     logits = np.moveaxis(out["pred_masks"].reshape(-1, size, size, maps), -1, 1)
     assert_probe(logits, f"{name}/logits", arrays, TOLERANCE)
+
+
+def test_names_and_shapes_of_predicted_arrays(tmp_path):
+    config = s4_tpavi_resnet50.get_config("tiny")
+    variables = random_variables(build_model(config.model, TPAVI), random_batch(clips=1))
+    save_variables(tmp_path / "ours", variables, config)
+    batch = random_batch()
+    batch["valid"][0, 3:] = False
+    out = predict_arrays(tmp_path, batch)
+    assert out.keys() == {"pred_masks", "sem_seg"}
+    assert out["pred_masks"].shape == (2, 5, 64, 64, 1)
+    assert out["sem_seg"].shape == (2, 5, 32, 32, 2)
+    assert not out["sem_seg"][0, 3:].any() and out["sem_seg"][1].any((1, 2, 3)).all()
