@@ -135,7 +135,7 @@ def evaluate_split(
         "digest": number_digest(config),
         **controls.facts,
     }
-    run, recorders = _Evaluator(task, config, checkpoint, weights, facts), task.recorders(split)
+    run, recorders = Evaluator(task, config, checkpoint, weights, facts), task.recorders(split)
     observers = [recorder.add for recorder in recorders]
     if write_predictions is not None:
         observers.append(functools.partial(task.write_predictions, write_predictions))
@@ -177,7 +177,7 @@ def number_digest(config: ConfigDict) -> str:
     return code[:8]
 
 
-class _Evaluator:
+class Evaluator:
     """A checkpoint's model; call it once per condition."""
 
     def __init__(

@@ -108,6 +108,8 @@ def ama() -> ConfigDict:
     fusion.grid = 24  # cells per side of the attention map
     fusion.temperature_mode = "mul"  # "mul": scores * tau; "div": scores / tau
     fusion.normalize = "minmax"  # "minmax" | "softmax_hw"
+    # where the map acts: "queries", as in the reference | "features", the mask features | "both"
+    fusion.at = "queries"
     fusion.grad_through_extrema = True  # False: min and max count as constants
     fusion.attention_dropout = 0.0  # training: share of attention entries without evidence
     fusion.projection_dropout = 0.0  # training: share of channels of the projected query

@@ -175,6 +175,8 @@ class AVS(nn.Module):
             intermediates[stage.parameter] = result.intermediates
             if stage.acts_on == "queries":
                 query_map = result.value
+                if result.mask_features is not None:
+                    now = dataclasses.replace(now, mask_features=result.mask_features)
             elif stage.acts_on == "features":
                 now = dataclasses.replace(now, mask_features=result.value)
             else:

@@ -43,14 +43,16 @@ class StageResult(NamedTuple):
 
     Attributes:
       value: replaces what `acts_on` names: a map [N, h, w] at stride 4 that weights the pixels of
-        the queries, new mask features, or new levels.
+        the queries (None leaves them as they are), new mask features, or new levels.
       outputs: name -> [N, ...], added to the model's outputs.
       intermediates: anything worth inspecting.
+      mask_features: new ones from a stage that acts on the queries, or None.
     """
 
     value: Any
     outputs: Mapping[str, jax.Array] = {}
     intermediates: Any = None
+    mask_features: Any = None
 
 
 class Stage(NamedTuple):

@@ -1,7 +1,7 @@
 """Figures of clips: what the model saw, heard and answered, one column per frame.
 
-Rows from top to bottom: frame, prediction, ground truth, optical flow, motion map, AMA's map,
-log-mel of the frame's 0.96 s of sound. Rows without data are omitted.
+Rows from top to bottom: frame, prediction (of each model), ground truth, optical flow, motion map,
+AMA's map, log-mel of the frame's 0.96 s of sound. Rows without data are omitted.
 
 Matplotlib is imported only when a figure is drawn, on its Agg canvas, which needs no display.
 """
@@ -111,6 +111,7 @@ def clip_picture(
     titles: Sequence[str] | None = None,
     heading: str = "",
     palette: np.ndarray | None = None,
+    others: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """One clip as a grid uint8 [height, width, 3], a column per frame and a row per kind of data.
 
@@ -126,11 +127,13 @@ def clip_picture(
         (u, v).
       titles: T captions, one above each column; "0 s", "1 s", ... by default.
       palette: uint8 [K, 3], RGB of classes; `prob` then holds classes, integers [T, S, S].
+      others: name of a row -> prediction of another model, like `prob`.
     """
     num_frames = len(frames)
     titles = [f"{t} s" for t in range(num_frames)] if titles is None else list(titles)
     given = dict(prob=prob, labels=labels, log_mel=log_mel, motion=motion)
     given |= dict(motion_weight=motion_weight, flow=flow, titles=titles)
+    given |= others or {}
     for name, value in given.items():
         if value is not None and len(value) != num_frames:
             raise ValueError(f"{name}: {len(value)} for a clip of {num_frames} frames")
@@ -139,7 +142,8 @@ def clip_picture(
 
     rows = [("frame", small)]
     paint = overlay if palette is None else functools.partial(overlay_classes, palette=palette)
-    rows.append(("prediction", [paint(f, p) for f, p in zip(small, prob, strict=True)]))
+    for name, found in {"prediction": prob, **(others or {})}.items():
+        rows.append((name, [paint(f, p) for f, p in zip(small, found, strict=True)]))
     if labels is not None:
         truth = [_truth(f, x, palette) for f, x in zip(small, labels, strict=True)]
         rows.append(("ground truth", truth))
@@ -159,13 +163,32 @@ def clip_picture(
     return _grid(rows, titles, heading)
 
 
-def save_page(path: str | os.PathLike, heading: str, pictures: Mapping[str, np.ndarray]) -> None:
-    """Writes named pictures, uint8 [H, W, 3], as one HTML page that needs no other file."""
-    parts = []
+def save_page(
+    path: str | os.PathLike,
+    heading: str,
+    pictures: Mapping[str, np.ndarray],
+    texts: Mapping[str, str] | None = None,
+    sounds: Mapping[str, bytes] | None = None,
+    introduction: Sequence[str] = (),
+) -> None:
+    """Writes named pictures, uint8 [H, W, 3], as one HTML page that needs no other file.
+
+    Args:
+      texts: a line under the names of some pictures.
+      sounds: WAV files that play under some pictures.
+      introduction: lines under the heading.
+    """
+    parts = [f"<p>{html.escape(line)}</p>" for line in introduction]
     for name, picture in pictures.items():
         data = base64.b64encode(_png(picture)).decode()
+        text, sound = (texts or {}).get(name), (sounds or {}).get(name)
         name = html.escape(name)
-        parts.append(f'<h2>{name}</h2>\n<img alt="{name}" src="data:image/png;base64,{data}">')
+        parts.append(f"<h2>{name}</h2>")
+        parts += [f"<p>{html.escape(text)}</p>"] if text else []
+        parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
+        if sound:
+            encoded = base64.b64encode(sound).decode()
+            parts.append(f'<p><audio controls src="data:audio/wav;base64,{encoded}"></audio></p>')
     title = html.escape(heading)
     page = [
         "<!DOCTYPE html>",

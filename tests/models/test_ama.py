@@ -280,3 +280,40 @@ def test_dropouts_depend_on_key_and_frame_and_only_act_in_training(small):
     rate = {"attention_dropout": 0.4}
     whole, part = draw(small, rate)[1][some], draw(small, rate, rows=some)[1]
     assert (np.isclose(whole, 1 / 16, atol=1e-7) == np.isclose(part, 1 / 16, atol=1e-7)).all()
+
+
+# ---- where the map acts ----
+
+
+@pytest.mark.parametrize("at", ["features", "both"])
+def test_the_map_is_added_to_the_mask_features_and_starts_without_effect(golden, at):
+    features = np.random.default_rng(0).standard_normal((4, 7, 5, 6)).astype(np.float32)
+    inputs = golden.audio, golden.motion, features
+    model = AMA(at=at)
+    fresh = model.init(jax.random.key(0), *inputs)["params"]
+    params = golden.variables["params"] | {"feature_proj": fresh["feature_proj"]}
+    variables = golden.variables | {"params": params}
+    weight, found = model.apply(variables, *inputs)
+    np.testing.assert_array_equal(found["mask_features"], features)
+    reference, plain = AMA().apply(golden.variables, *inputs[:2])
+    assert "mask_features" not in plain
+    np.testing.assert_array_equal(weight, reference)
+
+    kernel = np.random.default_rng(1).standard_normal((1, 6)).astype(np.float32)
+    params["feature_proj"]["kernel"] = kernel
+
+    def total(params):
+        changed = model.apply(variables | {"params": params}, *inputs)[1]["mask_features"]
+        return jnp.sum(changed * features), changed
+
+    (_, changed), grads = jax.value_and_grad(total, has_aux=True)(params)
+    upsampled = np.asarray(resize_bilinear(weight[..., None], (7, 5)))
+    np.testing.assert_allclose(changed, features + upsampled * kernel, atol=1e-5)
+    want = np.einsum("nhwd,nhw->d", features, upsampled[..., 0])
+    np.testing.assert_allclose(grads["feature_proj"]["kernel"][0], want, rtol=1e-4, atol=1e-4)
+    assert np.any(grads["q_proj"]["kernel"])
+
+
+def test_an_unknown_place_is_named():
+    with pytest.raises(InputError, match="fusion.at = 'masks': expected one of"):
+        check_rules(AMA.RULES, {"fusion": {"name": "ama", "at": "masks", "embed_dim": 256}})

@@ -9,6 +9,7 @@ from flax import traverse_util
 from avs_jax.models import build_model
 from avs_jax.models.avs import frame_ids, gumbel
 from configs import s4_ama, s4_vct
+from tests import small
 from tests.golden.compare import assert_golden
 from tests.vct_golden import channels_first, golden, tiny_outputs
 
@@ -155,6 +156,38 @@ def test_lambda_zero_does_not_change_the_masks(variables):
     plain = masks(without, 1.0)
     np.testing.assert_array_equal(masks(with_ama, 0.0), plain)
     assert np.any(masks(with_ama, 1.0) != plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["features", "both"])
+def test_ama_on_the_features_starts_with_the_masks_of_a_checkpoint_without_it(at):
+    """Without a map on the queries, lambda does not exist; with one it is 0."""
+    config = small.tiny_config("none")
+    size = (config.data.image_size,) * 2
+    batch = {k: np.asarray(v) for k, v in small.train_batch(config).items()}
+    plain = small.random_variables(config, size)
+    before = jax.jit(build_model(config.model).apply)(plain, batch)["pred_masks"]
+    config = small.tiny_config()
+    config.data.pre_masks = False
+    config.model.fusion.at = at
+    config.model.decoder.lambda_init = 0.0
+    batch = {k: np.asarray(v) for k, v in small.train_batch(config).items()}
+    model = build_model(config.model)
+    fresh = jax.jit(model.init)(jax.random.key(0), batch)
+    block = plain["params"]["predictor"]["visual_query_block"]
+    strength = fresh["params"]["predictor"]["visual_query_block"].get("lambda")
+    assert (strength is None) == (at == "features")
+    params = plain["params"] | {"ama": fresh["params"]["ama"]}
+    if strength is not None:
+        block = block | {"lambda": strength}
+        params["predictor"] = params["predictor"] | {"visual_query_block": block}
+    variables = {"params": params, "batch_stats": fresh["batch_stats"]}
+    apply = jax.jit(model.apply)
+    np.testing.assert_array_equal(apply(variables, batch)["pred_masks"], before)
+    params["ama"]["feature_proj"]["kernel"] = jnp.ones_like(
+        fresh["params"]["ama"]["feature_proj"]["kernel"]
+    )
+    assert np.any(apply(variables, batch)["pred_masks"] != before)
 
 
 def test_images_are_padded_to_a_multiple_of_32():

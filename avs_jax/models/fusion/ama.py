@@ -5,6 +5,10 @@
   A       = mean over heads of softmax over cells of (Wq query)(Wk keys)^T / sqrt(E / G) * tau
   map     = (A - min A) / (max A - min A + 1e-8) per frame                 [N, grid, grid]
 
+The map weights the pixels of the queries, as in the source, or is added to the mask features:
+
+  features = features + W map, W [1, D] and initially 0
+
 Source: the VCT + AMA notes of spyflying/VCT_AVS's users (SKA-VCT's "motion verification"). Their
 value projection is computed but never read, so it is left out.
 
@@ -38,6 +42,7 @@ FLAT = 1e-6  # of max - min
 FLOW_CHANNELS = 64
 TEMPERATURE_MODES = ("mul", "div")
 NORMALIZATIONS = ("minmax", "softmax_hw")
+PLACES = ("queries", "features", "both")
 
 
 def normalize_map(
@@ -80,6 +85,7 @@ class AMA(nn.Module):
     temperature_mode: str = "mul"
     normalize: str = "minmax"  # see `normalize_map`
     grad_through_extrema: bool = True  # likewise
+    at: str = "queries"  # or "features", "both": where the map acts
     attention_dropout: float = 0.0  # see above
     projection_dropout: float = 0.0
     map_dropout: float = 0.0
@@ -90,6 +96,7 @@ class AMA(nn.Module):
         divides("fusion.num_heads", "fusion.embed_dim"),
         one_of("fusion.temperature_mode", TEMPERATURE_MODES),
         one_of("fusion.normalize", NORMALIZATIONS),
+        one_of("fusion.at", PLACES),
         *(
             within(f"fusion.{name}_dropout", lambda x: 0 <= x < 1, "a rate, 0 <= rate < 1")
             for name in ("attention", "projection", "map")
@@ -101,6 +108,7 @@ class AMA(nn.Module):
         self,
         audio: jax.Array,
         motion: jax.Array,
+        mask_features: jax.Array | None = None,
         *,
         train: bool = False,
         valid: jax.Array | None = None,
@@ -111,11 +119,16 @@ class AMA(nn.Module):
         Args:
           audio: [N, D], mean audio feature of each frame.
           motion: [N, H, W, C], a motion map of any size: strengths (C = 1) or vectors (C = 2).
+          mask_features: [N, h, w, D], which the map changes unless `at` is "queries".
           train: the BatchNorms use and record the statistics of the batch; the dropouts draw from
             the rng stream "ama_dropout".
           valid: bool [N], frames that count in those statistics; None for all.
           ids: int32 [N], from `spec.frame_ids`. Draws depend on the frame's id, those of
             map_dropout on its clip. None: one frame from each of N clips.
+
+        Returns:
+          map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}, with "mask_features"
+          [N, h, w, D] if `at` is not "queries".
         """
         if ids is None:
             ids = jnp.arange(audio.shape[0]) * FRAMES_PER_CLIP
@@ -149,7 +162,22 @@ class AMA(nn.Module):
         if train and self.map_dropout:
             kept = self._draw_kept(self.map_dropout, ids // FRAMES_PER_CLIP, (1, 1))
             weight = jnp.where(kept, weight, 0)
-        return weight, {"attention": attention}
+        intermediates = {"attention": attention}
+        if self.at != "queries":
+            intermediates["mask_features"] = self._change(mask_features, weight)
+        return weight, intermediates
+
+    def _change(self, features: jax.Array, weight: jax.Array) -> jax.Array:
+        """The mask features with the map [N, grid, grid] added."""
+        upsampled = resize_bilinear(weight[..., None], features.shape[1:3])
+        update = Linear(
+            features.shape[-1],
+            use_bias=False,
+            kernel_init=nn.initializers.zeros,
+            dtype=self.dtype,
+            name="feature_proj",
+        )
+        return features + update(upsampled).astype(features.dtype)
 
     def _drop(self, x: jax.Array, rate: float, ids: jax.Array, rest: float = 0.0) -> jax.Array:
         """Dropout that sets values to `rest` instead of 0 and preserves the mean."""
@@ -172,12 +200,20 @@ def _apply(module: AMA, inputs: StageInputs) -> StageResult:
     weight, intermediates = module(
         inputs.audio.mean((1, 2)),
         inputs.fields["motion"],
+        inputs.mask_features,
         train=inputs.train,
         valid=inputs.valid,
         ids=inputs.ids,
     )
-    upsampled = resize_bilinear(weight[..., None], inputs.mask_features.shape[1:3])[..., 0]
-    return StageResult(upsampled, {"motion_weight": weight}, intermediates)
+    upsampled = None
+    if module.at != "features":
+        upsampled = resize_bilinear(weight[..., None], inputs.mask_features.shape[1:3])[..., 0]
+    return StageResult(
+        upsampled,
+        {"motion_weight": weight},
+        intermediates,
+        mask_features=intermediates.get("mask_features"),
+    )
 
 
 STAGE = Stage(

@@ -1,0 +1,88 @@
+"""Two runs side by side, with the model of three numbers of test_evaluate: B hears one category."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+
+from avs_jax.results import failures, metrics
+from avs_jax.results.counts import FrameCounts
+from avs_jax.runtime.checkpoint import save_variables
+from scripts import compare
+from tests.programs import test_evaluate as cases
+from tests.programs.test_evaluate import variables  # noqa: F401, a fixture
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, variables):  # noqa: F811
+    root = tmp_path_factory.mktemp("runs")
+    params = variables[0]
+    for name, step in (("a", params["step"]), ("b", np.float32(1e6))):  # b: always the first
+        save_variables(root / name, {"params": params | {"step": step}}, cases.a_config())
+    return root
+
+
+@pytest.fixture
+def stubs(monkeypatch):
+    monkeypatch.setattr(compare, "make_task", cases.a_task)
+    monkeypatch.setattr(compare, "open_records", lambda config, split: cases.records())
+
+
+def test_the_page_and_its_numbers_follow_from_the_stored_counts(runs, stubs, tmp_path, capsys):
+    output = tmp_path / "out"
+    flags = [f"--a={runs / 'a'}", f"--b={runs / 'b'}", f"--output={output}", "--count=2"]
+    assert compare.main(flags) == 0
+    text = capsys.readouterr().out
+    page = (output / "compare.html").read_text()
+    with open(output / "clips.csv") as file:
+        lines = {row["clip"]: row for row in csv.DictReader(file)}
+    assert len(lines) == cases.NUM_CLIPS
+    for name in ("a", "b"):
+        table = FrameCounts.load(output / f"counts_{name}.npz")
+        found = failures.FailureCounts.load(output / f"failures_{name}.npz")
+        tags = failures.tags(found)
+        for clip, row in lines.items():
+            own = table.take(table.clip_id == clip)
+            want = metrics.avsbench(own, batch=1)["mIoU"]
+            assert float(row[f"iou_{name}"]) == pytest.approx(want, abs=1e-12)
+            assert row[f"tags_{name}"] == ";".join(tags[clip])
+        counted = failures.count_tags(tags)
+        summary = next(line for line in text.splitlines() if line.startswith(name.upper() + ":"))
+        for tag, count in counted.items():
+            assert f"{tag} {count}" in summary
+        assert summary in page
+    # Nothing moves in these clips. B is right where the first category sounds.
+    assert all("still sounder" in row["tags_a"] for row in lines.values())
+    gains = [float(row["iou_a"]) - float(row["iou_b"]) for row in lines.values()]
+    assert gains == sorted(gains, reverse=True) and gains[0] > 0.5 and gains[-1] == 0
+    shown = re.findall(r"<h2>(.*?)</h2>", page)
+    assert shown == [*list(lines)[:2], *list(lines)[-2:]]
+    assert page.count("<audio controls") == page.count("<img") == 4
+    assert not re.search(r'(src|href)="(?!data:)', page)  # needs nothing else
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.evaluate.update(score_size=8), "config.evaluate.score_size is 16 in A and 8"),
+        (lambda c: c.data.update(num_classes=71), "--b: only runs of the binary segmentation"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(
+    runs,
+    stubs,
+    tmp_path,
+    capsys,
+    variables,
+    change,
+    message,  # noqa: F811
+):
+    config = cases.a_config()
+    change(config)
+    save_variables(tmp_path / "b", {"params": variables[0]}, config)
+    flags = [f"--a={runs / 'a'}", f"--b={tmp_path / 'b'}", f"--output={tmp_path / 'out'}"]
+    assert compare.main(flags) == 1 and message in capsys.readouterr().err
+    assert compare.main([*flags, "--count=0"]) == 1
+    assert "--count=0: expected at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
