@@ -18,7 +18,8 @@ Vectors are in px of the frames that are estimated, and readers scale them.
 --source=video: to the video frame that shows dataset frame t (second t + 15/16), from the video
 frame just before it, divided by the time between them; file 0 is no exception.
 
-Run it again to resume: a file counts only if header and size agree, and any other is replaced.
+Run it again to resume: a file counts only if it is whole, of the right shape and finite, and any
+other is replaced.
 OUTPUT/s4/flow.json says how the files were made; other settings need another folder. A clip that
 cannot be read is skipped as a whole, and listed at the end.
 
@@ -86,7 +87,7 @@ Estimate = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two [N, H, W, 3] ->
 def read_clip(
     clip: Clip, folder: pathlib.Path, source: str, has_vectors: bool, side: int | None
 ) -> list[Pair]:
-    """The pairs of a clip whose files in `folder` do not exist or are not whole.
+    """The pairs of a clip whose files in `folder` do not exist or cannot be read.
 
     Args:
       side: px that frames are squashed to; None keeps them.

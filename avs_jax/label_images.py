@@ -10,10 +10,16 @@ AVSBench-semantic colors its classes as PASCAL VOC does: the bits of a class ind
 fill red, green and blue from the highest bit down. Background is black.
 """
 
+import io
+
 import numpy as np
 from PIL import Image
 
-from avs_jax.spec import InputError
+from avs_jax.spec import InputError, first_line
+
+MAX_PIXELS = 1 << 26  # of an image: 8192 x 8192
+# Pillow would hand an EPS file to Ghostscript, which runs it as a program.
+FORMATS = ("PNG", "JPEG")
 
 
 def _voc_palette(num_classes: int) -> np.ndarray:
@@ -24,6 +30,23 @@ def _voc_palette(num_classes: int) -> np.ndarray:
 
 
 CLASS_PALETTE = _voc_palette(71)  # [K, 3] RGB of AVSBench-semantic's classes
+
+
+def open_image(data: bytes) -> Image.Image:
+    """An encoded PNG or JPEG, decoded to its last pixel.
+
+    Raises:
+      InputError: something else, damaged, or of more than MAX_PIXELS.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(f"{image.width}x{image.height} px, at most {MAX_PIXELS:,} pixels")
+        image.load()
+        return image
+    # Pillow answers damaged files with many kinds of exceptions.
+    except Exception as error:
+        raise InputError(f"unreadable image ({first_line(error)})") from error
 
 
 def label_pixels(image: Image.Image) -> np.ndarray:

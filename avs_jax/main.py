@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         job = (values.coordinator, values.num_processes, values.process_id)
         with distributed_job(*job, expected=EXPECTED):
             if values.mode == "train":
-                train(config, values.workdir)
+                train(config, values.workdir, values.coordinator)
                 return
             checkpoint = Checkpoint.find(values.workdir)
             config, notes = checkpoint_config(line, checkpoint)

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import flags
 
+from avs_jax.array_files import MAX_BYTES, read_npz
 from avs_jax.files import atomic_file
 from avs_jax.inference import clip_video
 from avs_jax.inference.predictor import Predictor
@@ -33,7 +34,7 @@ from avs_jax.runtime.command_line import (
 )
 from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.runtime.lock import locked
-from avs_jax.spec import InputError
+from avs_jax.runtime.memory import parse_bytes
 from avs_jax.task import check_arrays, describe_fields
 from avs_jax.tasks import make_task
 
@@ -41,7 +42,6 @@ ANSWER_FLAGS = {  # of --video, by the tasks that read them
     "pre_masks": "folder with a color mask PNG per second of the video",
     "flow_weights": "of RAFT, where config.data.motion.model names one",
 }
-MAX_ARRAY_BYTES = 8 << 30
 
 
 def predict_arrays(
@@ -59,27 +59,6 @@ def predict_arrays(
     checked, _ = check_arrays(arrays, predictor.task.rows)
     inputs, notes = predictor.task.array_inputs(checked)
     return predictor.arrays(inputs), notes
-
-
-def read_arrays(path: str | pathlib.Path, max_bytes: int = MAX_ARRAY_BYTES) -> dict:
-    """The arrays of an .npz, which never executes code.
-
-    Raises:
-      InputError: not an .npz, or its arrays take more than max_bytes.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            declared = sum(info.file_size for info in file.zip.infolist())
-            if declared > max_bytes:
-                raise InputError(
-                    f"{path}: its arrays take {declared:,} bytes, more than {max_bytes:,}; "
-                    "--max_bytes raises the limit"
-                )
-            return {name: file[name] for name in file.files}
-    except (OSError, InputError):
-        raise
-    except Exception as error:  # zipfile, zlib and numpy each raise their own
-        raise InputError(f"{path}: not an .npz of plain arrays ({error})") from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -102,7 +81,9 @@ def run(line: CommandLine) -> None:
     given = {name: values[name].value for name in ANSWER_FLAGS if values[name].value is not None}
     if values.arrays is not None and given:
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} belongs to --video")
-    arrays = None if values.arrays is None else read_arrays(values.arrays, values.max_bytes)
+    arrays, limit = None, parse_bytes(values.max_size)
+    if values.arrays is not None:
+        arrays = read_npz(values.arrays, limit, advice="--max_size raises the limit")
     if values.video is not None and not pathlib.Path(values.video).expanduser().exists():
         raise FileNotFoundError(f"{values.video}: no such file")
     predictor = _make_predictor(line)
@@ -157,8 +138,8 @@ def _define_flags(values: flags.FlagValues) -> None:
     define("video", "frames and sound: mp4, mov, webm")
     define("arrays", ".npz of arrays, instead of a video")
     define("output", "folder (--video) or .npz (--arrays) to write")
-    text = "memory limit for the arrays of --arrays"
-    flags.DEFINE_integer("max_bytes", MAX_ARRAY_BYTES, text, lower_bound=1, flag_values=values)
+    text = "memory that --arrays may take, such as 64GiB"
+    flags.DEFINE_string("max_size", f"{MAX_BYTES >> 30}GiB", text, flag_values=values)
     for name, text in ANSWER_FLAGS.items():
         define(name, text)
         if "_" in name:

@@ -129,3 +129,8 @@ def nearest(word: str, choices: Sequence[str], count: int = 3) -> list[str]:
     import difflib
 
     return difflib.get_close_matches(word, list(choices), n=count, cutoff=0.4)
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's message as part of a line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

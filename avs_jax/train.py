@@ -45,7 +45,7 @@ To see everything work without it, use the `:demo` variant of the configuration
 (--config=configs/s4_ama.py:demo): it trains on generated clips, and scripts/demo.sh makes them."""
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
+def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | None = None) -> bool:
     """Trains to `config.train.steps` steps, then evaluates the best checkpoint.
 
     Stops early after `config.train.patience` validations in a row without a better score. The best
@@ -54,6 +54,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
     Args:
       config: see configs/base.py.
       workdir: the run's directory, created if missing.
+      coordinator: address that the processes of the job share, named where a second job is refused.
 
     Returns:
       Whether training is finished; False if it was asked to stop.
@@ -76,7 +77,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
         # ---- task and data ----
         task = make_task(config)
         records = _open_splits(config)
-        stack.enter_context(locked(workdir, "training"))
+        stack.enter_context(locked(workdir, "training", coordinator))
         if config.train.compilation_cache:
             enable_compilation_cache(workdir / "compilation_cache")
 

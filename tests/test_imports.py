@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lower numbers may be imported by higher ones; equal numbers only within the same folder.
 LAYERS = {
     **dict.fromkeys(("spec", "files"), 0),
-    **dict.fromkeys(("task", "ops", "label_images"), 1),
+    **dict.fromkeys(("task", "ops", "label_images", "array_files"), 1),
     **dict.fromkeys(("convert", "data", "models", "losses", "results", "runtime"), 2),
     **dict.fromkeys(("controls", "generate"), 3),
     "inference": 4,
@@ -25,7 +25,9 @@ LAYERS = {
     "train": 7,
     "main": 8,
 }
-NUMPY_ONLY = {"data", "convert", "controls", "generate", "results", "label_images", "files"}
+NUMPY_ONLY = {"data", "convert", "controls", "generate", "results", "label_images", "files"} | {
+    "array_files"
+}
 ON_DEVICE = {"results/postprocess.py", "results/pixel_scores.py"}  # scores, within the eval step
 
 

@@ -30,21 +30,24 @@ import json
 import math
 import os
 import pathlib
-import zipfile
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from avs_jax.array_files import parse_npy, read_member
 from avs_jax.data.avsbench_folders import SPLITS, DatasetLayoutError
-from avs_jax.data.input_files import MAX_BYTES, first_line, read_bytes, read_text
-from avs_jax.spec import InputError
+from avs_jax.data.input_files import MAX_BYTES, read_bytes, read_text
+from avs_jax.spec import InputError, first_line
 from tfds_builders.record_builder import RecordBuilder
 from tfds_builders.shards import Report
 
 # Published features lack up to two of the clips that the duration asks for.
 MISSING_CLIPS = 2
+MAX_SECONDS = 24 * 3600  # of a video
+MAX_CLIPS = 1_000_000
 _NUM_SAMPLED = 32  # files that say how wide a kind of features is
 
 
@@ -247,8 +250,8 @@ def parse_annotation(line: str, clip_seconds: float) -> Annotation:
     """
     try:
         values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({first_line(error)})") from error
     if not isinstance(values, dict):
         raise ValueError(f"a {type(values).__name__}, expected an object")
     missing = [name for name in ("qid", "query", "vid", "duration") if name not in values]
@@ -261,19 +264,24 @@ def parse_annotation(line: str, clip_seconds: float) -> Annotation:
     duration = values["duration"]
     clip_seconds = values.get("clip_seconds", clip_seconds)
     for name, value in (("duration", duration), ("clip_seconds", clip_seconds)):
-        if not _is_number(value) or value <= 0:
-            raise ValueError(f"{name} of qid {qid} is {value!r}, expected seconds above 0")
+        if not _is_number(value) or not 0 < value < MAX_SECONDS:
+            wanted = f"seconds above 0 and below {MAX_SECONDS}"
+            raise ValueError(f"{name} of qid {qid} is {value!r}, expected {wanted}")
+    if duration / clip_seconds > MAX_CLIPS:
+        raise ValueError(f"qid {qid} has {duration / clip_seconds:.3g} clips, at most {MAX_CLIPS}")
     windows = _number_rows(values, "relevant_windows", qid)
     for window in windows:
         if len(window) != 2 or not 0 <= window[0] < window[1] <= duration + clip_seconds:
             raise ValueError(f"window {list(window)} of qid {qid} is not within 0..{duration:g} s")
     saliency = _number_rows(values, "saliency_scores", qid)
     clips = values.get("relevant_clip_ids") or [] if saliency else []
+    last = math.ceil(duration / clip_seconds) - 1
+    if not isinstance(clips, list) or any(
+        not isinstance(clip, int) or not 0 <= clip <= last for clip in clips
+    ):
+        raise ValueError(f"relevant_clip_ids {clips} of qid {qid}, expected 0..{last}")
     if len(clips) != len(saliency) or len(set(clips)) != len(clips):
         raise ValueError(f"{len(saliency)} saliency_scores for the clips {clips} of qid {qid}")
-    last = math.ceil(duration / clip_seconds) - 1
-    if any(not isinstance(clip, int) or not 0 <= clip <= last for clip in clips):
-        raise ValueError(f"relevant_clip_ids {clips} of qid {qid}, expected 0..{last}")
     return Annotation(
         qid=qid,
         vid=vid,
@@ -305,7 +313,7 @@ def _is_file_name(name: str) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 # ---- feature files ----
@@ -377,13 +385,13 @@ def read_array(file: ArrayFile, min_rows: int = 1) -> np.ndarray:
     path, data = file.path, read_bytes(file.path)
     try:
         if file.key:
-            data = _read_member(data, f"{file.key}.npy")
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    # NumPy and zipfile answer damaged files with many kinds of exceptions.
+            data = read_member(data, f"{file.key}.npy", MAX_BYTES)
+        array = parse_npy(data)
+    # zipfile answers damaged files with many kinds of exceptions.
     except Exception as error:
         raise InputError(f"{path}: unreadable array {file.key} ({first_line(error)})") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        raise InputError(f"{path}: {getattr(array, 'dtype', 'an archive')}, expected floats")
+    if array.dtype.kind != "f":
+        raise InputError(f"{path}: {array.dtype}, expected floats")
     if array.ndim != 2 or (file.width and array.shape[1] != file.width):
         width = file.width or "width"
         raise InputError(
@@ -394,15 +402,6 @@ def read_array(file: ArrayFile, min_rows: int = 1) -> np.ndarray:
     if not np.isfinite(array).all():
         raise InputError(f"{path}: holds NaN or infinity")
     return array.astype(np.float32) if array.dtype.itemsize > 4 else array
-
-
-def _read_member(data: bytes, name: str) -> bytes:
-    """A file in a zip archive, whose size is checked before it is unpacked."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        member = archive.getinfo(name)
-        if member.file_size > MAX_BYTES:
-            raise ValueError(f"{member.file_size:,} bytes, more than the {MAX_BYTES:,} allowed")
-        return archive.read(member)
 
 
 def read_query(query: QueryFiles) -> tuple[dict[str, Any], list[str]]:

@@ -33,6 +33,7 @@ import numpy as np
 from avs_jax.controls.altered import Altered
 from avs_jax.data.audio import EXAMPLE_SAMPLES, HOP, resample, to_mono
 from avs_jax.data.decode import decode_labels, decode_text
+from avs_jax.data.input_files import read_json
 from avs_jax.spec import IGNORE_LABEL, MEL_FRAMES, NEGATIVE_AUDIO, SAMPLE_RATE, InputError, nearest
 
 DITHER_DBFS = -80.0
@@ -239,16 +240,12 @@ def load_manifest(path: str | pathlib.Path, ids: Iterable[str]) -> dict[str, Any
     """Reads a manifest and checks that it is intact and covers exactly these clips.
 
     Raises:
-      FileNotFoundError: no such file.
-      InputError: not a manifest of this version; its hash does not match; its clips are not `ids`,
-        or it pairs a clip with one outside of them.
+      InputError: missing, or not a manifest of this version; its hash does not match; its clips
+        are not `ids`, or it pairs a clip with one outside of them.
     """
     path, ids = pathlib.Path(path).expanduser(), set(ids)
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("clips"), dict):
+    manifest = read_json(path)
+    if not isinstance(manifest.get("clips"), dict):
         raise InputError(f"{path}: not a manifest of negative audio, lacks `clips`")
     if manifest.get("version") != VERSION:
         raise InputError(f"{path}: version {manifest.get('version')!r}, expected {VERSION}")
@@ -271,8 +268,9 @@ def _check_entry(entry: Any, ids: set[str], where: str) -> None:
     if not isinstance(entry, dict) or set(entry) != set(ENTRY_FIELDS):
         raise InputError(f"{where}: expected the fields {', '.join(ENTRY_FIELDS)}")
     for field in ("offscreen", "motion"):
-        if entry[field] is not None and entry[field] not in ids:
-            raise InputError(f"{where}: {field} is {entry[field]!r}, which is no clip of the split")
+        value = entry[field]
+        if value is not None and not (isinstance(value, str) and value in ids):
+            raise InputError(f"{where}: {field} is {value!r}, which is no clip of the split")
     for field, optional in (("noise_seed", False), ("shift", True)):
         value = entry[field]
         if not (type(value) is int and value >= 0 or optional and value is None):

@@ -29,6 +29,7 @@ from PIL import Image
 from avs_jax.data import motion, transforms
 from avs_jax.data.audio import log_mel
 from avs_jax.data.decode import decode_labels, decode_rgb, decode_text
+from avs_jax.data.record_fields import check_record
 from avs_jax.spec import IGNORE_LABEL, MEL_BANDS, MEL_FRAMES, Field, InputError
 from avs_jax.task import Record, Row, empty_row
 
@@ -140,10 +141,11 @@ class ClipRows:
           InputError: naming the clip, the problem and the configuration key, if one is to blame.
         """
         try:
+            check_record(record)
             return self._prepare(record, rng)
         except (ValueError, OSError) as error:
             kind = InputError if isinstance(error, (InputError, OSError)) else ValueError
-            raise kind(f"clip {decode_text(record.get('clip_id', '?'))}: {error}") from error
+            raise kind(f"clip {_name(record)}: {error}") from error
 
     def prepare_labels(self, record: Record) -> Row:
         """Only the ground truth of `prepare` in evaluation.
@@ -155,6 +157,7 @@ class ClipRows:
         names = ("labels", "objects", "valid", "supervised", "frame_index")
         row = {name: empty[name] for name in names}
         try:
+            check_record(record)
             num_frames = _count_frames(record, self._data)
             row["valid"][:num_frames] = True
             row["frame_index"][:num_frames] = np.arange(num_frames)
@@ -163,7 +166,7 @@ class ClipRows:
                 self._write_labels(row, t, decode_labels(mask, self._data.num_classes), None)
             self._write_objects(row, record, num_frames)
         except (ValueError, OSError) as error:
-            raise InputError(f"clip {decode_text(record['clip_id'])}: {error}") from error
+            raise InputError(f"clip {_name(record)}: {error}") from error
         return row | _host_fields(record)
 
     def motion_maps(self, record: Record) -> np.ndarray:
@@ -273,14 +276,20 @@ def moving_pixels(motion_map: np.ndarray, size: int, threshold: float) -> np.nda
 
 def _check_data(data: Any) -> None:
     for key, choices in CHOICES.items():
-        if data[key] not in choices:
-            raise InputError(f"config.data.{key} is {data[key]!r}, expected one of {choices}")
+        value = data.get(key)
+        if value not in choices:
+            raise InputError(f"config.data.{key} is {value!r}, expected one of {choices}")
     if data.prototype_target == "classes" and data.num_prototypes != data.num_classes:
         raise InputError(
             f"config.data.num_prototypes = {data.num_prototypes} and config.data.num_classes = "
             f"{data.num_classes} must be equal where prototype_target is 'classes'"
         )
     motion.check_config(data.motion)
+
+
+def _name(record: Record) -> str:
+    clip_id = record.get("clip_id", "?")
+    return repr(clip_id)[:100] if not isinstance(clip_id, (str, bytes)) else decode_text(clip_id)
 
 
 def _host_fields(record: Record) -> dict[str, str]:

@@ -1,12 +1,10 @@
 """Decodes the values of a record: frames, label images, text."""
 
-import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from avs_jax.label_images import label_pixels
+from avs_jax.label_images import label_pixels, open_image
 from avs_jax.spec import IGNORE_LABEL, InputError
 
 
@@ -14,7 +12,7 @@ def decode_rgb(image: bytes | np.ndarray) -> np.ndarray:
     """An encoded or already decoded image as uint8 RGB [H, W, 3]."""
     if isinstance(image, np.ndarray) and image.ndim == 3:
         return image
-    with Image.open(io.BytesIO(bytes(image))) as opened:
+    with open_image(bytes(image)) as opened:
         return np.asarray(opened.convert("RGB"))
 
 
@@ -30,7 +28,7 @@ def decode_labels(image: bytes | np.ndarray, num_classes: int) -> np.ndarray:
     if isinstance(image, np.ndarray) and image.ndim >= 2:
         labels = image
     else:
-        with Image.open(io.BytesIO(bytes(image))) as opened:
+        with open_image(bytes(image)) as opened:
             labels = label_pixels(opened)
     if num_classes == 2:
         labels = labels.max(axis=-1) if labels.ndim == 3 else labels
@@ -48,4 +46,4 @@ def decode_labels(image: bytes | np.ndarray, num_classes: int) -> np.ndarray:
 
 def decode_text(value: Any) -> str:
     """Text of a record, which TFDS gives as bytes."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -4,8 +4,6 @@ A file holds [H, W] (magnitude) or [H, W, 2] ((u, v) in px of the frames it was 
 float16. `flow.json` beside the splits' folders says how the files were made.
 """
 
-import io
-import math
 import os
 import pathlib
 import re
@@ -14,15 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from avs_jax.array_files import parse_npy
 from avs_jax.data.avsbench_csv import read_rows
 from avs_jax.data.avsbench_folders import SETTINGS, SPLITS, DatasetLayoutError, Setting
-from avs_jax.data.input_files import first_line, read_bytes, read_json
-from avs_jax.files import atomic_file, open_regular
+from avs_jax.data.input_files import read_bytes, read_json
+from avs_jax.files import atomic_file
 from avs_jax.spec import InputError
 
 SETTINGS_FILE = "flow.json"
 LARGEST = 65_000  # px; float16 ends there
-_HEADER_BYTES = 4096  # more than an npy header that describes one float array
 
 
 class FlowError(InputError):
@@ -128,16 +126,12 @@ def has_first_flow(settings: Mapping[str, Any]) -> bool | None:
 
 
 def is_whole(path: pathlib.Path, shape: tuple[int, ...]) -> bool:
-    """Whether a file is a complete float16 array of that shape; its numbers are not read."""
+    """Whether a file holds finite float16 flow of that shape."""
     try:
-        with open_regular(path) as file:
-            head = file.read(_HEADER_BYTES)
-            size = os.fstat(file.fileno()).st_size
-        found, is_fortran, dtype, start = _read_header(path, head)
-    except (OSError, InputError):
+        found = _parse(path)
+    except InputError:
         return False
-    end = start + 2 * math.prod(shape)
-    return (found, is_fortran, dtype, size) == (shape, False, np.dtype(np.float16), end)
+    return (found.shape, found.dtype) == (shape, np.dtype(np.float16))
 
 
 def read_array(path: pathlib.Path) -> np.ndarray:
@@ -146,20 +140,24 @@ def read_array(path: pathlib.Path) -> np.ndarray:
     Raises:
       InputError: the file is missing, damaged, or holds anything but finite flow.
     """
+    flow = _parse(path)
+    return flow.astype(np.float16).reshape(*flow.shape[:2], -1)
+
+
+def _parse(path: pathlib.Path) -> np.ndarray:
+    """The array of a file as it is: floating point [H, W], [H, W, 1] or [H, W, 2], finite."""
     data = read_bytes(path)
-    shape, is_fortran, dtype, start = _read_header(path, data)
-    if len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (2,)) or 0 in shape:
-        raise InputError(f"{path}: shape {shape}, expected [H, W] or [H, W, 2]")
-    if dtype.kind != "f":
-        raise InputError(f"{path}: {dtype} numbers, expected floating point")
-    declared = start + math.prod(shape) * dtype.itemsize
-    if len(data) != declared:
-        raise InputError(f"{path}: {len(data):,} bytes, its header declares {declared:,}")
-    order = "F" if is_fortran else "C"
-    flow = np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
+    try:
+        flow = parse_npy(data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    if flow.ndim not in (2, 3) or flow.shape[2:] not in ((), (1,), (2,)) or 0 in flow.shape:
+        raise InputError(f"{path}: shape {flow.shape}, expected [H, W] or [H, W, 2]")
+    if flow.dtype.kind != "f":
+        raise InputError(f"{path}: {flow.dtype} numbers, expected floating point")
     if not np.all(np.abs(flow) < LARGEST):  # also where it is not a number
-        raise InputError(f"{path}: {dtype} flow that is not finite or beyond float16")
-    return flow.astype(np.float16).reshape(*shape[:2], -1)
+        raise InputError(f"{path}: {flow.dtype} flow that is not finite or beyond float16")
+    return flow
 
 
 def write_array(path: pathlib.Path, array: np.ndarray) -> None:
@@ -172,21 +170,3 @@ def write_array(path: pathlib.Path, array: np.ndarray) -> None:
         raise FlowError(f"{path}: flow that is not finite or beyond {LARGEST} px")
     with atomic_file(path, 2 * array.size) as file:
         np.lib.format.write_array(file, np.ascontiguousarray(array, np.float16), version=(1, 0))
-
-
-def _read_header(path: pathlib.Path, data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """(shape, whether in Fortran's order, dtype, where the numbers begin) of an npy file."""
-    file = io.BytesIO(data[:_HEADER_BYTES])
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, is_fortran, dtype = read(file)
-    # numpy parses the header as Python text: damage raises nearly anything.
-    except Exception as error:
-        raise InputError(f"{path}: no npy file ({first_line(error)})") from error
-    if not all(0 <= size <= 1 << 31 for size in shape):
-        raise InputError(f"{path}: an impossible shape {str(shape)[:100]}")
-    return shape, is_fortran, dtype, file.tell()

@@ -15,12 +15,12 @@ from PIL import Image
 
 from avs_jax.data.audio import EXAMPLE_SAMPLES, MAX_RATE, MIN_RATE
 from avs_jax.files import read_regular
-from avs_jax.spec import SAMPLE_RATE, InputError
+from avs_jax.label_images import open_image
+from avs_jax.spec import SAMPLE_RATE, InputError, first_line
 
 MAX_BYTES = 1 << 30  # of a file
 MAX_TEXT_BYTES = 64 << 20
 MAX_CHANNELS = 8  # of a sound
-MAX_PIXELS = 1 << 26  # of an image: 8192 x 8192
 
 
 def read_bytes(path: pathlib.Path, max_bytes: int = MAX_BYTES) -> bytes:
@@ -62,14 +62,10 @@ def read_image(path: pathlib.Path) -> tuple[bytes, Image.Image]:
     """The bytes of an image and what they decode to, to its last pixel."""
     data = read_bytes(path)
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} px, at most {MAX_PIXELS:,} pixels")
-            image.load()
+        with open_image(data) as image:
             return data, image
-    # Pillow answers damaged files with many kinds of exceptions.
-    except Exception as error:
-        raise InputError(f"{path}: unreadable image ({first_line(error)})") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def read_wav(path: pathlib.Path) -> tuple[np.ndarray, int]:
@@ -101,8 +97,3 @@ def read_wav(path: pathlib.Path) -> tuple[np.ndarray, int]:
             f"{path}: {count / rate:.3f} s of sound, less than one log-mel example (0.975 s)"
         )
     return np.frombuffer(samples, "<i2").astype(np.int16).reshape(count, channels), rate
-
-
-def first_line(error: Exception) -> str:
-    """An exception's message as part of a line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

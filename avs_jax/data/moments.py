@@ -32,13 +32,13 @@ duration; the two are equal where there is a row of features for every clip.
 """
 
 import dataclasses
-import io
 import itertools
 import zlib
 from typing import Any
 
 import numpy as np
 
+from avs_jax.array_files import parse_npy
 from avs_jax.data.decode import decode_text
 from avs_jax.spec import Field, InputError
 from avs_jax.task import Record, Row, empty_row
@@ -291,7 +291,7 @@ def log_rms(waveform: np.ndarray, sample_rate: int, num_clips: int, seconds: flo
 def decode_array(data: Any) -> np.ndarray:
     """Features of a record, which are an array or .npy bytes, as float32."""
     if isinstance(data, bytes):
-        data = np.load(io.BytesIO(data), allow_pickle=False)
+        data = parse_npy(data)
     return np.asarray(data, np.float32)
 
 

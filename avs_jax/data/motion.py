@@ -17,6 +17,7 @@ the motion branch no gradient; the absolute maps, because dividing by the maximu
 frame into noise; camera compensation.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,12 @@ def check_config(config: Any) -> None:
     choices_of = {"source": SOURCES, "first_frame": FIRST_FRAME, "map": MAPS}
     choices_of |= {"model": MODELS, "pairs": PAIRS}
     for key, choices in choices_of.items():
-        if config[key] not in choices:
-            raise InputError(
-                f"config.data.motion.{key} is {config[key]!r}, expected one of {choices}"
-            )
-    if not config.scale > 0:
-        raise InputError(f"config.data.motion.scale is {config.scale}, expected more than 0")
+        value = config.get(key)
+        if value not in choices:
+            raise InputError(f"config.data.motion.{key} is {value!r}, expected one of {choices}")
+    scale = config.get("scale")
+    if not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+        raise InputError(f"config.data.motion.scale is {scale!r}, expected more than 0")
     if config.source == "difference" and needs_vectors(config):
         raise InputError(
             f"config.data.motion.map = {config.map!r} with compensate_camera = "

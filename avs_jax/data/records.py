@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from avs_jax.data.input_files import first_line, read_json
+from avs_jax.data.input_files import read_json
 from avs_jax.files import open_regular
-from avs_jax.spec import InputError
+from avs_jax.spec import InputError, first_line
 from avs_jax.task import Record
 
 INFO, FEATURES, METADATA = "dataset_info.json", "features.json", "metadata.json"

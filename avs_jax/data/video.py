@@ -18,7 +18,7 @@ import av
 import av.error
 import numpy as np
 
-from avs_jax.data.input_files import MAX_PIXELS
+from avs_jax.label_images import MAX_PIXELS
 from avs_jax.spec import FRAME_OFFSET_SECONDS, InputError
 
 MAX_SECONDS = 24 * 3600  # longer files are damaged time stamps

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from skimage.segmentation import felzenszwalb
 
+from avs_jax.data.input_files import read_bytes
 from avs_jax.data.motion import check_config, needs_vectors
 from avs_jax.data.pre_masks import paint_by_area, to_rgb
 from avs_jax.data.video import Video, probe, read_pairs, read_windows, write_overlay
@@ -150,7 +151,7 @@ def _window_pre_masks(config: ConfigDict, frames, given, start: int) -> list:
     if not config.data.pre_masks:
         return []
     if given:
-        return [given[start + t].read_bytes() for t in range(len(frames))]
+        return [read_bytes(given[start + t]) for t in range(len(frames))]
     return [segment_colors(frame) for frame in frames]
 
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from avs_jax.files import write_atomically
-from avs_jax.spec import Array, InputError
+from avs_jax.files import read_regular, write_atomically
+from avs_jax.spec import Array, InputError, first_line
 
 STATISTICS = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max}
 _PREFIX = "gates/"
@@ -104,7 +104,7 @@ def read_gate_log(path: str | os.PathLike) -> list[Line]:
     """
     path = pathlib.Path(path).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: unreadable gate log ({error})") from error
     lines: list[Line] = []
@@ -114,8 +114,9 @@ def read_gate_log(path: str | os.PathLike) -> list[Line]:
             gates, first = _gate_names(lines[-1]), _gate_names(lines[0])
             if gates != first or not gates:
                 raise ValueError(f"gates {gates}, expected {first or 'some'}")
-        except (ValueError, TypeError, LookupError) as error:
-            raise InputError(f"{path}, line {number}: not a sample's gates ({error})") from error
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            reason = first_line(error)
+            raise InputError(f"{path}, line {number}: not a sample's gates ({reason})") from error
     if not lines:
         raise InputError(f"{path}: no sample is logged")
     return lines
@@ -123,9 +124,14 @@ def read_gate_log(path: str | os.PathLike) -> list[Line]:
 
 def _gate_names(line: Line) -> list[list[str]]:
     """Names of each layer's gates, whose values are checked."""
+    if not isinstance(line, dict):
+        raise ValueError("expected a JSON object")
     missing = {"qid", "gating_type", "layer_gates"} - set(line)
     if missing:
         raise ValueError(f"lacks {', '.join(sorted(missing))}")
+    layers = line["layer_gates"]
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        raise ValueError("layer_gates: expected a list of JSON objects")
     for layer in line["layer_gates"]:
         for gate in layer.values():
             position_means(gate)

@@ -35,16 +35,19 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from avs_jax.files import atomic_file
+from avs_jax.array_files import parse_npy
+from avs_jax.files import atomic_file, read_regular
 from avs_jax.label_images import (
     CLASS_PALETTE,
     indexed_image,
     is_index_0_brighter,
     label_pixels,
+    open_image,
 )
-from avs_jax.spec import InputError
+from avs_jax.spec import InputError, first_line
 
 SUFFIXES = (".png", ".npy")
+MAX_FILE_BYTES = 1 << 30
 
 
 class Layout(NamedTuple):
@@ -149,7 +152,7 @@ class PredictionFiles:
                 pred[t] = self._probability(values) if binary else self._classes(values)
             # Pillow and numpy answer damaged files with many kinds of exceptions.
             except Exception as error:
-                self._problems.append(f"{self._files[stem]}: {error}")
+                self._problems.append(f"{self._files[stem]}: {first_line(error)}")
         return pred
 
     def finish(self) -> None:
@@ -188,7 +191,7 @@ class PredictionFiles:
             if path.suffix.lower() != ".png":
                 continue
             try:
-                with Image.open(path) as image:
+                with _open_image(path) as image:
                     values = label_pixels(image)
                     if is_index_0_brighter(image):
                         self._inverted.append(path)
@@ -211,10 +214,10 @@ class PredictionFiles:
         """[H, W] or [H, W, K]: bool or integers for masks and classes, float32 otherwise."""
         self.num_read += 1
         if path.suffix.lower() == ".npy":
-            values = np.load(path, allow_pickle=False)
+            values = parse_npy(read_regular(path, MAX_FILE_BYTES))
             is_float = np.issubdtype(values.dtype, np.floating)
             return values.astype(np.float32) if is_float else values
-        with Image.open(path) as image:
+        with _open_image(path) as image:
             values, mode, largest = label_pixels(image), image.mode, _largest_gray(image)
         if self._layout.num_classes > 2:
             return _classes_of_colors(values) if values.ndim == 3 else values
@@ -262,6 +265,10 @@ class PredictionFiles:
             factors = (size / height, size / width, 1)[: values.ndim]
             return ndimage.zoom(values, factors, order=1, mode="nearest", grid_mode=True)
         return np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.NEAREST))
+
+
+def _open_image(path: pathlib.Path) -> Image.Image:
+    return open_image(read_regular(path, MAX_FILE_BYTES))
 
 
 def _largest_gray(image: Image.Image) -> int | None:

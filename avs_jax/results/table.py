@@ -18,8 +18,9 @@ from typing import Any, BinaryIO, ClassVar, Self, TypeVar
 
 import numpy as np
 
+from avs_jax.array_files import NUMBERS, read_npz
 from avs_jax.files import atomic_file
-from avs_jax.spec import InputError
+from avs_jax.spec import InputError, first_line
 
 FILE_VERSION = 2  # 1: counts of frames without outlines and padded frames
 _PADDING = {"f": np.nan, "U": ""}  # by kind of dtype
@@ -91,19 +92,16 @@ class Table:
     @classmethod
     def load(cls, path: str | os.PathLike | BinaryIO) -> Self:
         """Reads what `save` wrote, executing nothing; anything else is an InputError."""
-        if isinstance(path, str | os.PathLike):
-            with open(path, "rb") as file:
-                return cls.load(file)
-        name = getattr(path, "name", "table")
+        name = path if isinstance(path, str | os.PathLike) else getattr(path, "name", "table")
+        columns = read_npz(path, kinds=NUMBERS + "U")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                columns = {name: file[name] for name in file.files}
             if "facts_json" not in columns:
                 raise ValueError("lacks facts_json")
             facts, version = columns.pop("facts_json"), int(columns.pop("version", 1))
             table = cls(columns, json.loads(str(facts)))
-        except Exception as error:  # a damaged zip archive raises many kinds
-            raise InputError(f"{name}: not a {cls.__name__} file, or damaged: {error}") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            reason = first_line(error)
+            raise InputError(f"{name}: not a {cls.__name__} file ({reason})") from error
         if version != FILE_VERSION:
             raise InputError(f"{name}: version {version}, expected {FILE_VERSION}; evaluate again")
         return table

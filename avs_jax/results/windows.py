@@ -14,17 +14,17 @@ wjun0830/QD-DETR (inference, post-processing of spans) and jayleicn/moment_detr.
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from avs_jax.files import write_atomically
+from avs_jax.files import read_regular, write_atomically
 from avs_jax.results.moments import MomentTable, window_iou
-from avs_jax.spec import InputError
+from avs_jax.spec import InputError, first_line
 
 FOREGROUND = 0  # class of pred_logits
 DECIMALS = 4  # of windows and their scores
@@ -148,7 +148,7 @@ def read_submission(path: str | os.PathLike, truth: Sequence[Mapping[str, Any]])
     """
     path = pathlib.Path(path).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: unreadable submission ({error})") from error
     predictions, problems = {}, []
@@ -185,8 +185,8 @@ def read_submission(path: str | os.PathLike, truth: Sequence[Mapping[str, Any]])
 def _parse_prediction(line: str) -> dict[str, Any]:
     try:
         values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({first_line(error)})") from error
     if not isinstance(values, dict) or not isinstance(values.get("qid"), (int, str)):
         raise ValueError("expected an object with a qid")
     qid, windows, saliency = values["qid"], values.get(_WINDOWS), values.get(_SALIENCY)
@@ -202,5 +202,5 @@ def _parse_prediction(line: str) -> dict[str, Any]:
 
 def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(
-        isinstance(value, (int, float)) and math.isfinite(value) for value in values
+        isinstance(value, (int, float)) and abs(value) <= sys.float_info.max for value in values
     )

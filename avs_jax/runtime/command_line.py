@@ -151,7 +151,8 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
                 _assign(config, key, _literal(arg.partition("=")[2]))
         else:
             known = ", ".join(nearest(key, keys)) or ", ".join(config)
-            raise UsageError(f"--config.{key}: no such key; nearest: {known}")
+            shown = key if key.isprintable() else ascii(key)
+            raise UsageError(f"--config.{shown}: no such key; nearest: {known}")
     values = flags.FlagValues()
     argv = ["", *kept]
     holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)

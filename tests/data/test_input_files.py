@@ -119,7 +119,7 @@ BAD_FLOWS = {
     "no frame": (npy(np.zeros((0, 0, 2), np.float32)), "shape (0, 0, 2), expected [H, W]"),
     "three channels": (npy(np.zeros((4, 4, 3), np.float32)), "shape (4, 4, 3), expected"),
     "integers": (npy(np.zeros((4, 4), np.int32)), "int32 numbers, expected floating point"),
-    "objects": (npy(np.zeros((4, 4), "O")), "expected floating point"),
+    "objects": (npy(np.zeros((4, 4), "O")), "an array of object, which is not read"),
     "not a number": (npy(np.full((4, 4), np.nan)), "float64 flow that is not finite"),
     "beyond float16": (npy(np.full((4, 4), 65_000.0)), "beyond float16"),
 }  # fmt: skip

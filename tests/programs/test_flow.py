@@ -133,11 +133,12 @@ def test_resumes_where_it_was_stopped(clips, tmp_path, capsys, monkeypatch):
     paths[2].write_bytes(whole[paths[2]] + b"\0")
     paths[3].write_bytes(b"")
     paths[4].write_bytes(whole[paths[4]].replace(b"'fortran", b"('fortran"))
+    paths[5].write_bytes(whole[paths[5]][:-2] + b"\0\x7e")  # not a number
     np.save(paths[6], np.zeros((SIDE, SIDE), np.float32))
     np.save(paths[7], np.zeros((SIDE, SIDE - 1), np.float16))
     os.replace(paths[8], paths[8].with_name("flow_0003.unfinished.npy"))
     assert run(clips, output, "--model=difference") == 0
-    assert "7 files written, 0 clips were complete" in capsys.readouterr().out
+    assert "8 files written, 0 clips were complete" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in files(output)} == whole
     assert not list(output.rglob("*.unfinished*"))
     assert run(clips, output, "--model=difference") == 0
