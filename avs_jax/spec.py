@@ -22,6 +22,9 @@ Outputs of the models of task `segment`, a dict:
   logit_scale    []                   learned log temperature of the prototype loss, likewise
   motion_weight  [B, T, g, g]         AMA's normalized map (g = 24), where AMA is on
   edge_logits    [B, T, h, w]         logits of the objects' edges, stride 4, where BRM is on
+  presence_logits [B, T]             what the expression means is in the frame, where it has a head
+  align_map      [B, T, h, w, E]     features at stride 8, align_text [B, E] those of the expression
+  align_scale, align_ramp []         learned log temperature of their comparison, its ramp
   intermediates  dict of everything else worth looking at; XLA drops what nobody reads
 """
 

@@ -33,7 +33,7 @@ from avs_jax.runtime.run_config import check_run_config
 from avs_jax.runtime.setup import TrainSetup, make_train_setup
 from avs_jax.runtime.step import TrainState
 from avs_jax.task import Record, select
-from avs_jax.tasks import make_task
+from avs_jax.tasks import complete_config, make_task
 
 VALIDATION_SPLIT = "val"
 NO_DATA = """{error}
@@ -75,8 +75,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
         sharding.check_batch_size("config.train.batch_size", batch_size, mesh, accumulate)
 
         # ---- task and data ----
-        task = make_task(config)
         records = _open_splits(config)
+        config = complete_config(config)
+        task = make_task(config)
         stack.enter_context(locked(workdir, "training", coordinator))
         if config.train.compilation_cache:
             enable_compilation_cache(workdir / "compilation_cache")

@@ -117,6 +117,24 @@ def ama() -> ConfigDict:
     return fusion
 
 
+def cma() -> ConfigDict:
+    """Cross-modal attention between the cells of feature maps and the words of an expression."""
+    fusion = ConfigDict({"name": "cma"})
+    # res2 are the mask features, from which the queries are generated
+    fusion.levels = ("res5", "res4", "res3", "res2")
+    fusion.num_heads = 8
+    fusion.num_layers = 1
+    fusion.share_layers = True  # the layers, if several, have the same weights
+    # keys: "tokens" | "mean" | "cls" | "attn" (one learned query) | "topk" (by a learned score)
+    fusion.text_pool = "tokens"
+    fusion.top_k = 3  # of "topk"
+    fusion.null_key = True  # a learned key to attend to instead: "none of these words"
+    fusion.mask_gate = "none"  # "prior": only where the initial queries see something
+    fusion.tau = 1.0  # temperature of the prior
+    fusion.warmup = 0.1  # fraction of the training over which the strength rises to 1
+    return fusion
+
+
 # ---- refiners ----
 
 

@@ -39,7 +39,7 @@ from avs_jax.data.records import read_folder  # noqa: E402
 from avs_jax.spec import InputError  # noqa: E402
 from tfds_builders.record_builder import Setting  # noqa: E402
 
-DATASETS = (*BY_DATASET, "qvhighlights", "tvsum", "own_moments")
+DATASETS = (*BY_DATASET, "qvhighlights", "tvsum", "own_moments", "refavs")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -163,14 +163,19 @@ def test_recipes_of_the_baselines_make_a_training_step(name, variant):
         make_task(config)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+LOSS_OF_TASK = {"ground": "loss_saliency", "refer": "loss_presence"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "refer_vct" else n for n in OTHERS]
+)
 @pytest.mark.parametrize("variant", [pytest.param("", marks=pytest.mark.slow), "tiny"])
 def test_recipes_of_other_tasks_make_a_training_step(name, variant):
     config = load(name, variant)
     config.train.batch_size = 8
     setup = make_train_setup(make_task(config), config, sharding.make_mesh(config))
     _, metrics = jax.eval_shape(setup.make_train_step(), setup.state, setup.batch_shapes())
-    assert metrics["total_loss"].shape == () and "loss_saliency" in metrics
+    assert metrics["total_loss"].shape == () and LOSS_OF_TASK[config.task] in metrics
     assert config.name == name + (f"_{variant}" if variant else "")
 
 

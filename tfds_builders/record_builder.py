@@ -64,6 +64,7 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
     SETTING: Setting
     HOMEPAGE = ""
     RECORDS = "clips"  # what they are called
+    SPLITS: Sequence[str] = SPLITS
 
     def __init__(self, *, skip_bad: bool = False, use_beam: bool = False, **kwargs: Any):
         self.skip_bad, self.use_beam = skip_bad, use_beam
@@ -121,7 +122,7 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
         sources, row_problems = self.list_sources(root)
         folder = self.shards_dir(pathlib.Path(self.data_dir).parent)
         plan: list[Shard] = []
-        for split in SPLITS:
+        for split in self.SPLITS:
             plan += shards.cut_shards(split, sources.get(split, ()), folder)
         if not plan:
             raise DatasetFilesError(row_problems or [f"{root}: lists no {self.RECORDS}"], 0, 0)

@@ -3,7 +3,8 @@
   DATA_DIR/NAME[/VARIANT]/VERSION/
     dataset_info.json   name, splits, records per shard
     features.json       the fields of a record, as TFDS feature classes
-    metadata.json       what the builder noted
+    metadata.json       what the builder noted; its "items" are split -> items of each record, where
+                      records hold several, such as the expressions of a clip
     NAME-SPLIT.array_record-00000-of-00004 ...
 
 TFDS decodes the records, but it does not open the folder: its own reader imports any Python module
@@ -11,6 +12,7 @@ that features.json names. Here a folder is data. features.json may name only the
 `_CLASSES`, with arguments that this module knows; everything else is refused before TFDS sees it.
 """
 
+import bisect
 import collections
 import itertools
 import math
@@ -62,6 +64,9 @@ class DatasetFolder(NamedTuple):
 class Records(Sequence):
     """The records of one split; a record is read and decoded when it is asked for.
 
+    Where records hold several items, the sequence is that of the items: each is the whole record
+    with `item`, the item's place in it.
+
     Attributes:
       metadata: what the dataset's builder noted.
     """
@@ -90,15 +95,23 @@ class Records(Sequence):
         for path, length in zip(self._shards, lengths, strict=True):
             _check_shard(path, length)
         self._ends = list(itertools.accumulate(lengths))
+        self._item_ends = _item_ends(self._folder, split, dataset.metadata, self._ends[-1])
         self._source = ArrayRecordDataSource(
             [f"{path}[0:{length}]" for path, length in zip(self._shards, lengths, strict=True)]
         )
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._item_ends[-1] if self._item_ends else self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
         index = range(len(self))[index]
+        if not self._item_ends:
+            return self._read(index)
+        place = bisect.bisect_right(self._item_ends, index)
+        start = self._item_ends[place - 1] if place else 0
+        return {**self._read(place), "item": index - start}
+
+    def _read(self, index: int) -> Record:
         try:
             return self._features.deserialize_example_np(self._source[index])
         # array_record, protobuf and TFDS answer damage with many kinds of exceptions.
@@ -123,6 +136,11 @@ def open_records(config: Any, split: str) -> Records:
       InputError: as `Records`, or there are several variants and none is named.
     """
     return Records(_find_folder(config), split)
+
+
+def beside_records(config: Any, name: str) -> pathlib.Path:
+    """The path of a file that the builder wrote beside the records."""
+    return _find_folder(config) / name
 
 
 def num_clips(config: Any, split: str) -> int:
@@ -188,6 +206,23 @@ def _find_folder(config: Any) -> pathlib.Path:
         )
     (versions,) = found.values()
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
+
+
+def _item_ends(
+    folder: pathlib.Path, split: str, noted: Mapping[str, Any], num_records: int
+) -> list[int]:
+    """Running sums of the items of a split's records; [] where a record is one item."""
+    items = noted.get("items")
+    if items is None:
+        return []
+    counts = items.get(split) if isinstance(items, dict) else None
+    is_usable = isinstance(counts, list) and len(counts) == num_records
+    if not is_usable or not all(isinstance(n, int) and n > 0 for n in counts):
+        raise InputError(
+            f"{folder / METADATA}: items of {split!r} are {str(counts)[:100]}, expected a count "
+            f"of at least 1 for each of {num_records} records"
+        )
+    return list(itertools.accumulate(counts))
 
 
 def _make_feature(path: pathlib.Path, name: str, node: Any) -> Any:

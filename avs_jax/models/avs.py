@@ -3,6 +3,7 @@
 images, pre_masks -> Swin each, res_i + gate(mask res_i) * mask res_i -> pixel decoder
 log_mel -> VGGish -> MLP -> audio tokens;  audio, motion -> AMA -> map
 mask features, res2 -> BRM -> edges, mask features
+ids of an expression -> text encoder -> tokens;  levels, tokens -> CMA -> levels
 mask features [, map] -> PPQG -> queries -> decoder over (audio, stride 32, 16, 8) -> masks, classes
 
 Source: VCT (Huang et al., CVPR 2025; repository spyflying/VCT_AVS), with AMA and BRM on top. Frames
@@ -18,10 +19,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 
 from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from avs_jax.models.decoders.pixel_decoder import PixelDecoder
-from avs_jax.models.decoders.vct_decoder import VCTDecoder
+from avs_jax.models.decoders.vct_decoder import PROMPTS, VCTDecoder
 from avs_jax.models.fusion.gates import ChannelGate
 from avs_jax.models.layers import MLP
 from avs_jax.models.parts import (
@@ -52,7 +54,10 @@ INPUTS = {  # which of them the model reads depends on the configuration
     "motion": "B T H W C",
     "valid": "B T",
     "frame_index": "B T",
+    "text_ids": "B N",
+    "text_mask": "B N",
 }
+ABSENT = FrozenDict({"name": "none"})
 STAGES = ("refiner", "fusion")  # sections of the configuration, in execution order
 REMAT_POLICIES = ("none", "backbone", "all")  # what the backward pass recomputes
 DTYPES = ("float32", "bfloat16")
@@ -89,6 +94,8 @@ class AVS(nn.Module):
     refiner: Mapping[str, Any]
     remat: str
     dtype: str
+    text: Mapping[str, Any] = ABSENT
+    head: Mapping[str, Any] = ABSENT
 
     HAS_PARTS = True  # its sections choose rows of models/parts.py
     RULES = (
@@ -102,6 +109,7 @@ class AVS(nn.Module):
         divides("pixel_decoder.num_heads", "hidden_dim"),
         *at_least(1, "decoder.num_layers", "decoder.ffn_dim"),
         divides("decoder.num_heads", "hidden_dim"),
+        one_of("decoder.prompt", PROMPTS),
         one_of("remat", REMAT_POLICIES),
         one_of("dtype", DTYPES),
         one_of("backbone.name", list(MAP_BACKBONES)),
@@ -145,6 +153,7 @@ class AVS(nn.Module):
         features, intermediates = self._encode_images(batch, train, ids)
         audio, intermediates["audio_backbone"] = self._encode_audio(batch["log_mel"])
         intermediates["audio_features"] = audio
+        text = self._encode_text(batch, sizes["T"])
 
         pixel_decoder = make_part(
             "pixel_decoder",
@@ -157,6 +166,17 @@ class AVS(nn.Module):
         levels, mask_features, intermediates["pixel_decoder"] = pixel_decoder(features)
         intermediates["pixel_decoder"] |= {"multi_scale": levels, "mask_features": mask_features}
 
+        predictor = make_part(
+            "decoder",
+            VCTDecoder,
+            self.decoder,
+            num_classes=self.num_classes,
+            num_prototypes=self.num_prototypes,
+            num_queries=self.num_queries,
+            remat=self.remat == "all",
+            dtype=jnp.dtype(self.dtype),
+            name="predictor",
+        )
         now = StageInputs(
             fields={name: _prepare(batch[name]) for name in self.stage_fields()},
             audio=audio,
@@ -167,6 +187,8 @@ class AVS(nn.Module):
             ids=ids,
             train=train,
             progress=progress,
+            text=text,
+            mask_prior=lambda: mask_prior(predictor, levels, mask_features, audio),
         )
         query_map, named = None, {}
         for section, stage in self.stages().items():
@@ -179,25 +201,23 @@ class AVS(nn.Module):
                     now = dataclasses.replace(now, mask_features=result.mask_features)
             elif stage.acts_on == "features":
                 now = dataclasses.replace(now, mask_features=result.value)
-            else:
+            elif stage.acts_on == "levels":
                 now = dataclasses.replace(now, levels=result.value)
+            else:
+                now = dataclasses.replace(
+                    now, levels=result.value[0], mask_features=result.value[1]
+                )
 
         if train and gumbel_noise is None:
             num_pixels = mask_features.shape[1] * mask_features.shape[2]
             gumbel_noise = gumbel(self.make_rng("gumbel"), ids, self.num_queries, num_pixels)
-        predictor = make_part(
-            "decoder",
-            VCTDecoder,
-            self.decoder,
-            num_classes=self.num_classes,
-            num_prototypes=self.num_prototypes,
-            num_queries=self.num_queries,
-            remat=self.remat == "all",
-            dtype=jnp.dtype(self.dtype),
-            name="predictor",
+        decoded, steps = predictor(
+            now.levels, now.mask_features, audio, query_map, gumbel_noise, text
         )
-        decoded, steps = predictor(now.levels, now.mask_features, audio, query_map, gumbel_noise)
         outputs = self._unfold(decoded, named, sizes["T"])
+        if self.head["name"] != "none":
+            queries = steps["decoder"]["ffn"][-1]
+            outputs |= self._refer(queries, audio, text, levels[-1], sizes["T"], progress)
         return outputs | {"intermediates": intermediates | steps}
 
     def stages(self) -> dict[str, Stage]:
@@ -212,7 +232,8 @@ class AVS(nn.Module):
     def reads(self) -> set[str]:
         """Fields of the batch without which the model cannot run."""
         always = ("images", "log_mel", "pre_masks") if self.pre_masks else ("images", "log_mel")
-        return {*always, *self.stage_fields()}
+        words = () if self.text["name"] == "none" else ("text_ids", "text_mask")
+        return {*always, *words, *self.stage_fields()}
 
     def _run_stage(self, section, stage, inputs) -> StageResult:
         fields = {"dtype": jnp.dtype(self.dtype)} if hasattr(stage.module, "dtype") else {}
@@ -295,6 +316,25 @@ class AVS(nn.Module):
         )
         return transform(encoded), encoded
 
+    def _encode_text(self, batch, num_frames):
+        """Tokens [N, L, Dt] and which exist, once per frame; None without an encoder."""
+        module = find_part("text", self.text)
+        if module is None:
+            return None
+        encode = make_part("text", module, self.text, dtype=jnp.dtype(self.dtype), name="text")
+        mask = batch["text_mask"]
+        tokens = encode(batch["text_ids"], mask)
+        return jnp.repeat(tokens, num_frames, axis=0), jnp.repeat(mask, num_frames, axis=0)
+
+    def _refer(self, queries, audio, text, features, num_frames, progress):
+        """What the head makes of an expression, with axes B and T; align_text has B alone."""
+        if text is None:
+            raise InputError(f"head.name = {self.head['name']!r} reads text, but text is none")
+        head = make_part("head", find_part("head", self.head), self.head, name="head")
+        per_frame, scalars = head(queries, audio, *text, features, progress)
+        outputs = {name: unfold_frames(x, num_frames) for name, x in per_frame.items()}
+        return outputs | {"align_text": outputs["align_text"][:, 0]} | scalars
+
     def _unfold(self, decoded, named, num_frames):
         """The outputs with axes B and T."""
 
@@ -312,6 +352,12 @@ class AVS(nn.Module):
                 ),
             }
         return outputs | {name: unfold(x) for name, x in named.items()}
+
+
+def mask_prior(predictor, levels, mask_features, audio) -> jax.Array:
+    """The greatest mask logit of the initial queries, [N, h, w]: where something may be."""
+    decoded, _ = predictor(levels, mask_features, audio)
+    return decoded["predictions"][0]["pred_masks"].max(-1)
 
 
 def _frame_ids(batch, sizes):
@@ -347,6 +393,8 @@ def example_inputs(size: tuple[int, int], motion_channels: int = 1) -> dict[str,
         "log_mel": np.zeros((1, 1, MEL_FRAMES, MEL_BANDS), np.float32),
         "motion": np.zeros((1, 1, *size, motion_channels), np.float32),
         "valid": np.ones((1, 1), bool),
+        "text_ids": np.zeros((1, 1), np.int32),
+        "text_mask": np.ones((1, 1), bool),
     }
 
 

@@ -16,7 +16,8 @@ from avs_jax.models.backbones.resnet import ResNet
 from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.backbones.vggish import VGGish
 from avs_jax.models.decoders import boundary
-from avs_jax.models.fusion import ama
+from avs_jax.models.decoders.referral import ReferralHead
+from avs_jax.models.fusion import ama, cma
 from avs_jax.models.text.clip_text import CLIPText
 from avs_jax.models.text.encoder import TextEncoder
 from avs_jax.spec import InputError, nearest
@@ -27,15 +28,18 @@ BACKBONES = {**MAP_BACKBONES, "clip_vit": CLIPViT}  # the others give a vector p
 MAP_AUDIO_BACKBONES = {"vggish": VGGish}
 AUDIO_BACKBONES = {**MAP_AUDIO_BACKBONES, "ast": AST}
 # The first two differ in size and weights and give tokens, CLIP's a vector per text.
-TEXT_ENCODERS = {"tiny": TextEncoder, "roberta": TextEncoder, "clip": CLIPText}
-FUSIONS = {"none": None, "ama": ama.STAGE}
+TOKEN_ENCODERS = {"tiny": TextEncoder, "roberta": TextEncoder}
+TEXT_ENCODERS = {"none": None, **TOKEN_ENCODERS, "clip": CLIPText}
+FUSIONS = {"none": None, "ama": ama.STAGE, "cma": cma.STAGE}
 REFINERS = {"none": None, "auxiliary": boundary.AUXILIARY, "refine": boundary.REFINE}
+HEADS = {"none": None, "referral": ReferralHead}
 TABLES = {
     "backbone": BACKBONES,
     "audio_backbone": AUDIO_BACKBONES,
     "text": TEXT_ENCODERS,
     "fusion": FUSIONS,
     "refiner": REFINERS,
+    "head": HEADS,
 }
 
 

@@ -25,6 +25,8 @@ class StageInputs:
       valid: bool [N], frames that count in batch statistics; None for all.
       ids: int32 [N], frame ids that seed random draws; None outside training.
       progress: [], fraction of the training that is done.
+      text: tokens [N, L, Dt] and which exist, bool [N, L]; None where the model reads no text.
+      mask_prior: () -> mask logits [N, h, w] that no stage has had a part in.
     """
 
     fields: Mapping[str, jax.Array]
@@ -36,6 +38,8 @@ class StageInputs:
     ids: jax.Array | None
     train: bool
     progress: jax.Array | float
+    text: tuple[jax.Array, jax.Array] | None = None
+    mask_prior: Callable[[], jax.Array] | None = None
 
 
 class StageResult(NamedTuple):
@@ -61,7 +65,7 @@ class Stage(NamedTuple):
     Attributes:
       module: its fields are the keys of the stage's section of the configuration.
       parameter: the module's name in the parameter tree.
-      acts_on: "queries", "features" (mask_features) or "levels".
+      acts_on: "queries", "features" (mask_features), "levels" or "pyramid" (both of them).
       apply: (module, StageInputs) -> StageResult.
       reads: fields of the batch besides images and log_mel.
       outputs: names of the outputs that prediction returns.

@@ -72,6 +72,64 @@ def score(
     return {"pred": pred} | kept
 
 
+FALLBACKS = ("none", "zeros", "prev_frame", "top_query")
+
+
+def expression_score(
+    outputs: Mapping[str, jax.Array],
+    inputs: Mapping[str, jax.Array],
+    *,
+    size: tuple[int, int],
+    threshold: float,
+    fallback: str,
+) -> dict[str, jax.Array]:
+    """Probabilities of what an expression means; frames without it have none.
+
+    A mask counts where presence p_t > 0.5. Where p_t > 0.5 but no pixel passes the threshold, the
+    fallback replaces the mask: by the frame before that has one ("prev_frame"), by the mask of the
+    query that is most likely the object ("top_query"), or by zeros. It never fires where p_t says
+    that nothing is meant.
+
+    Args:
+      outputs: pred_logits, pred_masks and presence_logits [B, T].
+      inputs: images and valid.
+      size: (h, w) of the result.
+      threshold: of an empty mask.
+      fallback: one of FALLBACKS.
+
+    Returns:
+      "pred" float32 [B, T, h, w], "presence" float32 [B, T], and "fallback" bool [B, T].
+    """
+    prob = object_probability(query_scores(outputs, inputs, size))
+    presence = jax.nn.sigmoid(outputs["presence_logits"].astype(jnp.float32))
+    is_present = (presence > 0.5) & inputs["valid"]
+    is_empty = ~(prob > threshold).any((2, 3))
+    fires = is_present & is_empty & (fallback != "none")
+    replaced = prob
+    if fallback == "zeros":
+        replaced = jnp.zeros_like(prob)
+    elif fallback == "top_query":
+        replaced = _top_query(outputs, inputs, size)
+    elif fallback == "prev_frame":
+        frames = jnp.arange(prob.shape[1])[None]
+        last = jax.lax.cummax(jnp.where(is_present & ~is_empty, frames, -1), axis=1)
+        before = jnp.take_along_axis(prob, jnp.maximum(last, 0)[:, :, None, None], axis=1)
+        replaced = jnp.where((last >= 0)[:, :, None, None], before, prob)
+    prob = jnp.where(fires[:, :, None, None], replaced, prob)
+    prob = jnp.where(is_present[:, :, None, None], prob, 0.0)
+    return {"pred": prob, "presence": presence, "fallback": fires}
+
+
+def _top_query(outputs, inputs, size):
+    """Probability [B, T, h, w] by the query with the greatest probability of class 1."""
+    logits, masks = outputs["pred_logits"], outputs["pred_masks"]
+    best = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[..., 1].argmax(-1)
+    mask = jnp.take_along_axis(masks, best[:, :, None, None, None], axis=-1)
+    certain = jnp.full((*best.shape, 1, logits.shape[-1]), -1e9).at[..., 1].set(0.0)
+    chosen = {"pred_logits": certain, "pred_masks": mask}
+    return query_scores(chosen, inputs, size)[..., 1]
+
+
 def derive(
     outputs: Mapping[str, jax.Array],
     inputs: Mapping[str, jax.Array],

@@ -1,18 +1,29 @@
 """The tasks, by name; a page is imported only when its task is used."""
 
 import importlib
+import types
 
 from ml_collections import ConfigDict
 
 from avs_jax.spec import InputError, nearest
 from avs_jax.task import Task
 
-TASKS = ("segment", "ground")
+TASKS = ("segment", "ground", "refer")
 
 
 def make_task(config: ConfigDict) -> Task:
     """The task that config.task names; InputError for an unknown name in the configuration."""
+    return _page(config).make_task(config)
+
+
+def complete_config(config: ConfigDict) -> ConfigDict:
+    """The configuration with what its task takes from the records, such as a vocabulary."""
+    complete = getattr(_page(config), "complete_config", None)
+    return config if complete is None else complete(config)
+
+
+def _page(config: ConfigDict) -> types.ModuleType:
     if config.task not in TASKS:
         near = ", ".join(nearest(config.task, TASKS) or TASKS)
         raise InputError(f"config.task = {config.task!r}: no such task; nearest: {near}")
-    return importlib.import_module(f"avs_jax.tasks.{config.task}").make_task(config)
+    return importlib.import_module(f"avs_jax.tasks.{config.task}")

@@ -8,6 +8,9 @@ f is level i mod 4 of (audio grid, stride 32, stride 16, stride 8) plus a learne
 p its sine encoding, e the learned query positions. A query attends where its predicted mask,
 resized to the level, is not negative, or everywhere if that leaves no pixel. Audio is never masked.
 
+With `prompt`, the tokens of an expression, projected and with a learned vector of their own, join
+the audio tokens; "gated" first lets the sound enter them through fusion/gated.py.
+
 Source: VCT (Huang et al., CVPR 2025), section 3.3, on Mask2Former's decoder (Cheng et al., CVPR
 2022).
 """
@@ -19,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax.models.decoders.ppqg import PPQG
+from avs_jax.models.fusion.gated import GatedFusion
 from avs_jax.models.layers import (
     MLP,
     Embedding,
@@ -30,6 +34,8 @@ from avs_jax.models.layers import (
     xavier_uniform,
 )
 from avs_jax.ops.sampling import resize_bilinear
+
+PROMPTS = ("none", "concat", "gated")
 
 
 class CrossAttentionLayer(nn.Module):
@@ -97,6 +103,7 @@ class VCTDecoder(nn.Module):
       num_queries: Q.
       num_layers, ffn_dim, num_heads: of the decoder.
       lambda_init: see PPQG.
+      prompt: how text enters, "none", "concat" or "gated".
       remat: recompute PPQG and each layer in the backward pass.
       dtype: compute dtype; class logits and masks are float32.
     """
@@ -108,6 +115,7 @@ class VCTDecoder(nn.Module):
     ffn_dim: int = 2048
     num_heads: int = 8
     lambda_init: float = 1.0
+    prompt: str = "none"
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -119,6 +127,7 @@ class VCTDecoder(nn.Module):
         audio_features: jax.Array,
         motion_weight: jax.Array | None = None,
         gumbel_noise: jax.Array | None = None,
+        text: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[dict, dict]:
         """Decodes frames.
 
@@ -128,6 +137,7 @@ class VCTDecoder(nn.Module):
           audio_features: [N, 6, 4, D], (time, band).
           motion_weight: [N, h, w] at stride 4, or None.
           gumbel_noise: [N, Q, h w], or None.
+          text: tokens [N, L, Dt] and which exist, bool [N, L]; read with a `prompt`.
 
         Returns:
           {"predictions": list of {"pred_logits" [N, Q, K+1], "pred_masks" [N, h, w, Q]}, that of
@@ -136,6 +146,9 @@ class VCTDecoder(nn.Module):
         """
         levels = [audio_features, *multi_scale]
         sources, positions, sizes = self._sources(levels)
+        hidden = None  # tokens beside the audio that no query may look at
+        if self.prompt != "none" and text is not None:
+            sources[0], positions[0], hidden = self._join_text(sources[0], positions[0], *text)
         predict = self._make_heads(mask_features)
         query, query_position, prototypes, ppqg = self._initial_queries(
             mask_features, motion_weight, gumbel_noise
@@ -147,6 +160,9 @@ class VCTDecoder(nn.Module):
             masked = None
             if level > 0:
                 masked = attention_mask(predictions[-1]["pred_masks"], sizes[level])
+            elif hidden is not None:
+                shape = (query.shape[0], query.shape[1], hidden.shape[1])
+                masked = jnp.broadcast_to(hidden[:, None], shape)
             intermediates["attn_mask"].append(masked)
             cross, attend, feed_forward = self._layer(i)
             query = cross(
@@ -228,6 +244,20 @@ class VCTDecoder(nn.Module):
             for h, w in sizes
         ]
         return sources, positions, sizes
+
+    def _join_text(self, audio, position, text, text_mask):
+        """Audio and text tokens [N, S, D], positions [1, S, D], and bool [N, S], True = padding."""
+        width = audio.shape[-1]
+        tokens = Linear(width, dtype=self.dtype, name="text_prompt")(text)
+        if self.prompt == "gated":
+            gated = GatedFusion(
+                "custom", 1, self.num_heads, {"attn": "cross"}, self.dtype, name="text_gate"
+            )
+            tokens, _ = gated(tokens, audio, text_mask)
+        tokens += Embedding(1, width, name="text_embed")()[None].astype(self.dtype)
+        position = jnp.pad(position, ((0, 0), (0, tokens.shape[1]), (0, 0)))
+        hidden = jnp.pad(~text_mask, ((0, 0), (audio.shape[1], 0)))
+        return jnp.concatenate([audio, tokens.astype(audio.dtype)], axis=1), position, hidden
 
     def _embed(self, audio_features, prototypes):
         """Unit vectors for the prototype loss: audio [N, D], prototypes [K', D]."""

@@ -1,0 +1,139 @@
+"""Rows of expressions: one expression of a clip's record becomes a row of a batch.
+
+A row is that of its clip (data/clip.py) with the masks of the object that the expression means, all
+empty where it means nothing, and the expression's tokens (data/tokens.py).
+
+A record is a clip with its expressions (tfds_builders/refer_clips.py) and `item`, which of them the
+row is about. Controls of an evaluation, and prediction, replace the expression by a field `text`.
+
+The ground truth of an evaluation is the mask resized to the score size bilinearly, every pixel
+above 0: as Ref-AVS does it, masks grow by up to half a source pixel.
+"""
+
+import functools
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from avs_jax.data import transforms
+from avs_jax.data.clip import ClipRows
+from avs_jax.data.decode import decode_rgb, decode_text
+from avs_jax.data.tokens import Tokenizer, WordTokenizer, load_tokenizer, tokenize
+from avs_jax.spec import Field, InputError
+from avs_jax.task import Record, Row
+
+FIELDS = {
+    "text_ids": Field("int32", "B N", "input", "tokens of the expression, 1 after its end", fill=1),
+    "text_mask": Field("bool", "B N", "input", "the token exists"),
+    "object_id": Field(
+        "int32", "B", "target", "equal for expressions that mean the same object", "train"
+    ),
+    "is_null": Field("bool", "B", "target", "the expression means nothing", "evaluate"),
+    "is_seen": Field("bool", "B", "target", "its class occurs in train", "evaluate"),
+    "has_text": Field("bool", "B", "target", "the expression is not empty", "evaluate"),
+    "is_cut": Field("bool", "B", "target", "it has more tokens than fit", "evaluate"),
+    "text": Field("str", "B", "host", "the expression", "evaluate"),
+}
+
+
+class ExpressionRows(ClipRows):
+    """Rows of expressions under one configuration; see the base class."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self._text = config.data.text.copy_and_resolve_references()
+        self.fields: Mapping[str, Field] = {**self.fields, **FIELDS}
+        self.sizes: Mapping[str, int] = {**self.sizes, "N": self._text.max_tokens}
+
+    def prepare(self, record: Record, rng: np.random.Generator | None = None) -> Row:
+        """The row of a record's item; rng draws augmentation, None prepares it for evaluation.
+
+        Raises:
+          InputError: naming the expression, the problem and the configuration key to blame.
+        """
+        clip = clip_record(record)
+        row = super().prepare(clip, rng)
+        text = clip["text"]
+        try:
+            tokens = tokenize(self.tokenizer, text, self._text.max_tokens)
+        except InputError as error:
+            raise InputError(f"expression {clip['clip_id']}: {error}") from error
+        row |= {"text_ids": tokens.ids, "text_mask": tokens.mask}
+        if rng is not None:
+            name = f"{clip['vid']}/{clip['fid']}"
+            return row | {"object_id": np.int32(zlib.crc32(name.encode()) & 0x7FFFFFFF)}
+        row |= {"has_text": np.bool_(tokens.num_pieces > 0), "is_cut": np.bool_(tokens.is_cut)}
+        row["text"] = text
+        return row | _facts(clip)
+
+    def prepare_labels(self, record: Record) -> Row:
+        """Only the ground truth of `prepare` in evaluation; reads no text."""
+        clip = clip_record(record)
+        return super().prepare_labels(clip) | _facts(clip)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the configuration; InputError if it names none."""
+        text = self._text
+        if text.source == "tiny" and text.words:
+            return WordTokenizer(text.words)
+        if text.tokenizer:
+            return load_tokenizer(text.source, text.tokenizer)
+        need = "vocabulary.json" if text.source == "tiny" else "tokenizer.json, or its folder"
+        raise InputError(
+            f"config.data.text.tokenizer is empty, and config.data.text.source = {text.source!r} "
+            f"needs a {need}"
+        )
+
+    def _write_labels(self, row: Row, i: int, labels: np.ndarray, draw: Any) -> None:
+        if "labels" not in row:
+            return super()._write_labels(row, i, labels, draw)
+        side = self.sizes["S"]
+        grown = transforms.resize(labels * np.uint8(255), (side, side), transforms.BILINEAR)
+        row["labels"][i] = grown > 0
+
+
+def clip_record(record: Record) -> dict[str, Any]:
+    """The clip that a row is made from: the record with the masks of what its item means.
+
+    Besides the fields of data/clip.py: vid, fid, text, is_null and is_seen. A record without
+    expressions, as prediction makes it, means an unknown object.
+    """
+    clip = {name: record[name] for name in ("frames", "waveform", "sample_rate")}
+    clip |= {"pre_masks": (), "masks": (), "mask_index": ()}
+    if "expressions" not in record:
+        return clip | {
+            "clip_id": record["clip_id"], "text": record["text"], "vid": "", "fid": 0,
+            "is_null": False, "is_seen": False, "category": "", "category_label": 0,
+        }  # fmt: skip
+    item, num_frames = int(record["item"]), len(record["frames"])
+    uid, fid = decode_text(record["uids"][item]), int(record["expression_fids"][item])
+    is_null = bool(record["is_null"][item])
+    places = np.flatnonzero(np.asarray(record["fids"]) == fid)
+    if is_null or not len(places):
+        if not is_null:
+            raise InputError(f"expression {uid}: the record has no masks of object {fid}")
+        empty = np.zeros(decode_rgb(record["frames"][0]).shape[:2], np.uint8)
+        masks = [empty] * num_frames
+    else:
+        start = int(places[0]) * num_frames
+        masks = list(record["masks"])[start : start + num_frames]
+    given = record.get("text", record["expressions"][item])
+    return clip | {
+        "clip_id": uid,
+        "category": uid.rsplit("_", 2)[1],
+        "category_label": 0,
+        "masks": masks,
+        "mask_index": range(num_frames),
+        "text": decode_text(given),
+        "vid": decode_text(record["vid"]),
+        "fid": fid,
+        "is_null": is_null,
+        "is_seen": bool(record["is_seen"][item]),
+    }
+
+
+def _facts(clip: Mapping[str, Any]) -> Row:
+    return {name: np.bool_(clip[name]) for name in ("is_null", "is_seen")}

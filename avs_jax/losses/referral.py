@@ -1,0 +1,115 @@
+"""What an expression adds to the loss of masks: is it there, and which object does it mean.
+
+  loss_presence  BCE of presence_logits with "the frame's truth is not empty", mean over frames with
+                 ground truth
+  loss_align     multi-positive InfoNCE between objects and expressions, both directions averaged:
+                 v_i = unit(mean of align_map under the truth, over all frames of row i)
+                 t_i = unit(align_text_i)
+                 L = -1 / |P(i)| sum over p in P(i) of log softmax over j (exp(s) v_i . t_j)_p
+
+P(i) are the rows of the same object of the same clip. Another object of the clip stays: a hard
+negative. Rows without any object (null expressions) are no anchors and no objects, but their texts
+are negatives. exp(s) starts at 1 / 0.07 and is at most 100. The rows of all devices count together,
+so a batch cannot be cut into micro-batches.
+
+Source: ours; the references that align text with masked features (SALMA) treat every other row as a
+negative.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avs_jax.losses import criterion
+from avs_jax.losses.boundary import foreground
+from avs_jax.ops.frames import fold_frames, unfold_frames
+from avs_jax.ops.sampling import resize_bilinear
+
+MAX_SCALE = 100.0
+ALIGN_STRIDE = 8  # of align_map
+
+
+def compute_losses(
+    outputs: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
+    key: jax.Array,
+    norms: Mapping[str, jax.Array] | None = None,
+    *,
+    loss_config: Any,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of a batch; see criterion.compute_losses and above.
+
+    Besides the weighted terms come align_anchors and align_positives, counts that are logged.
+    """
+    total, terms = criterion.compute_losses(outputs, batch, key, norms, loss_config=loss_config)
+    supervised = batch["supervised"]
+    masks = unfold_frames(foreground(batch), supervised.shape[1]) & supervised[..., None, None]
+    present = masks.any((2, 3))
+    logits = outputs["presence_logits"].astype(jnp.float32)
+    bce = jax.nn.softplus(logits) - logits * present
+    frames = (norms or {}).get("frames", jnp.maximum(supervised.sum(), 1))
+    presence = jnp.where(supervised, bce, 0).sum() / frames
+    added = {"loss_presence": loss_config.presence_weight * presence}
+    if loss_config.align_weight:
+        visual = unit(mean_under(outputs["align_map"], masks))
+        text = unit(outputs["align_text"].astype(jnp.float32))
+        scale = jnp.minimum(jnp.exp(outputs["align_scale"].astype(jnp.float32)), MAX_SCALE)
+        similarity = scale * jnp.einsum("ie,je->ij", visual, text, precision="highest")
+        align, counts = info_nce(similarity, batch["object_id"], present.any(1))
+        added["loss_align"] = loss_config.align_weight * outputs["align_ramp"] * align
+        terms |= counts
+    return total + sum(added.values()), terms | added
+
+
+def info_nce(
+    similarity: jax.Array, object_id: jax.Array, has_object: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Multi-positive InfoNCE of rows [B] of objects against rows [B] of texts.
+
+    Args:
+      similarity: float32 [B, B], object i and text j, divided by the temperature.
+      object_id: int32 [B], equal for rows that mean the same object.
+      has_object: bool [B]; other rows are texts only.
+
+    Returns:
+      the mean over anchors of both directions, 0 without anchors; and counts: align_anchors, and
+      align_positives per anchor.
+    """
+    positive = (object_id[:, None] == object_id[None]) & has_object[:, None] & has_object[None]
+    lowest = jnp.finfo(jnp.float32).min
+    by_row = jax.nn.log_softmax(similarity, axis=1)
+    by_column = jax.nn.log_softmax(jnp.where(has_object[:, None], similarity, lowest), axis=0)
+    anchors = jnp.maximum(has_object.sum(), 1)
+
+    def mean(log_probability, axis):
+        count = jnp.maximum(positive.sum(axis), 1)
+        return -(jnp.where(positive, log_probability, 0).sum(axis) / count).sum() / anchors
+
+    loss = (mean(by_row, 1) + mean(by_column, 0)) / 2
+    counts = {"align_anchors": has_object.sum(), "align_positives": positive.sum() / anchors}
+    return loss, {name: value.astype(jnp.float32) for name, value in counts.items()}
+
+
+def mean_under(features: jax.Array, masks: jax.Array) -> jax.Array:
+    """The mean of features [B, T, h, w, E] under masks, bool [B, T, H, W]: float32 [B, E].
+
+    Masks are padded as images are, then resized to the cells; 0 where they are empty.
+    """
+    height, width = features.shape[2:4]
+    more = [
+        (0, ALIGN_STRIDE * n - m) for n, m in zip((height, width), masks.shape[2:], strict=True)
+    ]
+    padded = jnp.pad(fold_frames(masks).astype(jnp.float32), ((0, 0), *more))
+    share = resize_bilinear(padded[..., None], (height, width))
+    share = unfold_frames(share, features.shape[1])
+    total = (features.astype(jnp.float32) * share).sum((1, 2, 3))
+    return total / jnp.maximum(share.sum((1, 2, 3)), np.float32(1e-6))
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Rows of unit length; a row of zeros stays, without NaN in its gradient."""
+    square = jnp.square(x).sum(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))

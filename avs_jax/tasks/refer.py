@@ -1,0 +1,137 @@
+"""Task `refer`: the pixels of what an expression means in a clip with sound, or of nothing.
+
+The model is that of task `segment`, with the tokens of the expression as one more input: they enter
+the feature maps (models/fusion/cma.py), the decoder's audio tokens (`model.decoder.prompt`), or
+both, and a head says whether what is meant is in the frame.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from avs_jax.controls.expression_controls import expression_controls
+from avs_jax.data.expressions import ExpressionRows
+from avs_jax.data.records import beside_records
+from avs_jax.data.tokens import VOCABULARY, read_vocabulary
+from avs_jax.losses import criterion, referral
+from avs_jax.models import avs, build_model
+from avs_jax.results import pixel_scores, refavs, segmentation
+from avs_jax.results.predictions import Layout
+from avs_jax.results.table import interleave
+from avs_jax.spec import InputError
+from avs_jax.task import Task
+
+OUTPUTS = ("pred_logits", "pred_masks", "presence_logits")
+
+
+def complete_config(config: ConfigDict) -> ConfigDict:
+    """The configuration with the vocabulary of the records, which so becomes the checkpoint's."""
+    text = config.data.text
+    if text.source != "tiny" or text.words or text.tokenizer:
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.text.words = tuple(read_vocabulary(beside_records(config, VOCABULARY)))
+    return config
+
+
+def make_task(config: ConfigDict) -> Task:
+    """The task under one configuration.
+
+    Raises:
+      InputError: a part that the task cannot do without, or a value that cannot be.
+    """
+    _check(config)
+    model, rows = build_model(config.model, avs.AVS), ExpressionRows(config)
+    schedules, logged, streams = {}, {"align_scale": "head/align_scale"}, (*avs.RNG_STREAMS, "loss")
+    for section, stage in model.stages().items():
+        schedules |= stage.schedules(config.model[section])
+        logged |= stage.logged_params
+        streams += stage.rng_streams
+    evaluate = config.evaluate
+    score = functools.partial(
+        pixel_scores.expression_score,
+        size=(evaluate.score_size,) * 2,
+        threshold=refavs.THRESHOLD,
+        fallback=evaluate.fallback,
+    )
+    return Task(
+        name="refer",
+        rows=rows,
+        model=model,
+        loss=functools.partial(referral.compute_losses, loss_config=config.loss),
+        # the alignment compares the rows of a batch with each other
+        norms=None if config.loss.align_weight else functools.partial(_norms, config=config),
+        rng_streams=streams,
+        schedules=schedules,
+        logged_params=logged,
+        outputs=OUTPUTS,
+        score=score,
+        derive=functools.partial(_derive, score=score),
+        meter=refavs.ExpressionMeter,
+        protocols=refavs.protocols,
+        measure="J&f_beta",
+        join=functools.partial(interleave, by="clip_id"),
+        sizes=segmentation.sizes,
+        controls=expression_controls,
+        draw=_draw,
+        check_inputs=_check_mixer,
+        array_inputs=_complete_arrays,
+        read_predictions=functools.partial(
+            refavs.read_predictions, rows=rows, layout=_layout(config)
+        ),
+        write_predictions=functools.partial(
+            segmentation.write_predictions, layout=lambda: _layout(config)
+        ),
+    )
+
+
+def _check(config: ConfigDict) -> None:
+    needs = {
+        "model.text.name": (config.model.text.name, config.data.text.source),
+        "model.head.name": (config.model.head.name, "referral"),
+        "data.num_classes": (config.data.num_classes, 2),
+    }
+    for key, (value, wanted) in needs.items():
+        if value != wanted:
+            raise InputError(f"config.{key} = {value!r}: task 'refer' expects {wanted!r}")
+    if config.evaluate.fallback not in pixel_scores.FALLBACKS:
+        raise InputError(
+            f"config.evaluate.fallback = {config.evaluate.fallback!r}: choose one of "
+            f"{pixel_scores.FALLBACKS}"
+        )
+    if config.model.fusion.name != "cma" and config.model.decoder.prompt == "none":
+        raise InputError(
+            "config.model.decoder.prompt = 'none' without the fusion 'cma': the masks would not "
+            "depend on the expression"
+        )
+
+
+def _norms(batch: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
+    return criterion.norms(batch, config.model.num_queries, config.loss.no_object_weight)
+
+
+def _derive(outputs, inputs, *, score):
+    return {**outputs, **score(outputs, inputs)}
+
+
+def _draw(scores, batch, row, title, records):
+    """The figure of one expression, with its words in the place of the category."""
+    del records  # that are looked up for stored flow
+    return segmentation.draw_clip(scores, {**batch, "category": batch["text"]}, row, title, ())
+
+
+def _check_mixer(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    avs.check_image_size(params, tuple(inputs["images"].shape[2:4]))
+
+
+def _complete_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    inputs = dict(arrays)
+    inputs.setdefault("valid", np.ones(inputs["images"].shape[:2], bool))
+    return inputs, []
+
+
+def _layout(config: ConfigDict) -> Layout:
+    return Layout(refavs.PREDICTIONS, 2, config.evaluate.score_size)

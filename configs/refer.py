@@ -1,0 +1,94 @@
+"""The keys of task `refer`, with their meaning: those of `segment`, and what an expression adds.
+
+Recipes start from `refer_config()` and change what differs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import parts
+from configs.base import check_variant
+from configs.segment import segment_config, shrink_for_demo, shrink_to_tiny
+
+
+def refer_config() -> ConfigDict:
+    """Ref-AVS, Swin-B at 384 px, frozen distilroberta-base, text in the decoder's prompts."""
+    config = segment_config()
+    config.name = "refer_vct"
+    config.task = "refer"
+    del config.host  # the model is VCT's
+
+    data = config.data
+    data.dataset = "refavs"
+    data.num_frames = 10
+    data.num_supervised = 5  # frames of a clip per step, drawn every epoch
+    data.supervised_choice = "random"
+    data.prototype_target = "none"
+    data.num_prototypes = 0
+    data.pre_masks = False
+    data.text = ConfigDict()
+    data.text.source = "roberta"  # of tokens: "roberta" | "tiny"; model.text.name must be the same
+    # tokenizer.json or the folder of vocab.json and merges.txt; for "tiny" a vocabulary.json
+    data.text.tokenizer = ""
+    # of "tiny": training takes them from beside the records, and stores them in its checkpoints
+    data.text.words = ()
+    data.text.max_tokens = 25  # with <s> and </s>; the end of a longer expression is cut
+
+    model = config.model
+    model.text = parts.distilroberta()
+    model.head = ConfigDict({"name": "referral"})
+    model.head.hidden_dim = 256  # of the presence MLP
+    model.head.embed_dim = 128  # of the alignment
+    model.head.align_warmup = 0.2  # fraction of the training over which its weight rises
+    # how tokens join the audio tokens of the decoder: "none" | "concat" | "gated"
+    model.decoder.prompt = "concat"
+
+    config.loss.presence_weight = 0.5
+    config.loss.align_weight = 0.1  # 0: no alignment, and train.accumulate may be above 1
+
+    config.init.text = ""  # folder of --source=roberta
+    config.optim.frozen = (r"audio_backbone/.*", r"text/.*")
+    config.train.final_splits = ("val", "test_s", "test_u", "test_n")
+    # from a checkpoint of task segment: what it lacks, and what this model lacks
+    config.train.init_fresh = (r"(text|cma|head)/.*", r"predictor/text_.*")
+    config.train.init_dropped = (
+        r"logit_scale",
+        r"(pre_sam_backbone|scale_factor_module_\d)/.*",
+        r"predictor/(audio_proj|proto_proj|visual_query_block/(prototype|pre_attn))/.*",
+    )
+
+    evaluate = config.evaluate
+    for key in ("swapped_audio", "manifest", "motion"):
+        del evaluate[key]
+    evaluate.split = "test_s"
+    evaluate.score_size = 256
+    # what replaces an empty mask where the head says that something is meant:
+    # "none" | "zeros" | "prev_frame" | "top_query"
+    evaluate.fallback = "none"
+    return config
+
+
+def shrink(config: ConfigDict, variant: str) -> ConfigDict:
+    """The recipe, or its variant `:demo` or `:tiny`, with the text encoder trained in place."""
+    check_variant(variant, "demo", "tiny")
+    if not variant:
+        return config
+    config.data.text.source = "tiny"
+    config.data.text.max_tokens = 16
+    config.model.text = parts.tiny_text()
+    config.model.text.vocab_size = 256
+    config.model.head.embed_dim = 64
+    shrink_for_demo(config)
+    config.data.num_supervised = 2
+    config.evaluate.score_size = 96
+    if config.model.fusion.name == "cma":
+        config.model.fusion.num_heads = 4
+    config.train.steps = 6000
+    if variant == "tiny":
+        shrink_to_tiny(config)
+        config.model.text.update(hidden_dim=16, num_layers=1, num_heads=2, ffn_dim=16)
+        config.model.head.update(hidden_dim=16, embed_dim=8)
+        config.model.decoder.num_layers = 2
+        config.data.num_supervised = 1
+        if config.model.fusion.name == "cma":
+            config.model.fusion.num_heads = 2
+    return config

@@ -1,0 +1,25 @@
+"""refer_vct with cross-modal attention: words enter the feature maps, before the queries are made.
+
+Command: python -m avs_jax.main --config=configs/refer_cma.py --workdir=DIR
+  --config.data.text.tokenizer=FOLDER --config.init.text=DIR --config.train.init_from=DIR
+Published: see refer_vct.py; no published model puts CMA into VCT. SALMA's ablation on Ref-DAVIS17,
+single runs without seeds: J&F 68.5 without CMA, 69.2 with it, 70.8 with the mask gate.
+gamma starts at 0, so the masks of the checkpoint it starts from are those of the first step.
+`:demo` is a small version for generated clips (make_clips.py --setting=refer).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import parts, refer_vct
+from configs.refer import shrink
+
+
+def recipe() -> ConfigDict:
+    config = refer_vct.recipe()
+    config.name = "refer_cma"
+    config.model.fusion = parts.cma()
+    return config
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    return shrink(recipe(), variant)

@@ -1,0 +1,85 @@
+"""Rows of expressions: the reference loader's truth, tokens, and texts nobody expects."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from avs_jax.data.expressions import ExpressionRows
+from avs_jax.spec import InputError
+from configs import refer_cma
+from tfds_builders.refer_clips import list_clips
+
+WORDS = ("the", "dog", "man", ",", "object")
+
+
+@pytest.fixture(scope="module")
+def clips():
+    from tests.conftest import GOLDEN
+
+    found, _, problems = list_clips(GOLDEN / "refer" / "refavs")
+    assert not problems
+    records = {split: [clip.read()[0] for clip in clips] for split, clips in found.items()}
+    return {
+        split: [r | {"item": i} for r in rows for i in range(len(r["uids"]))]
+        for split, rows in records.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = refer_cma.get_config("tiny")
+    config.data.text.words = WORDS
+    config.data.text.max_tokens = 6
+    config.evaluate.score_size = 256
+    return config
+
+
+def test_truth_and_text_are_the_reference_s(clips, config, golden_dir):
+    rows = pickle.loads(pickle.dumps(ExpressionRows(config)))
+    with np.load(golden_dir / "refer" / "golden_refavs_loader.npz") as file:
+        golden = dict(file)
+    expected = json.loads(golden["meta/json"].tobytes())["refavs"]
+    for split, records in clips.items():
+        assert len(records) == len(expected[split])
+        for i, record in enumerate(records):
+            row = rows.prepare(record)
+            bits = np.unpackbits(golden[f"refavs/{split}/{i}/masks_packbits"])
+            np.testing.assert_array_equal(row["labels"], bits.reshape(10, 256, 256))
+            assert row["text"] == expected[split][i]["text"]
+            assert row["is_null"] == (split == "test_n") and row["valid"].all()
+            labels = rows.prepare_labels(record)
+            np.testing.assert_array_equal(labels["labels"], row["labels"])
+
+
+def test_tokens_and_what_is_cut(clips, config):
+    rows = ExpressionRows(config)
+    first, second = (rows.prepare(record) for record in clips["train"])
+    assert first["text_ids"].tolist() == [0, 4, 5, 3, 3, 2] and first["is_cut"]
+    assert first["text_mask"].all() and first["has_text"]
+    train = [rows.prepare(r, np.random.default_rng(0)) for r in clips["train"] + clips["val"]]
+    ids = [row["object_id"] for row in train]
+    assert ids[0] == ids[2] != ids[1]  # of the dog, of the man
+    assert set(train[0]) == {n for n, f in rows.fields.items() if f.phase in ("both", "train")}
+    assert set(first) == {n for n, f in rows.fields.items() if f.phase in ("both", "evaluate")}
+    record = clips["train"][0]
+    empty = rows.prepare(record | {"text": ""})
+    assert not empty["has_text"] and empty["text_ids"].tolist() == [0, 2, 1, 1, 1, 1]
+    long = rows.prepare(record | {"text": "dog " * 10_000})
+    assert long["is_cut"] and long["text_ids"].tolist() == [0, 5, 5, 5, 5, 2]
+    assert rows.prepare(record | {"text": "\x00dog\U0001f600"})["text_ids"].tolist()[:4] == [
+        0,
+        5,
+        3,
+        2,
+    ]
+    with pytest.raises(InputError, match="aaa111_0_10000_dog_1.*1,000,000 characters"):
+        rows.prepare(record | {"text": "d" * 1_000_000})
+
+
+def test_a_tokenizer_must_be_named(clips, config):
+    config = config.copy_and_resolve_references()
+    config.data.text.words = ()
+    with pytest.raises(InputError, match="data.text.tokenizer is empty.*needs a vocabulary.json"):
+        ExpressionRows(config).prepare(clips["val"][0])

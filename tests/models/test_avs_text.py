@@ -1,0 +1,132 @@
+"""The model with an expression: a loaded model's masks, prompts, and what must not enter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avs_jax.models import build_model
+from avs_jax.runtime.optim import flatten, unflatten
+from avs_jax.spec import InputError
+from configs import parts, refer_cma
+from tests.small import tiny_config
+
+
+def with_text(**decoder):
+    """config.model of the tiny recipe, that of `tiny_config` with text."""
+    config = tiny_config("none").model
+    other = refer_cma.get_config("tiny").model
+    config.text, config.head, config.fusion = other.text, other.head, parts.cma()
+    config.fusion.num_heads = 2
+    config.decoder.update(decoder)
+    return config
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "images": rng.integers(0, 256, (1, 2, 32, 32, 3), dtype=np.uint8),
+        "log_mel": rng.standard_normal((1, 2, 96, 64)).astype(np.float32),
+        "text_ids": np.array([[0, 7, 9, 4, 2, 1]], np.int32),
+        "text_mask": np.array([[1, 1, 1, 1, 1, 0]], bool),
+    }
+
+
+def draw(model, seed=3):
+    """Random variables without compiling an initialization."""
+    tree = jax.eval_shape(model.init, jax.random.key(0), batch())["params"]
+    rng = np.random.default_rng(seed)
+    drawn = {}
+    for path, x in flatten(tree).items():
+        center = 1.0 if path.endswith("scale") and x.ndim else 0.0
+        drawn[path] = (center + 0.2 * rng.standard_normal(x.shape)).astype(np.float32)
+    return drawn
+
+
+def masks(model, params, inputs):
+    @jax.jit
+    def apply(params, inputs):
+        outputs = model.apply({"params": params}, inputs)
+        return outputs["pred_masks"], outputs["pred_logits"], outputs.get("presence_logits")
+
+    return apply(unflatten(params), inputs)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(with_text(prompt="none"))
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return draw(model)
+
+
+def test_gamma_zero_keeps_a_loaded_model_s_masks_bit_for_bit(model, params):
+    inputs = batch()
+    plain = build_model(tiny_config("none").model)
+    loaded = {p: x for p, x in params.items() if not p.startswith(("text/", "cma/", "head/"))}
+    want = masks(plain, loaded, {k: inputs[k] for k in ("images", "log_mel")})
+    closed = params | {p: np.float32(0) for p in params if p.startswith("cma/gamma_")}
+    found = masks(model, closed, inputs)
+    for x, y in zip(found[:2], want[:2], strict=True):
+        np.testing.assert_array_equal(x, y)
+    opened = params | {p: np.float32(1) for p in params if p.startswith("cma/gamma_")}
+    assert np.abs(masks(model, opened, inputs)[0] - want[0]).max() > 1e-2
+
+
+def test_words_move_masks_and_presence_and_padding_does_not(model, params):
+    base, inputs = masks(model, params, batch()), batch()
+    inputs["text_ids"] = np.array([[0, 7, 9, 4, 2, 5]], np.int32)  # under the mask
+    for x, y in zip(masks(model, params, inputs), base, strict=True):
+        np.testing.assert_array_equal(x, y)
+    inputs["text_ids"][0, 1] = 11
+    for x, y in zip(masks(model, params, inputs)[::2], base[::2], strict=True):
+        assert np.abs(x - y).max() > 1e-3
+
+
+@pytest.mark.parametrize("prompt", ["concat", pytest.param("gated", marks=pytest.mark.slow)])
+def test_prompts_reach_the_decoder(prompt):
+    config = with_text(prompt=prompt)
+    config.fusion = parts.absent()
+    model = build_model(config)
+    params, inputs = draw(model), batch()
+    names = {p.split("/")[1] for p in params if p.startswith("predictor/text_")}
+    assert names == {"text_prompt", "text_embed"} | ({"text_gate"} if prompt == "gated" else set())
+    base = masks(model, params, inputs)[0]
+    inputs["text_ids"] = np.array([[0, 7, 9, 4, 2, 5]], np.int32)
+    np.testing.assert_allclose(masks(model, params, inputs)[0], base, atol=1e-5)
+    inputs["text_ids"][0, 1] = 11
+    assert np.abs(masks(model, params, inputs)[0] - base).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_the_mask_prior_has_not_seen_the_text():
+    config = with_text(prompt="none", num_layers=2)  # the second one reads res5
+    config.fusion.update(mask_gate="prior", levels=("res5",))
+    model = build_model(config)
+    params = draw(model)
+
+    def loss(params, inputs):
+        outputs = model.apply({"params": unflatten(params)}, inputs)
+        return jnp.square(outputs["pred_masks"]).sum()
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(params, batch())
+    assert np.isfinite(value)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    inputs = batch()
+    inputs["text_ids"][0, 1] = 11
+    assert not np.allclose(jax.jit(loss)(params, inputs), value)
+
+
+def test_text_without_an_encoder_is_named():
+    config = with_text(prompt="none")
+    config.text = parts.absent()
+    with pytest.raises(InputError, match="fusion.name = 'cma' reads text"):
+        jax.eval_shape(build_model(config).init, jax.random.key(0), batch())
+    config = with_text(prompt="every")
+    with pytest.raises(InputError, match="decoder.prompt = 'every'"):
+        build_model(config)
+    with pytest.raises(ValueError, match="no text_ids, text_mask"):
+        inputs = {k: v for k, v in batch().items() if not k.startswith("text")}
+        jax.eval_shape(build_model(with_text(prompt="none")).init, jax.random.key(0), inputs)

@@ -1,0 +1,89 @@
+"""Ref-AVS's numbers from counts: the reference's, whatever the batches of the evaluation."""
+
+import json
+
+import numpy as np
+import pytest
+
+from avs_jax.results import refavs
+from avs_jax.results.counts import FrameCounts
+
+
+@pytest.fixture(scope="module")
+def golden():
+    from tests.conftest import GOLDEN
+
+    with np.load(GOLDEN / "refer" / "golden_refavs.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def clips(golden):
+    """Probabilities and truth of ten clips of ten frames."""
+    logits = golden["refavs/logits_int8_times_16"].astype(np.float32) / 16
+    prob = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+    truth = np.unpackbits(golden["refavs/gt_packbits"])[: prob.size].reshape(prob.shape)
+    shape = (-1, 10, *prob.shape[1:])
+    return prob.reshape(shape), truth.reshape(shape).astype(np.uint8)
+
+
+def count(prob, truth, batch_size=3, **flags) -> FrameCounts:
+    meter, total = refavs.ExpressionMeter({}), len(prob)
+    for start in range(0, total, batch_size):
+        rows = slice(start, start + batch_size)
+        shape = prob[rows].shape[:2]
+        batch = {
+            "labels": truth[rows],
+            "valid": np.ones(shape, bool),
+            "supervised": np.ones(shape, bool),
+            "frame_index": np.broadcast_to(np.arange(shape[1]), shape),
+            "clip_id": [f"e{i}" for i in range(start, start + shape[0])],
+            "category": ["dog"] * shape[0],
+        }
+        batch |= {name: np.asarray(value)[rows] for name, value in flags.items()}
+        meter.add({"pred": prob[rows]}, batch)
+    return meter.table()
+
+
+def test_the_reference_s_numbers(golden, clips):
+    want = json.loads(golden["meta/json"].tobytes())
+    counts = count(*clips)
+    np.testing.assert_allclose(
+        refavs.frame_j(counts), golden["refavs/per_frame/J"], atol=1e-6, rtol=0
+    )
+    found = refavs.refavs(counts)
+    batches = want["refavs_batches_of_4"]
+    assert found["J"] == pytest.approx(batches["J_epoch"], abs=1e-6)
+    assert found["f_beta(batch=4)"] == pytest.approx(batches["F_epoch"], abs=1e-6)
+    assert found["f_beta(stream)"] == pytest.approx(want["refavs_all_at_once"]["F_beta"], abs=1e-6)
+    every = np.ones(len(clips[0]), bool)
+    null = refavs.null(count(*clips, is_null=every))
+    assert null["S(batch=4)"] == pytest.approx(batches["null_S_epoch"], abs=1e-6)
+    assert found["J&f_beta"] == (found["J"] + found["f_beta(batch=4)"]) / 2
+    assert refavs.refavs(count(*clips, batch_size=10)) == found
+
+
+def test_parts_of_a_split(clips):
+    prob, truth = (x[:4] for x in clips)
+    is_null, is_seen = np.array([0, 0, 1, 0], bool), np.array([1, 0, 0, 0], bool)
+    has_text, is_cut = np.array([1, 1, 1, 0], bool), np.array([0, 1, 0, 0], bool)
+    table = count(prob, truth, is_null=is_null, is_seen=is_seen, has_text=has_text, is_cut=is_cut)
+    found = refavs.protocols(table)
+    assert found["text"] == {"fallback_rate": 0, "no_text_rate": 0.25, "cut_rate": 0.25}
+    rest = [1, 3]
+    assert found["unseen(paper)"] == refavs.refavs(count(prob[rest], truth[rest]))
+    assert found["unseen(csv)"] == found["referring"] != found["unseen(paper)"]
+    pixels = prob[2] > 0.5
+    assert found["null"]["S"] == pytest.approx(np.sqrt(pixels.mean()))
+    seen = refavs.protocols(count(prob, truth, is_seen=np.ones(4, bool)))
+    assert sorted(seen) == ["refavs", "text"]
+
+
+def test_a_false_quarter_on_an_empty_frame():
+    prob, truth = np.zeros((1, 10, 8, 8), np.float32), np.zeros((1, 10, 8, 8), np.uint8)
+    prob[:, :, :4, :4] = 1
+    counts = count(prob, truth, is_null=np.ones(1, bool))
+    assert refavs.refavs(counts)["J"] == 0.75 and refavs.null(counts)["S"] == 0.5
+    assert refavs.refavs(counts)["f_beta(clip)"] is None
+    prob[:] = np.float32(0.4)  # the threshold is strict
+    assert refavs.refavs(count(prob, truth))["J"] == 1
