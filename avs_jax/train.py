@@ -165,15 +165,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
             train_step, used = compile_ahead(train_step, setup.state, setup.batch_shapes())
             log.say(str(used))
             log.scalars(start_step, used.as_scalars())
-            batches = TrainBatches(
-                records["train"],
-                task.rows,
-                batch_size,
-                config.seed,
-                *share,
-                start_step,
-                task.alter(records["train"]),
-            )
+            data, order = records["train"], (batch_size, config.seed, *share, start_step)
+            batches = TrainBatches(data, task.rows, *order, alter=task.alter(data))
             workers, prefetch = config.data.num_workers, config.data.prefetch
             train_loader = stack.enter_context(Loader(batches, workers, prefetch))
             stop_requested = stack.enter_context(sigterm_as_request())
