@@ -74,9 +74,9 @@ def test_runs_that_cannot_be_compared_are_refused(
     stubs,
     tmp_path,
     capsys,
-    variables,
+    variables,  # noqa: F811
     change,
-    message,  # noqa: F811
+    message,
 ):
     config = cases.a_config()
     change(config)
