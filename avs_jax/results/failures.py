@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.results.boundary import contour, dilate
 from avs_jax.results.right_source import count_sources
 from avs_jax.results.table import Table
@@ -98,7 +98,8 @@ def count_frame(
 
 
 def _spread(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return resize(np.asarray(weight, np.float32), shape, BILINEAR).astype(np.float64)
+    image = Image.fromarray(np.asarray(weight, np.float32))
+    return np.asarray(image.resize(shape[::-1], Image.Resampling.BILINEAR), np.float64)
 
 
 def tags(table: FailureCounts) -> dict[str, list[str]]:
