@@ -29,6 +29,7 @@ from avs_jax.models.layers import MLP
 from avs_jax.models.parts import (
     MAP_AUDIO_BACKBONES,
     MAP_BACKBONES,
+    TOKEN_ENCODERS,
     find_part,
     make_part,
 )
@@ -113,6 +114,7 @@ class AVS(nn.Module):
         one_of("remat", REMAT_POLICIES),
         one_of("dtype", DTYPES),
         one_of("backbone.name", list(MAP_BACKBONES)),
+        one_of("text.name", ["none", *TOKEN_ENCODERS]),
         one_of("audio_backbone.name", list(MAP_AUDIO_BACKBONES)),
     )
 

@@ -1,0 +1,200 @@
+"""Referring-video sets: the original scripts' numbers on small trees, and files that do not fit."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avs_jax.data import rvos_folders
+from avs_jax.data.rvos_folders import VideoSet, decode_rle, encode_rle
+from avs_jax.results import rvos
+from avs_jax.spec import InputError
+from scripts import evaluate_rvos
+
+SETS = {"davis17": "davis17", "mevis": "mevis", "revos": "revos"}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    from tests.conftest import GOLDEN
+
+    return json.loads((GOLDEN / "refer" / "golden_rvos.json").read_text())
+
+
+def predictions(root, name):
+    return root / ("valid_u" if name == "mevis" else "") / "predictions.json"
+
+
+def score(root, name, output, *more):
+    flags = [f"--set={name}", f"--root={root}", f"--output={output}"]
+    given = [] if any(m.startswith("--predictions") for m in more) else [predictions(root, name)]
+    flags += [f"--predictions={path}" for path in given]
+    assert evaluate_rvos.main([*flags, *more]) == 0
+    report = json.loads((output / "report.json").read_text())
+    return report["protocols"], output / "counts.npz"
+
+
+@pytest.mark.parametrize("name", ["davis17", "mevis"])
+def test_the_scripts_numbers(name, golden, golden_dir, tmp_path):
+    root = golden_dir / "refer" / "rvos" / name
+    found, path = score(root, name, tmp_path / "out")
+    want = golden["script_davis" if name == "davis17" else "script_mevis"]
+    assert found["per_expression"] == {k: pytest.approx(want[k], abs=0.011) for k in want}
+    table, exact = rvos.ExpressionTable.load(path), golden[f"unrounded_{name}"]
+    for rows in rvos._expressions(table):
+        key = f"{table['video'][rows.start]}_{table['expression'][rows.start]}"
+        for measure in ("J", "F"):
+            frames = exact[key][f"frames_{measure}"]
+            np.testing.assert_allclose(table[measure][rows], frames, atol=1e-12)
+    assert found["coverage"] == {"expressions": len(exact), "without_prediction": 0}
+
+
+def test_revos_both_ways(golden, golden_dir, tmp_path):
+    root = golden_dir / "refer" / "rvos" / "revos"
+    found, path = score(root, "revos", tmp_path / "out")
+    want = golden["script_revos"]
+    names = {"referring": "referring", "reason": "reasoning", "overall": "overall"}
+    for theirs, ours in names.items():
+        for measure, value in want[theirs].items():
+            name = "J&F" if measure == "JF" else measure
+            assert found["revos_legacy"][f"{name} ({ours})"] == pytest.approx(value, abs=1e-6)
+    # What is clipped never counts a pixel of two objects as wrong.
+    assert found["revos"]["A (overall)"] >= found["revos_legacy"]["A (overall)"]
+    assert found["revos"]["R (overall)"] > found["revos_legacy"]["R (overall)"]
+    assert found["revos"]["J (overall)"] == found["revos_legacy"]["J (overall)"]
+
+
+def test_a_and_r_of_frames(golden_dir):
+    with np.load(golden_dir / "refer" / "golden_revos.npz") as file:
+        golden = dict(file)
+    shape = golden["revos/gt"].shape
+    pred, foreground = (
+        np.unpackbits(golden[f"revos/{name}_packbits"])[: np.prod(shape)].reshape(shape) > 0
+        for name in ("pred", "foreground")
+    )
+    for t, total in enumerate(golden["revos/gt"]):
+        objects = np.stack([total >= 1, total >= 2])
+        found = rvos.score_frame(pred[t], objects, foreground[t])
+        for name, key in (
+            ("A_legacy", "A"), ("R_legacy", "R"), ("A", "A_gt_binarised"), ("R", "R_gt_binarised"),
+            ("J", "J"), ("F", "F"),
+        ):  # fmt: skip
+            assert found[name] == pytest.approx(golden[f"revos/{key}"][t], abs=1e-12), (t, name)
+
+
+def test_annotations_are_counted_in_string_order(golden, golden_dir):
+    videos = VideoSet("davis17", golden_dir / "refer" / "rvos" / "davis17")
+    found = {f"{e.video}_{e.id}": [int(a) for a in e.annotations] for e in videos.expressions}
+    assert found == golden["davis17_anno_id_by_expression"]
+
+
+def test_hand_made_masks(golden):
+    truth = np.zeros((64, 96), bool)
+    truth[16:48, 24:72] = True
+    moved = np.roll(truth, (2, 3), (0, 1))
+    cases = {"same": truth, "shift_row_1": np.roll(truth, 1, 0), "shift_rows_2_cols_3": moved}
+    cases["all_ones"] = np.ones_like(truth)
+    for name, pred in cases.items():
+        found = [rvos.jaccard(pred, truth), rvos.f_boundary(pred, truth)]
+        assert found == pytest.approx(golden["hand_made_64x96_[J,F_boundary]"][name], abs=1e-12)
+    empty = np.zeros_like(truth)
+    assert (rvos.jaccard(empty, empty), rvos.f_boundary(empty, empty)) == (1, 1)
+    assert (rvos.jaccard(truth, empty), rvos.f_boundary(truth, empty)) == (0, 0)
+
+
+def test_objects_compete_and_are_matched(golden_dir, tmp_path):
+    rng = np.random.default_rng(0)
+    truth = np.zeros((3, 2, 24, 24), bool)
+    for i in range(3):
+        truth[i, :, 8 * i : 8 * i + 6, 4:20] = True
+    shuffled = truth[[2, 0, 1]]
+    assert rvos.merged([{"truth": truth, "predictions": np.stack([truth, shuffled])}]) == {
+        "J": 100, "F": 100, "J&F": 100,
+    }  # fmt: skip
+    both = truth.copy()
+    both[1] |= truth[0]  # a pixel of two proposals goes to the first
+    np.testing.assert_array_equal(rvos.compete(both), truth)
+    half = truth & (rng.uniform(size=truth.shape) < 0.5)
+    found = rvos.merged([{"truth": truth, "predictions": np.stack([truth, half])}])
+    assert 60 < found["J"] < 100
+    root = golden_dir / "refer" / "rvos" / "davis17"
+    numbers, _ = score(root, "davis17", tmp_path / "out", "--protocol=merged")
+    assert list(numbers) == ["merged"] and 0 < numbers["merged"]["J&F"] < 100
+
+
+def test_png_folders_score_the_same_whatever_the_value_of_the_object(golden_dir, tmp_path):
+    root = golden_dir / "refer" / "rvos" / "revos"
+    want, _ = score(root, "revos", tmp_path / "json")
+    videos = VideoSet("revos", root)
+    for video, expressions in rvos_folders.read_predictions(predictions(root, "revos")).items():
+        for expression, coded in expressions.items():
+            folder = tmp_path / "png" / video / expression
+            folder.mkdir(parents=True)
+            for name, rle in zip(videos.frames[video], coded, strict=True):
+                Image.fromarray(decode_rle(rle).astype(np.uint8) * 255).save(folder / f"{name}.png")
+    found, _ = score(root, "revos", tmp_path / "out", f"--predictions={tmp_path / 'png'}")
+    assert found == want
+    shutil.rmtree(tmp_path / "png" / "JPEGImages" / "SETA" / "clip_one" / "0")
+    found, _ = score(root, "revos", tmp_path / "out2", f"--predictions={tmp_path / 'png'}")
+    assert found["coverage"]["without_prediction"] == 1
+    assert found["revos"]["J (referring)"] < want["revos"]["J (referring)"]
+
+
+def test_rle_there_and_back_and_damaged():
+    rng = np.random.default_rng(1)
+    for shape in ((1, 1), (7, 5), (48, 64)):
+        for share in (0, 0.3, 0.5, 1):
+            mask = rng.uniform(size=shape) < share
+            np.testing.assert_array_equal(decode_rle(encode_rle(mask)), mask)
+            flat = mask.T.ravel()
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], flat.astype(int)])))
+            runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+            np.testing.assert_array_equal(decode_rle({"size": shape, "counts": runs}), mask)
+    for counts, match in (
+        ([3, 4], "runs of 7 pixels"), ([-1, 7], "expected runs"), (None, "expected runs"),
+        ("\x00", "no character"), ("o", "in the middle"), ("~" * 30, "no character"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=match):
+            decode_rle({"size": [2, 3], "counts": counts})
+    for size in ([10**6, 10**6], [0, 3], "ab", None):
+        with pytest.raises(InputError, match="RLE"):
+            decode_rle({"size": size, "counts": [6]})
+
+
+def edit(root, file, change):
+    path = root / file
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_trees_that_do_not_fit_say_why(golden_dir, tmp_path, capsys):
+    def fails(change, file, match):
+        root = shutil.copytree(golden_dir / "refer" / "rvos" / "mevis", tmp_path / "mevis")
+        edit(root / "valid_u", file, change)
+        flags = [f"--root={root}", f"--predictions={predictions(root, 'mevis')}"]
+        flags += ["--set=mevis", f"--output={tmp_path / 'out'}"]
+        assert evaluate_rvos.main(flags) == 1
+        assert match in capsys.readouterr().err
+        shutil.rmtree(root)
+
+    meta = "meta_expressions.json"
+    fails(lambda x: x["videos"].update({"../up": {}}), meta, "leaves the folder")
+    fails(lambda x: x["videos"]["0a1b2c"].pop("frames"), meta, "'0a1b2c' is damaged")
+    fails(lambda x: x.pop("videos"), meta, "has no videos")
+    fails(lambda x: x.pop("1"), "mask_dict.json", "no masks of the annotations ['1']")
+    fails(lambda x: x["0"].pop(), "mask_dict.json", "5 masks for 6 frames")
+    fails(lambda x: x["0"][1].update(size=[24, 64]), "mask_dict.json", "a mask of (24, 64)")
+    first = ("0a1b2c", "0", "prediction_masks")
+    fails(
+        lambda x: x[first[0]][first[1]][first[2]][0].update(size=[24, 64]),
+        "predictions.json",
+        "a mask of (24, 64), expected (48, 64)",
+    )
+    fails(lambda x: x.update(other={"0": {first[2]: []}}), "predictions.json", "no expression of")
+    args = SimpleNamespace(set="mevis", root=tmp_path / "none", split="", predictions=tmp_path)
+    with pytest.raises(InputError, match="mask_dict.json: missing"):
+        evaluate_rvos.evaluate(args)
