@@ -1,7 +1,8 @@
 """Prediction on your own videos, or on arrays.
 
   python -m avs_jax.predict --checkpoint=DIR [--config=configs/s4_ama.py]
-      --video=clip.mp4 --output=DIR     or     --arrays=in.npz --output=out.npz
+      --video=clip.mp4 [--text="the violin"] --output=DIR
+  or  --arrays=in.npz --output=out.npz
 
 Task, model and preprocessing come from the checkpoint; --config.any.key=value overrides them. The
 --output folder of a video is replaced as a whole.
@@ -22,7 +23,7 @@ from absl import flags
 
 from avs_jax.array_files import MAX_BYTES, read_npz
 from avs_jax.files import atomic_file
-from avs_jax.inference import clip_video
+from avs_jax.inference import clip_video, moment_video
 from avs_jax.inference.predictor import Predictor
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import (
@@ -41,7 +42,9 @@ from avs_jax.tasks import make_task
 ANSWER_FLAGS = {  # of --video, by the tasks that read them
     "pre_masks": "folder with a color mask PNG per second of the video",
     "flow_weights": "of RAFT, where config.data.motion.model names one",
+    "text": "what to look for; may be given several times",
 }
+REPEATED = ("text",)
 
 
 def predict_arrays(
@@ -63,7 +66,8 @@ def predict_arrays(
 
 def main(argv: Sequence[str]) -> int:
     """Predicts; returns the exit status."""
-    description = __doc__.replace("{answers}", clip_video.__doc__.partition("\n\n")[2])
+    answers = "\n".join(module.__doc__ for module in (clip_video, moment_video))
+    description = __doc__.replace("{answers}", answers)
     argv = [f"{arg}=" if arg in ("--arrays", "-arrays") else arg for arg in argv]
     return exit_status(lambda: run(parse(argv, _define_flags, description, needs_config=False)))
 
@@ -141,7 +145,10 @@ def _define_flags(values: flags.FlagValues) -> None:
     text = "memory that --arrays may take, such as 64GiB"
     flags.DEFINE_string("max_size", f"{MAX_BYTES >> 30}GiB", text, flag_values=values)
     for name, text in ANSWER_FLAGS.items():
-        define(name, text)
+        if name in REPEATED:
+            flags.DEFINE_multi_string(name, None, text, flag_values=values)
+        else:
+            define(name, text)
         if "_" in name:
             flags.DEFINE_alias(name.replace("_", "-"), name, flag_values=values)
 

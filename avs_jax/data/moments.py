@@ -4,6 +4,7 @@ A record is one query on one video, raw, as the TFDS builders store it. Features
 bytes, and empty where there are none; so are annotations:
 
   qid, vid, query, duration     text; the last in seconds
+  domain                        text: a group of queries that is scored by itself, too
   video, clip_seconds           list of arrays [n_i, d_i]; seconds that each row stands for
   text, audio                   [words, d], [n, d]
   energy                        [n], log-RMS of each clip's sound
@@ -68,6 +69,7 @@ FIELDS = {
     "qid": Field("str", "B", "host", "name of the query; empty: no query", "evaluate"),
     "vid": Field("str", "B", "host", "name of the video", "evaluate"),
     "query": Field("str", "B", "host", "text of the query", "evaluate"),
+    "domain": Field("str", "B", "host", "the query's group; empty: none", "evaluate"),
     "duration": Field("str", "B", "host", "of the video in seconds, a float", "evaluate"),
     "windows": Field("str", "B", "host", "all windows, float64 [n, 2] in seconds", "evaluate"),
     "ratings": Field("str", "B", "host", "every score, float32 [clips, annotators]", "evaluate"),
@@ -148,6 +150,7 @@ class MomentRows:
         `ratings` is 0 for clips that are not listed; it is empty where nobody scored the video.
         """
         row: Row = {name: decode_text(record[name]) for name in ("qid", "vid", "query")}
+        row["domain"] = decode_text(record.get("domain", ""))
         row["duration"] = float(record["duration"])
         row["windows"] = np.asarray(record["windows"], np.float64).reshape(-1, 2)
         row["ratings"] = self._annotations(record["ratings"], "ratings")

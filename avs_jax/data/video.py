@@ -1,4 +1,4 @@
-"""Own videos in and out: one frame per second and the sound of a file, and overlays that keep it.
+"""Own videos: one frame per second and the sound of a file. video_output.py writes.
 
 Second k of a video is shown by the frame at k + 15/16 s (the last frame where the video ends
 earlier), found by time stamps, so a variable frame rate changes nothing. Time 0 is the first frame;
@@ -9,10 +9,9 @@ Source: AVSBench's preprocessing takes frame int((k + 15/16) * fps); this is the
 """
 
 import dataclasses
-import fractions
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import av
 import av.error
@@ -23,11 +22,9 @@ from avs_jax.spec import FRAME_OFFSET_SECONDS, InputError
 
 MAX_SECONDS = 24 * 3600  # longer files are damaged time stamps
 MIN_REST_SECONDS = 0.25  # a shorter rest after the last whole second is not shown
-_STAMP_SECONDS = 1e-3  # Matroska rounds time stamps to 1 ms
+STAMP_SECONDS = 1e-3  # Matroska rounds time stamps to 1 ms
 _JITTER_SECONDS = 0.02  # audio time stamps this close to the sample count are rounding
 _TRUNCATION_SECONDS = 0.25  # less missing than this is the slack of container formats
-_ENCODERS = ("libx264", "libopenh264", "mpeg4")
-_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _Path = str | os.PathLike
 
 
@@ -78,19 +75,19 @@ def probe(path: _Path) -> Video:
     Raises:
       VideoError: no such file, not a video, truncated, without frames or without sound.
     """
-    with _open(path) as container:
-        frames, sound = _streams(path, container)
+    with open_container(path) as container:
+        frames, sound = find_streams(path, container)
         end, count = _scan(path, container, frames, sound)
-    with _open(path) as container:
-        frames, sound = _streams(path, container)
-        frame = next(_decode(path, container, frames), None)
+    with open_container(path) as container:
+        frames, sound = find_streams(path, container)
+        frame = next(decode(path, container, frames), None)
         if frame is None:
             raise VideoError(path, "no frame in it can be decoded")
-        height, width, _ = _upright(path, frame).shape
-        duration = max(end - _time(path, frame), 0.0)
+        height, width, _ = upright(path, frame).shape
+        duration = max(end - time_of(path, frame), 0.0)
         return Video(
             path=pathlib.Path(path),
-            start_time=_time(path, frame),
+            start_time=time_of(path, frame),
             duration=duration,
             fps=count / duration if duration else 1.0,
             height=height,
@@ -117,9 +114,9 @@ def read_windows(path: _Path, num_frames: int) -> Iterator[tuple[np.ndarray, np.
     if num_frames < 1:
         raise ValueError(f"windows of {num_frames} frames, expected at least 1")
     video = probe(path)
-    with _open(path) as container:
-        picker, track, start = _Picker(path, video.num_seconds), _Track(video), 0
-        for frame in _decode(path, container, *_streams(path, container)):
+    with open_container(path) as container:
+        picker, track, start = _Picker(path, video.num_seconds), SoundTrack(video), 0
+        for frame in decode(path, container, *find_streams(path, container)):
             (picker if isinstance(frame, av.VideoFrame) else track).add(frame)
             samples = num_frames * video.sample_rate
             while len(picker.ready) >= num_frames and track.num_ready >= samples:
@@ -155,11 +152,11 @@ def read_pairs(
     if num_seconds is None:
         num_seconds = probe(path).num_seconds
     else:
-        with _open(path) as container:
+        with open_container(path) as container:
             _scan(path, container, _frame_stream(path, container))
-    with _open(path) as container:
+    with open_container(path) as container:
         picker = _Picker(path, num_seconds)
-        for frame in _decode(path, container, _frame_stream(path, container)):
+        for frame in decode(path, container, _frame_stream(path, container)):
             picker.add(frame)
             for pick in picker.take(num_seconds):
                 yield _pair(path, *pick)
@@ -171,23 +168,23 @@ def read_pairs(
 
 
 def _pair(path: _Path, before, shown) -> tuple[np.ndarray, np.ndarray, float]:
-    frame = _upright(path, shown)
+    frame = upright(path, shown)
     if before is None:
         return frame, frame, 1.0
-    interval = _time(path, shown) - _time(path, before)
-    previous = _upright(path, before)
+    interval = time_of(path, shown) - time_of(path, before)
+    previous = upright(path, before)
     if interval <= 0 or previous.shape != frame.shape:
         raise VideoError(
             path,
-            f"frames of {previous.shape} and {frame.shape} at {_time(path, before):.3f} s and "
-            f"{_time(path, shown):.3f} s are no pair",
+            f"frames of {previous.shape} and {frame.shape} at {time_of(path, before):.3f} s and "
+            f"{time_of(path, shown):.3f} s are no pair",
         )
     return previous, frame, interval
 
 
 def _stack(video: Video, picks: list[tuple], start: int) -> np.ndarray:
     """The frames of seconds `start` and on, uint8 RGB [t, H, W, 3] as shown."""
-    frames = [_upright(video.path, shown) for _, shown in picks]
+    frames = [upright(video.path, shown) for _, shown in picks]
     for second, frame in enumerate(frames, start):
         if frame.shape[:2] != (video.height, video.width):
             size = f"{frame.shape[1]}x{frame.shape[0]} px"
@@ -195,73 +192,11 @@ def _stack(video: Video, picks: list[tuple], start: int) -> np.ndarray:
     return np.stack(frames)
 
 
-def _upright(path: _Path, frame: av.VideoFrame) -> np.ndarray:
+def upright(path: _Path, frame: av.VideoFrame) -> np.ndarray:
     """A decoded frame as shown, uint8 RGB [H, W, 3]."""
     _check_size(path, frame.width, frame.height)
     turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
     return np.ascontiguousarray(turned)
-
-
-def write_overlay(path: _Path, frames: Iterable[np.ndarray], fps: float, source: _Path) -> None:
-    """Writes frames as an mp4 (H.264, yuv420p) with the sound of another file (AAC).
-
-    Args:
-      frames: uint8 RGB [H, W, 3] each, all of one size; an odd side grows by one repeated pixel.
-      fps: frames per second; the sound is cut where the frames end.
-      source: the file whose sound is taken, from its first frame on.
-
-    Raises:
-      VideoError: `source` cannot be read. ValueError: no frames, or of wrong type or shape.
-    """
-    video = probe(source)
-    rate = fractions.Fraction(fps).limit_denominator(1000)
-    with _open(source) as container, av.open(os.fspath(path), "w", format="mp4") as output:
-        decoded = _decode(source, container, _streams(source, container)[1])
-        stream, track, sound, shape, written = None, _Track(video), None, None, 0
-        for index, frame in enumerate(frames):
-            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != (shape or frame.shape):
-                raise ValueError(
-                    f"overlay frame {index}: {frame.dtype} {frame.shape} after {shape}"
-                )
-            if stream is None:
-                shape = frame.shape
-                stream, sound = _overlay_streams(output, video, rate, shape)
-            even = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
-            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
-            image.pts, image.time_base = index, 1 / rate
-            output.mux(stream.encode(image))
-            wanted = int((index + 1) / rate * video.sample_rate) - written
-            while track.num_ready < wanted and (heard := next(decoded, None)) is not None:
-                track.add(heard)
-            chunk = track.take(wanted)
-            if len(chunk):
-                output.mux(sound.encode(_audio_frame(chunk, video, written)))
-                written += len(chunk)
-        if stream is None:
-            raise ValueError(f"{path}: no frames to write")
-        output.mux(stream.encode(None))
-        output.mux(sound.encode(None))
-
-
-def _overlay_streams(output, video: Video, rate: fractions.Fraction, shape: tuple[int, ...]):
-    encoder = next(name for name in _ENCODERS if name in av.codecs_available)
-    stream = output.add_stream(encoder, rate=rate)
-    stream.height, stream.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
-    stream.pix_fmt = "yuv420p"
-    if encoder == "libx264":
-        stream.options = {"crf": "18", "preset": "veryfast"}
-    sample_rate = video.sample_rate if video.sample_rate in _AAC_RATES else 48_000
-    layout = "stereo" if video.num_channels == 2 else "mono"
-    return stream, output.add_stream("aac", rate=sample_rate, layout=layout)
-
-
-def _audio_frame(samples: np.ndarray, video: Video, position: int) -> av.AudioFrame:
-    layout = "stereo" if video.num_channels == 2 else "mono"
-    packed = np.ascontiguousarray(samples).reshape(1, -1)
-    frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
-    frame.sample_rate, frame.pts = video.sample_rate, position
-    frame.time_base = fractions.Fraction(1, video.sample_rate)
-    return frame
 
 
 class _Picker:
@@ -282,9 +217,9 @@ class _Picker:
         return not self._missing
 
     def add(self, frame: av.VideoFrame) -> None:
-        time = _time(self._path, frame)
+        time = time_of(self._path, frame)
         if self._next_moment is None:
-            self._next_moment = time + FRAME_OFFSET_SECONDS + _STAMP_SECONDS
+            self._next_moment = time + FRAME_OFFSET_SECONDS + STAMP_SECONDS
         while self._shown is not None and self._missing and time > self._next_moment:
             self._pick()
         self._before, self._shown = self._shown, frame
@@ -307,7 +242,7 @@ class _Picker:
         self._next_moment += 1
 
 
-class _Track:
+class SoundTrack:
     """The sound from time 0 on as int16 [n, channels]; gaps between time stamps are silence."""
 
     def __init__(self, video: Video):
@@ -349,7 +284,7 @@ class _Track:
         return samples[:count]
 
 
-def _open(path: _Path):
+def open_container(path: _Path):
     """An input container; VideoError says why there is none."""
     if not os.path.isfile(path):
         raise VideoError(path, "no such file")
@@ -366,7 +301,7 @@ def _open(path: _Path):
         raise VideoError(path, f"{reason} ({error.strerror})") from error
 
 
-def _streams(path: _Path, container) -> tuple:
+def find_streams(path: _Path, container) -> tuple:
     """The first video and the first audio stream."""
     frames = _frame_stream(path, container)
     if not container.streams.audio:
@@ -438,7 +373,7 @@ def _scan(path: _Path, container, frames, sound=None) -> tuple[float, int]:
     return ends[frames.index], count
 
 
-def _decode(path: _Path, container, *streams) -> Iterator:
+def decode(path: _Path, container, *streams) -> Iterator:
     """Decoded frames of the streams as the file interleaves them."""
     time = 0.0
     try:
@@ -450,7 +385,7 @@ def _decode(path: _Path, container, *streams) -> Iterator:
         raise VideoError(path, f"damaged after {time:.2f} s ({error.strerror})") from error
 
 
-def _time(path: _Path, frame) -> float:
+def time_of(path: _Path, frame) -> float:
     if frame.time is None:
         raise VideoError(path, "its frames have no time stamps")
     return frame.time

@@ -6,7 +6,8 @@ have QVHighlights' format, and files the names that tfds_builders/own_moments re
   moments_{train,val,test}.jsonl   one query per line: qid, query, duration, vid, clip_seconds (2),
                                    relevant_windows [[s, e]] in seconds,
                                    relevant_clip_ids (of 2 s),
-                                   saliency_scores [[a, b, c]] 0..4 per relevant clip
+                                   saliency_scores [[a, b, c]] 0..4 per relevant clip,
+                                   domain: what answers it, "sound", "look" or "both"
   videos/{vid}.mp4                 4 frames per second, 16 kHz mono; {vid} ends in _0.0_{duration},
                                    as in QVHighlights
 
@@ -311,6 +312,7 @@ def annotation(plan: MomentPlan, query: Query) -> dict[str, object]:
         "relevant_windows": seconds,
         "relevant_clip_ids": [c for start, stop in query.windows for c in range(start, stop)],
         "saliency_scores": [list(scores) for scores in query.saliency],
+        "domain": query.answered_by,
     }
 
 

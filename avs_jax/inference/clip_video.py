@@ -31,7 +31,8 @@ from skimage.segmentation import felzenszwalb
 from avs_jax.data.input_files import read_bytes
 from avs_jax.data.motion import check_config, needs_vectors
 from avs_jax.data.pre_masks import paint_by_area, to_rgb
-from avs_jax.data.video import Video, probe, read_pairs, read_windows, write_overlay
+from avs_jax.data.video import Video, probe, read_pairs, read_windows
+from avs_jax.data.video_output import write_overlay
 from avs_jax.files import atomic_folder
 from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
 from avs_jax.inference.predictor import Predictor

@@ -8,6 +8,7 @@ Every number is a mean over queries of a number per query, in float64 on the hos
 `MomentTable`, padded with NaN (windows are start and end in seconds):
 
   qid, vid, query   str [N]
+  domain            str [N]             a group of queries; the column may be absent
   duration          float64 [N]         of the video, in seconds
   windows           float64 [N, W, 2]   annotated
   ratings           float64 [N, n, A]   score of clip n by annotator A
@@ -48,7 +49,7 @@ class MomentTable(Table):
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows without padding; a table of them is this table."""
-        columns = {name: list(map(_unpad, self[name])) for name in self.schema}
+        columns = {name: list(map(_unpad, column)) for name, column in self.columns.items()}
         return [{name: columns[name][i] for name in columns} for i in range(len(self))]
 
 

@@ -1,4 +1,4 @@
-"""From a model's outputs, or from anybody's file, to the table that results/moments.py scores.
+"""From a model's outputs, or a file of any method, to the table that results/moments.py scores.
 
   start = (center - width / 2) * duration, end = (center + width / 2) * duration     in seconds
   score = softmax(logits)[0]                                                         foreground
@@ -110,7 +110,8 @@ class MomentMeter:
             saliency = saliency[np.asarray(batch["video_mask"][b])]
             if not all(np.isfinite(array).all() for array in (logits, spans, saliency)):
                 raise ValueError(f"query {qid}: predictions are NaN or infinite; did it diverge?")
-            row = {name: batch[name][b] for name in TRUTH_COLUMNS}
+            names = [*TRUTH_COLUMNS, *(("domain",) if "domain" in batch else ())]
+            row = {name: batch[name][b] for name in names}
             row["pred_windows"] = self._post_process.windows(logits, spans, float(row["duration"]))
             row["pred_saliency"] = self._post_process.saliency(saliency)
             self._rows.append(row)

@@ -10,14 +10,17 @@ from ml_collections import ConfigDict
 
 from avs_jax.controls.moment_controls import moment_controls
 from avs_jax.data.moments import MomentRows
+from avs_jax.data.records import metadata
+from avs_jax.inference.moment_video import complete_arrays, predict_moments
 from avs_jax.losses import moments as losses
 from avs_jax.models import build_model
 from avs_jax.models.qd_detr import QDDETR
 from avs_jax.results import moments, windows
 from avs_jax.results.gate_log import GateLog, flatten_gates, gate_log_text
+from avs_jax.results.moment_figure import strip_chart
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import Task
+from avs_jax.task import Controls, Task
 
 OUTPUTS = ("pred_logits", "pred_spans", "saliency_scores", "gates")
 ROW_KEYS = (  # of config.data, that rows are made by
@@ -37,8 +40,13 @@ def make_task(config: ConfigDict) -> Task:
             f"config.evaluate.protocol = {config.evaluate.protocol!r}: choose one of "
             f"{sorted(PROTOCOLS)}"
         )
-    data = config.data.copy_and_resolve_references()
+    data, fusion = config.data.copy_and_resolve_references(), config.model.fusion
     rows = MomentRows(**{key: data[key] for key in ROW_KEYS})
+    if data.max_clips > fusion.get("max_length", data.max_clips):
+        raise InputError(
+            f"config.model.fusion.max_length = {fusion.max_length}: expected at least "
+            f"config.data.max_clips = {data.max_clips}, as every clip has a learned position"
+        )
     post_process = windows.PostProcess(**config.evaluate.post_process)
     return Task(
         name="ground",
@@ -55,10 +63,16 @@ def make_task(config: ConfigDict) -> Task:
         measure="mAP",
         join=functools.partial(interleave, by="qid"),
         sizes=_sizes,
-        controls=functools.partial(moment_controls, bool(data.audio_dim)),
+        controls=functools.partial(_controls, config),
         recorders=functools.partial(_recorders, config),
         read_predictions=functools.partial(_read_predictions, rows=rows),
         write_predictions=_SubmissionWriter(post_process),
+        draw=functools.partial(_draw, post_process, data.clip_seconds),
+        array_inputs=functools.partial(
+            complete_arrays, bool(data.audio_dim) and fusion.name == "concat"
+        ),
+        answer=functools.partial(predict_moments, post_process=post_process),
+        answer_flags=("text",),
     )
 
 
@@ -80,6 +94,12 @@ def _qvhighlights(table: moments.MomentTable) -> dict[str, dict[str, float | Non
         for length in moments.LENGTHS
         if length != "full"
     }
+    domains = np.unique(table["domain"]) if "domain" in table.columns else ()
+    if len(domains) > 1:
+        numbers |= {
+            f"moments(domain {domain})": moments.moments(table.take(table["domain"] == domain))
+            for domain in domains
+        }
     return numbers | {
         f"highlights({level})": moments.highlights(table, level) for level in moments.LEVELS
     }
@@ -96,6 +116,46 @@ def _sizes(table: moments.MomentTable, num_records: int) -> dict[str, int]:
     if len(table) < num_records:
         raise InputError(f"{num_records - len(table)} of {num_records} records have no qid")
     return {"queries": len(table), "videos": len(np.unique(table["vid"]))}
+
+
+def _controls(config: ConfigDict, records: Sequence[Mapping[str, Any]], split: str) -> Controls:
+    stored = metadata(records).get("features", {})
+    made = config.data.features.to_dict() if "features" in config.data else {}
+    differing = [key for key in stored if key in made and stored[key] != made[key]]
+    if differing:
+        key = differing[0]
+        raise InputError(
+            f"config.data.features.{key} = {made[key]!r}, but the records of "
+            f"{config.data.dataset} were made with {stored[key]!r}"
+        )
+    return moment_controls(bool(config.data.audio_dim), records, split)
+
+
+def _draw(
+    post_process: windows.PostProcess,
+    clip_seconds: float,
+    scores: Mapping[str, np.ndarray],
+    batch: Mapping[str, Any],
+    row: int,
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+) -> dict[str, np.ndarray]:
+    """A strip chart of one row of an evaluation batch, {} for padding."""
+    del records
+    qid, duration = batch["qid"][row], batch["duration"][row]
+    if not qid:
+        return {}
+    logits, spans = scores["pred_logits"][row], scores["pred_spans"][row]
+    query = {
+        "text": batch["query"][row],
+        "windows": post_process.windows(np.asarray(logits), np.asarray(spans), duration),
+        "saliency": np.asarray(scores["saliency_scores"][row])[
+            np.asarray(batch["video_mask"][row])
+        ],
+        "truth": batch["windows"][row],
+    }
+    heading = f"{batch['vid'][row]}, {title}"
+    return {str(qid): strip_chart([query], clip_seconds, duration, heading=heading)}
 
 
 def _recorders(config: ConfigDict, split: str) -> list:

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from avs_jax.data import video
+from avs_jax.data import video, video_output
 from tests.video_files import HEIGHT, WIDTH, gray, level_steps, steady, write
 
 
@@ -172,7 +172,7 @@ def test_truncated_with_the_index_in_front(tmp_path, keep):
 def test_overlay_keeps_the_sound(tmp_path, rate, channels):
     source = write(tmp_path / "in.mp4", steady(4), rate=rate, channels=channels)
     images = [np.full((31, 45, 3), 40 * k, np.uint8) for k in range(4)]  # odd sides
-    video.write_overlay(tmp_path / "out.mp4", iter(images), 1, source)
+    video_output.write_overlay(tmp_path / "out.mp4", iter(images), 1, source)
     facts = video.probe(tmp_path / "out.mp4")
     assert (facts.width, facts.height, facts.num_seconds) == (46, 32, 4)
     assert (facts.sample_rate, facts.num_channels) == (rate, channels)
@@ -184,6 +184,24 @@ def test_overlay_keeps_the_sound(tmp_path, rate, channels):
 def test_overlay_errors(tmp_path):
     source = write(tmp_path / "in.mp4", steady(1))
     with pytest.raises(ValueError, match="no frames"):
-        video.write_overlay(tmp_path / "out.mp4", [], 1, source)
+        video_output.write_overlay(tmp_path / "out.mp4", [], 1, source)
     with pytest.raises(ValueError, match="float"):
-        video.write_overlay(tmp_path / "out.mp4", [np.zeros((4, 4, 3))], 1, source)
+        video_output.write_overlay(tmp_path / "out.mp4", [np.zeros((4, 4, 3))], 1, source)
+
+
+@pytest.mark.parametrize("start, end", [(1, 3), (0.5, 2.0), (2.0, 4.0)])
+def test_a_cut_has_the_frames_and_the_sound_of_its_seconds(tmp_path, start, end):
+    source = write(tmp_path / "in.mp4", steady(4), rate=16_000, channels=1)
+    video_output.write_cut(tmp_path / "out.mp4", source, start, end)
+    facts = video.probe(tmp_path / "out.mp4")
+    assert facts.duration == pytest.approx(end - start, abs=0.1)
+    assert facts.fps == pytest.approx(video.probe(source).fps, abs=0.5)
+    (frames, waveform, _), *_ = video.read_windows(tmp_path / "out.mp4", 5)
+    for second, frame in enumerate(frames):
+        moment = start + second + 15 / 16
+        if moment < end:
+            # A frame is 4 gray levels; the mean rate of the source is not exactly 16.
+            assert abs(frame[HEIGHT // 2 :].mean() - gray(moment)) < 6, second
+    want = level_steps(4, 16_000)[round(16_000 * start) : round(16_000 * end)]
+    got = waveform[: len(want), 0].astype(float)
+    assert np.corrcoef(got, want[: len(got)])[0, 1] > 0.98

@@ -73,7 +73,7 @@ def test_annotations_are_those_of_qvhighlights(root):
             row = json.loads(line)
             assert list(row) == [
                 "qid", "query", "duration", "vid", "clip_seconds",
-                "relevant_windows", "relevant_clip_ids", "saliency_scores",
+                "relevant_windows", "relevant_clip_ids", "saliency_scores", "domain",
             ]  # fmt: skip
             assert isinstance(row["qid"], int) and row["qid"] not in seen_qids
             seen_qids.add(row["qid"])

@@ -1,0 +1,128 @@
+"""Own videos out: frames as an mp4 with the sound of another file, and cuts of a video."""
+
+import fractions
+import os
+from collections.abc import Iterable, Iterator
+
+import av
+import numpy as np
+
+from avs_jax.data.video import (
+    STAMP_SECONDS,
+    SoundTrack,
+    Video,
+    decode,
+    find_streams,
+    open_container,
+    probe,
+    time_of,
+    upright,
+)
+
+MAX_FPS = 60.0
+_Path = str | os.PathLike
+_ENCODERS = ("libx264", "libopenh264", "mpeg4")
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+
+
+def write_overlay(
+    path: _Path, frames: Iterable[np.ndarray], fps: float, source: _Path, start: float = 0.0
+) -> None:
+    """Writes frames as an mp4 (H.264, yuv420p) with the sound of another file (AAC).
+
+    Args:
+      frames: uint8 RGB [H, W, 3] each, all of one size; an odd side grows by one repeated pixel.
+      fps: frames per second; the sound is cut where the frames end.
+      source: the file whose sound is taken.
+      start: where in the source the sound starts, in seconds from its first frame on.
+
+    Raises:
+      VideoError: `source` cannot be read. ValueError: no frames, or of wrong type or shape.
+    """
+    video = probe(source)
+    rate = fractions.Fraction(fps).limit_denominator(1000)
+    with open_container(source) as container, av.open(os.fspath(path), "w", format="mp4") as output:
+        decoded = decode(source, container, find_streams(source, container)[1])
+        stream, track, sound, shape, written = None, SoundTrack(video), None, None, 0
+        _take(track, decoded, round(start * video.sample_rate))
+        for index, frame in enumerate(frames):
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != (shape or frame.shape):
+                raise ValueError(
+                    f"overlay frame {index}: {frame.dtype} {frame.shape} after {shape}"
+                )
+            if stream is None:
+                shape = frame.shape
+                stream, sound = _overlay_streams(output, video, rate, shape)
+            even = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+            image.pts, image.time_base = index, 1 / rate
+            output.mux(stream.encode(image))
+            wanted = int((index + 1) / rate * video.sample_rate) - written
+            chunk = _take(track, decoded, wanted)
+            if len(chunk):
+                output.mux(sound.encode(_audio_frame(chunk, video, written)))
+                written += len(chunk)
+        if stream is None:
+            raise ValueError(f"{path}: no frames to write")
+        output.mux(stream.encode(None))
+        output.mux(sound.encode(None))
+
+
+def write_cut(path: _Path, source: _Path, start: float, end: float) -> None:
+    """Writes a part of a video with its sound as an mp4, at the mean frame rate of the source.
+
+    Args:
+      source: of frames and sound.
+      start, end: seconds from the first frame on, start < end.
+
+    Raises:
+      VideoError: `source` cannot be read.
+    """
+    fps = min(max(probe(source).fps, 1.0), MAX_FPS)
+    write_overlay(path, _frames_at_rate(source, start, end, fps), fps, source, start)
+
+
+def _frames_at_rate(path: _Path, start: float, end: float, fps: float) -> Iterator[np.ndarray]:
+    """What is shown at start + k / fps: the last frame up to then, as uint8 RGB [H, W, 3]."""
+    count, index = max(1, round((end - start) * fps)), 0
+    with open_container(path) as container:
+        shown = first = None
+        for frame in decode(path, container, find_streams(path, container)[0]):
+            time = time_of(path, frame)
+            first = time if first is None else first
+            while index < count and start + index / fps + STAMP_SECONDS < time - first:
+                yield upright(path, shown)
+                index += 1
+            if index == count:
+                return
+            shown = frame
+        for _ in range(index, count):
+            yield upright(path, shown)
+
+
+def _take(track: SoundTrack, decoded: Iterator[av.AudioFrame], count: int) -> np.ndarray:
+    """The next samples of a sound that is decoded as needed, int16 [count or fewer, channels]."""
+    while track.num_ready < count and (heard := next(decoded, None)) is not None:
+        track.add(heard)
+    return track.take(count)
+
+
+def _overlay_streams(output, video: Video, rate: fractions.Fraction, shape: tuple[int, ...]):
+    encoder = next(name for name in _ENCODERS if name in av.codecs_available)
+    stream = output.add_stream(encoder, rate=rate)
+    stream.height, stream.width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
+    stream.pix_fmt = "yuv420p"
+    if encoder == "libx264":
+        stream.options = {"crf": "18", "preset": "veryfast"}
+    sample_rate = video.sample_rate if video.sample_rate in _AAC_RATES else 48_000
+    layout = "stereo" if video.num_channels == 2 else "mono"
+    return stream, output.add_stream("aac", rate=sample_rate, layout=layout)
+
+
+def _audio_frame(samples: np.ndarray, video: Video, position: int) -> av.AudioFrame:
+    layout = "stereo" if video.num_channels == 2 else "mono"
+    packed = np.ascontiguousarray(samples).reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
+    frame.sample_rate, frame.pts = video.sample_rate, position
+    frame.time_base = fractions.Fraction(1, video.sample_rate)
+    return frame

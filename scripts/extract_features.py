@@ -1,0 +1,145 @@
+"""Makes clip features of a folder of videos, and word features of the queries on them.
+
+  python scripts/extract_features.py --config=configs/ground_generated.py --folder=clips
+
+FOLDER holds videos/ (mp4, mov, webm, mkv or avi, with sound) and, for training and evaluation,
+moments_{train,val,test}.jsonl (tfds_builders/own_moments says which lines). Into it go
+
+  features/video/{vid}.npy    float32 [n, d], a row per clip of config.data.clip_seconds
+  features/audio/{vid}.npy    float32 [n, d], unless config.data.features.sound is empty
+  features/energy/{vid}.npy   float32 [n, 1], log-RMS of the sound
+  features/text/{qid}.npy     float32 [words, d], of every query
+  features/features.json      config.data.features, which makes them
+
+as config.data.features says; prediction on a video makes the same. Files that exist are kept, so an
+interrupted run is resumed by the same command; features of another kind in the folder are an error.
+Unusable videos are listed, all of them.
+"""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import numpy as np  # noqa: E402
+import tqdm  # noqa: E402
+from absl import flags  # noqa: E402
+
+from avs_jax.data.avsbench_folders import SPLITS  # noqa: E402
+from avs_jax.data.input_files import read_json  # noqa: E402
+from avs_jax.files import atomic_file, write_atomically  # noqa: E402
+from avs_jax.inference.clip_features import ClipFeatures  # noqa: E402
+from avs_jax.runtime.command_line import CommandLine, exit_status, parse  # noqa: E402
+from avs_jax.runtime.lock import locked  # noqa: E402
+from avs_jax.spec import InputError  # noqa: E402
+from tfds_builders.moments import read_annotations  # noqa: E402
+from tfds_builders.own_moments.own_moments_dataset_builder import (  # noqa: E402
+    ANNOTATIONS,
+    AUDIO,
+    ENERGY,
+    SETTINGS,
+    TEXT,
+    VIDEO,
+)
+
+VIDEOS = "videos"
+SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the flags and extracts; returns the exit status."""
+    return exit_status(lambda: run(parse(argv, _define_flags, __doc__, required=("folder",))))
+
+
+def run(line: CommandLine) -> None:
+    """`main` after parsing, with exceptions."""
+    folder = pathlib.Path(line.values.folder).expanduser()
+    if not (folder / VIDEOS).is_dir():
+        raise InputError(f"{folder / VIDEOS}: no such folder")
+    extract = ClipFeatures(line.config)
+    with locked(folder, "extract_features"):
+        _claim(folder / SETTINGS, line.config.data.features.to_dict())
+        num_queries = _extract_texts(folder, extract, line.config.data.clip_seconds)
+        num_videos = _extract_videos(folder, extract)
+    print(f"{folder / 'features'}: {num_videos} videos, {num_queries} queries")
+
+
+def _claim(path: pathlib.Path, settings: dict) -> None:
+    """Writes how the features are made, or compares it with what made those that exist."""
+    if path.is_file():
+        there = read_json(path)
+        differing = [key for key in settings if settings[key] != there.get(key)]
+        if differing:
+            key = differing[0]
+            raise InputError(
+                f"{path.parent} holds features with {key} = {there.get(key)!r}, now "
+                f"config.data.features.{key} = {settings[key]!r}; delete the folder or change it"
+            )
+        return
+    write_atomically(path, json.dumps(settings, indent=2) + "\n")
+
+
+def _extract_texts(folder: pathlib.Path, extract: ClipFeatures, clip_seconds: float) -> int:
+    """Features of all queries; how many there are."""
+    problems, count = [], 0
+    for split in SPLITS:
+        path = folder / ANNOTATIONS.format(split=split)
+        if not path.is_file():
+            continue
+        queries, wrong = read_annotations(path, clip_seconds)
+        problems += wrong
+        for query in queries:
+            count += 1
+            target = folder / TEXT / f"{query.qid}.npy"
+            try:
+                if not target.is_file():
+                    _save(target, extract.words(query.query))
+            except InputError as error:
+                problems.append(f"qid {query.qid}: {error}")
+    if problems:
+        raise InputError("\n  ".join([f"{len(problems)} unusable queries:", *problems]))
+    return count
+
+
+def _extract_videos(folder: pathlib.Path, extract: ClipFeatures) -> int:
+    """Features of all videos; how many there are."""
+    paths = sorted(p for p in (folder / VIDEOS).iterdir() if p.suffix.lower() in SUFFIXES)
+
+    def make(path: pathlib.Path) -> str:
+        last = folder / ENERGY / f"{path.stem}.npy"  # is written after the others
+        if last.is_file():
+            return ""
+        try:
+            found = extract.video(path)
+        except InputError as error:
+            return str(error)
+        _save(folder / VIDEO / f"{path.stem}.npy", found.frames)
+        if found.sound is not None:
+            _save(folder / AUDIO / f"{path.stem}.npy", found.sound)
+        _save(last, found.energy[:, None])
+        return ""
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        made = tqdm.tqdm(pool.map(make, paths), "Features", len(paths), unit="video", disable=None)
+        problems = [problem for problem in made if problem]
+    if problems:
+        some = f"{len(problems)} of {len(paths)} videos are unusable:"
+        raise InputError("\n  ".join([some, *problems]))
+    return len(paths)
+
+
+def _save(path: pathlib.Path, array: np.ndarray) -> None:
+    with atomic_file(path) as file:
+        np.save(file, array)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("folder", None, "with videos/ and annotations", flag_values=values)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
