@@ -2,6 +2,8 @@
 
   python scripts/derive_moments.py --dataset=avsbench_semantic --manual_dir=DIR --output=moments
 
+--dataset=refavs writes when the object of each expression of Ref-AVS is in view.
+
 OUTPUT/moments_{train,val,test}.jsonl   a line per clip and class that sounds
 OUTPUT/features/energy/{vid}.npy        log-RMS of the sound, float32 [seconds, 1]
 
@@ -13,26 +15,36 @@ clips are left out.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
+from collections.abc import Collection
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
 
-from avs_jax.data.avsbench_folders import AVSS, BY_DATASET, MS3, DatasetLayoutError  # noqa: E402
+from avs_jax.data.avsbench_folders import (  # noqa: E402
+    AVSS,
+    BY_DATASET,
+    MS3,
+    DatasetLayoutError,
+    Setting,
+)
 from avs_jax.files import atomic_file, write_atomically  # noqa: E402
 from avs_jax.spec import InputError  # noqa: E402
-from tfds_builders import avs_moments  # noqa: E402
+from tfds_builders import avs_moments, refer_clips  # noqa: E402
 from tfds_builders.avsbench import list_clips  # noqa: E402
 from tfds_builders.clip_files import DatasetFilesError  # noqa: E402
 from tfds_builders.own_moments.own_moments_dataset_builder import (  # noqa: E402
     ANNOTATIONS,
     ENERGY,
 )
+from tfds_builders.refavs.refavs_dataset_builder import REFAVS  # noqa: E402
 
-DATASETS = (MS3.dataset, AVSS.dataset)
+Found = dict[str, list[tuple[str, avs_moments.Derived]]]  # split -> (vid, what it gives)
+DATASETS = (MS3.dataset, AVSS.dataset, REFAVS.dataset)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,15 +75,10 @@ def derive(name: str, layout: str, manual_dir: str, output: pathlib.Path, skip_b
       DatasetLayoutError: the folder or the layout is not there.
       DatasetFilesError: files are missing or damaged.
     """
-    setting = BY_DATASET[name]
-    root = setting.find_root(manual_dir)
-    choices = {x.name: x for x in setting.layouts}
-    layout = layout or next(iter([*setting.layouts_present(root), *setting.layouts])).name
-    if layout not in choices:
-        raise DatasetLayoutError(f"no layout {layout!r}; there are {', '.join(choices)}")
-    clips, problems = list_clips(setting, root, choices[layout])
-    names = avs_moments.class_names(setting, root)
-    found = {split: list(avs_moments.derive_all(listed, names)) for split, listed in clips.items()}
+    if name == REFAVS.dataset:
+        found, problems = _derive_refavs(manual_dir, layout)
+    else:
+        found, problems = _derive_avsbench(BY_DATASET[name], manual_dir, layout)
     everything = [derived for pairs in found.values() for _, derived in pairs]
     num_bad = len(problems) + sum(bool(derived.problems) for derived in everything)
     problems += [line for derived in everything for line in derived.problems]
@@ -86,12 +93,43 @@ def derive(name: str, layout: str, manual_dir: str, output: pathlib.Path, skip_b
             f"{split}: {len(lines)} queries on {len(pairs)} clips; {partial} clips have masks for "
             "some frames only"
         )
-        for clip, derived in pairs:
+        for vid, derived in pairs:
             if derived.energy is not None:
-                with atomic_file(output / ENERGY / f"{clip.clip_id}.npy") as file:
+                with atomic_file(output / ENERGY / f"{vid}.npy") as file:
                     np.save(file, derived.energy)
     if num_bad:
         print(f"{num_bad} clips are left out:\n  " + "\n  ".join(problems))
+
+
+def _derive_avsbench(setting: Setting, manual_dir: str, layout: str) -> tuple[Found, list[str]]:
+    """(what each clip of each split gives, what is wrong before any file is read)."""
+    root = setting.find_root(manual_dir)
+    choices = {x.name: x for x in setting.layouts}
+    layout = layout or next(iter([*setting.layouts_present(root), *setting.layouts])).name
+    _check_layout(layout, choices)
+    clips, problems = list_clips(setting, root, choices[layout])
+    derive_one = functools.partial(avs_moments.derive, names=avs_moments.class_names(setting, root))
+    found = {
+        split: [(c.clip_id, x) for c, x in avs_moments.derive_all(listed, derive_one)]
+        for split, listed in clips.items()
+    }
+    return found, problems
+
+
+def _derive_refavs(manual_dir: str, layout: str) -> tuple[Found, list[str]]:
+    """The same of Ref-AVS."""
+    _check_layout(layout or refer_clips.LAYOUT.name, [refer_clips.LAYOUT.name])
+    clips, _, problems = refer_clips.list_clips(REFAVS.find_root(manual_dir))
+    found: Found = {}
+    for split, target in avs_moments.REFER_SPLITS.items():
+        pairs = avs_moments.derive_all(clips.get(split, []), avs_moments.derive_expressions)
+        found.setdefault(target, []).extend((clip.folder, x) for clip, x in pairs)
+    return found, problems
+
+
+def _check_layout(layout: str, choices: Collection[str]) -> None:
+    if layout not in choices:
+        raise DatasetLayoutError(f"no layout {layout!r}; there are {', '.join(choices)}")
 
 
 if __name__ == "__main__":

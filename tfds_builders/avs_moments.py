@@ -1,4 +1,4 @@
-"""Annotations of moments from AVSBench's masks: when a class sounds, from where it is seen.
+"""Annotations of moments from masks: when a class sounds, or an expression's object is there.
 
 A clip of AVSBench shows one frame per second, and the mask of a frame marks what sounds in it. So
 the seconds in which a class has a mask are when it sounds:
@@ -6,6 +6,13 @@ the seconds in which a class has a mask are when it sounds:
   query      the name of the class; of binary masks the clip's category, or `SOMETHING`
   windows    runs of seconds whose mask is not empty
   qid, vid   {clip}-{class}, {clip}
+
+In Ref-AVS a mask marks the object that an expression means, sounding or not:
+
+  query      the expression; null expressions, which mean nothing, are left out
+  windows    runs of seconds in which the object is in view
+  qid, vid   {uid}, {DIR}
+  domain     the split, as both test splits become `test`
 
 Nobody scored such clips, so they have no saliency: only the scores of windows apply. Clips whose
 masks do not cover every frame, as S4's and AVSS's v1s in training, say nothing about when, and are
@@ -16,8 +23,8 @@ import concurrent.futures
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import tqdm
@@ -28,9 +35,13 @@ from avs_jax.data.moments import log_rms
 from avs_jax.spec import InputError
 from tfds_builders.avsbench import category_labels
 from tfds_builders.clip_files import ClipFiles, read_labels
+from tfds_builders.refer_clips import NUM_FRAMES, ReferClip
 
 CLIP_SECONDS = 1.0
 SOMETHING = "something that sounds"
+REFER_SPLITS = {"train": "train", "val": "val", "test_s": "test", "test_u": "test"}
+
+Clip = TypeVar("Clip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +62,11 @@ class Derived:
 
 
 def derive_all(
-    clips: Sequence[ClipFiles], names: Mapping[int, str]
-) -> Iterator[tuple[ClipFiles, Derived]]:
-    """`derive` of every clip, in threads, with progress, in order."""
+    clips: Sequence[Clip], derive_one: Callable[[Clip], Derived]
+) -> Iterator[tuple[Clip, Derived]]:
+    """`derive_one` of every clip, in threads, with progress, in order."""
     with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda clip: derive(clip, names), clips)
+        found = pool.map(derive_one, clips)
         yield from zip(
             clips,
             tqdm.tqdm(found, "Reading masks", len(clips), unit="clip", disable=None),
@@ -83,29 +94,65 @@ def derive(clip: ClipFiles, names: Mapping[int, str]) -> Derived:
             continue
         for label in np.unique(labels[(labels > 0) & (labels < clip.num_classes)]).tolist():
             seconds.setdefault(label, []).append(t)
-    waveform, rate = None, 0
-    try:
-        waveform, rate = read_wav(clip.wav)
-    except InputError as error:
-        problems.append(str(error))
+    energy = _energy(clip.wav, num_seconds, problems)
     if problems or not seconds:
         return Derived(problems=problems)
     lines = []
     for label, times in sorted(seconds.items()):
-        windows = runs(times)
         query = names.get(label) or clip.category or SOMETHING
-        lines.append(
-            {
-                "qid": f"{clip.clip_id}-{label}",
-                "query": query.replace("_", " "),
-                "duration": num_seconds * CLIP_SECONDS,
-                "vid": clip.clip_id,
-                "clip_seconds": CLIP_SECONDS,
-                "relevant_windows": windows,
-                "relevant_clip_ids": times,
-            }
-        )
-    return Derived(lines, log_rms(waveform, rate, num_seconds, CLIP_SECONDS)[:, None])
+        qid = f"{clip.clip_id}-{label}"
+        query = query.replace("_", " ")
+        lines.append(_line(qid, query, clip.clip_id, num_seconds, times))
+    return Derived(lines, energy)
+
+
+def derive_expressions(clip: ReferClip) -> Derived:
+    """Annotations of one clip of Ref-AVS; the energy belongs to its folder."""
+    problems: list[str] = []
+    seconds: dict[int, list[int]] = {}
+    meant = {row.fid for row in clip.rows if not row.is_null}
+    for fid, paths in clip.masks().items():
+        if fid not in meant:
+            continue
+        seconds[fid] = []
+        for t, path in enumerate(paths):
+            try:
+                if read_labels(path, 2).any():
+                    seconds[fid].append(t)
+            except InputError as error:
+                problems.append(str(error))
+    energy = _energy(clip.wav, NUM_FRAMES, problems)
+    rows = [row for row in clip.rows if not row.is_null and seconds.get(row.fid)]
+    if problems or not rows:
+        return Derived(problems=problems)
+    lines = [
+        _line(row.uid, row.text, clip.folder, NUM_FRAMES, seconds[row.fid]) | {"domain": row.split}
+        for row in rows
+    ]
+    return Derived(lines, energy)
+
+
+def _energy(wav: pathlib.Path, num_seconds: int, problems: list[str]) -> np.ndarray | None:
+    """log-RMS float32 [seconds, 1]; None, and a line more in `problems`, if it cannot be read."""
+    try:
+        waveform, rate = read_wav(wav)
+    except InputError as error:
+        problems.append(str(error))
+        return None
+    return log_rms(waveform, rate, num_seconds, CLIP_SECONDS)[:, None]
+
+
+def _line(qid: str, query: str, vid: str, num_seconds: int, times: list[int]) -> dict[str, Any]:
+    """One line of the annotations, of a query that is true in these seconds."""
+    return {
+        "qid": qid,
+        "query": query,
+        "duration": num_seconds * CLIP_SECONDS,
+        "vid": vid,
+        "clip_seconds": CLIP_SECONDS,
+        "relevant_windows": runs(times),
+        "relevant_clip_ids": times,
+    }
 
 
 def runs(times: Iterable[int]) -> list[list[float]]:

@@ -15,7 +15,7 @@ from avs_jax.data.records import Records
 from avs_jax.generate import datasets
 from scripts import build_dataset, derive_moments
 from tests.ground_fixture import copy_qvhighlights, copy_tvsum, read_records
-from tfds_builders import avs_moments
+from tfds_builders import avs_moments, refer_clips
 from tfds_builders import moments as builders
 from tfds_builders.avsbench import category_labels, list_clips
 
@@ -291,3 +291,39 @@ def test_binary_masks_ask_for_the_category(tmp_path):
     for line in map(json.loads, lines):
         row = next(row for row in csv.splitlines() if row.startswith(line["vid"]))
         assert line["query"] in row.replace("_", " ")
+
+
+def test_expressions_ask_for_their_object(tmp_path, capsys):
+    source, output = tmp_path / "refavs", tmp_path / "moments"
+    datasets.write_clips(source, 2, 1, 2, size=32, workers=0, setting="refer")
+    flags = ["--dataset=refavs", f"--manual_dir={source}", f"--output={output}"]
+    assert derive_moments.main(flags) == 0
+    assert "train: " in capsys.readouterr().out
+    clips, _, _ = refer_clips.list_clips(source)
+    lines = {}
+    for split in ("train", "val", "test"):
+        for line in map(json.loads, (output / f"moments_{split}.jsonl").read_text().splitlines()):
+            lines[line["qid"]] = (split, line)
+    in_view = 0
+    for clip in [clip for listed in clips.values() for clip in listed]:
+        masks = clip.masks()
+        for row in clip.rows:
+            if row.is_null:
+                assert row.uid not in lines
+                continue
+            shown = [
+                t for t, p in enumerate(masks[row.fid]) if decode_labels(p.read_bytes(), 2).any()
+            ]
+            if not shown:
+                assert row.uid not in lines
+                continue
+            in_view += 1
+            split, line = lines.pop(row.uid)
+            assert split == row.split.split("_")[0] and line["domain"] == row.split
+            assert line["query"] == row.text and line["vid"] == clip.folder
+            assert line["relevant_clip_ids"] == shown
+            assert line["relevant_windows"] == avs_moments.runs(shown)
+            assert np.load(output / f"features/energy/{clip.folder}.npy").shape == (10, 1)
+    assert in_view and not lines
+    assert derive_moments.main([*flags, "--dataset=refavs/other"]) == 1
+    assert "no layout 'other'" in capsys.readouterr().err
