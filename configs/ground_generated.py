@@ -42,15 +42,15 @@ def get_config(variant: str = "") -> ConfigDict:
     data.num_workers = 1
 
     model = config.model
-    model.update(hidden_dim=128, num_heads=4, ffn_dim=256, num_queries=8)
+    model.update(hidden_dim=64, num_heads=4, ffn_dim=128, num_queries=6)
     model.update(input_dropout=0.1)
     model.fusion = ground.custom("elementwise")
     model.fusion.num_layers = 1
 
-    config.optim.update(learning_rate=5e-4, weight_decay=1e-3, clip_norm=0.5)
+    config.optim.update(learning_rate=1e-3, weight_decay=1e-3, clip_norm=0.5)
     config.optim.update(warmup_steps=200, power=0.9)
     train = config.train
-    train.update(steps=8000, batch_size=32, eval_every=1000, checkpoint_every=1000)
+    train.update(steps=5000, batch_size=32, eval_every=1000, checkpoint_every=1000)
     train.final_splits = ("val", "test")
     config.evaluate.update(split="test", num_pictures=6)
     config.evaluate.post_process.max_seconds = 60.0
