@@ -9,6 +9,8 @@ Features need no weights: colors, mel bands and hashed words. Those of trained b
     --config.data.features.frames=backbone --config.data.features.frame_weights=runs/s4_ama
     --config.data.features.sound=vggish --config.data.features.sound_weights=runs/s4_ama
     --config.data.video_dims="(256,)" --config.data.audio_dim=512
+    --config.data.features.text=encoder --config.data.features.text_weights=checkpoints/roberta
+    --config.data.features.tokenizer=tokenizer.json --config.data.text_dim=768
 `:demo` is the same recipe on the records of scripts/demo.sh; `:tiny` is for tests.
 """
 
@@ -30,9 +32,11 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "frames": "colors",  # | "backbone"
             "sound": "mel",  # | "vggish" | "" (none)
-            "text": "hashed",
+            "text": "hashed",  # | "encoder"
             "frame_weights": "",  # of the backbone: a run's workdir or converted weights
             "sound_weights": "",  # of VGGish
+            "text_weights": "",  # of the text encoder
+            "tokenizer": "",  # of a converted text encoder: tokenizer.json or vocabulary.json
             "image_size": 224,  # px, for converted weights; a run has its own
         }
     )

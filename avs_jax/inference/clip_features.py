@@ -7,6 +7,7 @@
                        mean of its embeddings, where the backbone has an embedding
            ""          none
   text     "hashed"    see data/clip_features.py
+           "encoder"   every token of a text encoder, converted RoBERTa or that of a `refer` run
 
 Weights are those of a whole model (a run's working directory), or of one converted component. Every
 clip of config.data.clip_seconds has a row; a last part of a clip counts as one.
@@ -15,7 +16,7 @@ To add a kind of features, write its class and a row in FRAMES, SOUND or TEXT.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 
 from avs_jax.data import clip_features, transforms
 from avs_jax.data.moments import log_rms
+from avs_jax.data.tokens import WordTokenizer, load_tokenizer, tokenize
 from avs_jax.data.video import Video, probe, read_windows
 from avs_jax.models.avs import prepare_images
 from avs_jax.models.parts import find_part, make_part
@@ -68,7 +70,7 @@ class ImageBackbone:
     """The mean of res5 of a trained image backbone."""
 
     def __init__(self, settings: Mapping[str, Any]):
-        module, section, variables, config = load_backbone("backbone", settings["frame_weights"])
+        module, section, variables, config = load_component("backbone", settings["frame_weights"])
         backbone = make_part("backbone", module, section, dtype="float32")
         self._side = config.data.image_size if "data" in config else settings["image_size"]
 
@@ -101,7 +103,7 @@ class AudioBackbone:
     """The mean of VGGish's map over time, or of its embeddings."""
 
     def __init__(self, settings: Mapping[str, Any]):
-        module, section, variables, config = load_backbone(
+        module, section, variables, config = load_component(
             "audio_backbone", settings["sound_weights"]
         )
         backbone = make_part("audio_backbone", module, section)
@@ -121,20 +123,55 @@ class AudioBackbone:
         return np.asarray(self._encode(log_mel))
 
 
-def _hashed(settings: Mapping[str, Any]) -> Callable[[str], np.ndarray]:
-    return lambda text: clip_features.hashed_words(text, settings["text_dim"])
+class HashedWords:
+    """A vector per word."""
+
+    def __init__(self, settings: Mapping[str, Any]):
+        self._dim = settings["text_dim"]
+
+    def __call__(self, text: str) -> np.ndarray:
+        """-> float32 [words, d]."""
+        return clip_features.hashed_words(text, self._dim)
+
+
+class TextTokens:
+    """The tokens of a trained text encoder, with <s> and </s>."""
+
+    def __init__(self, settings: Mapping[str, Any]):
+        module, section, variables, config = load_component("text", settings["text_weights"])
+        encoder = make_part("text", module, section)
+        words = config.data.text.words if "data" in config else ()
+        if words:
+            self._tokenizer = WordTokenizer(words)
+        else:
+            self._tokenizer = load_tokenizer(section["name"], settings["tokenizer"])
+        self._max_tokens = settings["max_words"]
+        self._encode = jax.jit(lambda ids, mask: encoder.apply(variables, ids[None], mask[None])[0])
+
+    def __call__(self, text: str) -> np.ndarray:
+        """-> float32 [tokens, d]; InputError without a word."""
+        tokens = tokenize(self._tokenizer, text, self._max_tokens)
+        if not tokens.num_pieces:
+            raise InputError(f"the text {text!r} has no word")
+        encoded = np.asarray(self._encode(tokens.ids, tokens.mask), np.float32)
+        return encoded[tokens.mask]
 
 
 FRAMES = {"colors": Colors, "backbone": ImageBackbone}
 SOUND = {"": None, "mel": MelStatistics, "vggish": AudioBackbone}
-TEXT = {"hashed": _hashed}
+TEXT = {"hashed": HashedWords, "encoder": TextTokens}
+WEIGHT_KEYS = {  # of config.data.features, by section of config.model
+    "backbone": "frame_weights",
+    "audio_backbone": "sound_weights",
+    "text": "text_weights",
+}
 
 
-def load_backbone(part: str, path: str) -> tuple[type, dict, dict, ConfigDict]:
-    """A backbone of a whole model, or one that was converted by itself.
+def load_component(part: str, path: str) -> tuple[type, dict, dict, ConfigDict]:
+    """A component of a whole model, or one that was converted by itself.
 
     Args:
-      part: "backbone" or "audio_backbone", its section in config.model.
+      part: key of WEIGHT_KEYS.
       path: a run's working directory, one of its steps, or converted weights.
 
     Returns:
@@ -143,7 +180,7 @@ def load_backbone(part: str, path: str) -> tuple[type, dict, dict, ConfigDict]:
     Raises:
       InputError: no path, or the checkpoint holds no such part.
     """
-    key = {"backbone": "frame_weights", "audio_backbone": "sound_weights"}[part]
+    key = WEIGHT_KEYS[part]
     if not path:
         raise InputError(
             f"config.data.features.{key} is empty: the weights of the {part}, such as a run's "
@@ -161,7 +198,7 @@ def load_backbone(part: str, path: str) -> tuple[type, dict, dict, ConfigDict]:
         raise InputError(f"config.data.features.{key}: {checkpoint.directory} holds no {part}")
     section = section.to_dict()
     variables = {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
-    return find_part(part, section), section, variables, config
+    return find_part(part, section), section, jax.device_put(variables), config
 
 
 class ClipFeatures:
@@ -180,7 +217,8 @@ class ClipFeatures:
                 f"{config.name} has no config.data.features: its features (video_dims = "
                 f"{tuple(data.video_dims)}) are not made here; --arrays takes them"
             )
-        settings = data.features.to_dict() | {"text_dim": data.text_dim}
+        settings = data.features.to_dict()
+        settings |= {"text_dim": data.text_dim, "max_words": data.max_words}
         tables = {"frames": FRAMES, "sound": SOUND, "text": TEXT}
         for key, table in tables.items():
             if settings[key] not in table:
@@ -225,8 +263,18 @@ class ClipFeatures:
         return VideoFeatures(video, stacked, heard, np.concatenate(energy), np.concatenate(peaks))
 
     def words(self, text: str) -> np.ndarray:
-        """Features of the words of a query, float32 [words, text_dim]; InputError without words."""
-        return self._text(text)
+        """Features of the words of a query, float32 [words, text_dim].
+
+        Raises:
+          InputError: the text has no word, or the features have another width.
+        """
+        words, expected = self._text(text), self._data.text_dim
+        if words.shape[1] != expected:
+            raise InputError(
+                f"config.data.features gives text_dim = {words.shape[1]}, but config.data.text_dim "
+                f"= {expected}"
+            )
+        return words
 
     def _check_widths(self, frames: np.ndarray, sound: np.ndarray | None) -> None:
         widths = (frames.shape[1],), 0 if sound is None else sound.shape[1]

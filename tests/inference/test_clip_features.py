@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from avs_jax.inference.clip_features import ClipFeatures, load_backbone
+from avs_jax.data.tokens import BOS, EOS, vocabulary_text
+from avs_jax.inference.clip_features import ClipFeatures, load_component
 from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.backbones.vggish import VGGish
+from avs_jax.models.text.encoder import TextEncoder
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.spec import InputError
 from configs import ground_generated, qvh_qd_detr, s4_ama
@@ -53,7 +55,7 @@ def test_backbones_of_a_model_and_converted_ones(weights, tmp_path):
     assert found.energy.shape == (2,) and found.peaks.shape == (60,)
     assert np.ptp(found.frames, axis=1).min() > 0 and np.ptp(found.sound, axis=1).min() > 0
     for source in (run, part):
-        _, section, variables, _ = load_backbone("backbone", str(source))
+        _, section, variables, _ = load_component("backbone", str(source))
         assert section["name"] == "swin"
         jax.tree.map(np.testing.assert_array_equal, variables["params"], params["backbone"])
     config.data.features.sound_weights = str(part)
@@ -90,3 +92,28 @@ def test_mistakes_are_named(tmp_path, features, data, message):
 def test_other_recipes_have_no_features_of_their_own():
     with pytest.raises(InputError, match="qvh_qd_detr has no config.data.features"):
         ClipFeatures(qvh_qd_detr.get_config())
+
+
+def test_tokens_of_a_text_encoder(tmp_path):
+    section = {"name": "tiny", "vocab_size": 16, "hidden_dim": 8, "num_layers": 1, "num_heads": 2}
+    encoder = TextEncoder(**{key: value for key, value in section.items() if key != "name"})
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, 4), np.int32))["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes)
+    config = ConfigDict({"part": "text", "text": section})
+    save_variables(tmp_path / "text", {"params": params}, config)
+    (tmp_path / "words.json").write_text(vocabulary_text(["the", "violin"]))
+    config = make_config(text="encoder", text_weights=f"{tmp_path}/text")
+    config.data.features.tokenizer = f"{tmp_path}/words.json"
+    config.data.text_dim = 8
+    features = ClipFeatures(config)
+    found = features.words("the violin")
+    ids = np.array([[BOS, 4, 5, EOS]], np.int32)
+    expected = encoder.apply({"params": params}, ids)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert features.words("the violin " * 9).shape == (config.data.max_words, 8)
+    with pytest.raises(InputError, match="has no word"):
+        features.words(" ")
+    config.data.text_dim = 9
+    with pytest.raises(InputError, match="gives text_dim = 8, but config.data.text_dim = 9"):
+        ClipFeatures(config).words("the violin")
