@@ -21,6 +21,7 @@ Outputs of the models of task `segment`, a dict:
   proto_embed    [K', D]              unit length, where the model has prototypes
   logit_scale    []                   learned log temperature of the prototype loss, likewise
   motion_weight  [B, T, g, g]         AMA's normalized map (g = 24), where AMA is on
+  motion_gate    [B, T]               gate of that map in 0..2, where AMA has one
   edge_logits    [B, T, h, w]         logits of the objects' edges, stride 4, where BRM is on
   presence_logits [B, T]             what the expression means is in the frame, where it has a head
   align_map      [B, T, h, w, E]     features at stride 8, align_text [B, E] those of the expression

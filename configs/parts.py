@@ -110,6 +110,8 @@ def ama() -> ConfigDict:
     fusion.normalize = "minmax"  # "minmax" | "softmax_hw"
     # where the map acts: "queries", as in the reference | "features", the mask features | "both"
     fusion.at = "queries"
+    fusion.gate = False  # a gate per frame on the map (models/fusion/evidence_gate.py)
+    fusion.gate_temperature = 1.0
     fusion.grad_through_extrema = True  # False: min and max count as constants
     fusion.attention_dropout = 0.0  # training: share of attention entries without evidence
     fusion.projection_dropout = 0.0  # training: share of channels of the projected query

@@ -64,11 +64,11 @@ def score(
 
     Returns:
       "pred" [B, T, S, S]: float32 probability of the object, or int32 class where there are more
-      than two; and "motion_weight", where the model has one.
+      than two; and "motion_weight" and "motion_gate", where the model has them.
     """
     found = scores(outputs, inputs, (size, size))
     pred = object_probability(found) if found.shape[-1] == 2 else found.argmax(axis=-1)
-    kept = {name: outputs[name] for name in ("motion_weight",) if name in outputs}
+    kept = {name: outputs[name] for name in ("motion_weight", "motion_gate") if name in outputs}
     return {"pred": pred} | kept
 
 

@@ -107,12 +107,16 @@ def draw_clip(
         "motion": batch.get("motion"),
         "motion_weight": scores.get("motion_weight"),
     }
+    names = [f"frame {i}" for i in np.asarray(batch["frame_index"][row])]
+    if "motion_gate" in scores:
+        gates = np.asarray(scores["motion_gate"][row])
+        names = [f"{name}, gate {g:.2f}" for name, g in zip(names, gates, strict=True)]
     figure = visualize.clip_picture(
         np.asarray(batch["images"][row])[keep],
         pred[row][keep],
         np.asarray(batch["labels"][row])[keep],
         flow=_stored_flow(records, clip_id),
-        titles=[f"frame {i}" for i in np.asarray(batch["frame_index"][row])[keep]],
+        titles=[names[t] for t in np.flatnonzero(keep)],
         heading=f"{clip_id}  ({batch['category'][row]})  {title}",
         palette=CLASS_PALETTE if np.issubdtype(pred.dtype, np.integer) else None,
         **{k: None if v is None else np.asarray(v[row])[keep] for k, v in optional.items()},

@@ -9,6 +9,8 @@ The map weights the pixels of the queries, as in the source, or is added to the 
 
   features = features + W map, W [1, D] and initially 0
 
+Optionally, a gate per frame multiplies the map first (evidence_gate.py); it is initially 1.
+
 Source: the VCT + AMA notes of spyflying/VCT_AVS's users (SKA-VCT's "motion verification"). Their
 value projection is computed but never read, so it is left out.
 
@@ -31,6 +33,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from avs_jax.models.fusion.evidence_gate import EvidenceGate
 from avs_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear
 from avs_jax.models.rules import at_least, divides, one_of, within
 from avs_jax.models.stage import Stage, StageInputs, StageResult
@@ -86,6 +89,8 @@ class AMA(nn.Module):
     normalize: str = "minmax"  # see `normalize_map`
     grad_through_extrema: bool = True  # likewise
     at: str = "queries"  # or "features", "both": where the map acts
+    gate: bool = False  # see evidence_gate.py
+    gate_temperature: float = 1.0
     attention_dropout: float = 0.0  # see above
     projection_dropout: float = 0.0
     map_dropout: float = 0.0
@@ -97,6 +102,8 @@ class AMA(nn.Module):
         one_of("fusion.temperature_mode", TEMPERATURE_MODES),
         one_of("fusion.normalize", NORMALIZATIONS),
         one_of("fusion.at", PLACES),
+        one_of("fusion.gate", (False, True)),
+        within("fusion.gate_temperature", lambda x: x > 0, "above 0"),
         *(
             within(f"fusion.{name}_dropout", lambda x: 0 <= x < 1, "a rate, 0 <= rate < 1")
             for name in ("attention", "projection", "map")
@@ -109,6 +116,7 @@ class AMA(nn.Module):
         audio: jax.Array,
         motion: jax.Array,
         mask_features: jax.Array | None = None,
+        log_mel: jax.Array | None = None,
         *,
         train: bool = False,
         valid: jax.Array | None = None,
@@ -119,7 +127,9 @@ class AMA(nn.Module):
         Args:
           audio: [N, D], mean audio feature of each frame.
           motion: [N, H, W, C], a motion map of any size: strengths (C = 1) or vectors (C = 2).
-          mask_features: [N, h, w, D], which the map changes unless `at` is "queries".
+          mask_features: [N, h, w, D], which the map changes unless `at` is "queries", and which
+            the gate reads.
+          log_mel: [N, 96, 64], read by the gate.
           train: the BatchNorms use and record the statistics of the batch; the dropouts draw from
             the rng stream "ama_dropout".
           valid: bool [N], frames that count in those statistics; None for all.
@@ -128,7 +138,7 @@ class AMA(nn.Module):
 
         Returns:
           map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}, with "mask_features"
-          [N, h, w, D] if `at` is not "queries".
+          [N, h, w, D] if `at` is not "queries", and "gate" [N] if there is one.
         """
         if ids is None:
             ids = jnp.arange(audio.shape[0]) * FRAMES_PER_CLIP
@@ -163,8 +173,13 @@ class AMA(nn.Module):
             kept = self._draw_kept(self.map_dropout, ids // FRAMES_PER_CLIP, (1, 1))
             weight = jnp.where(kept, weight, 0)
         intermediates = {"attention": attention}
+        used = weight
+        if self.gate:
+            gate = EvidenceGate(self.gate_temperature, name="gate")
+            intermediates["gate"] = gate(mask_features, audio, motion, log_mel)
+            used = weight * intermediates["gate"][:, None, None]
         if self.at != "queries":
-            intermediates["mask_features"] = self._change(mask_features, weight)
+            intermediates["mask_features"] = self._change(mask_features, used)
         return weight, intermediates
 
     def _change(self, features: jax.Array, weight: jax.Array) -> jax.Array:
@@ -201,16 +216,20 @@ def _apply(module: AMA, inputs: StageInputs) -> StageResult:
         inputs.audio.mean((1, 2)),
         inputs.fields["motion"],
         inputs.mask_features,
+        inputs.fields["log_mel"],
         train=inputs.train,
         valid=inputs.valid,
         ids=inputs.ids,
     )
-    upsampled = None
+    upsampled, outputs = None, {"motion_weight": weight}
     if module.at != "features":
         upsampled = resize_bilinear(weight[..., None], inputs.mask_features.shape[1:3])[..., 0]
+    if module.gate:
+        outputs["motion_gate"] = intermediates["gate"]
+        upsampled = None if upsampled is None else upsampled * intermediates["gate"][:, None, None]
     return StageResult(
         upsampled,
-        {"motion_weight": weight},
+        outputs,
         intermediates,
         mask_features=intermediates.get("mask_features"),
     )
@@ -221,8 +240,8 @@ STAGE = Stage(
     parameter="ama",
     acts_on="queries",
     apply=_apply,
-    reads=("motion",),
-    outputs=("motion_weight",),
+    reads=("motion", "log_mel"),
+    outputs=("motion_weight", "motion_gate"),
     rng_streams=("ama_dropout",),
     logged_params={"tau": "ama/temperature"},
 )
