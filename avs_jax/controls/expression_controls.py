@@ -24,21 +24,21 @@ def expression_controls(records: Sequence[Record], split: str) -> Controls:
     found: dict[str, Sequence[Record]] = {"no_text": Altered(records, everyone, _no_text)}
     notes, texts, clips = [], {}, {}
     for i, record in enumerate(records):
-        texts[f"{i:08d}"] = decode_text(record["expressions"][record["item"]]).lower()
+        texts[f"{i:08d}"] = decode_text(record["expressions"][record["item"]])
         clips[f"{i:08d}"] = decode_text(record["vid"])
-    partners = _pairs(texts)
-    if partners is None:
+    speakers = _pairs({name: text.lower() for name, text in texts.items()})
+    if speakers is None:
         notes.append("another_text left out: all expressions are the same")
     else:
         found["another_text"] = Altered(
-            records, everyone, lambda _, i: {"text": texts[f"{partners[i]:08d}"]}
+            records, everyone, lambda _, i: {"text": texts[f"{speakers[i]:08d}"]}
         )
     found["silence"] = Altered(records, everyone, _silence)
-    partners = _pairs(clips)
-    if partners is None:
+    sounds = _pairs(clips)
+    if sounds is None:
         notes.append("swapped_audio left out: all expressions are about one clip")
     else:
-        found["swapped_audio"] = with_audio_of(records, list(enumerate(partners)))
+        found["swapped_audio"] = with_audio_of(records, list(enumerate(sounds)))
     return Controls(found, notes)
 
 

@@ -85,6 +85,9 @@ def expression_score(
 ) -> dict[str, jax.Array]:
     """Probabilities of what an expression means; frames without it have none.
 
+    The probability is the score of class 1, at most 1: it is 0 where no query has a mask, while the
+    softmax of both scores would be 0.5, above Ref-AVS's threshold of 0.4.
+
     A mask counts where presence p_t > 0.5. Where p_t > 0.5 but no pixel passes the threshold, the
     fallback replaces the mask: by the frame before that has one ("prev_frame"), by the mask of the
     query that is most likely the object ("top_query"), or by zeros. It never fires where p_t says
@@ -100,7 +103,7 @@ def expression_score(
     Returns:
       "pred" float32 [B, T, h, w], "presence" float32 [B, T], and "fallback" bool [B, T].
     """
-    prob = object_probability(query_scores(outputs, inputs, size))
+    prob = query_scores(outputs, inputs, size)[..., 1].clip(0, 1)
     presence = jax.nn.sigmoid(outputs["presence_logits"].astype(jnp.float32))
     is_present = (presence > 0.5) & inputs["valid"]
     is_empty = ~(prob > threshold).any((2, 3))
@@ -127,7 +130,7 @@ def _top_query(outputs, inputs, size):
     mask = jnp.take_along_axis(masks, best[:, :, None, None, None], axis=-1)
     certain = jnp.full((*best.shape, 1, logits.shape[-1]), -1e9).at[..., 1].set(0.0)
     chosen = {"pred_logits": certain, "pred_masks": mask}
-    return query_scores(chosen, inputs, size)[..., 1]
+    return query_scores(chosen, inputs, size)[..., 1].clip(0, 1)
 
 
 def derive(

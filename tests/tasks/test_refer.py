@@ -1,0 +1,181 @@
+"""Task `refer` through the programs: train, evaluate with controls, score files, predict arrays.
+
+Records are those of the layout fixture, through the real reader; the model is `:tiny`.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from avs_jax import evaluate as evaluation
+from avs_jax import predict
+from avs_jax import train as program
+from avs_jax.controls.expression_controls import expression_controls
+from avs_jax.data.expressions import clip_record
+from avs_jax.data.tokens import read_vocabulary
+from avs_jax.results.pixel_scores import FALLBACKS, expression_score
+from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.spec import InputError
+from avs_jax.tasks import complete_config, make_task
+from configs import parts, refer_cma, refer_vct
+from scripts import build_dataset
+from tests.conftest import GOLDEN
+from tfds_builders.refer_clips import list_clips
+
+SPLITS = ("val", "test_u", "test_n")  # that the fixture has besides train
+
+
+def small_config():
+    """The smallest recipe, on the fixture's splits."""
+    config = refer_cma.get_config("tiny")
+    config.model.backbone.depths = (1, 1, 1, 1)
+    config.model.fusion.levels = ("res5",)
+    config.train.final_splits = SPLITS
+    return config
+
+
+@pytest.fixture(scope="module")
+def records():
+    clips, _, _ = list_clips(GOLDEN / "refer" / "refavs")
+    read = {split: [clip.read()[0] for clip in found] for split, found in clips.items()}
+    return {
+        split: [record | {"item": i} for record in rows for i in range(len(record["uids"]))]
+        for split, rows in read.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished training run on built records."""
+    folder = tmp_path_factory.mktemp("refer")
+    flags = ["--dataset=refavs", f"--manual_dir={GOLDEN / 'refer' / 'refavs'}"]
+    assert build_dataset.main([*flags, f"--data_dir={folder / 'tfds'}"]) == 0
+    config = small_config()
+    config.data.data_dir = str(folder / "tfds")
+    assert program.train(config, folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_training_stores_the_vocabulary_and_reports_every_split(run):
+    checkpoint = Checkpoint.find(run)
+    path = run.parent / "tfds" / "refavs" / "release" / "1.0.0" / "vocabulary.json"
+    assert list(checkpoint.config.data.text.words) == read_vocabulary(path)
+    assert checkpoint.measure == "J&f_beta"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "total_loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert {"loss_presence", "loss_align", "align_positives", "gamma_res5"} <= steps[0].keys()
+    reports = {}
+    for folder in (run / "evaluation").iterdir():
+        if (folder / "report.json").is_file():
+            report = json.loads((folder / "report.json").read_text())
+            reports[report["facts"]["split"]] = report["scores"]
+    assert set(reports) == set(SPLITS)
+    unseen = reports["test_u"]
+    assert set(unseen) >= {"true_audio", "no_text", "another_text", "silence"}
+    assert {"unseen(paper)", "unseen(csv)", "refavs"} <= set(unseen["true_audio"])
+    assert unseen["no_text"]["text"]["no_text_rate"] == 1
+    assert reports["test_n"]["true_audio"]["null"]["S"] is not None
+
+
+@pytest.mark.slow
+def test_files_of_predictions_score_as_the_run_that_wrote_them(run, tmp_path):
+    split = "--split=test_u"
+    flags = [f"--checkpoint={run}", f"--output={tmp_path}/a", split]
+    assert evaluation.main(["evaluate", *flags, f"--write_predictions={tmp_path}/files"]) == 0
+    flags = ["--config=configs/refer_cma.py:tiny", f"--output={tmp_path}/b", split]
+    flags += [f"--config.data.data_dir={run.parent / 'tfds'}", f"--predictions={tmp_path}/files"]
+    assert evaluation.main(["evaluate", *flags]) == 0
+    a, b = (
+        json.loads(next((tmp_path / name).rglob("report.json")).read_text())["scores"]
+        for name in "ab"
+    )
+    assert b["predictions"]["unseen(paper)"] == a["true_audio"]["unseen(paper)"]
+
+
+@pytest.mark.slow
+def test_arrays_in_and_out(run, records, tmp_path):
+    task = make_task(Checkpoint.find(run).config)
+    rows = [task.rows.prepare(record) for record in records["train"]]
+    names = ("images", "log_mel", "text_ids", "text_mask")
+    np.savez(tmp_path / "in.npz", **{name: np.stack([row[name] for row in rows]) for name in names})
+    flags = [f"--checkpoint={run}", f"--arrays={tmp_path}/in.npz", f"--output={tmp_path}/out.npz"]
+    assert predict.main(["predict", *flags]) == 0
+    with np.load(tmp_path / "out.npz") as file:
+        assert file["pred"].shape == (2, 10, 32, 32) and file["presence"].shape == (2, 10)
+
+
+def test_controls_change_what_they_say(records):
+    found = expression_controls(records["test_u"], "test_u")
+    assert set(found.records) == {"no_text", "another_text", "silence"}
+    assert "swapped_audio left out: all expressions are about one clip" in found.notes
+    texts = [clip_record(record)["text"] for record in records["test_u"]]
+    swapped = [clip_record(record)["text"] for record in found.records["another_text"]]
+    assert swapped == texts[::-1]
+    assert not clip_record(found.records["no_text"][1])["text"]
+    assert not np.any(found.records["silence"][0]["waveform"])
+    both = [*records["train"], *records["test_u"]]
+    swapped = expression_controls(both, "").records["swapped_audio"]
+    for record, original in zip(swapped, both, strict=True):
+        assert record["vid"] == original["vid"] and record["frames"] == original["frames"]
+        assert not np.array_equal(record["waveform"], original["waveform"])
+
+
+@pytest.mark.parametrize("fallback", FALLBACKS)
+def test_fallbacks_fire_only_where_something_is_meant(fallback):
+    """Frames: a mask; no mask but present; the same, absent; padding."""
+    masks = np.full((1, 4, 4, 4, 2), -20, np.float32)
+    masks[0, 0, :2, :2, 0] = masks[0, 1:3, 2:, 2:, 1] = 20
+    logits = np.zeros((1, 4, 2, 3), np.float32)
+    logits[0, 0, 0] = (0, 9, 0)  # an object
+    logits[0, 0, 1] = logits[0, 1:, 0] = (-9, -9, 9)  # "no object"
+    logits[0, 1:, 1] = (9, 2, 3)  # rather background
+    outputs = {
+        "pred_logits": logits,
+        "pred_masks": masks,
+        "presence_logits": np.array([[3, 3, -3, 3]], np.float32),
+    }
+    inputs = {
+        "images": np.zeros((1, 4, 16, 16, 3), np.uint8),
+        "valid": np.array([[True, True, True, False]]),
+    }
+    score = jax.jit(
+        lambda o, i: expression_score(o, i, size=(8, 8), threshold=0.4, fallback=fallback)
+    )
+    found = jax.tree.map(np.asarray, score(outputs, inputs))
+    area = (found["pred"][0] > 0.4).any((1, 2))
+    assert area.tolist() == [True, fallback in ("prev_frame", "top_query"), False, False]
+    assert found["fallback"].tolist() == [[False, fallback != "none", False, False]]
+    if fallback == "prev_frame":
+        np.testing.assert_array_equal(found["pred"][0, 1], found["pred"][0, 0])
+    if fallback == "top_query":
+        assert found["pred"][0, 1, 7, 7] > 0.9 and found["pred"][0, 1, 0, 0] < 0.1
+    assert found["presence"][0, 2] == pytest.approx(float(jax.nn.sigmoid(jnp.float32(-3))))
+
+
+def test_mistakes_are_named(tmp_path):
+    def refused(change, match, module=refer_cma):
+        config = module.get_config("tiny")
+        change(config)
+        with pytest.raises(InputError, match=match):
+            make_task(config)
+
+    refused(lambda c: c.data.text.update(source="roberta"), "model.text.name = 'tiny'.*'roberta'")
+    refused(lambda c: c.model.head.update(name="none"), "model.head.name = 'none'")
+    refused(lambda c: c.evaluate.update(fallback="last"), "fallback = 'last': choose one of")
+    refused(lambda c: c.model.fusion.update(text_pool="sum"), "text_pool = 'sum'")
+    refused(lambda c: c.model.decoder.update(prompt="none"), "would not depend", refer_vct)
+    config = refer_vct.get_config("tiny")
+    config.model.decoder.prompt = "none"
+    config.model.fusion = parts.cma()
+    config.model.fusion.num_heads = 2
+    assert make_task(config).norms is None
+    config.loss.align_weight = 0.0
+    assert make_task(config).norms is not None
+    config.data.data_dir = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match="dataset 'refavs' not found"):
+        complete_config(config)
