@@ -18,6 +18,7 @@ from avs_jax.task import Row, empty_row
 
 ABSENT = -2  # label of a point that only fills the array
 TOP_LEFT, BOTTOM_RIGHT = 2, 3  # labels of a box's corners
+MIN_POINTS = 4  # that an array has room for
 RESIZES = ("bilinear", "bicubic")  # see resize_frame
 
 
@@ -79,7 +80,7 @@ def stack_prompts(
       [M, side, side] and mask_given bool [M].
     """
     height, width = frame_size
-    count = max([1, *(p.num_points for p in prompts if p is not None)])
+    count = max([MIN_POINTS, *(p.num_points for p in prompts if p is not None)])
     count = 1 << (count - 1).bit_length()  # few sizes, few programs
     points = np.zeros((len(prompts), count, 2), np.float32)
     labels = np.full((len(prompts), count), ABSENT, np.int32)

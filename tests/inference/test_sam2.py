@@ -52,6 +52,7 @@ def test_frames_are_resized_as_by_the_video_loader():
         np.testing.assert_allclose(np.moveaxis(resized, -1, 0), expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_image_predictor(sam2):
     picture, points, labels = stored("picture"), stored("points"), stored("labels")
     first = Prompt(points=points[:1].tolist())
@@ -71,6 +72,7 @@ def test_image_predictor(sam2):
     assert again.masks.shape == (1, 90, 120)
 
 
+@pytest.mark.slow
 def test_video_predictor():
     """A mask and a click on frame 0, followed through four frames."""
     found = arrays("video")
@@ -188,6 +190,7 @@ def test_small_holes_are_filled():
     assert (fill_holes(logits, 0) == logits).all()
 
 
+@pytest.mark.slow
 def test_arrays_are_tracked_as_a_video(small):
     """The whole clip in one program gives what `track` gives, for two objects."""
     rng, side = np.random.default_rng(3), small.config.data.image_size

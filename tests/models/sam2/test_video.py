@@ -111,7 +111,11 @@ def video():
 
 @pytest.mark.parametrize(
     "name, prompt, count",
-    [("obj1", "mask_inputs", 4), ("obj2", "point", 3), ("empty_mask", "empty", 2)],
+    [
+        ("obj1", "mask_inputs", 4),
+        ("obj2", "point", 3),
+        pytest.param("empty_mask", "empty", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_four_frames(video, name, prompt, count):
     for number, found, memory, bank in video.run(range(count), {0: prompt}, 4):
