@@ -23,7 +23,7 @@ from absl import flags
 
 from avs_jax.array_files import MAX_BYTES, read_npz
 from avs_jax.files import atomic_file
-from avs_jax.inference import clip_video, moment_video
+from avs_jax.inference import clip_video, moment_video, prompted_video
 from avs_jax.inference.predictor import Predictor
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import (
@@ -43,6 +43,9 @@ ANSWER_FLAGS = {  # of --video, by the tasks that read them
     "pre_masks": "folder with a color mask PNG per second of the video",
     "flow_weights": "of RAFT, where config.data.motion.model names one",
     "text": "what to look for; may be given several times",
+    "points": "json: object -> number of a frame -> [[x, y, 1 or 0], ..]",
+    "boxes": "json: object -> number of a frame -> [left, top, right, bottom]",
+    "masks": "folder of indexed images 00000.png, ..: the value k is object k",
 }
 REPEATED = ("text",)
 
@@ -66,7 +69,7 @@ def predict_arrays(
 
 def main(argv: Sequence[str]) -> int:
     """Predicts; returns the exit status."""
-    answers = "\n".join(module.__doc__ for module in (clip_video, moment_video))
+    answers = "\n".join(x.__doc__ for x in (clip_video, moment_video, prompted_video))
     description = __doc__.replace("{answers}", answers)
     argv = [f"{arg}=" if arg in ("--arrays", "-arrays") else arg for arg in argv]
     return exit_status(lambda: run(parse(argv, _define_flags, description, needs_config=False)))
@@ -139,7 +142,7 @@ def _define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, None, text, flag_values=values)
 
     define("checkpoint", "a run's working directory, one of its steps, or converted weights")
-    define("video", "frames and sound: mp4, mov, webm")
+    define("video", "frames and sound: mp4, mov, webm; with prompts, also a folder of images")
     define("arrays", ".npz of arrays, instead of a video")
     define("output", "folder (--video) or .npz (--arrays) to write")
     text = "memory that --arrays may take, such as 64GiB"

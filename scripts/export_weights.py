@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from avs_jax.convert import ground_names, tpavi_names
+from avs_jax.convert import ground_names, sam2_names, tpavi_names
 from avs_jax.convert.names import module_versions, vct_names
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules, invert_rules
 from avs_jax.convert.tables import vct_rules
@@ -88,6 +88,7 @@ ORIGINALS = {  # task, host -> row
     ("segment", "tpavi"): Original(
         tpavi_names.tpavi_names, tpavi_names.tpavi_rules, elsewhere=(r"audio_backbone/.*",)
     ),
+    ("track", None): Original(sam2_names.sam2_names, sam2_names.sam2_rules),
     ("ground", None): Original(ground_names.qd_detr_names, lambda _: ground_names.qd_detr_rules()),
 }
 

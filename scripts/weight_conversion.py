@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from avs_jax.convert import ground_names, text_names, tpavi_names
+from avs_jax.convert import ground_names, sam2_names, text_names, tpavi_names
 from avs_jax.convert.bias_tables import resize_bias_tables
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules
 from avs_jax.convert.tables import (
@@ -54,6 +54,7 @@ class Source(NamedTuple):
       fresh: regexes for the paths that such files do not hold.
       components: that such files do not hold and config.init may.
       has_mixer: whether a parameter's shape depends on the image size.
+      rename: state dict -> state dict with the names that `rules` know.
     """
 
     task: str
@@ -63,6 +64,7 @@ class Source(NamedTuple):
     fresh: tuple[str, ...] = ()
     components: tuple[str, ...] = ()
     has_mixer: bool = False
+    rename: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda state: state
 
 
 RAFT_SOURCE = "raft"  # a separate model, not described by a configuration
@@ -88,6 +90,13 @@ SOURCES = {
         host=None,
         rules=lambda _: ground_names.qd_detr_rules(),
         unused=ground_names.UNUSED_SOURCE_TENSORS,
+    ),
+    "sam2": Source(
+        task="track",
+        host=None,
+        rules=sam2_names.sam2_rules,
+        unused="",
+        rename=sam2_names.original_layout,
     ),
 }
 
@@ -174,6 +183,7 @@ def convert(
         )
     init_dirs = {name: config.init[name] for name in family.components if config.init.get(name)}
     rules, fresh = family.rules(config.model), family.fresh
+    state_dict = family.rename(state_dict)
     if strict and not init_dirs:
         fresh = ()
     size = image_size(state_dict, config) if family.has_mixer else None

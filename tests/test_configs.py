@@ -25,7 +25,8 @@ RECIPES = sorted(
 TPAVI = [name for name in RECIPES if "_tpavi_" in name]
 SETTINGS = [name for name in RECIPES if name.split("_")[0] in ("s4", "ms3", "avss")]
 SEGMENT = [name for name in SETTINGS if name not in TPAVI]
-OTHERS = [name for name in RECIPES if name not in SETTINGS]
+PREDICTING = [name for name in RECIPES if name.startswith("sam2_")]
+OTHERS = [name for name in RECIPES if name not in (*SETTINGS, *PREDICTING)]
 MS3_VARIANTS = ("v2", "regularized", "regularized_demo")
 VARIANTS = [
     (name, variant)
@@ -197,6 +198,23 @@ def test_demo_of_avss_starts_from_that_of_s4(name):
     assert ours.keys() - fresh == theirs.keys() - fresh - dropped
     assert {path for path in ours.keys() & theirs.keys() if ours[path] != theirs[path]} <= fresh
     assert fresh
+
+
+@pytest.mark.parametrize("name", PREDICTING)
+@pytest.mark.parametrize("variant", ["", "v2.0", "tiny"])
+def test_recipes_that_only_predict_build_a_model(name, variant):
+    """Shapes of the parameters; their names and those of published files: test_sam2_names."""
+    config = load(name, variant)
+    if variant == "":
+        config.data.image_size = 64
+    task = make_task(config)
+    example = task.inputs(stack_rows([task.rows.empty(train=False)], task.rows.fields))
+    if variant == "tiny" or name == "sam2_tiny":
+        params, _ = jax.eval_shape(functools.partial(init_variables, task.model, seed=0), example)
+        assert {"trunk", "neck", "memory_attention", "mask_decoder"} <= set(params)
+    assert config.name == name + (f"_{variant}" if variant else "")
+    with pytest.raises(InputError, match="predicts only"):
+        task.loss({}, {}, None, None)
 
 
 def test_resnet_norms_are_frozen_whole():

@@ -42,6 +42,14 @@ TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]
         lambda x: np.transpose(x, (2, 3, 1, 0)),
         lambda x: np.transpose(x, (3, 2, 0, 1)),
     ),
+    "up": (  # transposed, stride = kernel: [in, out, kh, kw] <-> [in, kh, kw, out]
+        lambda x: np.transpose(x, (0, 2, 3, 1)),
+        lambda x: np.transpose(x, (0, 3, 1, 2)),
+    ),
+    "map": (  # [1, C, h, w] <-> [h, w, C]
+        lambda x: np.transpose(x, (0, 2, 3, 1)).squeeze(0),
+        lambda x: np.transpose(x, (2, 0, 1))[None],
+    ),
     "conv1x1": (  # [out, in, 1, 1] <-> [in, out]
         _conv1x1,
         lambda x: x.T[:, :, None, None],

@@ -131,6 +131,24 @@ def read_windows(path: _Path, num_frames: int) -> Iterator[tuple[np.ndarray, np.
             start += len(picks)
 
 
+def read_frames(path: _Path) -> Iterator[np.ndarray]:
+    """Reads every frame, uint8 RGB [H, W, 3] as shown; a file without sound will do.
+
+    Raises:
+      VideoError: as `read_windows`.
+    """
+    with _open(path) as container:
+        _scan(path, container, _frame_stream(path, container))
+    size = None
+    with _open(path) as container:
+        for number, shown in enumerate(_decode(path, container, _frame_stream(path, container))):
+            frame = _upright(path, shown)
+            if frame.shape != (size or frame.shape):
+                raise VideoError(path, f"frames change their size in frame {number}")
+            size = frame.shape
+            yield frame
+
+
 def read_pairs(
     path: _Path, num_seconds: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:

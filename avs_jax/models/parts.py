@@ -11,6 +11,7 @@ import flax.linen as nn
 
 from avs_jax.models.backbones.ast import AST
 from avs_jax.models.backbones.clip_vit import CLIPViT
+from avs_jax.models.backbones.hiera import Hiera
 from avs_jax.models.backbones.pvt_v2 import PVTv2
 from avs_jax.models.backbones.resnet import ResNet
 from avs_jax.models.backbones.swin import Swin
@@ -23,8 +24,9 @@ from avs_jax.models.text.encoder import TextEncoder
 from avs_jax.spec import InputError, nearest
 
 # Section of config.model -> name -> module or stage; None if the part is absent.
-MAP_BACKBONES = {"swin": Swin, "pvt_v2": PVTv2, "resnet50": ResNet}  # give four maps
-BACKBONES = {**MAP_BACKBONES, "clip_vit": CLIPViT}  # the others give a vector per frame
+# Map backbones give four maps, the others a vector per frame.
+MAP_BACKBONES = {"swin": Swin, "pvt_v2": PVTv2, "resnet50": ResNet, "hiera": Hiera}
+BACKBONES = {**MAP_BACKBONES, "clip_vit": CLIPViT}
 MAP_AUDIO_BACKBONES = {"vggish": VGGish}
 AUDIO_BACKBONES = {**MAP_AUDIO_BACKBONES, "ast": AST}
 # The first two differ in size and weights and give tokens, CLIP's a vector per text.

@@ -1,16 +1,19 @@
 """Bilinear resizing and point sampling with one pixel-center rule.
 
 The center of pixel i of n is at (i + 1/2) / n of the image (PyTorch's `align_corners=False`), and
-values are linear between centers. The two functions differ beyond the edge:
+values are linear between centers. The functions differ beyond the edge and when shrinking:
 
-  resize_bilinear  clamps to the edge      (torch.nn.functional.interpolate, no antialias)
-  sample_bilinear  reads zeros             (torch.nn.functional.grid_sample, zero padding, and
+  resize_bilinear     clamps to the edge   (torch.nn.functional.interpolate, no antialias)
+  resize_antialiased  averages new pixels  (the same with antialias)
+  sample_bilinear     reads zeros          (torch.nn.functional.grid_sample, zero padding, and
                                             detectron2's point_sample)
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from avs_jax.ops.resampling import antialiased_matrix
 
 
 def resize_bilinear(
@@ -51,6 +54,17 @@ def _interpolate_axis(x: jax.Array, axis: int, size_out: int, align_corners: boo
     fraction = (position - low).astype(x.dtype).reshape(along_axis)
     below, above = (jnp.take(x, i, axis=axis, mode="clip") for i in (low, high))
     return (1 - fraction) * below + fraction * above
+
+
+def resize_antialiased(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resizes [..., H, W, C] to float32 [..., h, w, C] bilinearly, with antialiasing."""
+    rows, columns = (
+        antialiased_matrix(old, new).astype(np.float32)
+        for old, new in zip(x.shape[-3:-1], size, strict=True)
+    )
+    exact = jax.lax.Precision.HIGHEST
+    y = jnp.einsum("yh,...hwc->...ywc", rows, x.astype(jnp.float32), precision=exact)
+    return jnp.einsum("xw,...ywc->...yxc", columns, y, precision=exact)
 
 
 def sample_bilinear(x: jax.Array, points: jax.Array) -> jax.Array:

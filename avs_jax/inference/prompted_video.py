@@ -1,0 +1,192 @@
+"""Prediction of task `track`: objects followed through a video, or a folder of images.
+
+--points, --boxes and --masks say what to follow and on which frames, numbered from 0; one object
+may have several prompts. Coordinates are px of the video. The output is
+
+  masks/OBJECT/00000.png ...  one per frame at the video's size: 255 on the object
+  overlay/00000.jpg ...       the frames with the objects in color
+  results.json                per frame and object: area (fraction of the frame), iou (predicted)
+                              and visible (logit, above 0 if the object is visible)
+"""
+
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from avs_jax.data.prompts import Prompt
+from avs_jax.data.video import read_frames
+from avs_jax.files import atomic_folder
+from avs_jax.inference.predictor import Predictor
+from avs_jax.inference.sam2 import Prompts, Sam2
+from avs_jax.results.visualize import overlay
+from avs_jax.spec import InputError
+
+NAME = re.compile(r"\w[\w .-]*")  # of objects, which become folders
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+COLORS = ((255, 140, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (240, 228, 66))
+
+_Path = str | os.PathLike
+
+
+def predict_prompted(
+    predictor: Predictor,
+    path: _Path,
+    output: _Path,
+    points: _Path | None = None,
+    boxes: _Path | None = None,
+    masks: _Path | None = None,
+) -> list[str]:
+    """Writes masks, overlays and results.json; see the module.
+
+    Args:
+      path: a video, or a folder of images, sorted by name.
+      output: folder, replaced as a whole at the end.
+
+    Returns:
+      lines to print.
+    """
+    prompts = read_prompts(points, boxes, masks)
+    sam2, frames = Sam2(predictor.config, predictor.variables[0]), Frames(path)
+    names = sorted({name for found in prompts.values() for name in found})
+    lines: list[dict[str, Any]] = []
+    with atomic_folder(output) as folder:
+        for kind in ("overlay", *(f"masks/{name}" for name in names)):
+            (folder / kind).mkdir(parents=True)
+        for frame, found in zip(frames, sam2.track(frames, prompts), strict=True):
+            file, shown = f"{found.number:05d}", frame
+            for i, name in enumerate(names):
+                mask = found.masks[name]
+                Image.fromarray(mask.astype(np.uint8) * 255).save(
+                    folder / "masks" / name / f"{file}.png"
+                )
+                shown = overlay(shown, mask, COLORS[i % len(COLORS)])
+            Image.fromarray(shown).save(folder / "overlay" / f"{file}.jpg")
+            objects = {
+                name: {
+                    "area": float(found.masks[name].mean()),
+                    "iou": found.ious[name],
+                    "visible": found.object_scores[name],
+                }
+                for name in names
+            }
+            lines.append({"frame": found.number, "objects": objects})
+            if found.number % 50 == 49:
+                print(f"frame {found.number + 1}", file=sys.stderr)
+        results = {"video": str(path), "objects": names, "frames": lines}
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    count = f"{len(lines)} frames, {len(names)} objects"
+    return [f"{output}: {count}: masks, overlay, results.json"]
+
+
+class Frames:
+    """The frames of a video file or of a folder, uint8 RGB [H, W, 3]; readable several times."""
+
+    def __init__(self, path: _Path):
+        self._path = pathlib.Path(path).expanduser()
+        self._files = []
+        if self._path.is_dir():
+            files = (file for file in self._path.iterdir() if file.suffix.lower() in IMAGES)
+            self._files = sorted(files, key=lambda file: (len(file.name), file.name))
+            if not self._files:
+                raise InputError(f"{path}: no images ({', '.join(IMAGES)}) in it")
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if not self._files:
+            return read_frames(self._path)
+        return self._images()
+
+    def _images(self) -> Iterator[np.ndarray]:
+        size = None
+        for file in self._files:
+            frame = _read_image(file, "RGB")
+            if frame.shape != (size or frame.shape):
+                raise InputError(f"{file}: {frame.shape[:2]} px after frames of {size[:2]}")
+            size = frame.shape
+            yield frame
+
+
+def read_prompts(points: _Path | None, boxes: _Path | None, masks: _Path | None) -> Prompts:
+    """The prompts of the three flags, frame -> object -> prompt; see predict's --help.
+
+    Raises:
+      InputError: naming the file, the object and the frame.
+    """
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for path, field in ((points, "points"), (boxes, "box")):
+        for name, frame, value in _entries(path):
+            found.setdefault((frame, name), {})[field] = (value, f"{path}: {name}, frame {frame}")
+    for file in _mask_files(masks):
+        index = _read_image(file, None)
+        if index.ndim != 2:
+            raise InputError(f"{file}: {index.shape}, expected one channel of object numbers")
+        for number in np.unique(index[index > 0]).tolist():
+            key = (int(file.stem), str(number))
+            found.setdefault(key, {})["mask"] = (index == number, f"{file}: object {number}")
+    if not found:
+        raise InputError("nothing to follow: give --points, --boxes or --masks")
+    prompts: dict[int, dict[str, Prompt]] = {}
+    for (frame, name), fields in found.items():
+        places = "; ".join(place for _, place in fields.values())
+        try:
+            prompt = _make_prompt({field: value for field, (value, _) in fields.items()})
+        except (InputError, TypeError, ValueError) as error:
+            raise InputError(f"{places}: {error}") from error
+        prompts.setdefault(frame, {})[name] = prompt
+    return prompts
+
+
+def _make_prompt(fields: dict[str, Any]) -> Prompt:
+    given = fields.pop("points", [])
+    array = np.asarray(given, np.float64).reshape(len(given), -1)
+    if len(given) and array.shape[1] != 3:
+        raise InputError("expected points [x, y, 1 or 0]")
+    labels = array[:, 2].astype(int).tolist() if len(given) else []
+    if "box" in fields:
+        fields["box"] = tuple(float(value) for value in fields["box"])
+    return Prompt(points=array[:, :2].tolist() if len(given) else [], labels=labels, **fields)
+
+
+def _entries(path: _Path | None) -> Iterator[tuple[str, int, Any]]:
+    """Object, frame and value of each entry of a JSON file of prompts."""
+    if path is None:
+        return
+    try:
+        content = json.loads(pathlib.Path(path).expanduser().read_text("utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict) or not all(isinstance(x, dict) for x in content.values()):
+        raise InputError(f"{path}: expected {{object: {{frame: ..}}}}")
+    for name, frames in content.items():
+        if not NAME.fullmatch(name):
+            raise InputError(f"{path}: object {name!r}: letters, digits, spaces, '.' and '-' only")
+        for frame, value in frames.items():
+            if not frame.isdecimal():
+                raise InputError(f"{path}: {name}: frame {frame!r} is no number from 0 on")
+            yield name, int(frame), value
+
+
+def _mask_files(folder: _Path | None) -> list[pathlib.Path]:
+    if folder is None:
+        return []
+    files = sorted(pathlib.Path(folder).expanduser().glob("*.png"))
+    if not files:
+        raise InputError(f"{folder}: no PNG in it")
+    for file in files:
+        if not file.stem.isdecimal():
+            raise InputError(f"{file}: expected the number of a frame, such as 00000.png")
+    return files
+
+
+def _read_image(path: pathlib.Path, mode: str | None) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert(mode) if mode else image)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a readable image ({error})") from error

@@ -1,0 +1,45 @@
+"""Task `track`: what points, boxes or masks ask for, in images and videos. It predicts only."""
+
+import functools
+from typing import Any, NoReturn
+
+from ml_collections import ConfigDict
+
+from avs_jax.data.prompts import PromptRows, complete_arrays
+from avs_jax.inference import prompted_video
+from avs_jax.models import build_model
+from avs_jax.models.sam2.model import SAM2
+from avs_jax.models.sam2.tracking import Segments
+from avs_jax.spec import InputError
+from avs_jax.task import Task
+
+
+def make_task(config: ConfigDict) -> Task:
+    """The task under one configuration; InputError for an unknown part or a bad value."""
+    side = config.data.image_size
+    if not isinstance(side, int) or side < 32 or side % 32:
+        raise InputError(f"config.data.image_size = {side!r}: expected a multiple of 32")
+    return Task(
+        name="track",
+        rows=PromptRows(side),
+        model=build_model(config.model, SAM2),
+        outputs=Segments._fields,
+        array_inputs=functools.partial(
+            complete_arrays,
+            image_size=side,
+            resize=config.data.frame_resize,
+            num_slots=config.model.prompt_slots,
+        ),
+        answer=prompted_video.predict_prompted,
+        answer_flags=("points", "boxes", "masks"),
+        loss=_predicts_only,
+        score=_predicts_only,
+        meter=_predicts_only,
+        protocols=_predicts_only,
+        measure="none",
+        join=_predicts_only,
+    )
+
+
+def _predicts_only(*_: Any, **__: Any) -> NoReturn:
+    raise InputError("task 'track' predicts only: it is neither trained nor evaluated")

@@ -1,0 +1,93 @@
+"""Names of SAM2, all sizes and both versions: strict both ways, HF layout, bit for bit back."""
+
+import jax
+import numpy as np
+import pytest
+
+from avs_jax.convert.reader import read_state_dict
+from avs_jax.convert.rules import ConversionError, apply_rules, invert_rules
+from avs_jax.convert.sam2_names import original_layout, original_name, sam2_names, sam2_rules
+from avs_jax.convert.writer import write_state_dict
+from avs_jax.models import build_model
+from avs_jax.models.sam2.model import SAM2
+from avs_jax.runtime.checkpoint import Checkpoint
+from configs.sam2 import sam2_config, vary
+from scripts import convert_weights, export_weights
+from tests.sam2_golden import name_tables, param_shapes
+
+SIZES = ("tiny", "small", "base_plus", "large")
+
+
+def model_config(size, version=""):
+    return vary(sam2_config(size), version).model
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_published_size(size):
+    """Names, order and shapes of 2.1; 2.0 has three tensors less; both fill the whole tree."""
+    table = name_tables()[size]
+    config = model_config(size)
+    assert sam2_names(config) == [name for name, _ in table["names"]]
+    shapes = param_shapes(build_model(config, SAM2))
+    gaussian = 256
+    assert sum(np.prod(shape) for shape in shapes.values()) == table["count"] + gaussian
+    state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in table["names"]}
+    tree = apply_rules(state, sam2_rules(), shapes)
+    back = invert_rules(tree, sam2_rules(), list(state))
+    assert {name: x.shape for name, x in back.items()} == {n: x.shape for n, x in state.items()}
+
+    older = model_config(size, "v2.0")
+    missing = set(sam2_names(config)) - set(sam2_names(older))
+    assert missing == set(table["missing_2.0"]) and len(missing) == 3
+    shapes = param_shapes(build_model(older, SAM2))
+    apply_rules({n: x for n, x in state.items() if n not in missing}, sam2_rules(), shapes)
+    with pytest.raises(ConversionError, match="no_obj_embed_spatial"):
+        apply_rules(state, sam2_rules(), shapes)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_names_of_huggingface(size):
+    table = name_tables()[size]
+    for theirs, ours in table["map"].items():
+        if "point_embed." not in theirs:
+            assert original_name(theirs) == ours
+    state = {name: np.zeros(shape, np.int8) for name, shape in table["huggingface"].items()}
+    renamed = original_layout(state)
+    assert {name: list(x.shape) for name, x in renamed.items()} == dict(table["names"])
+
+
+def test_two_different_position_codes_are_an_error():
+    state = {
+        "vision_encoder.backbone.pos_embed": np.zeros(1),
+        "shared_image_embedding.positional_embedding": np.zeros(2),
+        "prompt_encoder.shared_embedding.positional_embedding": np.ones(2),
+    }
+    assert "prompt_encoder.shared_embedding.positional_embedding" in original_layout(state)
+
+
+@pytest.mark.parametrize("version, layout", [("tiny", "torch"), ("tiny", "safetensors")])
+def test_through_the_programs(tmp_path, version, layout, capsys):
+    """A file of the original -> checkpoint -> file: the same bits in the same order."""
+    config = vary(sam2_config("tiny"), version)
+    shapes = param_shapes(build_model(config.model, SAM2))
+    blank = {path: np.broadcast_to(np.int8(0), shape) for path, shape in shapes.items()}
+    names, rng = sam2_names(config.model), np.random.default_rng(0)
+    state = {
+        name: rng.standard_normal(x.shape).astype(np.float32)
+        for name, x in invert_rules(blank, sam2_rules(), names).items()
+    }
+    suffix = {"torch": "pt", "safetensors": "safetensors"}[layout]
+    source, back = tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}"
+    write_state_dict(source, state, layout, {})
+    argv = ["convert_weights.py", "--source=sam2", f"--input={source}", f"--output={tmp_path}/w"]
+    assert convert_weights.main([*argv, "--config=configs/sam2_tiny.py:tiny"]) == 0
+    argv = ["export_weights.py", f"--checkpoint={tmp_path}/w", f"--format={layout}"]
+    assert export_weights.main([*argv, f"--output={back}"]) == 0, capsys.readouterr().err
+    found = read_state_dict(back)
+    assert list(found) == (names if layout == "torch" else sorted(names)) or set(found) == set(
+        names
+    )
+    for name, x in state.items():
+        np.testing.assert_array_equal(found[name], x)
+    params, _ = Checkpoint.find(str(tmp_path / "w")).variables()
+    assert len(jax.tree.leaves(params)) == len(shapes)

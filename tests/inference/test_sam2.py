@@ -1,0 +1,238 @@
+"""The Python interface against the original's predictors, and what it does beyond them."""
+
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from avs_jax.data.prompts import Prompt, complete_arrays, resize_frame, stack_prompts
+from avs_jax.inference.sam2 import Sam2, fill_holes
+from avs_jax.models import build_model
+from avs_jax.models.sam2.model import SAM2
+from avs_jax.ops.sampling import resize_bilinear
+from avs_jax.spec import InputError
+from configs.sam2 import sam2_config, vary
+from tests.sam2_golden import SIDE, SMALL, arrays, frame, golden_params, param_shapes
+
+
+class Frames(Sam2):
+    """Takes normalized pixels [S, S, 3] for frames of 60 x 80 px, as the golden video has them."""
+
+    def _features(self, image, resize):
+        return self._call("encode_images", self.pixels[int(image[0, 0, 0])][None])
+
+
+def make(kind=Sam2, **data):
+    config = sam2_config("tiny")
+    config.data.update({"image_size": SIDE, "max_hole_area": 0} | data)
+    config.model.update(SMALL | {"memory_dtype": "bfloat16"})
+    return kind(config, golden_params())
+
+
+@pytest.fixture(scope="module")
+def sam2():
+    return make()
+
+
+def stored(path):
+    return arrays("image")[f"predictor/{path}"]
+
+
+def test_images_are_resized_as_by_the_image_predictor():
+    found = resize_frame(stored("picture"), SIDE, "bilinear")
+    expected = np.moveaxis(stored("preprocessed_sub4"), 1, -1)[0]
+    np.testing.assert_allclose(found[::4, ::4], expected, rtol=0, atol=5e-6)
+
+
+def test_frames_are_resized_as_by_the_video_loader():
+    found = arrays("video")
+    for rgb, expected in zip(
+        found["frame_loader/rgb_uint8"], found["frame_loader/normalised_32"], strict=True
+    ):
+        resized = resize_frame(rgb, 32, "bicubic")
+        np.testing.assert_allclose(np.moveaxis(resized, -1, 0), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_image_predictor(sam2):
+    picture, points, labels = stored("picture"), stored("points"), stored("labels")
+    first = Prompt(points=points[:1].tolist())
+    found = sam2.predict_image(picture, first)
+    np.testing.assert_allclose(found.ious, stored("points_multi/iou"), atol=1e-5)
+    np.testing.assert_allclose(
+        found.logits[:, ::3, ::3], stored("points_multi/logits_sub3"), atol=4e-4
+    )
+    np.testing.assert_allclose(
+        found.low_res_masks[:, ::2, ::2], stored("points_multi/low_res_sub2"), atol=4e-4
+    )
+    both = Prompt(points=points.tolist(), labels=labels.tolist(), box=stored("box").tolist())
+    again = sam2.predict_image(picture, both)
+    np.testing.assert_allclose(
+        again.logits[:, ::3, ::3], stored("points_box_single/logits_sub3"), atol=4e-4
+    )
+    assert again.masks.shape == (1, 90, 120)
+
+
+@pytest.mark.slow
+def test_video_predictor():
+    """A mask and a click on frame 0, followed through four frames."""
+    found = arrays("video")
+    sam2 = make(Frames)
+    sam2.pixels = [frame(number)[0] for number in range(4)]
+    frames = [np.full((60, 80, 3), number, np.uint8) for number in range(4)]
+    click = Prompt(points=found["predictor/point_prompt_xy_video_pixels"].tolist())
+    prompts = {0: {"1": Prompt(mask=found["predictor/mask_prompt"]), "2": click}}
+    for tracked in sam2.track(frames, prompts):
+        for i, name in enumerate(("1", "2")):
+            here = f"predictor/frame{tracked.number}"
+            expected = found[f"{here}/video_res_logits"][i, 0]
+            np.testing.assert_allclose(tracked.logits[name], expected, rtol=0, atol=6e-4)
+            score = found[f"{here}/obj{name}_object_score_logits"][0, 0]
+            np.testing.assert_allclose(tracked.object_scores[name], score, atol=2e-5)
+
+
+def clip(count):
+    rng = np.random.default_rng(3)
+    return [rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A random model of 64 px: quick."""
+    config = vary(sam2_config("tiny"), "tiny")
+    model = build_model(config.model, SAM2)
+    rng = np.random.default_rng(1)
+    flat = {
+        path: rng.standard_normal(shape).astype(np.float32) / max(1, shape[0]) ** 0.5
+        for path, shape in param_shapes(model).items()
+    }
+    return Sam2(config, traverse_util.unflatten_dict(flat, sep="/"))
+
+
+def test_a_long_video_takes_one_program_and_one_size(small):
+    """Every frame after the first runs the same program on a bank of the same shape."""
+    prompts = {0: {"a": Prompt(points=[(9, 9)])}, 3: {"b": Prompt(box=(1, 2, 30, 40))}}
+    numbers = [found.number for found in small.track(clip(40), prompts)]
+    assert numbers == list(range(40))
+    assert small._jitted["follow"]._cache_size() == 1
+    assert small._jitted["encode_images"]._cache_size() == 1
+
+
+def test_a_stream_is_read_once_and_a_list_twice(small):
+    """In a stream, a prompt acts from its frame on; in a list, earlier frames see it too."""
+    frames = clip(4)
+    early, late = {0: {"a": Prompt(points=[(9, 9)])}}, {2: {"a": Prompt(points=[(30, 20)])}}
+    once = list(small.track(iter(frames), early | late, num_frames=4))
+    twice = list(small.track(frames, early | late))
+    alone = list(small.track(frames, early))
+    np.testing.assert_array_equal(once[1].logits["a"], alone[1].logits["a"])
+    assert np.abs(twice[1].logits["a"] - alone[1].logits["a"]).max() > 1e-3
+    np.testing.assert_array_equal(once[2].logits["a"], twice[2].logits["a"])
+
+
+def test_objects_are_absent_before_the_first_prompt(small):
+    found = list(small.track(clip(3), {1: {"a": Prompt(points=[(9, 9)])}}))
+    assert not found[0].masks["a"].any() and found[0].object_scores["a"] == -1024
+
+
+def test_objects_do_not_depend_on_each_other(small):
+    one, two = {"a": Prompt(points=[(9, 9)])}, {"b": Prompt(points=[(50, 9)])}
+    both = list(small.track(clip(3), {0: one | two}))
+    alone = list(small.track(clip(3), {0: one}))
+    for x, y in zip(both, alone, strict=True):
+        np.testing.assert_allclose(x.logits["a"], y.logits["a"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "prompts, message",
+    [
+        ({}, "nothing to track"),
+        ({7: {"a": Prompt(points=[(1, 1)])}}, "frame 7, which the video does not have"),
+        ({0: {"a": Prompt(mask=np.ones((5, 5)))}}, "a mask of .5, 5. on a frame of .48, 64."),
+    ],
+)
+def test_prompts_that_do_not_fit(small, prompts, message):
+    with pytest.raises(InputError, match=message):
+        list(small.track(clip(2), prompts))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({}, "without points, box or mask"),
+        ({"points": [(1, 1)], "labels": [2]}, "expected 0 or 1"),
+        ({"points": [(1, float("nan"))]}, "NaN"),
+        ({"box": (1, 2, 3)}, "expected .left, top, right, bottom"),
+        ({"points": [(1, 1)], "mask": np.ones((2, 2))}, "leave out its points"),
+    ],
+)
+def test_a_prompt_names_what_is_wrong(fields, message):
+    with pytest.raises(InputError, match=message):
+        Prompt(**fields)
+
+
+def test_prompts_are_scaled_and_filled():
+    prompts = [Prompt(points=[(32, 24)], labels=[0], box=(0, 0, 64, 48)), None]
+    found = stack_prompts(prompts, (48, 64), 128)
+    np.testing.assert_array_equal(found["point_labels"], [[2, 3, 0, -2], [-2] * 4])
+    np.testing.assert_allclose(found["points"][0, :3], [[0, 0], [128, 128], [64, 64]])
+    assert not found["mask_given"].any()
+
+
+def test_small_holes_are_filled():
+    logits = np.full((2, 12, 12), -3, np.float32)
+    logits[0, 1:11, 1:11] = 2
+    logits[0, 4, 4] = logits[0, 5, 5] = -1  # one hole of two cells that touch at a corner
+    logits[0, 8, 2:9] = -1
+    found = fill_holes(logits, 2)
+    assert (found[0, [4, 5], [4, 5]] == np.float32(0.1)).all()
+    assert (found[0, 8, 2:9] == -1).all() and (found[0, 0] == -3).all()
+    np.testing.assert_array_equal(found[1], logits[1])
+    assert (fill_holes(logits, 0) == logits).all()
+
+
+@pytest.mark.slow
+def test_arrays_are_tracked_as_a_video(small):
+    """The whole clip in one program gives what `track` gives, for two objects."""
+    rng, side = np.random.default_rng(3), small.config.data.image_size
+    frames = rng.integers(0, 255, (3, side, side, 3), dtype=np.uint8)
+    mask = np.zeros((side, side), np.uint8)
+    mask[10:30, 5:40] = 1
+    prompts = {1: {"a": Prompt(points=[(9, 9)])}, 2: {"b": Prompt(mask=mask > 0)}}
+    small.config.data.max_hole_area = 0
+    tracked = list(small.track(list(frames), prompts))
+    given = {
+        "images": frames[None],
+        "points": np.full((1, 3, 2, 1, 2), 9, np.float32),
+        "point_labels": np.full((1, 3, 2, 1), -2, np.int32),
+        "masks": np.zeros((1, 3, 2, side, side), np.uint8),
+    }
+    given["point_labels"][0, 1, 0] = 1
+    given["masks"][0, 2, 1] = mask
+    inputs, _ = complete_arrays(given, side, "bicubic", 4)
+    outputs = small._call("__call__", inputs)
+    for number, found in enumerate(tracked):
+        low = np.moveaxis(outputs["low_res_mask"][0, number], 0, -1)
+        logits = np.asarray(resize_bilinear(low, (side, side)))
+        for i, name in enumerate(("a", "b")):
+            np.testing.assert_allclose(logits[..., i], found.logits[name], atol=2e-3)
+            score = outputs["object_score_logits"][0, number, i, 0]
+            np.testing.assert_allclose(score, found.object_scores[name], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"points": None}, "point_labels belong together"),
+        ({"images": None}, "give images or pixels"),
+        ({"point_labels": np.full((1, 2, 1, 1), 7, np.int32)}, "expected 1 on the object"),
+        ({"point_labels": np.full((1, 2, 1, 1), -2, np.int32)}, "prompts on .0. frames"),
+    ],
+)
+def test_arrays_that_do_not_fit(changes, message):
+    given = {
+        "images": np.zeros((1, 2, 32, 32, 3), np.uint8),
+        "points": np.ones((1, 2, 1, 1, 2), np.float32),
+        "point_labels": np.ones((1, 2, 1, 1), np.int32),
+    } | changes
+    with pytest.raises(InputError, match=message):
+        complete_arrays({k: x for k, x in given.items() if x is not None}, 32, "bicubic", 1)

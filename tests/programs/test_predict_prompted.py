@@ -1,0 +1,113 @@
+"""predict for SAM2, through the command line: folders of images, videos, arrays, and bad prompts."""
+
+import json
+
+import numpy as np
+import pytest
+from flax import traverse_util
+from PIL import Image
+
+from avs_jax import predict
+from avs_jax.data.video import read_frames
+from avs_jax.inference.prompted_video import read_prompts
+from avs_jax.models import build_model
+from avs_jax.models.sam2.model import SAM2
+from avs_jax.runtime.checkpoint import save_variables
+from avs_jax.spec import InputError
+from configs.sam2 import sam2_config, vary
+from tests.sam2_golden import param_shapes
+from tests.video_files import steady, write
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Random weights of the smallest SAM2."""
+    config = vary(sam2_config("tiny"), "tiny")
+    rng = np.random.default_rng(1)
+    flat = {
+        path: rng.standard_normal(shape).astype(np.float32) / max(1, shape[0]) ** 0.5
+        for path, shape in param_shapes(build_model(config.model, SAM2)).items()
+    }
+    folder = tmp_path_factory.mktemp("sam2") / "weights"
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    save_variables(folder, {"params": params, "batch_stats": {}}, config)
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    points, boxes = tmp_path / "points.json", tmp_path / "boxes.json"
+    points.write_text(json.dumps({"dog": {"0": [[20, 10, 1], [3, 3, 0]]}}))
+    boxes.write_text(json.dumps({"cat": {"1": [5, 5, 40, 30]}}))
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    index = np.zeros((48, 64), np.uint8)
+    index[10:20, 10:20] = 7
+    Image.fromarray(index).save(masks / "00002.png")
+    return {"points": points, "boxes": boxes, "masks": masks}
+
+
+def test_folder_of_images(checkpoint, prompts, tmp_path, capsys):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    rng = np.random.default_rng(0)
+    for number in (2, 10, 1):
+        Image.fromarray(rng.integers(0, 255, (48, 64, 3), np.uint8)).save(frames / f"{number}.png")
+    output = tmp_path / "out"
+    argv = ["predict", f"--checkpoint={checkpoint}", f"--video={frames}", f"--output={output}"]
+    argv += [f"--{name}={path}" for name, path in prompts.items()]
+    assert predict.main(argv) == 0, capsys.readouterr().err
+    assert "3 frames, 3 objects" in capsys.readouterr().out
+    results = json.loads((output / "results.json").read_text())
+    assert results["objects"] == ["7", "cat", "dog"] and len(results["frames"]) == 3
+    for name in results["objects"]:
+        for number in range(3):
+            mask = np.asarray(Image.open(output / "masks" / name / f"{number:05d}.png"))
+            assert mask.shape == (48, 64) and set(np.unique(mask)) <= {0, 255}
+            area = results["frames"][number]["objects"][name]["area"]
+            assert area == pytest.approx((mask > 0).mean())
+    assert len(list((output / "overlay").iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_video_and_arrays(checkpoint, prompts, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "clip.mp4"
+    write(path, steady(0.25), rate=0)
+    assert len(list(read_frames(path))) == 4
+    output = tmp_path / "out"
+    argv = ["predict", f"--checkpoint={checkpoint}"]
+    video = [f"--video={path}", f"--output={output}", f"--points={prompts['points']}"]
+    assert predict.main(argv + video) == 0, capsys.readouterr().err
+    assert len(list((output / "masks" / "dog").iterdir())) == 4
+    arrays = {
+        "images": rng.integers(0, 255, (1, 2, 48, 64, 3), np.uint8),
+        "boxes": np.array([[[[1, 2, 30, 40]], [[0, 0, 0, 0]]]], np.float32),
+    }
+    np.savez(tmp_path / "in.npz", **arrays)
+    files = [f"--arrays={tmp_path}/in.npz", f"--output={tmp_path}/out.npz"]
+    assert predict.main(argv + files) == 0, capsys.readouterr().err
+    found = np.load(tmp_path / "out.npz")
+    assert found["low_res_mask"].shape == (1, 2, 1, 16, 16)
+    assert found["obj_ptr"].shape == (1, 2, 1, 32)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[", "not JSON"),
+        ("[1]", "expected .object"),
+        ('{"../x": {"0": [[1, 2, 1]]}}', "'../x': letters"),
+        ('{"a": {"first": [[1, 2, 1]]}}', "frame 'first' is no number"),
+        ('{"a": {"0": [[1, 2]]}}', "a, frame 0: expected points"),
+        ('{"a": {"0": [["x", 2, 1]]}}', "a, frame 0: could not convert"),
+        ('{"a": {"0": [[1, 2, 5]]}}', "expected 0 or 1"),
+        ('{"a": {"0": []}}', "without points, box or mask"),
+        ("{}", "nothing to follow"),
+    ],
+)
+def test_prompts_that_cannot_be_read(tmp_path, content, message):
+    path = tmp_path / "points.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_prompts(path, None, None)
