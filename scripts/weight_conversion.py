@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from avs_jax.convert import ground_names, text_names, tpavi_names
+from avs_jax.convert import clip_names, ground_names, text_names, tpavi_names
 from avs_jax.convert.bias_tables import resize_bias_tables
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules
 from avs_jax.convert.tables import (
@@ -54,6 +54,7 @@ class Source(NamedTuple):
       fresh: regexes for the paths that such files do not hold.
       components: that such files do not hold and config.init may.
       has_mixer: whether a parameter's shape depends on the image size.
+      rename: state dict -> the same tensors under the names of the rules.
     """
 
     task: str
@@ -63,6 +64,7 @@ class Source(NamedTuple):
     fresh: tuple[str, ...] = ()
     components: tuple[str, ...] = ()
     has_mixer: bool = False
+    rename: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = dict
 
 
 RAFT_SOURCE = "raft"  # a separate model, not described by a configuration
@@ -88,6 +90,13 @@ SOURCES = {
         host=None,
         rules=lambda _: ground_names.qd_detr_rules(),
         unused=ground_names.UNUSED_SOURCE_TENSORS,
+    ),
+    "clip": Source(
+        task="align",
+        host=None,
+        rules=lambda _: clip_names.clip_rules(),
+        unused="",
+        rename=clip_names.hf_from_original,
     ),
 }
 
@@ -172,6 +181,7 @@ def convert(
             f"--source={source}: the configuration is of task {config.task!r}, host "
             f"{config.get('host')!r}; expected {family.task!r}, {family.host!r}"
         )
+    state_dict = family.rename(state_dict)
     init_dirs = {name: config.init[name] for name in family.components if config.init.get(name)}
     rules, fresh = family.rules(config.model), family.fresh
     if strict and not init_dirs:
