@@ -46,6 +46,22 @@ def resnet50() -> ConfigDict:
     return ConfigDict({"name": "resnet50", "depths": (3, 4, 6, 3), "width": 64})
 
 
+def clip_vit(patch_size: int = 32) -> ConfigDict:
+    """CLIP's ViT-B."""
+    return ConfigDict(
+        {
+            "name": "clip_vit",
+            "patch_size": patch_size,
+            "image_size": 224,
+            "hidden_dim": 768,
+            "num_layers": 12,
+            "num_heads": 12,
+            "ffn_dim": 3072,
+            "activation": "quick_gelu",
+        }
+    )
+
+
 def demo_backbone(section: ConfigDict) -> dict:
     """An image backbone small enough to train on two cores."""
     one_block = {"depths": (1, 1, 1, 1)}
@@ -54,6 +70,8 @@ def demo_backbone(section: ConfigDict) -> dict:
         "swin": {"embed_dim": 32, "window_size": 6} | one_block | heads,
         "pvt_v2": {"embed_dims": (32, 64, 128, 256)} | one_block | heads,
         "resnet50": {"width": 16} | one_block,
+        "clip_vit": {"patch_size": 8, "image_size": 64, "hidden_dim": 64, "num_layers": 2}
+        | {"num_heads": 4, "ffn_dim": 128},
     }[section.name]
 
 
@@ -63,6 +81,7 @@ def tiny_backbone(section: ConfigDict) -> dict:
         "swin": {"embed_dim": 8, "num_heads": (1, 1, 2, 2), "window_size": 2},
         "pvt_v2": {"embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2)},
         "resnet50": {"width": 4},
+        "clip_vit": {"image_size": 32, "hidden_dim": 8, "num_layers": 1, "num_heads": 2},
     }[section.name]
 
 
@@ -95,6 +114,30 @@ def distilroberta() -> ConfigDict:
             "max_positions": 514,
         }
     )
+
+
+def clip_text() -> ConfigDict:
+    """The text tower of CLIP ViT-B/32 and ViT-B/16."""
+    return ConfigDict(
+        {
+            "name": "clip",
+            "vocab_size": 49408,
+            "max_positions": 77,
+            "hidden_dim": 512,
+            "num_layers": 12,
+            "num_heads": 8,
+            "ffn_dim": 2048,
+            "activation": "quick_gelu",
+            "pooling": "eos",
+            "eos_id": 49407,
+        }
+    )
+
+
+def smallest_text(section: ConfigDict) -> dict:
+    """The smallest possible text encoder."""
+    small = {"hidden_dim": 8, "num_layers": 1, "num_heads": 2, "ffn_dim": 8}
+    return small | ({"vocab_size": 64} if section.name == "tiny" else {})
 
 
 # ---- fusions ----

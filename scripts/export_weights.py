@@ -3,10 +3,11 @@
   python scripts/export_weights.py --checkpoint=DIR --format=torch --output=model.pth
   python scripts/export_weights.py --checkpoint=DIR --format=stablehlo --output=model.npz
 
---format=torch|safetensors|npz  the original's state dict (VCT, TPAVI or QD-DETR) with its names,
-    shapes and order, AMA's last. Tensors read by convert_weights.py come back bit for bit. It also
-    stored those that no parameter uses (such as VGGish's unused MLP); a run that started from
-    converted weights takes them from --kept_from=CONVERTED, or omits them with --allow_missing.
+--format=torch|safetensors|npz  the original's state dict (VCT, TPAVI, QD-DETR, or CLIP in Hugging
+    Face's names) with its names, shapes and order, AMA's last. Tensors read by convert_weights.py
+    come back bit for bit. It also stored those that no parameter uses (such as VGGish's unused
+    MLP); a run that started from converted weights takes them from --kept_from=CONVERTED, or omits
+    them with --allow_missing.
     PyTorch is not needed; `torch.load(FILE, weights_only=True)["model"]` reads the file.
 --format=orbax      parameters and configuration without the optimizer state: a folder for predict,
     evaluate and config.train.init_from; --weights=raw|ema chooses which.
@@ -26,7 +27,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from avs_jax.convert import ground_names, sam2_names, tpavi_names
+from avs_jax.convert import clip_names, ground_names, sam2_names, tpavi_names
 from avs_jax.convert.names import module_versions, vct_names
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules, invert_rules
 from avs_jax.convert.tables import vct_rules
@@ -90,6 +91,7 @@ ORIGINALS = {  # task, host -> row
     ),
     ("track", None): Original(sam2_names.sam2_names, sam2_names.sam2_rules),
     ("ground", None): Original(ground_names.qd_detr_names, lambda _: ground_names.qd_detr_rules()),
+    ("align", None): Original(clip_names.clip_names, lambda _: clip_names.clip_rules()),
 }
 
 

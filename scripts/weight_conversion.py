@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from avs_jax.convert import ground_names, sam2_names, text_names, tpavi_names
+from avs_jax.convert import clip_names, ground_names, sam2_names, text_names, tpavi_names
 from avs_jax.convert.bias_tables import resize_bias_tables
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules
 from avs_jax.convert.tables import (
@@ -97,6 +97,13 @@ SOURCES = {
         rules=sam2_names.sam2_rules,
         unused="",
         rename=sam2_names.original_layout,
+    ),
+    "clip": Source(
+        task="align",
+        host=None,
+        rules=lambda _: clip_names.clip_rules(),
+        unused="",
+        rename=clip_names.hf_from_original,
     ),
 }
 

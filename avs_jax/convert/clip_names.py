@@ -1,8 +1,8 @@
 """CLIP's state dicts: Hugging Face's names and the original ones, and where each tensor goes.
 
 Both name the same tensors. The original stacks the projections of queries, keys and values and
-stores its two output projections transposed; `hf_from_original` renames a state dict, and
-`original_from_hf` is its inverse. The rules are in Hugging Face's names.
+stores its two output projections transposed; `hf_from_original` undoes that. The rules and the
+exported names are Hugging Face's.
 
 Sources: transformers' CLIPModel ("pre_layrnorm" is spelled so there); openai/CLIP, model.py.
 """
@@ -129,31 +129,6 @@ def hf_from_original(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
         else:
             here = f"{TOWERS[block[1]]}encoder.layers.{block[2]}."
             result |= _split_block(here, name, block[3], value)
-    return result
-
-
-def original_from_hf(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A whole state dict in the original's names."""
-    back = {theirs: name for name, theirs in RENAMED.items()}
-    transposed = {theirs: name for name, theirs in TRANSPOSED.items()}
-    of_block = {theirs: name for name, theirs in OF_BLOCK.items()}
-    prefixes = {theirs: prefix for prefix, theirs in TOWERS.items()}
-    result = {}
-    for name, value in state_dict.items():
-        block = re.fullmatch(r"((?:text|vision)_model\.)encoder\.layers\.(\d+)\.(.+)", name)
-        if name in transposed:
-            result[transposed[name]] = np.ascontiguousarray(value.T)
-        elif block is None:
-            result[back[name]] = value
-        else:
-            here = f"{prefixes[block[1]]}transformer.resblocks.{block[2]}."
-            part, kind = block[3].rsplit(".", 1)
-            if part in of_block:
-                result[f"{here}{of_block[part]}.{kind}"] = value
-            elif part == "self_attn.q_proj":
-                stem = name.removesuffix(f"q_proj.{kind}")
-                parts = [state_dict[f"{stem}{projection}.{kind}"] for projection in QKV]
-                result[f"{here}attn.in_proj_{kind}"] = np.concatenate(parts)
     return result
 
 

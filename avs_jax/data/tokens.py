@@ -1,12 +1,14 @@
-"""Text to token ids: a vocabulary of words of our own, or the tokenizer of a RoBERTa checkpoint.
+"""Text to token ids: a vocabulary of words of our own, or the tokenizer of a checkpoint.
 
 A text becomes <s> pieces </s>, cut to a number of tokens and padded. Ids of the four special tokens
-are RoBERTa's in both cases, so one encoder (models/text/encoder.py) reads either.
+are RoBERTa's for tiny and roberta, so one encoder (models/text/encoder.py) reads either.
 
   tiny      words and punctuation, in lower case; ids from a vocabulary that `count_words` makes of
             training texts. The file is plain JSON: {"format": FORMAT, "words": [...]}.
   roberta   the user's tokenizer.json, or a folder with it or with vocab.json and merges.txt, read
             by the `tokenizers` package (pip install avs_jax[text])
+  clip      the user's tokenizer.json of a CLIP checkpoint, or a folder with it, likewise; the start
+            and the end are <|startoftext|> and <|endoftext|>, and the end pads
 
 Control characters count as spaces. An empty text is <s> </s>.
 """
@@ -27,7 +29,8 @@ from avs_jax.spec import InputError
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 BOS, PAD, EOS, UNKNOWN = range(4)
-SOURCES = ("tiny", "roberta")
+SOURCES = ("tiny", "roberta", "clip")
+CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 FORMAT = "avs_jax words 1"
 VOCABULARY = "vocabulary.json"  # beside the records whose training texts it was made from
 MAX_CHARACTERS = 100_000  # of one text, before anything looks at it
@@ -39,9 +42,11 @@ class Tokenizer(Protocol):
 
     Attributes:
       size: ids are below it.
+      special: ids of the start, of padding and of the end.
     """
 
     size: int
+    special: tuple[int, int, int]
 
     def pieces(self, text: str) -> list[int]:
         """Ids of a text without special tokens."""
@@ -51,7 +56,7 @@ class Tokens(NamedTuple):
     """One text, or several stacked.
 
     Attributes:
-      ids: int32 [N], PAD after the end.
+      ids: int32 [N], padded after the end.
       mask: bool [N], the token exists.
       num_pieces: of the whole text, without special tokens.
     """
@@ -79,8 +84,9 @@ def tokenize(tokenizer: Tokenizer, text: str, max_tokens: int) -> Tokens:
             f"a text of {len(text):,} characters ({text[:40]!r}...), at most {MAX_CHARACTERS:,}"
         )
     pieces = tokenizer.pieces(clean(text))
-    kept = [BOS, *pieces[: max_tokens - 2], EOS]
-    ids = np.full(max_tokens, PAD, np.int32)
+    start, pad, end = tokenizer.special
+    kept = [start, *pieces[: max_tokens - 2], end]
+    ids = np.full(max_tokens, pad, np.int32)
     ids[: len(kept)] = kept
     return Tokens(ids, np.arange(max_tokens) < len(kept), len(pieces))
 
@@ -128,6 +134,8 @@ def read_vocabulary(path: pathlib.Path) -> list[str]:
 class WordTokenizer:
     """Ids by a vocabulary of words; any other word is <unk>."""
 
+    special = (BOS, PAD, EOS)
+
     def __init__(self, words: Sequence[str]):
         self._ids = {word: i for i, word in enumerate(words, start=len(SPECIAL))}
         self.size = len(SPECIAL) + len(words)
@@ -151,14 +159,19 @@ class HubTokenizer:
         """
         self._path = path
         self.size = self._tokenizer.get_vocab_size()
+        self.special = self._find_special()
+
+    def __reduce__(self):
+        return type(self), (self._path,)
+
+    def _find_special(self) -> tuple[int, int, int]:
         found = tuple(self._tokenizer.token_to_id(token) for token in SPECIAL)
         if found != (BOS, PAD, EOS, UNKNOWN):
             raise InputError(
-                f"{path}: ids of {', '.join(SPECIAL)} are {found}, expected RoBERTa's 0, 1, 2, 3"
+                f"{self._path}: ids of {', '.join(SPECIAL)} are {found}, expected RoBERTa's "
+                "0, 1, 2, 3"
             )
-
-    def __reduce__(self):
-        return HubTokenizer, (self._path,)
+        return BOS, PAD, EOS
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -184,6 +197,16 @@ class HubTokenizer:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
+class CLIPTokenizer(HubTokenizer):
+    """CLIP's byte-level BPE, from a user's tokenizer.json, which also says how text is split."""
+
+    def _find_special(self) -> tuple[int, int, int]:
+        start, end = found = [self._tokenizer.token_to_id(token) for token in CLIP_SPECIAL]
+        if None in found:
+            raise InputError(f"{self._path}: no {' and '.join(CLIP_SPECIAL)}, which CLIP's has")
+        return start, end, end
+
+
 def _read_pair(tokenizers: Any, vocabulary: pathlib.Path, merges: pathlib.Path) -> Any:
     """The tokenizer of vocab.json and merges.txt, as RoBERTa splits text before BPE."""
     try:
@@ -199,7 +222,7 @@ def load_tokenizer(source: str, path: str | pathlib.Path) -> Tokenizer:
     """The tokenizer of a source.
 
     Args:
-      source: "tiny" or "roberta".
+      source: one of SOURCES.
       path: vocabulary.json; or tokenizer.json or a folder of the checkpoint's files.
 
     Raises:
@@ -208,4 +231,8 @@ def load_tokenizer(source: str, path: str | pathlib.Path) -> Tokenizer:
     if source not in SOURCES:
         raise InputError(f"text source {source!r}: choose one of {SOURCES}")
     path = pathlib.Path(path).expanduser()
-    return WordTokenizer(read_vocabulary(path)) if source == "tiny" else HubTokenizer(path)
+    if source == "tiny":
+        return WordTokenizer(read_vocabulary(path))
+    if source == "clip" and path.is_dir():
+        path = path / _HUB_FILES[0]
+    return CLIPTokenizer(path) if source == "clip" else HubTokenizer(path)

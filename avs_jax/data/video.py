@@ -137,12 +137,12 @@ def read_frames(path: _Path) -> Iterator[np.ndarray]:
     Raises:
       VideoError: as `read_windows`.
     """
-    with _open(path) as container:
+    with open_container(path) as container:
         _scan(path, container, _frame_stream(path, container))
     size = None
-    with _open(path) as container:
-        for number, shown in enumerate(_decode(path, container, _frame_stream(path, container))):
-            frame = _upright(path, shown)
+    with open_container(path) as container:
+        for number, shown in enumerate(decode(path, container, _frame_stream(path, container))):
+            frame = upright(path, shown)
             if frame.shape != (size or frame.shape):
                 raise VideoError(path, f"frames change their size in frame {number}")
             size = frame.shape

@@ -23,7 +23,7 @@ of the scale after each step, here the step's gradient does not raise it above t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -173,6 +173,7 @@ def compute_losses(
     key: Array | None,
     norms: Mapping[str, Array] | None = None,
     *,
+    pairs: Sequence[tuple[str, str]],
     loss_config: Any,
 ) -> tuple[Array, dict[str, Array]]:
     """The mean over pairs of modalities of their symmetric losses.
@@ -186,13 +187,14 @@ def compute_losses(
       batch: label int32 [B], negative where unknown; where the unit is "second", valid bool [B, T].
       key: unused, nothing is drawn.
       norms: unused, the rows of a batch are compared with each other.
-      loss_config: config.loss: name, pairs, unit, same_class, margin, mining, beta and delta.
+      pairs: of modalities.
+      loss_config: config.loss: name, unit, same_class, margin, mining, beta and delta.
 
     Returns:
       float32 []; and the terms loss_PAIR that sum to it.
     """
     del key, norms
-    pairs, terms = loss_config.pairs, {}
+    terms = {}
     for pair in pairs:
         first, second = pair
         by_second = loss_config.unit == "second" and "text" not in pair

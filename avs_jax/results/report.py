@@ -34,20 +34,21 @@ class Report:
 def table(report: Report) -> list[list[str]]:
     """Header and rows, as text: a row per condition and protocol, a column per measure.
 
-    Percentages; a cell is empty where a protocol does not have the measure, and a dash where the
-    number is not defined. With several conditions, the first column names them, and the last one is
-    the difference of the protocol's first measure to the true audio's, in points. Negative audio
-    and motion controls have tables of their own.
+    Percentages, but measures called "... rank" are places in a list. A cell is empty where a
+    protocol does not have the measure, and a dash where the number is not defined. With several
+    conditions, the first column names them, and the last one is the difference of the protocol's
+    first measure to the true audio's, in points. Negative audio and motion controls have tables of
+    their own.
     """
     shown = _shown(report)
     protocols = [values for scores in shown.values() for values in scores.values()]
     columns = list(dict.fromkeys(measure for values in protocols for measure in values))
     several = len(shown) > 1
-    rows = [["audio"] * several + ["protocol", *(f"{m} %" for m in columns)] + ["change"] * several]
+    rows = [["audio"] * several + ["protocol", *map(_heading, columns)] + ["change"] * several]
     reference = report.scores.get(TRUE_AUDIO, {})
     for condition, scores in shown.items():
         for protocol, values in scores.items():
-            cells = [percent(values[m]) if m in values else "" for m in columns]
+            cells = [_cell(m, values[m]) if m in values else "" for m in columns]
             if several:
                 main, change = next(iter(values)), ""
                 before = reference.get(protocol, {}).get(main)
@@ -108,6 +109,18 @@ def _markdown_table(rows: Sequence[Sequence[str]], num_names: int = 1) -> list[s
     rule = "|---" * num_names + "|---:" * (len(rows[0]) - num_names) + "|"
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], rule, *lines[1:]]
+
+
+def _is_rank(measure: str) -> bool:
+    return measure.endswith(" rank")
+
+
+def _heading(measure: str) -> str:
+    return measure if _is_rank(measure) else f"{measure} %"
+
+
+def _cell(measure: str, value: float | None) -> str:
+    return f"{value:.1f}" if _is_rank(measure) and value is not None else percent(value)
 
 
 def _shown(report: Report) -> dict[str, Scores]:

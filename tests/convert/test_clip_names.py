@@ -11,12 +11,12 @@ from avs_jax.convert.clip_names import (
     clip_names,
     clip_rules,
     hf_from_original,
-    original_from_hf,
 )
 from avs_jax.convert.rules import ConversionError, apply_rules
 from avs_jax.models import build_model
 from avs_jax.models.align import Align
 from tests.cases_golden import FOLDER, state_dict
+from tests.clip_files import original_from_hf
 from tests.golden.compare import shapes_of
 
 CONFIG = {

@@ -86,3 +86,24 @@ def test_files_of_another_kind_are_refused(tmp_path, hub):
     library = pytest.importorskip("tokenizers")
     library.Tokenizer(library.models.WordLevel({"a": 0}, unk_token="a")).save(str(path))
     refused("roberta", path, "expected RoBERTa's 0, 1, 2, 3")
+
+
+def test_tokens_of_clip(tmp_path):
+    """Its start and end around the library's ids, padded with the end."""
+    library = pytest.importorskip("tokenizers")
+    whole = library.CharBPETokenizer(suffix="</w>", lowercase=True)
+    special = ["<unk>", *tokens.CLIP_SPECIAL]
+    whole.train_from_iterator(TEXTS * 10, 200, special_tokens=special, show_progress=False)
+    whole.save(str(tmp_path / "tokenizer.json"))
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        tokenizer = load_tokenizer("clip", path)
+        found = tokenize(tokenizer, "The RED star", 20)
+        want = whole.encode("the red star", add_special_tokens=False).ids
+        assert found.ids.tolist() == [1, *want, 2] + [2] * (18 - len(want))
+        assert found.mask.sum() == len(want) + 2
+        copy = pickle.loads(pickle.dumps(tokenizer))
+        assert copy.special == (1, 2, 2) and copy.pieces("red") == tokenizer.pieces("red")
+    other = library.Tokenizer(library.models.WordLevel({"a": 0}, unk_token="a"))
+    other.save(str(tmp_path / "other.json"))
+    with pytest.raises(InputError, match="other.json: no <.startoftext.> and"):
+        load_tokenizer("clip", tmp_path / "other.json")

@@ -1,4 +1,4 @@
-"""predict for SAM2, through the command line: folders of images, videos, arrays, and bad prompts."""
+"""predict for SAM2, through the command line: images, videos, arrays, and bad prompts."""
 
 import json
 

@@ -1,0 +1,16 @@
+"""Frames, sound and text of AVSBench S4 in one space, from pretrained backbones.
+
+Data:    python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source
+Command: python -m avs_jax.main --config=configs/align_s4.py --workdir=DIR \
+             --config.init.backbone=RESNET50 --config.init.audio_backbone=VGGISH
+Weights: scripts/convert_weights.py --source=resnet50 and --source=vggish.
+Not trained here; there is no published number for this split.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.align import align_config, shrink
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    return shrink(align_config(), variant)
