@@ -105,7 +105,7 @@ def test_tokens_of_a_text_encoder(tmp_path):
     (tmp_path / "words.json").write_text(vocabulary_text(["the", "violin"]))
     config = make_config(text="encoder", text_weights=f"{tmp_path}/text")
     config.data.features.tokenizer = f"{tmp_path}/words.json"
-    config.data.text_dim = 8
+    config.data.update(text_dim=8, max_words=6)
     features = ClipFeatures(config)
     found = features.words("the violin")
     ids = np.array([[BOS, 4, 5, EOS]], np.int32)
