@@ -155,6 +155,9 @@ def ama() -> ConfigDict:
     fusion.at = "queries"
     fusion.gate = False  # a gate per frame on the map (models/fusion/evidence_gate.py)
     fusion.gate_temperature = 1.0
+    # compare what moves with what is heard: losses/consistency.py, weighted by loss.consistency
+    fusion.consistency = False
+    fusion.consistency_warmup = 0.2  # fraction of the training in which its weight ramps up
     fusion.grad_through_extrema = True  # False: min and max count as constants
     fusion.attention_dropout = 0.0  # training: share of attention entries without evidence
     fusion.projection_dropout = 0.0  # training: share of channels of the projected query

@@ -153,6 +153,9 @@ def _query_loss() -> ConfigDict:
     loss.boundary.weight = 0.2
     loss.boundary.max_share = 0.0  # limit relative to loss_mask + loss_dice; 0: no limit
     loss.boundary.positive_weight = 5.0  # of "weighted"
+    loss.consistency = ConfigDict()  # of AMA with model.fusion.consistency
+    loss.consistency.weight = 0.1
+    loss.consistency.tau = 0.07  # temperature
     loss.num_points = 12544
     loss.oversample_ratio = 3.0
     loss.importance_sample_ratio = 0.75

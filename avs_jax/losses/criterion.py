@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avs_jax.losses.boundary import boundary_loss
+from avs_jax.losses.consistency import consistency_loss
 from avs_jax.losses.matcher import match, matching_cost
 from avs_jax.ops.frames import fold_frames
 from avs_jax.ops.sampling import sample_bilinear
@@ -118,7 +119,8 @@ def compute_losses(
     Returns:
       float32 [], the sum of all terms; and the weighted terms by name: loss_ce, loss_mask and
       loss_dice of the last layer, the same with suffix _i for auxiliary output i, loss_proto and
-      loss_boundary. With loss_boundary come values that are not in the sum, boundary_*.
+      loss_boundary and loss_consistency. With loss_boundary come values that are not in the sum,
+      boundary_*.
     """
     ids = frame_ids(batch["frame_index"])
     num_targets = batch["target_valid"].shape[2]
@@ -176,6 +178,9 @@ def criterion(
         edge_term, figures = boundary_loss(outputs, targets, mask_terms, loss_config, norms)
         terms["loss_boundary"] = edge_term
         total += edge_term
+    if "motion_embed" in outputs:
+        terms["loss_consistency"] = consistency_loss(outputs, targets, loss_config, norms)
+        total += terms["loss_consistency"]
     return total, terms | figures
 
 

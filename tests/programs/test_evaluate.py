@@ -308,7 +308,7 @@ def test_figures_show_flow_if_vectors_are_stored(job):
         for record in records
     ]
     checkpoint = Checkpoint.find(weights)
-    run = evaluation._Evaluator(a_task(config), config, checkpoint, "raw", {})
+    run = evaluation.Evaluator(a_task(config), config, checkpoint, "raw", {})
     without, shown = (run(r, TRUE_AUDIO).figures for r in (records, moving))
     assert shown and shown.keys() == without.keys()
     assert all(len(shown[name]) > len(without[name]) for name in shown)

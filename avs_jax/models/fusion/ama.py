@@ -11,8 +11,14 @@ The map weights the pixels of the queries, as in the source, or is added to the 
 
 Optionally, a gate per frame multiplies the map first (evidence_gate.py); it is initially 1.
 
+With `consistency`, values V get a reader: the embeddings that losses/consistency.py compares,
+
+  motion_embed = L2norm(W sum_x A_x V_x), motion_audio_embed = L2norm(W' a)
+
+They change no mask by themselves.
+
 Source: the VCT + AMA notes of spyflying/VCT_AVS's users (SKA-VCT's "motion verification"). Their
-value projection is computed but never read, so it is left out.
+value projection is computed but never read, so it is left out unless `consistency` reads it.
 
 Dropouts against over-fitting, off by default (the notes name the rates, not the places):
 
@@ -41,6 +47,7 @@ from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import FRAMES_PER_CLIP, InputError
 
 EPSILON = 1e-8
+UNIT_EPSILON = 1e-12  # least squared length of an embedding
 FLAT = 1e-6  # of max - min
 FLOW_CHANNELS = 64
 TEMPERATURE_MODES = ("mul", "div")
@@ -91,6 +98,8 @@ class AMA(nn.Module):
     at: str = "queries"  # or "features", "both": where the map acts
     gate: bool = False  # see evidence_gate.py
     gate_temperature: float = 1.0
+    consistency: bool = False  # see above
+    consistency_warmup: float = 0.2  # fraction of the training in which its loss ramps up
     attention_dropout: float = 0.0  # see above
     projection_dropout: float = 0.0
     map_dropout: float = 0.0
@@ -103,6 +112,8 @@ class AMA(nn.Module):
         one_of("fusion.normalize", NORMALIZATIONS),
         one_of("fusion.at", PLACES),
         one_of("fusion.gate", (False, True)),
+        one_of("fusion.consistency", (False, True)),
+        within("fusion.consistency_warmup", lambda x: 0 <= x <= 1, "a fraction, 0..1"),
         within("fusion.gate_temperature", lambda x: x > 0, "above 0"),
         *(
             within(f"fusion.{name}_dropout", lambda x: 0 <= x < 1, "a rate, 0 <= rate < 1")
@@ -173,6 +184,10 @@ class AMA(nn.Module):
             kept = self._draw_kept(self.map_dropout, ids // FRAMES_PER_CLIP, (1, 1))
             weight = jnp.where(kept, weight, 0)
         intermediates = {"attention": attention}
+        if self.consistency:
+            embeddings = self._embed(attention, keys, audio)
+            strength = jnp.square(motion.astype(wide)).sum(-1).mean((1, 2))
+            intermediates |= embeddings | {"motion_energy": strength}
         used = weight
         if self.gate:
             gate = EvidenceGate(self.gate_temperature, name="gate")
@@ -181,6 +196,16 @@ class AMA(nn.Module):
         if self.at != "queries":
             intermediates["mask_features"] = self._change(mask_features, used)
         return weight, intermediates
+
+    def _embed(self, attention, keys, audio) -> dict[str, jax.Array]:
+        """What the map looks at and what is heard, unit vectors float32 [N, E]."""
+        width, heads = self.embed_dim, self.num_heads
+        values = Linear(width, use_bias=False, dtype=self.dtype, name="v_proj")(keys)
+        values = values.reshape(*values.shape[:2], heads, width // heads)
+        seen = jnp.einsum("ngs,nsgc->ngc", attention, values.astype(attention.dtype))
+        seen = Linear(width, name="motion_embed")(seen.reshape(-1, width))
+        heard = Linear(width, name="audio_embed")(audio)
+        return {"motion_embed": _unit(seen), "motion_audio_embed": _unit(heard)}
 
     def _change(self, features: jax.Array, weight: jax.Array) -> jax.Array:
         """The mask features with the map [N, grid, grid] added."""
@@ -211,6 +236,13 @@ class AMA(nn.Module):
         return jax.vmap(draw)(ids)
 
 
+def _unit(x: jax.Array) -> jax.Array:
+    """x of unit length in at least float32; its gradient is finite at zero."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.square(x).sum(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, UNIT_EPSILON))
+
+
 def _apply(module: AMA, inputs: StageInputs) -> StageResult:
     weight, intermediates = module(
         inputs.audio.mean((1, 2)),
@@ -224,6 +256,12 @@ def _apply(module: AMA, inputs: StageInputs) -> StageResult:
     upsampled, outputs = None, {"motion_weight": weight}
     if module.at != "features":
         upsampled = resize_bilinear(weight[..., None], inputs.mask_features.shape[1:3])[..., 0]
+    if module.consistency:
+        names = ("motion_embed", "motion_audio_embed", "motion_energy")
+        outputs |= {name: intermediates[name] for name in names}
+        done = inputs.progress / max(module.consistency_warmup, 1e-6)
+        ramp = jnp.minimum(jnp.asarray(done, jnp.float32), 1.0)
+        outputs["motion_ramp"] = jnp.broadcast_to(ramp, weight.shape[:1])
     if module.gate:
         outputs["motion_gate"] = intermediates["gate"]
         upsampled = None if upsampled is None else upsampled * intermediates["gate"][:, None, None]
