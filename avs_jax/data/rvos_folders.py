@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from avs_jax.data.input_files import MAX_PIXELS, read_json
+from avs_jax.data.input_files import read_json
+from avs_jax.label_images import MAX_PIXELS
 from avs_jax.spec import InputError
 
 SPLITS = {"mevis": "valid_u", "revos": "valid", "davis17": "valid", "ytvos": "train"}  # defaults

@@ -16,6 +16,7 @@ from avs_jax.controls.expression_controls import expression_controls
 from avs_jax.data.expressions import ExpressionRows
 from avs_jax.data.records import beside_records
 from avs_jax.data.tokens import VOCABULARY, read_vocabulary
+from avs_jax.inference.expression_video import predict_expressions
 from avs_jax.losses import criterion, referral
 from avs_jax.models import avs, build_model
 from avs_jax.results import pixel_scores, refavs, segmentation
@@ -51,12 +52,10 @@ def make_task(config: ConfigDict) -> Task:
         logged |= stage.logged_params
         streams += stage.rng_streams
     evaluate = config.evaluate
-    score = functools.partial(
-        pixel_scores.expression_score,
-        size=(evaluate.score_size,) * 2,
-        threshold=refavs.THRESHOLD,
-        fallback=evaluate.fallback,
+    score_at = functools.partial(
+        pixel_scores.expression_score, threshold=refavs.THRESHOLD, fallback=evaluate.fallback
     )
+    score = functools.partial(score_at, size=(evaluate.score_size,) * 2)
     return Task(
         name="refer",
         rows=rows,
@@ -85,6 +84,8 @@ def make_task(config: ConfigDict) -> Task:
         write_predictions=functools.partial(
             segmentation.write_predictions, layout=lambda: _layout(config)
         ),
+        answer=functools.partial(predict_expressions, score=score_at, threshold=refavs.THRESHOLD),
+        answer_flags=("text",),
     )
 
 

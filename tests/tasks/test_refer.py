@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from avs_jax import evaluate as evaluation
 from avs_jax import predict
@@ -16,12 +17,14 @@ from avs_jax import train as program
 from avs_jax.controls.expression_controls import expression_controls
 from avs_jax.data.expressions import clip_record
 from avs_jax.data.tokens import read_vocabulary
+from avs_jax.inference.predictor import Predictor
 from avs_jax.results.pixel_scores import FALLBACKS, expression_score
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import InputError
 from avs_jax.tasks import complete_config, make_task
 from configs import parts, refer_cma, refer_vct
 from scripts import build_dataset
+from tests import video_files
 from tests.conftest import GOLDEN
 from tfds_builders.refer_clips import list_clips
 
@@ -107,6 +110,28 @@ def test_arrays_in_and_out(run, records, tmp_path):
     assert predict.main(["predict", *flags]) == 0
     with np.load(tmp_path / "out.npz") as file:
         assert file["pred"].shape == (2, 10, 32, 32) and file["presence"].shape == (2, 10)
+
+
+@pytest.mark.slow
+def test_a_video_and_two_expressions(run, tmp_path):
+    checkpoint = Checkpoint.find(run)
+    task = make_task(checkpoint.config)
+    predictor = Predictor(task, checkpoint.config, checkpoint)
+    video = video_files.write(tmp_path / "x.mp4", video_files.steady(3))
+    lines = task.answer(predictor, video, tmp_path / "out", text=["the dog", "the man"])
+    assert len(lines) == 3 and lines[0].startswith("'the dog': ")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [found["text"] for found in results["expressions"]] == ["the dog", "the man"]
+    for found in results["expressions"]:
+        assert (tmp_path / "out" / found["overlay"]).stat().st_size > 1000
+        for row in found["seconds"]:
+            with Image.open(tmp_path / "out" / row["mask"]) as mask:
+                pixels = np.asarray(mask)
+            assert pixels.shape == (48, 64) and (pixels > 0).mean() == row["area"]
+            assert 0 <= row["presence"] <= 1 and (row["presence"] > 0.5 or not row["area"])
+    for text in ([], [" "]):
+        with pytest.raises(InputError, match="missing or empty"):
+            task.answer(predictor, video, tmp_path / "none", text=text)
 
 
 def test_controls_change_what_they_say(records):
