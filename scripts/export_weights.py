@@ -3,8 +3,8 @@
   python scripts/export_weights.py --checkpoint=DIR --format=torch --output=model.pth
   python scripts/export_weights.py --checkpoint=DIR --format=stablehlo --output=model.npz
 
---format=torch|safetensors|npz  the original's state dict (VCT, TPAVI, QD-DETR, or CLIP in Hugging
-    Face's names) with its names, shapes and order, AMA's last. Tensors read by convert_weights.py
+--format=torch|safetensors|npz  the original's state dict (VCT, TPAVI, QD-DETR, SAM2, or CLIP in
+    Hugging Face's names) with its names, shapes and order, AMA's last. Tensors read by convert_weights.py
     come back bit for bit. It also stored those that no parameter uses (such as VGGish's unused
     MLP); a run that started from converted weights takes them from --kept_from=CONVERTED, or omits
     them with --allow_missing.
