@@ -143,14 +143,15 @@ def read_prompts(points: _Path | None, boxes: _Path | None, masks: _Path | None)
 
 
 def _make_prompt(fields: dict[str, Any]) -> Prompt:
-    given = fields.pop("points", [])
-    array = np.asarray(given, np.float64).reshape(len(given), -1)
-    if len(given) and array.shape[1] != 3:
-        raise InputError("expected points [x, y, 1 or 0]")
-    labels = array[:, 2].astype(int).tolist() if len(given) else []
+    points, labels = [], []
+    for point in fields.pop("points", []):
+        if len(point) != 3:
+            raise InputError("expected points [x, y, 1 or 0]")
+        points.append((float(point[0]), float(point[1])))
+        labels.append(point[2])
     if "box" in fields:
         fields["box"] = tuple(float(value) for value in fields["box"])
-    return Prompt(points=array[:, :2].tolist() if len(given) else [], labels=labels, **fields)
+    return Prompt(points=points, labels=labels, **fields)
 
 
 def _entries(path: _Path | None) -> Iterator[tuple[str, int, Any]]:

@@ -22,7 +22,9 @@ def model_config(size, version=""):
     return vary(sam2_config(size), version).model
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "size", ["tiny", *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES[1:])]
+)
 def test_every_published_size(size):
     """Names, order and shapes of 2.1; 2.0 has three tensors less; both fill the whole tree."""
     table = name_tables()[size]
@@ -65,10 +67,10 @@ def test_two_different_position_codes_are_an_error():
     assert "prompt_encoder.shared_embedding.positional_embedding" in original_layout(state)
 
 
-@pytest.mark.parametrize("version, layout", [("tiny", "torch"), ("tiny", "safetensors")])
-def test_through_the_programs(tmp_path, version, layout, capsys):
+@pytest.mark.parametrize("layout", ["torch", pytest.param("safetensors", marks=pytest.mark.slow)])
+def test_through_the_programs(tmp_path, layout, capsys):
     """A file of the original -> checkpoint -> file: the same bits in the same order."""
-    config = vary(sam2_config("tiny"), version)
+    config = vary(sam2_config("tiny"), "tiny")
     shapes = param_shapes(build_model(config.model, SAM2))
     blank = {path: np.broadcast_to(np.int8(0), shape) for path, shape in shapes.items()}
     names, rng = sam2_names(config.model), np.random.default_rng(0)
