@@ -18,7 +18,7 @@ from avs_jax.data.pipeline import EvalBatches, Loader, TrainBatches
 from avs_jax.data.records import open_records
 from avs_jax.evaluate import evaluate_split, report_folder
 from avs_jax.runtime import optim, sharding
-from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.runtime.checkpoint import FOLDER, Checkpoint, step_directories
 from avs_jax.runtime.compilation_cache import enable_compilation_cache
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.evaluation import eval_batch_size, evaluate, make_eval_step
@@ -26,7 +26,7 @@ from avs_jax.runtime.interruption import FiniteCheck, sigterm_as_request
 from avs_jax.runtime.lock import locked
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.memory import compile_ahead
-from avs_jax.runtime.pretrained import init_from_checkpoint, load_parts
+from avs_jax.runtime.pretrained import check_sources, init_from_checkpoint, load_parts
 from avs_jax.runtime.profile import DataWaitTimer, StepProfiler, StepSpeed
 from avs_jax.runtime.run_checkpoints import Checkpoints
 from avs_jax.runtime.run_config import check_run_config
@@ -78,6 +78,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
         records = _open_splits(config)
         config = complete_config(config)
         task = make_task(config)
+        if not step_directories(workdir / FOLDER):
+            check_sources(config)
         stack.enter_context(locked(workdir, "training", coordinator))
         if config.train.compilation_cache:
             enable_compilation_cache(workdir / "compilation_cache")

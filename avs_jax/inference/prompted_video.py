@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from avs_jax.data.input_files import read_image, read_json
 from avs_jax.data.prompts import Prompt
 from avs_jax.data.video import read_frames
 from avs_jax.files import atomic_folder
@@ -158,11 +159,8 @@ def _entries(path: _Path | None) -> Iterator[tuple[str, int, Any]]:
     """Object, frame and value of each entry of a JSON file of prompts."""
     if path is None:
         return
-    try:
-        content = json.loads(pathlib.Path(path).expanduser().read_text("utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    if not isinstance(content, dict) or not all(isinstance(x, dict) for x in content.values()):
+    content = read_json(pathlib.Path(path).expanduser())
+    if not all(isinstance(x, dict) for x in content.values()):
         raise InputError(f"{path}: expected {{object: {{frame: ..}}}}")
     for name, frames in content.items():
         if not NAME.fullmatch(name):
@@ -186,8 +184,5 @@ def _mask_files(folder: _Path | None) -> list[pathlib.Path]:
 
 
 def _read_image(path: pathlib.Path, mode: str | None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert(mode) if mode else image)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image ({error})") from error
+    _, image = read_image(path)
+    return np.asarray(image.convert(mode) if mode else image)

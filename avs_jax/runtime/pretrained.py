@@ -65,6 +65,13 @@ def init_from_checkpoint(
     return *trees, aside
 
 
+def check_sources(config: ConfigDict) -> None:
+    """Raises FileNotFoundError if what a new run starts from does not exist."""
+    for path in (config.train.init_from, *config.init.values()):
+        if path and path != SAME:
+            Checkpoint.find(path)
+
+
 def load_parts(
     params: Mapping, batch_stats: Mapping, config: ConfigDict
 ) -> tuple[dict, dict, list[str]]:

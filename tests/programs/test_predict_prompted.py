@@ -96,7 +96,7 @@ def test_video_and_arrays(checkpoint, prompts, tmp_path, capsys):
     "content, message",
     [
         ("[", "not JSON"),
-        ("[1]", "expected .object"),
+        ("[1]", "a JSON list, expected an object"),
         ('{"../x": {"0": [[1, 2, 1]]}}', "'../x': letters"),
         ('{"a": {"first": [[1, 2, 1]]}}', "frame 'first' is no number"),
         ('{"a": {"0": [[1, 2]]}}', "a, frame 0: expected points"),

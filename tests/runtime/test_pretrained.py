@@ -15,7 +15,7 @@ from avs_jax.convert.tables import resnet_rules, vggish_rules
 from avs_jax.main import main
 from avs_jax.runtime import checkpoint
 from avs_jax.runtime.memory import StepBytes
-from avs_jax.runtime.pretrained import init_from_checkpoint, load_parts
+from avs_jax.runtime.pretrained import check_sources, init_from_checkpoint, load_parts
 from configs.segment import segment_config
 from scripts import convert_weights
 from scripts.weight_conversion import make_init
@@ -255,3 +255,14 @@ def test_a_whole_model_takes_what_fits_and_names_what_does_not(tmp_path):
         initial.params, initial.batch_stats, tmp_path / "a", fresh, (r"logit_scale",)
     )
     assert "logit_scale" not in params and "logit_scale" in aside
+
+
+def test_what_a_run_starts_from_is_looked_for_before_the_model_is_built(tmp_path):
+    config = small.tiny_config()
+    check_sources(config)
+    config.train.init_from = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere: no checkpoint"):
+        check_sources(config)
+    config.train.init_from, config.init.backbone = "", str(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="nothing: no checkpoint"):
+        check_sources(config)
