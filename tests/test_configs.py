@@ -132,7 +132,8 @@ def test_every_recipe_makes_a_training_step(name, variant, golden_dir):
     setup = make_train_setup(task, config, mesh)
     if variant != "tiny":
         with gzip.open(golden_dir / "parameters.json.gz", "rt") as file:
-            want = json.load(file)[f"{name}:{variant}"]
+            # False sounds change the data alone.
+            want = json.load(file)[f"{name.removesuffix('_robust')}:{variant}"]
         for kind, leaves in want.items():
             found = flatten(getattr(setup.state, kind))
             assert {path: list(x.shape) for path, x in found.items()} == leaves
