@@ -183,6 +183,20 @@ def cma() -> ConfigDict:
     return fusion
 
 
+# ---- frames that see each other ----
+
+
+def divided() -> ConfigDict:
+    """Divided space-time attention between the backbone and the pixel decoder."""
+    temporal = ConfigDict({"name": "divided"})
+    temporal.level = "res5"  # of the backbone: "res2" .. "res5"
+    temporal.num_layers = 2
+    temporal.hidden_dim = 256
+    temporal.num_heads = 8
+    temporal.ffn_dim = 1024
+    return temporal
+
+
 # ---- refiners ----
 
 

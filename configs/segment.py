@@ -207,6 +207,8 @@ def shrink_for_demo(config: ConfigDict) -> ConfigDict:
     config.model.decoder.ffn_dim = 256
     if config.model.fusion.name == "ama":
         config.model.fusion.embed_dim = 128
+    if "temporal" in config.model:
+        config.model.temporal.update(num_layers=1, hidden_dim=128, num_heads=4, ffn_dim=256)
     config.loss.num_points = 1024
     config.optim.learning_rate = 8e-4
     config.optim.clip_norm = 0.1
@@ -239,6 +241,8 @@ def shrink_to_tiny(config: ConfigDict) -> ConfigDict:
     config.model.decoder.update(num_layers=3, ffn_dim=16, num_heads=2)
     if config.model.fusion.name == "ama":
         config.model.fusion.update(embed_dim=32, num_heads=2)
+    if "temporal" in config.model:
+        config.model.temporal.update(hidden_dim=16, num_heads=2, ffn_dim=16)
     config.loss.num_points = 16
     config.train.update(steps=4, batch_size=8, log_every=1, eval_every=4, checkpoint_every=2)
     config.train.num_pictures = 1

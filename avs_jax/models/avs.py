@@ -1,13 +1,13 @@
 """Audio-visual segmentation: frames and their sound to masks of the sounding objects.
 
-images, pre_masks -> Swin each, res_i + gate(mask res_i) * mask res_i -> pixel decoder
+images, pre_masks -> Swin each, res_i + gate(mask res_i) * mask res_i [-> temporal] -> pixel decoder
 log_mel -> VGGish -> MLP -> audio tokens;  audio, motion -> AMA -> map
 mask features, res2 -> BRM -> edges, mask features
 ids of an expression -> text encoder -> tokens;  levels, tokens -> CMA -> levels
 mask features [, map] -> PPQG -> queries -> decoder over (audio, stride 32, 16, 8) -> masks, classes
 
 Source: VCT (Huang et al., CVPR 2025; repository spyflying/VCT_AVS), with AMA and BRM on top. Frames
-are never mixed: inside, clips and frames are one folded axis N.
+are only mixed by `temporal`: elsewhere, clips and frames are one folded axis N.
 """
 
 import dataclasses
@@ -97,6 +97,7 @@ class AVS(nn.Module):
     dtype: str
     text: Mapping[str, Any] = ABSENT
     head: Mapping[str, Any] = ABSENT
+    temporal: Mapping[str, Any] = ABSENT
 
     HAS_PARTS = True  # its sections choose rows of models/parts.py
     RULES = (
@@ -153,6 +154,7 @@ class AVS(nn.Module):
         sizes = self._check_batch(batch)
         ids = _frame_ids(batch, sizes) if train else None  # of random draws
         features, intermediates = self._encode_images(batch, train, ids)
+        features = self._mix_frames(features, batch, sizes["T"])
         audio, intermediates["audio_backbone"] = self._encode_audio(batch["log_mel"])
         intermediates["audio_features"] = audio
         text = self._encode_text(batch, sizes["T"])
@@ -290,6 +292,15 @@ class AVS(nn.Module):
             }
             intermediates |= {"pre_sam_backbone": second, "scale_factor": gates}
         return features, intermediates | {"fused": features}
+
+    def _mix_frames(self, features, batch, num_frames):
+        """The features with what the frames of a clip know of each other, where `temporal` is."""
+        module = find_part("temporal", self.temporal)
+        if module is None:
+            return features
+        dtype = jnp.dtype(self.dtype)
+        mix = make_part("temporal", module, self.temporal, dtype=dtype, name="temporal")
+        return mix(features, num_frames, batch.get("valid"))
 
     def _drop_pre_mask_branch(self, shape, train):
         """Whether each frame keeps the pre-mask branch, decided per clip: bool [N, 1, 1, 1]."""

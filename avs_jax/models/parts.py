@@ -19,6 +19,7 @@ from avs_jax.models.backbones.vggish import VGGish
 from avs_jax.models.decoders import boundary
 from avs_jax.models.decoders.referral import ReferralHead
 from avs_jax.models.fusion import ama, cma
+from avs_jax.models.temporal.divided import DividedEncoder
 from avs_jax.models.text.clip_text import CLIPText
 from avs_jax.models.text.encoder import TextEncoder
 from avs_jax.spec import InputError, nearest
@@ -34,11 +35,13 @@ TOKEN_ENCODERS = {"tiny": TextEncoder, "roberta": TextEncoder}
 TEXT_ENCODERS = {"none": None, **TOKEN_ENCODERS, "clip": CLIPText}
 FUSIONS = {"none": None, "ama": ama.STAGE, "cma": cma.STAGE}
 REFINERS = {"none": None, "auxiliary": boundary.AUXILIARY, "refine": boundary.REFINE}
+TEMPORALS = {"none": None, "divided": DividedEncoder}
 HEADS = {"none": None, "referral": ReferralHead}
 TABLES = {
     "backbone": BACKBONES,
     "audio_backbone": AUDIO_BACKBONES,
     "text": TEXT_ENCODERS,
+    "temporal": TEMPORALS,
     "fusion": FUSIONS,
     "refiner": REFINERS,
     "head": HEADS,

@@ -103,10 +103,12 @@ def make_task(config: ConfigDict) -> Task:
     if config.host not in HOSTS:
         raise InputError(f"config.host = {config.host!r}: choose one of {sorted(HOSTS)}")
     host = HOSTS[config.host]
-    if host.frames_meet and config.data.train_frames != "all":
+    is_temporal = config.model.get("temporal", {"name": "none"})["name"] != "none"
+    if (host.frames_meet or is_temporal) and config.data.train_frames != "all":
+        place = "model.temporal" if is_temporal else f"host {config.host!r}"
         raise InputError(
-            f"config.data.train_frames = {config.data.train_frames!r}: frames meet in host "
-            f"{config.host!r}, so training needs all of them; expected 'all'"
+            f"config.data.train_frames = {config.data.train_frames!r}: frames meet in {place}, so "
+            "training needs all of them; expected 'all'"
         )
     training_sounds.check_config(config)
     model, rows = build_model(config.model, host.module), ClipRows(config)

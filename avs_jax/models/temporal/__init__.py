@@ -1,0 +1,1 @@
+"""What mixes the frames of a clip."""
