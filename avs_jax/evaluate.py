@@ -120,10 +120,6 @@ def evaluate_split(
 
     Returns:
       The report, which process 0 has also printed and written.
-
-    Raises:
-      FileNotFoundError: no dataset.
-      InputError: the checkpoint does not fit the model, or an unknown control.
     """
     task, records = make_task(config), open_records(config, split)
     controls = task.controls(records, split)
@@ -243,10 +239,6 @@ def evaluate_predictions(
 
     Returns:
       The report, also printed and written.
-
-    Raises:
-      FileNotFoundError: no predictions, or no dataset.
-      InputError: lists every missing, unexpected or unreadable file.
     """
     task, records = make_task(config), open_records(config, split)
     facts = {"predictions": str(directory), **data_facts(config, records, split)}

@@ -125,15 +125,11 @@ def _read_frame(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
 
 
 class Outcome(NamedTuple):
-    """What a run did.
+    """What a run did."""
 
-    Attributes:
-      written: number of files. kept: clips that were complete before. failed: a line per clip.
-    """
-
-    written: int
-    kept: int
-    failed: list[str]
+    written: int  # files
+    kept: int  # clips that were complete before
+    failed: list[str]  # a line per clip
 
 
 def make_flow(

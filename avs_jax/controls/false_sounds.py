@@ -96,11 +96,7 @@ def groups_of(names: Iterable[str]) -> frozenset[str]:
 
 
 def conditions(types: str) -> list[str]:
-    """Conditions of a comma-separated list of types, in the order of NEGATIVE_AUDIO.
-
-    Raises:
-      InputError: an unknown or repeated type.
-    """
+    """Conditions of a comma-separated list of types, in the order of NEGATIVE_AUDIO."""
     asked = [word.strip() for word in types.split(",") if word.strip()]
     for word in asked:
         if word not in NEGATIVE_AUDIO:
@@ -337,11 +333,7 @@ def false_sound(
 ) -> np.ndarray:
     """A clip's sound under a condition, float64 [n] at 16 kHz, as long as its own sound.
 
-    Args:
-      condition: one of NEGATIVE_AUDIO.
-      record: the clip.
-      entry: of the clip in the manifest.
-      partner: the record with the off-screen sound, which is repeated or cut to the clip's length.
+    `entry` is the clip's in the manifest. The partner's off-screen sound is repeated or cut.
     """
     own = own_sound(record)
     rng, count = np.random.default_rng(entry["noise_seed"]), len(own)

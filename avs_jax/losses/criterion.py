@@ -140,7 +140,7 @@ def criterion(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`compute_losses` with given points: `draw(layer)` takes a traced int32, frames are folded."""
     norms, fold = norms or {}, fold_frames
-    names = ("target_masks", "target_labels", "target_valid", "supervised")
+    names = ("target_masks", "target_labels", "supervised", "target_valid")
     frames = {name: fold(targets[name]) for name in names}
     frames["target_valid"] &= frames["supervised"][:, None]
     layers = [outputs, *outputs.get("aux_outputs", ())]

@@ -24,13 +24,8 @@ def resize_bilinear(
     Uses two weighted gathers per axis. On a CPU, matrix products take about four times as long in
     the forward pass and no less in the backward pass.
 
-    Args:
-      x: integers and booleans count as float32.
-      size: (h, w) of the result.
-      align_corners: align the centers of the corner pixels instead of their outer edges.
-
-    Returns:
-      the dtype of x (float32 for integers); computed in at least float32.
+    Integers and booleans count as float32. The result has the dtype of x, computed in at least
+    float32. `align_corners` aligns the centers of the corner pixels instead of their outer edges.
     """
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
     y = x.astype(jnp.promote_types(dtype, jnp.float32))
@@ -70,15 +65,15 @@ def resize_antialiased(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 def sample_bilinear(x: jax.Array, points: jax.Array) -> jax.Array:
     """Bilinear interpolation of an image at points, zero beyond its edge.
 
-    Differentiable in both arguments.
+    Differentiable in both arguments. Dtypes are as in `resize_bilinear`.
 
     Args:
-      x: [N, H, W, C]; integers and booleans count as float32.
+      x: [N, H, W, C].
       points: float [N, P, 2], (x, y) as fractions of width and height; (0, 0) and (1, 1) are
         opposite outer corners.
 
     Returns:
-      [N, P, C] in the dtype of x (float32 for integers); computed in at least float32.
+      [N, P, C].
     """
     height, width = x.shape[1:3]
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32

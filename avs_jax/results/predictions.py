@@ -74,11 +74,7 @@ def write_batch(
 ) -> None:
     """Writes a batch's existing frames: npy of the probability, palette png of the classes.
 
-    Args:
-      directory: of the predictions, created if needed.
-      layout: of the files; its score size is not read.
-      pred: [B, T, S, S], float32 probability of the object, or class of each pixel.
-      batch: evaluation batch (spec.py); reads clip_id, category, valid and frame_index.
+    `pred` is [B, T, S, S]: float32 probability of the object, or class of each pixel.
     """
     for b, clip_id in enumerate(batch["clip_id"]):
         for row in np.flatnonzero(batch["valid"][b]) if clip_id else ():
@@ -101,11 +97,7 @@ class PredictionFiles:
     """
 
     def __init__(self, directory: str | os.PathLike, layout: Layout):
-        """Lists the folder and, in the binary task, looks at all pngs to learn what they hold.
-
-        Raises:
-          FileNotFoundError: the folder does not exist or holds neither png nor npy files.
-        """
+        """Lists the folder and, in the binary task, looks at all pngs to learn what they hold."""
         self._root, self._layout = pathlib.Path(directory).expanduser(), layout
         self.num_read = self.num_resized = 0
         self._problems: list[str] = []
@@ -124,14 +116,10 @@ class PredictionFiles:
             self._survey_pngs()
 
     def read_clip(self, truth: Mapping[str, Any]) -> np.ndarray:
-        """The predictions of one clip, zero where there is no ground truth.
+        """The predictions of one clip, with `truth` from `data.clip.ClipRows.prepare_labels`.
 
-        Args:
-          truth: of the clip, from `data.clip.ClipRows.prepare_labels`.
-
-        Returns:
-          float32 [T, S, S] probabilities, or int32 classes; also zero for files that `finish` will
-          report.
+        float32 [T, S, S] probabilities, or int32 classes; zero where there is no ground truth, and
+        for files that `finish` will report.
         """
         binary, size = self._layout.num_classes == 2, self._layout.score_size
         pred = np.zeros((len(truth["valid"]), size, size), np.float32 if binary else np.int32)
@@ -156,12 +144,7 @@ class PredictionFiles:
         return pred
 
     def finish(self) -> None:
-        """Call this after the last clip.
-
-        Raises:
-          InputError: names every file that is missing, belongs to no frame, exists twice, cannot be
-            read or understood, or has another size than the rest of its clip.
-        """
+        """Call this after the last clip: InputError lists every problem of the files."""
         extra = sorted(self._files.keys() - self._known)
         self._problems += [f"of no frame of this split: {self._files[stem]}" for stem in extra]
         if self._problems:

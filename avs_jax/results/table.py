@@ -122,11 +122,8 @@ def concatenate(tables: Sequence[T]) -> T:
 def interleave(parts: Sequence[T], share: int, by: str = "clip_id") -> T:
     """Joins the tables of several processes in dataset order; raises if a record came twice.
 
-    Args:
-      parts: of process 0, 1, ... Of every batch, process i reads the records i * share to
-        (i + 1) * share - 1, as `data.pipeline.EvalBatches` assigns them; every record has a row.
-      share: records per batch and process.
-      by: the column that names a row's record.
+    Column `by` names a row's record. Of every batch, process i reads the records i * share to
+    (i + 1) * share - 1, as `data.pipeline.EvalBatches` assigns them; every record has a row.
     """
     rows, offset = [], 0
     for i, part in enumerate(parts):
