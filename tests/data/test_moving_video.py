@@ -27,6 +27,7 @@ HEIGHT, WIDTH, FPS, SECONDS = 96, 128, 8, 5
 STEP = np.array([2, 1])  # px (u, v) of the disc from picture to picture
 START, RADIUS = np.array([22, 22]), 15  # (x, y) of its middle in picture 0
 SIDE = 80  # px of the pipeline's images
+NO_FLOW = np.zeros((0, HEIGHT, WIDTH, 2), np.float16)
 SHOWN = [int((t + FRAME_OFFSET_SECONDS) * FPS) for t in range(SECONDS)]  # pictures of the frames
 
 # Where a background point of a picture, (x, y, 1), lies in the next.
@@ -190,7 +191,7 @@ def test_difference_lights_up_where_something_moves(scene, source, tmp_path):
 @pytest.mark.parametrize("seed", range(4))
 def test_difference_moves_with_the_images(scene, seed):
     """Where the augmented map is bright, the augmented images differ; elsewhere they do not."""
-    images, motion, augmentation = through_the_pipeline(scene.frames, (), seed)
+    images, motion, augmentation = through_the_pipeline(scene.frames, NO_FLOW, seed)
     height, width = augmentation.crop_size
     assert not motion[:, height:].any() and not motion[:, :, width:].any()
     found = motion[1:, :height, :width, 0]
@@ -249,7 +250,7 @@ def test_vectors_lead_from_each_augmented_frame_to_the_next(scene, seed):
 
 def test_draws_flip_scale_and_cut(scene):
     """The seeds above hold what they are there for."""
-    draws = [through_the_pipeline(scene.frames, (), seed)[2] for seed in range(6)]
+    draws = [through_the_pipeline(scene.frames, NO_FLOW, seed)[2] for seed in range(6)]
     assert {draw.flip for draw in draws} == {False, True}
     assert len({draw.resized for draw in draws}) > 2 and len({d.crop_origin for d in draws}) > 3
 

@@ -199,8 +199,9 @@ def test_categories_differ_by_sound_alone():
         return logs - logs.mean()
 
     def features(split, count):
-        made = [render_clip(plan_clip(0, split, i), 32) for i in range(count)]
-        return np.stack([feature(c) for c in made]), np.array([c.category for c in made])
+        plans = [plan_clip(0, split, i) for i in range(count)]
+        names = ["+".join(category.name for category in plan.heard) for plan in plans]
+        return np.stack([feature(render_clip(plan, 32)) for plan in plans]), np.array(names)
 
     known, labels = features("train", 60)
     asked, truth = features("test", 40)
