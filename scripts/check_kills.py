@@ -34,7 +34,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     output.mkdir(parents=True)
     begun = time.monotonic()
     try:
-        jobs = make_jobs(output)
+        jobs = make_jobs(output, kinds)
         shares = {k: args.kills // len(kinds) + (i < args.kills % len(kinds))
                   for i, k in enumerate(kinds)}  # fmt: skip
         with concurrent.futures.ThreadPoolExecutor(args.lanes) as pool:
@@ -290,25 +290,26 @@ def empty(folder: pathlib.Path) -> None:
 # ---- the programs ----
 
 
-def make_jobs(output: pathlib.Path) -> dict[str, Job]:
-    """Makes clips, records and a trained model, and the jobs that use them."""
+def make_jobs(output: pathlib.Path, kinds: Collection[str]) -> dict[str, Job]:
+    """Makes clips, and the records and the trained model that these kinds use; returns all jobs."""
     clips, data, model = output / "clips", output / "tfds", output / "model"
     flags = ["--train=9", "--val=3", "--test=3", "--size=64"]
     run_tool(output, ["scripts/make_clips.py", f"--output={clips}", *flags])
     build = ["--dataset=avsbench_s4", f"--manual_dir={clips}"]
-    run_tool(output, ["scripts/build_dataset.py", *build, f"--data_dir={data}"])
     train = ["-m", "avs_jax.main", *TRAINING, f"--config.data.data_dir={data}"]
-    run_tool(output, [*train, f"--workdir={model}"])
     checkpoint = f"--checkpoint={model / 'checkpoints' / str(STEPS)}"
     first, second = sorted(clips.rglob("*.mp4"))[:2]
-    say(f"{output}: clips, records and a model for all programs")
+    needs_model = {"predict", "evaluate"} & set(kinds)
+    if needs_model or "training" in kinds:
+        run_tool(output, ["scripts/build_dataset.py", *build, f"--data_dir={data}"])
+    if needs_model:
+        run_tool(output, [*train, f"--workdir={model}"])
 
     evaluate = ["-m", "avs_jax.evaluate", checkpoint, "--split=val"]
     predict = ["-m", "avs_jax.predict", checkpoint, f"--video={first}"]
     other = output / "other_video"
-    run_tool(
-        output, ["-m", "avs_jax.predict", checkpoint, f"--video={second}", f"--output={other}"]
-    )
+    if "predict" in kinds:
+        run_tool(output, [*predict[:3], f"--video={second}", f"--output={other}"])
     estimate = ["-m", "avs_jax.flow", "--dataset=s4", f"--root={clips}", "--model=difference"]
 
     def folder(name: str) -> pathlib.Path:
@@ -347,12 +348,13 @@ def whole_job(
       earlier: content that it has before.
       is_final: whether a folder of that name is meant to be complete.
     """
-    before = digests(earlier) if earlier else {}
+    before: Files = {}
     expected: dict[str, Files] = {}
 
     def prepare() -> None:
         empty(folder)
         if earlier:
+            before.update(digests(earlier))
             shutil.copytree(earlier, folder / final)
 
     def check() -> None:
