@@ -143,7 +143,7 @@ def test_every_clip_needs_a_position():
 @pytest.mark.slow
 def test_training_on_videos_reports_domains(folder, tmp_path):
     flags = [TINY, f"--config.data.data_dir={folder}/tfds", f"--workdir={tmp_path}/run"]
-    assert program.main(["main", *flags, "--config.train.final_splits=('test',)"]) == 0
+    program.main(["main", *flags, "--config.train.final_splits=('test',)"])
     (path,) = (tmp_path / "run" / "evaluation").glob("*/report.json")
     scores = json.loads(path.read_text())["scores"]
     assert set(scores) == {"true_audio", "another_query", "another_sound", "silence"}
