@@ -85,8 +85,8 @@ def tone(seconds, rate, channels=1):
     return wave if channels == 1 else np.stack([wave, wave // 2], axis=-1)
 
 
-def check_results(folder, seconds, size):
-    """What every run leaves behind; returns results.json."""
+def check_results(folder, seconds, size, sound_seconds=None):
+    """What every run leaves behind; returns results.json. The sound may be shorter."""
     results = json.loads((folder / "results.json").read_text())
     assert results["size"] == {"width": size[0], "height": size[1]}
     assert [entry["second"] for entry in results["seconds"]] == list(range(seconds))
@@ -102,7 +102,9 @@ def check_results(folder, seconds, size):
         assert sum(1 for _ in container.decode(video)) == seconds
     with av.open(str(folder / "overlay.mp4")) as container:
         heard = np.concatenate([f.to_ndarray().ravel() for f in container.decode(audio=0)])
-        assert heard.size / sound.rate / sound.channels == pytest.approx(seconds, abs=0.2)
+        assert heard.size / sound.rate / sound.channels == pytest.approx(
+            min(seconds, sound_seconds or seconds), abs=0.2
+        )
         assert np.abs(heard).max() > 0
     assert not list(folder.glob("*unfinished*"))
     return results
@@ -146,7 +148,7 @@ def test_portrait_with_pre_masks(tmp_path, predictor):
 
 def test_variable_frame_rate(tmp_path, predictor):
     path = tmp_path / "phone.mp4"
-    times = np.cumsum(RNG.choice([20, 33, 50, 120], 60))  # ms
+    times = np.cumsum(np.random.default_rng(0).choice([20, 33, 50, 120], 60))  # ms
     samples = tone(times[-1] / 1000, 16_000)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=30)
@@ -163,7 +165,7 @@ def test_variable_frame_rate(tmp_path, predictor):
         container.mux(sound.encode(frame))
         container.mux(sound.encode())
     results = predict_video(predictor, path, tmp_path / "out")
-    check_results(tmp_path / "out", len(results["seconds"]), (64, 48))
+    check_results(tmp_path / "out", len(results["seconds"]), (64, 48), times[-1] / 1000)
     assert abs(len(results["seconds"]) - (times[-1] - times[0]) / 1000) < 1
 
 
