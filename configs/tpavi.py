@@ -146,7 +146,7 @@ def _shrink_for_demo(config: ConfigDict) -> None:
     config.optim.power = 0.9
     config.optim.frozen = ()
     config.train.steps = 1500
-    config.train.batch_size = 4
+    config.train.batch_size = 8
     config.train.eval_every = 500
     config.train.checkpoint_every = 300
     config.evaluate.batch_size = 8
