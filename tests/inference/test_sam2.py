@@ -117,6 +117,7 @@ def test_a_long_video_takes_one_program_and_one_size(small):
     assert small._jitted["encode_images"]._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_stream_is_read_once_and_a_list_twice(small):
     """In a stream, a prompt acts from its frame on; in a list, earlier frames see it too."""
     frames = clip(4)
@@ -129,11 +130,13 @@ def test_a_stream_is_read_once_and_a_list_twice(small):
     np.testing.assert_array_equal(once[2].logits["a"], twice[2].logits["a"])
 
 
+@pytest.mark.slow
 def test_objects_are_absent_before_the_first_prompt(small):
     found = list(small.track(clip(3), {1: {"a": Prompt(points=[(9, 9)])}}))
     assert not found[0].masks["a"].any() and found[0].object_scores["a"] == -1024
 
 
+@pytest.mark.slow
 def test_objects_do_not_depend_on_each_other(small):
     one, two = {"a": Prompt(points=[(9, 9)])}, {"b": Prompt(points=[(50, 9)])}
     both = list(small.track(clip(3), {0: one | two}))

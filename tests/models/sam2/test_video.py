@@ -113,7 +113,7 @@ def video():
     "name, prompt, count",
     [
         ("obj1", "mask_inputs", 4),
-        ("obj2", "point", 3),
+        pytest.param("obj2", "point", 3, marks=pytest.mark.slow),
         pytest.param("empty_mask", "empty", 2, marks=pytest.mark.slow),
     ],
 )
@@ -126,6 +126,7 @@ def test_four_frames(video, name, prompt, count):
             check(path, seen.coarse)
 
 
+@pytest.mark.slow
 def test_memory_and_attention(video):
     """Keys, values and layers of frame 2; order of the slots aside, they are the original's."""
     *_, (_, _, _, bank) = video.run(range(3), {0: "mask_inputs"}, 4)
