@@ -34,7 +34,7 @@ from avs_jax.models.parts import (
     make_part,
 )
 from avs_jax.models.rules import at_least, divides, one_of, within
-from avs_jax.models.stage import Stage, StageInputs, StageResult
+from avs_jax.models.stage import PLACES, Stage, StageInputs, StageResult
 from avs_jax.ops.frames import fold_frames, unfold_frames
 from avs_jax.spec import (
     MASK_STRIDE,
@@ -199,18 +199,12 @@ class AVS(nn.Module):
             result = self._run_stage(section, stage, now)
             named |= result.outputs
             intermediates[stage.parameter] = result.intermediates
-            if stage.acts_on == "queries":
-                query_map = result.value
-                if result.mask_features is not None:
-                    now = dataclasses.replace(now, mask_features=result.mask_features)
-            elif stage.acts_on == "features":
-                now = dataclasses.replace(now, mask_features=result.value)
-            elif stage.acts_on == "levels":
-                now = dataclasses.replace(now, levels=result.value)
-            else:
-                now = dataclasses.replace(
-                    now, levels=result.value[0], mask_features=result.value[1]
-                )
+            if result.queries is not None:
+                query_map = result.queries
+            if result.features is not None:
+                now = dataclasses.replace(now, mask_features=result.features)
+            if result.levels is not None:
+                now = dataclasses.replace(now, levels=result.levels)
 
         if train and gumbel_noise is None:
             num_pixels = mask_features.shape[1] * mask_features.shape[2]
@@ -243,7 +237,11 @@ class AVS(nn.Module):
         fields = {"dtype": jnp.dtype(self.dtype)} if hasattr(stage.module, "dtype") else {}
         config = getattr(self, section)
         module = make_part(section, stage.module, config, name=stage.parameter, **fields)
-        return stage.apply(module, inputs)
+        result = stage.apply(module, inputs)
+        for place in set(PLACES) - set(stage.acts_on):
+            if getattr(result, place) is not None:
+                raise ValueError(f"stage {stage.parameter!r} changes {place}: not in its acts_on")
+        return result
 
     def _check_batch(self, batch):
         """Axis sizes of a batch; raises if a field is missing or has the wrong shape."""

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+PLACES = ("queries", "features", "levels")  # fields of StageResult
+
 
 @dataclasses.dataclass(frozen=True)
 class StageInputs:
@@ -43,20 +45,21 @@ class StageInputs:
 
 
 class StageResult(NamedTuple):
-    """The result of a stage.
+    """The result of a stage; None leaves a place as it is.
 
     Attributes:
-      value: replaces what `acts_on` names: a map [N, h, w] at stride 4 that weights the pixels of
-        the queries (None leaves them as they are), new mask features, or new levels.
+      queries: a map [N, h, w] at stride 4 that weights the pixels of the queries.
+      features: new mask features.
+      levels: new levels.
       outputs: name -> [N, ...], added to the model's outputs.
       intermediates: anything worth inspecting.
-      mask_features: new ones from a stage that acts on the queries, or None.
     """
 
-    value: Any
+    queries: jax.Array | None = None
+    features: jax.Array | None = None
+    levels: Sequence[jax.Array] | None = None
     outputs: Mapping[str, jax.Array] = {}
     intermediates: Any = None
-    mask_features: Any = None
 
 
 class Stage(NamedTuple):
@@ -65,7 +68,7 @@ class Stage(NamedTuple):
     Attributes:
       module: its fields are the keys of the stage's section of the configuration.
       parameter: the module's name in the parameter tree.
-      acts_on: "queries", "features" (mask_features), "levels" or "pyramid" (both of them).
+      acts_on: the places that its results may change, of PLACES.
       apply: (module, StageInputs) -> StageResult.
       reads: fields of the batch besides images and log_mel.
       outputs: names of the outputs that prediction returns.
@@ -76,7 +79,7 @@ class Stage(NamedTuple):
 
     module: type[nn.Module]
     parameter: str
-    acts_on: str
+    acts_on: tuple[str, ...]
     apply: Callable[[nn.Module, StageInputs], StageResult]
     reads: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()

@@ -134,7 +134,7 @@ def _apply(module: nn.Module, inputs: StageInputs) -> StageResult:
         train=inputs.train,
         valid=inputs.valid,
     )
-    return StageResult(mask_features, {"edge_logits": edges})
+    return StageResult(features=mask_features, outputs={"edge_logits": edges})
 
 
 def _make_stage(module: type[nn.Module]) -> Stage:
@@ -142,7 +142,8 @@ def _make_stage(module: type[nn.Module]) -> Stage:
         ramp = section.get("ramp", module.ramp)
         return {"boundary_ramp": functools.partial(ramp_value, ramp=ramp)}
 
-    return Stage(module, parameter="brm", acts_on="features", apply=_apply, schedules=schedules)
+    places = ("features",)
+    return Stage(module, parameter="brm", acts_on=places, apply=_apply, schedules=schedules)
 
 
 AUXILIARY, REFINE = _make_stage(AuxiliaryBoundary), _make_stage(BoundaryRefinement)

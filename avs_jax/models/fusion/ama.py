@@ -266,17 +266,17 @@ def _apply(module: AMA, inputs: StageInputs) -> StageResult:
         outputs["motion_gate"] = intermediates["gate"]
         upsampled = None if upsampled is None else upsampled * intermediates["gate"][:, None, None]
     return StageResult(
-        upsampled,
-        outputs,
-        intermediates,
-        mask_features=intermediates.get("mask_features"),
+        queries=upsampled,
+        features=intermediates.get("mask_features"),
+        outputs=outputs,
+        intermediates=intermediates,
     )
 
 
 STAGE = Stage(
     AMA,
     parameter="ama",
-    acts_on="queries",
+    acts_on=("queries", "features"),
     apply=_apply,
     reads=("motion", "log_mel"),
     outputs=("motion_weight", "motion_gate"),

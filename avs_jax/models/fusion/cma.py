@@ -260,7 +260,9 @@ def _apply(module: CMA, inputs: StageInputs) -> StageResult:
     prior = inputs.mask_prior() if module.mask_gate == "prior" else None
     changed, attention = module(maps, *inputs.text, prior, inputs.progress)
     *levels, mask_features = (changed[level] for level in LEVELS)
-    return StageResult((levels, mask_features), intermediates={"attention": attention})
+    return StageResult(
+        features=mask_features, levels=levels, intermediates={"attention": attention}
+    )
 
 
 def _schedules(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,7 +272,7 @@ def _schedules(section: Mapping[str, Any]) -> dict[str, Any]:
 STAGE = Stage(
     CMA,
     parameter="cma",
-    acts_on="pyramid",
+    acts_on=("features", "levels"),
     apply=_apply,
     schedules=_schedules,
     logged_params={f"gamma_{level}": f"cma/gamma_{level}" for level in LEVELS},
