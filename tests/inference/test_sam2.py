@@ -108,6 +108,7 @@ def small():
     return Sam2(config, traverse_util.unflatten_dict(flat, sep="/"))
 
 
+@pytest.mark.slow
 def test_a_long_video_takes_one_program_and_one_size(small):
     """Every frame after the first runs the same program on a bank of the same shape."""
     prompts = {0: {"a": Prompt(points=[(9, 9)])}, 3: {"b": Prompt(box=(1, 2, 30, 40))}}
