@@ -38,11 +38,9 @@ from avs_jax.tasks import complete_config, make_task
 VALIDATION_SPLIT = "val"
 NO_DATA = """{error}
 
-AVSBench is not part of this package. Its authors give it out on request, see
-https://github.com/OpenNLPLab/AVSBench. With the dataset's folder on this machine, prepare it by
+docs/data.md says who gives the dataset out. With its folder on this machine, prepare it by
   python scripts/build_dataset.py --dataset={dataset} --manual_dir=FOLDER --data_dir={data_dir}
-To see everything work without it, use the `:demo` variant of the configuration
-(--config=configs/s4_ama.py:demo): it trains on generated clips, and scripts/demo.sh makes them."""
+To see everything work without it, train a `:demo` variant; scripts/demo.sh makes its clips."""
 
 
 def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | None = None) -> bool:
