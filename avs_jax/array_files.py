@@ -7,6 +7,7 @@ limit, before memory of that size is allocated.
 import io
 import math
 import os
+import threading
 import zipfile
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,6 +24,8 @@ _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# Before Python 3.11.8, the parser that numpy reads headers with breaks where two threads are in it.
+_PARSER = threading.Lock()
 # zipfile limits what these give per call; its other decompressors unpack without limit.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -51,7 +54,8 @@ def read_header(data: bytes) -> Header:
     """
     file = io.BytesIO(data[:_MAX_HEADER_BYTES])
     try:
-        shape, is_fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+        with _PARSER:
+            shape, is_fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
     # numpy parses the header as Python text: damage raises nearly anything.
     except Exception as error:
         raise InputError(f"no npy file ({first_line(error)})") from error

@@ -1,14 +1,17 @@
 """npy and npz files from others: what they declare is compared with what they hold."""
 
+import concurrent.futures
+import gc
 import io
 import os
+import time
 import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 
-from avs_jax.array_files import parse_npy, read_npz
+from avs_jax.array_files import parse_npy, read_header, read_npz
 from avs_jax.spec import InputError
 
 
@@ -114,3 +117,27 @@ def test_archives_that_are_refused(tmp_path):
     os.mkfifo(path)
     with pytest.raises(OSError, match="not a regular file"):
         read_npz(path)
+
+
+def test_headers_are_read_in_threads():
+    """Python up to 3.11.7 confuses two parsers where a collection of garbage switches threads."""
+    data = io.BytesIO()
+    np.save(data, np.zeros((3, 4)))
+
+    def read(depth):
+        if depth:
+            return read(depth - 1)
+        return [read_header(data.getvalue()).shape for _ in range(60)]
+
+    def let_others_run(*_):
+        time.sleep(0)
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(let_others_run)
+    gc.set_threshold(5)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            assert all(set(x) == {(3, 4)} for x in pool.map(read, range(0, 160, 5)))
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(let_others_run)

@@ -37,6 +37,21 @@ REMOVED_KEYS = (r"model\.backbone\.remat",)  # now model.remat
 RENAMED_KEYS: dict[str, str] = {"model.fusion.lambda_init": "model.decoder.lambda_init"}
 # Key that was added later -> the value that reproduces what happened before it existed.
 ADDED_KEYS: dict[str, Any] = {"task": "segment", "host": "vct"}
+# The same, where another key has a value.
+ADDED_UNDER: dict[tuple[str, str], dict[str, Any]] = {
+    ("task", "segment"): {
+        "data.false_sounds.share": 0.0,
+        "data.false_sounds.types": "silence,noise,offscreen",
+    },
+    ("host", "vct"): {"loss.consistency.weight": 0.1, "loss.consistency.tau": 0.07},
+    ("model.fusion.name", "ama"): {
+        "model.fusion.at": "queries",
+        "model.fusion.gate": False,
+        "model.fusion.gate_temperature": 1.0,
+        "model.fusion.consistency": False,
+        "model.fusion.consistency_warmup": 0.2,
+    },
+}
 
 
 def plain_config(config: ConfigDict) -> dict:
@@ -45,7 +60,7 @@ def plain_config(config: ConfigDict) -> dict:
 
 
 def update_stored(config: ConfigDict) -> ConfigDict:
-    """A stored configuration in today's keys: RENAMED_KEYS, REMOVED_KEYS, then ADDED_KEYS.
+    """A stored configuration in today's keys: RENAMED_KEYS, REMOVED_KEYS, then those added.
 
     A key is added where its section exists; top-level keys are added to whole configurations that
     are older than tasks.
@@ -64,6 +79,10 @@ def update_stored(config: ConfigDict) -> ConfigDict:
         is_known = any(other.startswith(f"{section}.") for other in flat)
         if is_known and ("." in key or not (is_component or has_task)):
             flat.setdefault(key, value)
+    for (key, wanted), added in ADDED_UNDER.items():
+        for name, value in added.items() if flat.get(key) == wanted else ():
+            if any(other.startswith(f"{name.split('.')[0]}.") for other in flat):
+                flat.setdefault(name, value)
     if is_component:
         flat = {key.removeprefix("model."): value for key, value in flat.items()}
     return ConfigDict(unflatten_dict(flat, sep="."))
