@@ -268,7 +268,7 @@ def test_the_whole_model_s_loss_and_gradients(case):
             np.testing.assert_allclose(gradient, reference, rtol=0, atol=limit, err_msg=name)
 
 
-@pytest.mark.parametrize("case", ["v", "va"])
+@pytest.mark.parametrize("case", [pytest.param("v", marks=pytest.mark.slow), "va"])
 def test_three_steps_of_adamw(case):
     golden = arrays("losses")
     step, params = training(case)

@@ -173,6 +173,7 @@ def test_tokens_are_a_set_and_masked_ones_nothing(ours):
     assert np.abs(moved).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_no_gradient_but_gamma_s_at_zero(ours):
     module, params, maps, text, mask = ours
     params = dict(params) | {f"gamma_{level}": jnp.zeros(()) for level in LEVELS}

@@ -332,7 +332,9 @@ def test_mistakes_are_named(family, gate, message):
         make_gate_config(family, gate)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind", [x if x == "global" else pytest.param(x, marks=pytest.mark.slow) for x in MODELS]
+)
 def test_the_fork_s_whole_model(kind):
     granularity = kind.removesuffix("_film")
     gate = {"granularity": granularity, "film": kind.endswith("film"), "pooling": "reference"}

@@ -34,7 +34,7 @@ STAGES = {
 }
 CASES = [
     pytest.param("resnet50", "avss/va_vv_small"),
-    pytest.param("pvt", "avss/va_vv_small"),
+    pytest.param("pvt", "avss/va_vv_small", marks=pytest.mark.slow),
     pytest.param("resnet50", "s4/main", marks=pytest.mark.slow),
     pytest.param("pvt", "s4/main", marks=pytest.mark.slow),
 ]
@@ -187,6 +187,7 @@ def test_statistics_are_those_of_the_whole_batch_on_eight_devices():
         np.testing.assert_allclose(found, value, atol=2e-4 * scale + 1e-6, err_msg=str(path))
 
 
+@pytest.mark.slow
 def test_original_counts_padded_frames_in_training():
     batch = random_batch(clips=1, size=32)
     batch["valid"][0, 3:] = False

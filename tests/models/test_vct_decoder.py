@@ -19,7 +19,9 @@ def allmasked_outputs():
     return apply(params | {"predictor": predictor | {"mask_embed": mask_embed}})
 
 
-@pytest.fixture(scope="module", params=("s4", "ms3", "ss", "allmasked"))
+@pytest.fixture(
+    scope="module", params=("s4", pytest.param("ms3", marks=pytest.mark.slow), "ss", "allmasked")
+)
 def case(request):
     """Golden arrays, prefix of their names, our outputs."""
     if request.param == "allmasked":

@@ -8,6 +8,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
@@ -48,6 +49,7 @@ def test_the_pattern_is_found():
         assert (num_fusions, len(suspicious)) == (1, count)
 
 
+@pytest.mark.slow
 def test_the_training_step_has_none():
     config = small.tiny_config()
     step = trace_step(config, sharding.make_mesh(config))

@@ -404,7 +404,8 @@ def make_mesh(config, data, fsdp):
     return sharding.make_mesh(config, jax.devices()[: data * fsdp])
 
 
-SPLITS = [(4, 2, 1), (1, 1, 4), pytest.param(8, 1, 1, marks=pytest.mark.slow)]
+SPLITS = [(4, 2, 1)]
+SPLITS += [pytest.param(*x, marks=pytest.mark.slow) for x in ((1, 1, 4), (8, 1, 1))]
 
 
 @pytest.mark.parametrize("data,fsdp,accumulate", SPLITS)

@@ -141,6 +141,7 @@ def test_a_run_is_trained_and_evaluated(tmp_path, monkeypatch):
     assert len(logged) == 4 and logged[0]["log_scale"] == pytest.approx(np.log(1 / 0.07), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_step_compares_the_rows_of_all_devices():
     """Frozen towers would do: the loss of eight rows on eight devices is not ln 1 = 0."""
     config = align_generated.get_config("tiny")
