@@ -20,8 +20,28 @@ from avs_jax.files import write_atomically
 from avs_jax.spec import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FACTS = ("config", "step", "weights", "dataset", "split", "ground_truth", "clips", "frames")
-PROTOCOLS = ("stream", "dataset", "cavp", "semantic(frames=real)")
+FACTS = (
+    "config",
+    "step",
+    "weights",
+    "dataset",
+    "split",
+    "ground_truth",
+    "clips",
+    "frames",
+    "queries",
+    "videos",
+)
+OF_MASKS, OF_WINDOWS = ("mIoU", "f_beta"), ("R1@0.5", "mAP")
+PROTOCOLS = {  # that the page shows -> their measures there
+    "stream": OF_MASKS,
+    "dataset": OF_MASKS,
+    "cavp": OF_MASKS,
+    "semantic(frames=real)": OF_MASKS,
+    "moments": OF_WINDOWS,
+    "moments(domain look)": OF_WINDOWS,
+    "moments(domain sound)": OF_WINDOWS,
+}
 INTRODUCTION = """# Results
 
 Written by `scripts/write_results.py` from the files in `docs/results/`. No model has been trained
@@ -69,12 +89,13 @@ def _render_one(result: Mapping[str, Any]) -> str:
 
 
 def _report_rows(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """mIoU and f_beta in percent, a row per condition, two columns per protocol."""
-    shown = [name for name in PROTOCOLS if any(name in numbers for numbers in scores.values())]
-    header = ["condition", *(f"{name} {m}, %" for name in shown for m in ("mIoU", "f_beta"))]
+    """Measures in percent, a row per condition, two columns per protocol."""
+    found = {name for numbers in scores.values() for name in numbers}
+    shown = [(name, m) for name, both in PROTOCOLS.items() if name in found for m in both]
+    header = ["condition", *(f"{name} {m}, %" for name, m in shown)]
     rows = []
     for condition, numbers in scores.items():
-        values = [numbers.get(name, {}).get(m) for name in shown for m in ("mIoU", "f_beta")]
+        values = [numbers.get(name, {}).get(m) for name, m in shown]
         cells = ["" if value is None else f"{100 * value:.2f}" for value in values]
         rows.append([condition.replace("_", " "), *cells])
     return header, rows

@@ -63,10 +63,10 @@ def _draw_query(axis, query: Mapping[str, Any], clip_seconds: float, duration: f
     saliency = np.asarray(query["saliency"], float)
     start = np.arange(len(saliency)) * clip_seconds
     length = np.minimum(start + clip_seconds, duration) - start
-    low, high = min(saliency.min(), 0.0), max(saliency.max(), 0.0)
+    low, high = saliency.min(), saliency.max()
     span = max(high - low, 1e-6)
-    axis.bar(start, saliency, length, align="edge", color="0.75", edgecolor="white")
-    axis.axhline(0, color="0.4", linewidth=0.8)
+    floor = low - 0.1 * span  # saliency ranks clips; its zero means nothing
+    axis.bar(start, saliency - floor, length, floor, align="edge", color="0.75", edgecolor="white")
     predicted = np.array(PREDICTION) / 255
     place, thick = high + 0.12 * span, 0.1 * span
     shown = query["windows"][:NUM_SHOWN]
@@ -82,5 +82,5 @@ def _draw_query(axis, query: Mapping[str, Any], clip_seconds: float, duration: f
         begin, end, score = shown[0]
         label = f"{begin:g} to {end:g} s, {score:.2f}"
         axis.text((begin + end) / 2, top, label, ha="center", va="bottom", fontsize=8)
-    axis.set(ylim=(low - 0.05 * span, top + 0.25 * span), ylabel="saliency")
+    axis.set(ylim=(floor, top + 0.25 * span), ylabel="saliency")
     axis.set_title(query["text"], fontsize=9, loc="left", parse_math=False)
