@@ -270,6 +270,7 @@ def test_the_docs_show_the_lines():
     assert lines in (ROOT / "docs" / "prediction.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_program_runs_with_jax_alone(tmp_path, trained):
     """And agrees with `predict`, at other numbers of clips and frames than it was made with."""
     predictor, checkpoint = trained

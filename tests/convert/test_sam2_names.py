@@ -22,9 +22,8 @@ def model_config(size, version=""):
     return vary(sam2_config(size), version).model
 
 
-@pytest.mark.parametrize(
-    "size", ["tiny", *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
 def test_every_published_size(size):
     """Names, order and shapes of 2.1; 2.0 has three tensors less; both fill the whole tree."""
     table = name_tables()[size]

@@ -90,6 +90,7 @@ def test_golden_through_both_command_lines(backbone, name, tmp_path, monkeypatch
     assert_probe(logits, f"{name}/logits", arrays, TOLERANCE)
 
 
+@pytest.mark.slow
 def test_names_and_shapes_of_predicted_arrays(tmp_path):
     config = s4_tpavi_resnet50.get_config("tiny")
     variables = random_variables(build_model(config.model, TPAVI), random_batch(clips=1))

@@ -12,7 +12,10 @@ from tests.vct_golden import channels_first, golden, tiny_outputs
 SETS = ("s4", "ms3", "ss")
 
 
-@pytest.fixture(scope="module", params=SETS)
+@pytest.fixture(
+    scope="module",
+    params=[x if x == "s4" else pytest.param(x, marks=pytest.mark.slow) for x in SETS],
+)
 def case(request):
     return golden(request.param), tiny_outputs(request.param)["intermediates"]["pixel_decoder"]
 

@@ -193,9 +193,7 @@ def test_the_reference_s_mask_makes_rows_depend_on_each_other():
         assert (np.abs(whole - row).max() < 1e-5) == agrees
 
 
-SOME_FUSIONS = [
-    x if x in ("concat", "avigate") else pytest.param(x, marks=pytest.mark.slow) for x in FUSIONS
-]
+SOME_FUSIONS = [x if x == "avigate" else pytest.param(x, marks=pytest.mark.slow) for x in FUSIONS]
 
 
 @pytest.mark.parametrize("fusion", SOME_FUSIONS)

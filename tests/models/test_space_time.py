@@ -18,6 +18,8 @@ from tests import small
 from tests.cases_golden import arrays, assert_golden, state_dict
 from tests.golden.compare import shapes_of
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "num_classes": 5,
     "num_frames": 4,

@@ -129,6 +129,7 @@ def test_frames_meet_in_groups():
     assert all(np.any(before[0, t] != after[0, t]) for t in range(5, 10))
 
 
+@pytest.mark.slow
 def test_exported_program_takes_any_number_of_clips_and_frames():
     model, run, variables = small_model(tpavi_vv=True)
     batch = random_batch(clips=2, frames=7, size=32)

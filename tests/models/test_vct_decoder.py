@@ -20,7 +20,13 @@ def allmasked_outputs():
 
 
 @pytest.fixture(
-    scope="module", params=("s4", pytest.param("ms3", marks=pytest.mark.slow), "ss", "allmasked")
+    scope="module",
+    params=(
+        "s4",
+        pytest.param("ms3", marks=pytest.mark.slow),
+        pytest.param("ss", marks=pytest.mark.slow),
+        "allmasked",
+    ),
 )
 def case(request):
     """Golden arrays, prefix of their names, our outputs."""

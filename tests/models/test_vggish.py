@@ -75,6 +75,7 @@ def test_embedding_agrees_with_avsbench():
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_width_scales_every_layer_and_initialization_keeps_the_scale():
     """Kaiming weights keep the scale of standardised log-mels through all layers."""
     log_mel = jax.random.normal(jax.random.key(0), (2, 96, 64))

@@ -20,6 +20,8 @@ from avs_jax.models.sam2.bank import (
 from avs_jax.models.sam2.model import time_code
 from tests.sam2_golden import SIDE, arrays, assert_golden, frame, golden_model, golden_params, meta
 
+pytestmark = pytest.mark.slow  # tests/inference/test_sam2.py tracks through the same code
+
 check = functools.partial(assert_golden, "video")
 
 
