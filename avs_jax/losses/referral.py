@@ -24,11 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from avs_jax.losses import criterion
+from avs_jax.losses.alignment import infonce, scale_of
 from avs_jax.losses.boundary import foreground
 from avs_jax.ops.frames import fold_frames, unfold_frames
 from avs_jax.ops.sampling import resize_bilinear
+from avs_jax.ops.unit_length import normalize
 
-MAX_SCALE = 100.0
 ALIGN_STRIDE = 8  # of align_map
 
 
@@ -54,9 +55,9 @@ def compute_losses(
     presence = jnp.where(supervised, bce, 0).sum() / frames
     added = {"loss_presence": loss_config.presence_weight * presence}
     if loss_config.align_weight:
-        visual = unit(mean_under(outputs["align_map"], masks))
-        text = unit(outputs["align_text"].astype(jnp.float32))
-        scale = jnp.minimum(jnp.exp(outputs["align_scale"].astype(jnp.float32)), MAX_SCALE)
+        visual = normalize(mean_under(outputs["align_map"], masks))
+        text = normalize(outputs["align_text"])
+        scale = scale_of(outputs["align_scale"].astype(jnp.float32))
         similarity = scale * jnp.einsum("ie,je->ij", visual, text, precision="highest")
         align, counts = info_nce(similarity, batch["object_id"], present.any(1))
         added["loss_align"] = loss_config.align_weight * outputs["align_ramp"] * align
@@ -79,16 +80,10 @@ def info_nce(
       align_positives per anchor.
     """
     positive = (object_id[:, None] == object_id[None]) & has_object[:, None] & has_object[None]
-    lowest = jnp.finfo(jnp.float32).min
-    by_row = jax.nn.log_softmax(similarity, axis=1)
-    by_column = jax.nn.log_softmax(jnp.where(has_object[:, None], similarity, lowest), axis=0)
-    anchors = jnp.maximum(has_object.sum(), 1)
-
-    def mean(log_probability, axis):
-        count = jnp.maximum(positive.sum(axis), 1)
-        return -(jnp.where(positive, log_probability, 0).sum(axis) / count).sum() / anchors
-
-    loss = (mean(by_row, 1) + mean(by_column, 0)) / 2
+    no_object = jnp.broadcast_to(~has_object[None], positive.shape)
+    by_object = infonce(similarity, 1.0, positive)
+    by_text = infonce(similarity.T, 1.0, positive, no_object)
+    loss, anchors = (by_object + by_text) / 2, jnp.maximum(has_object.sum(), 1)
     counts = {"align_anchors": has_object.sum(), "align_positives": positive.sum() / anchors}
     return loss, {name: value.astype(jnp.float32) for name, value in counts.items()}
 
@@ -107,9 +102,3 @@ def mean_under(features: jax.Array, masks: jax.Array) -> jax.Array:
     share = unfold_frames(share, features.shape[1])
     total = (features.astype(jnp.float32) * share).sum((1, 2, 3))
     return total / jnp.maximum(share.sum((1, 2, 3)), np.float32(1e-6))
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Rows of unit length; a row of zeros stays, without NaN in its gradient."""
-    square = jnp.square(x).sum(-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avs_jax.losses.referral import info_nce, mean_under, unit
+from avs_jax.losses.referral import info_nce, mean_under
+from avs_jax.ops.unit_length import normalize
 
 SIMILARITY = np.array(
     [[0.9, 0.8, 0.1, 0], [0.7, 0.6, 0.65, 0.1], [0.2, 0.3, 0.5, 0.5], [0.1, 0.95, 0.2, 0.4]],
@@ -62,5 +63,5 @@ def test_mean_under_masks():
     found = mean_under(features, masks)
     np.testing.assert_allclose(found[0], features[0, 1, 1, 2:].mean(0), atol=1e-6)
     np.testing.assert_array_equal(found[1], 0)
-    grad = jax.grad(lambda x: unit(mean_under(x, masks)).sum())(jnp.asarray(features))
+    grad = jax.grad(lambda x: normalize(mean_under(x, masks)).sum())(jnp.asarray(features))
     assert np.isfinite(grad).all()
