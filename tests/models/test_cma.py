@@ -10,7 +10,8 @@ import pytest
 
 from avs_jax.models.fusion.cma import CMA, FIRST_STRENGTH, strength_at
 from avs_jax.spec import InputError
-from tests.golden.refer.weights import rand_input, refer_value
+from tests.golden.refer.weights import refer_value
+from tests.golden.weights import rand_input
 
 PUBLISHED = {"levels": ("res5",), "null_key": False, "raw_text": True, "warmup": 0.0}
 CASES = {

@@ -10,7 +10,8 @@ from flax import traverse_util
 from avs_jax.convert.rules import apply_rules, invert_rules
 from avs_jax.convert.text_names import roberta_rules
 from avs_jax.models.text.encoder import TextEncoder, position_ids
-from tests.golden.refer.weights import rand_input, refer_value
+from tests.golden.refer.weights import refer_value
+from tests.golden.weights import rand_input
 
 SMALL = TextEncoder(
     vocab_size=200, hidden_dim=64, num_layers=2, num_heads=4, ffn_dim=256, max_positions=40

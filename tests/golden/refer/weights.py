@@ -17,9 +17,3 @@ def refer_value(name: str, shape: tuple[int, ...]) -> np.ndarray:
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         return np.float32(1) + np.float32(0.1) * rng.standard_normal(shape).astype(np.float32)
     return avs_value(name, shape, False)
-
-
-def rand_input(seed: int, shape: tuple[int, ...], scale: float = 1.0, shift: float = 0.0):
-    """An input array."""
-    x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    return x * np.float32(scale) + np.float32(shift)

@@ -42,9 +42,3 @@ def refer_value(name, shape, integer=False):
     if leaf == "weight":
         return np.float32(1) + np.float32(0.1) * n
     return np.float32(0.02) * n
-
-
-def rand_input(seed, shape, scale=1.0, shift=0.0):
-    """Input arrays given as (seed, shape, scale, shift); same rule as ../weights.py."""
-    x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    return x * np.float32(scale) + np.float32(shift)

@@ -10,7 +10,7 @@ import pytest
 from avs_jax.models.backbones.hiera import WindowAttention
 from avs_jax.models.sam2 import prompts
 from avs_jax.models.sam2.mask_decoder import Upscaling, choose
-from tests.golden.sam2.weights_sam2 import rand_input
+from tests.golden.weights import rand_input
 from tests.sam2_golden import (
     arrays,
     assert_golden,
