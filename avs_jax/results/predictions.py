@@ -180,7 +180,7 @@ class PredictionFiles:
                         self._inverted.append(path)
                     largest = _largest_gray(image)
             except Exception:
-                continue
+                continue  # listed by whatever reads it
             if largest is not None:
                 self._are_masks &= bool(np.isin(values, (0, largest)).all())
                 here = (int(values.max(initial=0)), path)
