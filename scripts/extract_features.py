@@ -36,7 +36,7 @@ from avs_jax.inference.clip_features import ClipFeatures  # noqa: E402
 from avs_jax.runtime.command_line import CommandLine, exit_status, parse  # noqa: E402
 from avs_jax.runtime.lock import locked  # noqa: E402
 from avs_jax.spec import InputError  # noqa: E402
-from tfds_builders.moments import read_annotations  # noqa: E402
+from tfds_builders.moment_annotations import read_annotations  # noqa: E402
 from tfds_builders.own_moments.own_moments_dataset_builder import (  # noqa: E402
     ANNOTATIONS,
     AUDIO,

@@ -19,18 +19,14 @@ own precision; cutting, normalizing and everything else that a loader does is do
 A video's features are stored again with each of its queries: QVHighlights' val split has 1550
 queries on 1519 videos, so sharing them would save 2 %.
 
-The annotation format is QVHighlights' (JSON Lines; repository jayleicn/moment_detr), with TVSum's
-`label` and `domain` (repository TencentARC/UMT) and one key of our own, `clip_seconds`.
+The annotation format: tfds_builders/moment_annotations.py.
 """
 
 import collections
 import dataclasses
 import io
-import json
-import math
 import os
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,15 +35,14 @@ import tensorflow_datasets as tfds
 
 from avs_jax.array_files import parse_npy, read_member
 from avs_jax.data.avsbench_folders import SPLITS, DatasetLayoutError
-from avs_jax.data.input_files import MAX_BYTES, read_bytes, read_text
+from avs_jax.data.input_files import MAX_BYTES, read_bytes
 from avs_jax.spec import InputError, first_line
+from tfds_builders.moment_annotations import Annotation, read_annotations
 from tfds_builders.record_builder import RecordBuilder
 from tfds_builders.shards import Report
 
 # Published features lack up to two of the clips that the duration asks for.
 MISSING_CLIPS = 2
-MAX_SECONDS = 24 * 3600  # of a video
-MAX_CLIPS = 1_000_000
 _NUM_SAMPLED = 32  # files that say how wide a kind of features is
 
 
@@ -136,22 +131,6 @@ class ArrayFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class Annotation:
-    """One line of an annotation file."""
-
-    qid: str
-    vid: str
-    query: str
-    duration: float
-    clip_seconds: float
-    windows: tuple[tuple[float, float], ...] = ()
-    saliency_clips: tuple[int, ...] = ()
-    saliency: tuple[tuple[float, ...], ...] = ()
-    ratings: tuple[tuple[float, ...], ...] = ()
-    domain: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class QueryFiles:
     """An annotation and where the files of its query should be; energy and audio may be None."""
 
@@ -206,114 +185,6 @@ def record_features() -> tfds.features.FeaturesDict:
             "ratings": numbers(None, None),
         }
     )
-
-
-# ---- annotations ----
-
-
-def read_annotations(
-    path: pathlib.Path, clip_seconds: float, domain: str = ""
-) -> tuple[list[Annotation], list[str]]:
-    """The lines of an annotation file that can be queries, and what is wrong with the others.
-
-    Args:
-      path: of the JSON Lines file.
-      clip_seconds: where a line does not say.
-      domain: leaves out the lines of others; "" none.
-    """
-    annotations, problems, seen = [], [], set()
-    try:
-        text = read_text(path)
-    except InputError as error:
-        return [], [str(error)]
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            annotation = parse_annotation(line, clip_seconds)
-            if annotation.qid in seen:
-                raise ValueError(f"qid {annotation.qid} is listed twice")
-        except ValueError as error:
-            problems.append(f"{path}, line {number}: {error}")
-            continue
-        seen.add(annotation.qid)
-        if not domain or annotation.domain == domain:
-            annotations.append(annotation)
-    return annotations, problems
-
-
-def parse_annotation(line: str, clip_seconds: float) -> Annotation:
-    """One line of an annotation file.
-
-    Raises:
-      ValueError: it cannot be one; says why.
-    """
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({first_line(error)})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"a {type(values).__name__}, expected an object")
-    missing = [name for name in ("qid", "query", "vid", "duration") if name not in values]
-    if missing:
-        raise ValueError(f"lacks {', '.join(missing)}")
-    qid, vid = str(values["qid"]), str(values["vid"])
-    for name, value in (("qid", qid), ("vid", vid)):
-        if not _is_file_name(value):
-            raise ValueError(f"{name} {value!r} cannot be a file's name")
-    duration = values["duration"]
-    clip_seconds = values.get("clip_seconds", clip_seconds)
-    for name, value in (("duration", duration), ("clip_seconds", clip_seconds)):
-        if not _is_number(value) or not 0 < value < MAX_SECONDS:
-            wanted = f"seconds above 0 and below {MAX_SECONDS}"
-            raise ValueError(f"{name} of qid {qid} is {value!r}, expected {wanted}")
-    if duration / clip_seconds > MAX_CLIPS:
-        raise ValueError(f"qid {qid} has {duration / clip_seconds:.3g} clips, at most {MAX_CLIPS}")
-    windows = _number_rows(values, "relevant_windows", qid)
-    for window in windows:
-        if len(window) != 2 or not 0 <= window[0] < window[1] <= duration + clip_seconds:
-            raise ValueError(f"window {list(window)} of qid {qid} is not within 0..{duration:g} s")
-    saliency = _number_rows(values, "saliency_scores", qid)
-    clips = values.get("relevant_clip_ids") or [] if saliency else []
-    last = math.ceil(duration / clip_seconds) - 1
-    if not isinstance(clips, list) or any(
-        not isinstance(clip, int) or not 0 <= clip <= last for clip in clips
-    ):
-        raise ValueError(f"relevant_clip_ids {clips} of qid {qid}, expected 0..{last}")
-    if len(clips) != len(saliency) or len(set(clips)) != len(clips):
-        raise ValueError(f"{len(saliency)} saliency_scores for the clips {clips} of qid {qid}")
-    return Annotation(
-        qid=qid,
-        vid=vid,
-        query=str(values["query"]),
-        duration=float(duration),
-        clip_seconds=float(clip_seconds),
-        windows=windows,
-        saliency_clips=tuple(clips),
-        saliency=saliency,
-        ratings=_number_rows(values, "label", qid),
-        domain=str(values.get("domain", "")),
-    )
-
-
-def _number_rows(values: Mapping[str, Any], name: str, qid: str) -> tuple[tuple[float, ...], ...]:
-    """A list of equally long lists of numbers; () where it is absent or null."""
-    rows = values.get(name) or []
-    is_table = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
-    if not is_table or not all(_is_number(value) for row in rows for value in row):
-        raise ValueError(f"{name} of qid {qid} is not a list of lists of finite numbers")
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError(f"{name} of qid {qid} has rows of different lengths")
-    return tuple(map(tuple, rows))
-
-
-def _is_file_name(name: str) -> bool:
-    """Whether a name can be one level of a path."""
-    return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 # ---- feature files ----

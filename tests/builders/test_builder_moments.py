@@ -18,6 +18,7 @@ from tests.ground_fixture import copy_qvhighlights, copy_tvsum, read_records
 from tfds_builders import avs_moments, refer_clips
 from tfds_builders import moments as builders
 from tfds_builders.avsbench import category_labels, list_clips
+from tfds_builders.moment_annotations import parse_annotation
 
 
 def run(dataset, manual_dir, data_dir, *flags):
@@ -170,7 +171,7 @@ def test_a_record_of_full_size(tmp_path):
         files[name] = builders.ArrayFile(tmp_path / f"{name}.npy", "", shape[1])
     line = {"qid": 1, "vid": "v", "query": "q", "duration": 150, "relevant_windows": [[0, 150]]}
     line |= {"relevant_clip_ids": list(range(75)), "saliency_scores": [[4, 4, 4]] * 75}
-    annotation = builders.parse_annotation(json.dumps(line), 2.0)
+    annotation = parse_annotation(json.dumps(line), 2.0)
     video = (files["slowfast"], files["clip"])
     query = builders.QueryFiles(annotation, video, files["text"], files["pann"], None)
     record, problems = query.read()

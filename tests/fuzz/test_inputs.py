@@ -29,6 +29,7 @@ from avs_jax.results.windows import read_submission
 from tests import video_files
 from tests.fuzz.runner import run_mutations
 from tfds_builders import moments
+from tfds_builders.moment_annotations import read_annotations
 
 pytestmark = pytest.mark.slow
 RNG = np.random.default_rng(7)
@@ -139,7 +140,7 @@ def read_predicted_windows(path: pathlib.Path) -> None:
 
 
 def read_annotated_queries(path: pathlib.Path) -> None:
-    _, problems = moments.read_annotations(path, 2.0)
+    _, problems = read_annotations(path, 2.0)
     assert all(len(problem.splitlines()) == 1 for problem in problems), problems
 
 
