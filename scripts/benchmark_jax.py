@@ -74,7 +74,7 @@ def encoder(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
     """Deformable attention over strides 32, 16 and 8."""
     sides = [side for side, _ in sizes(config)[:0:-1]]
     features = [normal(values.frames, s, s, config.model.hidden_dim) for s in sides]
-    module = DeformableTransformer(**config.model.pixel_decoder)
+    module = DeformableTransformer(config.model.pixel_decoder)
     return module_case(module, (features,), mode, values.frames, lambda x: x[0])
 
 

@@ -25,6 +25,8 @@ MIN_REST_SECONDS = 0.25  # a shorter rest after the last whole second is not sho
 STAMP_SECONDS = 1e-3  # Matroska rounds time stamps to 1 ms
 _JITTER_SECONDS = 0.02  # audio time stamps this close to the sample count are rounding
 _TRUNCATION_SECONDS = 0.25  # less missing than this is the slack of container formats
+# Tags are in any encoding; from PyAV 19 on, that needs no option.
+_ANY_TAGS = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 _Path = str | os.PathLike
 
 
@@ -309,9 +311,9 @@ def open_container(path: _Path):
     if not os.path.getsize(path):
         raise VideoError(path, "the file is empty")
     try:
-        # Tags are in any encoding, and a playlist may not lead to the network.
+        # A playlist may not lead to the network.
         options = {"protocol_whitelist": "file"}
-        return av.open(os.fspath(path), metadata_errors="ignore", container_options=options)
+        return av.open(os.fspath(path), container_options=options, **_ANY_TAGS)
     except av.error.FFmpegError as error:
         with open(path, "rb") as file:
             is_mp4 = file.read(12)[4:8] == b"ftyp"

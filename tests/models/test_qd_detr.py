@@ -230,7 +230,7 @@ def test_bfloat16_is_finite_and_close(fusion):
     assert rough["intermediates"]["memory"].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("rate", ["dropout", "input_dropout"])
+@pytest.mark.parametrize("rate", [pytest.param("dropout", marks=pytest.mark.slow), "input_dropout"])
 def test_training_draws(rate):
     _, variables = tiny("global")
     fields = {"fusion": FUSIONS["global"]} | NO_DROPOUT | {rate: 0.5}

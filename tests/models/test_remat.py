@@ -76,6 +76,7 @@ def kept_by_the_forward_pass(config, batch):
     return count_values(jax.eval_shape(lambda p: jax.vjp(loss, p), params)[1])
 
 
+@pytest.mark.slow
 def test_each_policy_keeps_less_than_the_one_before():
     sizes, batch = [], small.train_batch(small.small_config())
     batch = {name: batch[name][:1] for name in ("images", "pre_masks", "log_mel", "motion")}

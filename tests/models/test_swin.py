@@ -197,6 +197,7 @@ def test_every_branch_of_a_stage_gets_its_own_scale():
         assert bool(same.all()) == (attn == mlp == 0)
 
 
+@pytest.mark.slow
 def test_drop_path_of_a_frame_depends_only_on_its_id():
     """Frames 4 and 1 alone, in another order, get the numbers they get among five."""
     x = odd_images(5)

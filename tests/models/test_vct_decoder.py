@@ -77,7 +77,7 @@ def test_predictions(case):
         assert_golden(arrays, f"pred/{i}/masks", channels_first(prediction["pred_masks"]))
 
 
-@pytest.mark.parametrize("name", ["s4", "ss"])
+@pytest.mark.parametrize("name", ["s4", pytest.param("ss", marks=pytest.mark.slow)])
 def test_embeddings_of_the_prototype_loss(name):
     arrays, outputs = golden(name), tiny_outputs(name)
     assert_golden(arrays, "out/audio_embed", outputs["audio_embed"].reshape(-1, 256))

@@ -54,6 +54,7 @@ def test_training_leaves_a_report_with_controls(run, records):
     assert Checkpoint.find(run).measure == "mAP"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_one_that_never_stopped(run, records, tmp_path, monkeypatch):
     for module in (program, evaluation):
         monkeypatch.setattr(module, "open_records", lambda config, split: records)
