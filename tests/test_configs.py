@@ -229,3 +229,11 @@ def test_resnet_norms_are_frozen_whole():
     norms = [path for path in frozen if not path.startswith("audio_backbone/")]
     assert len(norms) == 2 * 53 * 2 and all(path.endswith(("scale", "bias")) for path in norms)
     assert len(jax.tree.leaves(stats)) == 2 * 53 * 2
+
+
+def test_a_missing_key_is_named():
+    config = load("s4_ama", "tiny")
+    with config.unlocked():
+        del config.evaluate.moving_threshold
+    with pytest.raises(InputError, match="of task segment lacks 'moving_threshold'"):
+        make_task(config)

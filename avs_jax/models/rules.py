@@ -53,6 +53,8 @@ def divides(key: str, width_key: str) -> Rule:
 
     def wanted(config):
         width = look_up(config, width_key)
+        if not isinstance(width, int):
+            return f"a divisor of model.{width_key}, which is {width!r}"
         divisors = [n for n in range(1, width + 1) if width % n == 0]
         return f"a divisor of model.{width_key} = {width}: one of {divisors}"
 

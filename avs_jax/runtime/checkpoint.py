@@ -112,7 +112,9 @@ class Checkpoint:
     @functools.cached_property
     def config(self) -> ConfigDict:
         """The stored configuration, in today's keys (stored_config.py)."""
-        return update_stored(ConfigDict(self.read_json("config")))
+        values = self.read_json("config")
+        with self.reading("config"):
+            return update_stored(ConfigDict(values))
 
     @property
     def measure(self) -> str:

@@ -12,8 +12,15 @@ TASKS = ("segment", "ground", "refer", "track", "align")
 
 
 def make_task(config: ConfigDict) -> Task:
-    """The task that config.task names; InputError for an unknown name in the configuration."""
-    return _page(config).make_task(config)
+    """The task that config.task names; InputError for an unknown name or a key that is missing."""
+    page = _page(config)
+    try:
+        return page.make_task(config)
+    except AttributeError as error:
+        if not isinstance(error.args[0], KeyError):  # ConfigDict wraps one where a key is missing
+            raise
+        name = str(error.args[0].args[0]).splitlines()[0]
+        raise InputError(f"the configuration of task {config.task} lacks {name}") from error
 
 
 def complete_config(config: ConfigDict) -> ConfigDict:

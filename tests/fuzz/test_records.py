@@ -34,6 +34,7 @@ def make_record(index: int) -> dict:
     return {
         "clip_id": f"clip{index}", "category": "dog_barking", "category_label": 20,
         "frames": frames, "masks": [_png(rng.integers(0, 2, (16, 16), dtype=np.uint8))],
+        "object_masks": [_png(rng.integers(0, 3, (16, 16), dtype=np.uint8)) for _ in range(2)],
         "mask_index": np.zeros(1, np.int32), "pre_masks": frames,
         "waveform": rng.integers(-999, 999, (2000, 1), dtype=np.int16), "sample_rate": 1000,
         "flow": np.ones((2, 16, 16, 2), np.float16), "flow_kind": "uv", "flow_has_first": False,
