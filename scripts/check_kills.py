@@ -79,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
                   for i, k in enumerate(kinds)}  # fmt: skip
         with concurrent.futures.ThreadPoolExecutor(args.lanes) as pool:
             drills = {k: pool.submit(drill, jobs[k], shares[k], args.seed) for k in kinds}
+            for future in drills.values():  # a failure is told at once, before the other lane ends
+                future.add_done_callback(lambda f: f.exception() and say(f"FAILED: {f.exception()}"))
             counts = {k: future.result() for k, future in drills.items()}
     except Failed as error:
         print(f"FAILED: {error}")
