@@ -79,14 +79,20 @@ def main(argv: list[str] | None = None) -> int:
                   for i, k in enumerate(kinds)}  # fmt: skip
         with concurrent.futures.ThreadPoolExecutor(args.lanes) as pool:
             drills = {k: pool.submit(drill, jobs[k], shares[k], args.seed) for k in kinds}
-            for future in drills.values():  # a failure is told at once, before the other lane ends
-                future.add_done_callback(lambda f: f.exception() and say(f"FAILED: {f.exception()}"))
+            for future in drills.values():
+                future.add_done_callback(tell_failure)
             counts = {k: future.result() for k, future in drills.items()}
     except Failed as error:
         print(f"FAILED: {error}")
         return 1
     report(counts, time.monotonic() - begun)
     return 0
+
+
+def tell_failure(future: concurrent.futures.Future) -> None:
+    """Tells it at once: the program of the other lane may go on for minutes."""
+    if future.exception():
+        say(f"FAILED: {future.exception()}")
 
 
 def report(counts: Mapping[str, Counts], seconds: float) -> None:
