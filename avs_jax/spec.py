@@ -46,6 +46,8 @@ MASK_STRIDE = 4  # pixels of the padded image per cell of pred_masks
 IMAGE_PAD = 128  # gray value that training crops are padded with
 IGNORE_LABEL = 255  # "no ground truth for this pixel"
 
+EXPRESSION_KINDS = ("look", "sound", "time", "both")  # what answers a generated expression
+
 FRAMES_PER_CLIP = 1024  # above any frame_index, keeps the frame ids of different clips apart
 
 TRUE_AUDIO = "true_audio"  # the condition that all others of an evaluation are compared with

@@ -11,6 +11,8 @@ A record is one media folder of one split, so that media are stored once for abo
   expression_fids        int32 [E]           the object meant
   is_null                bool [E]            nothing is meant
   is_seen                bool [E]            the class occurs in train
+  kinds                  int32 [E]           1 + place in spec.EXPRESSION_KINDS of what answers it;
+                                             0: null, or unknown (clips that were not generated)
 
 Reading (avs_jax/data/records.py) gives one item per expression: the record with `item`, its place.
 
@@ -22,6 +24,7 @@ import collections
 import csv
 import dataclasses
 import io
+import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -35,7 +38,8 @@ from avs_jax.data.decode import decode_labels
 from avs_jax.data.input_files import first_line, read_image, read_text, read_wav
 from avs_jax.data.tokens import VOCABULARY, clean, count_words, vocabulary_text
 from avs_jax.files import write_atomically
-from avs_jax.spec import InputError
+from avs_jax.generate.setting import DETAILS
+from avs_jax.spec import EXPRESSION_KINDS, InputError
 from tfds_builders.record_builder import RecordBuilder
 from tfds_builders.shards import Report
 
@@ -93,6 +97,7 @@ class ExpressionRow:
     split: str
     fid: int
     text: str
+    kind: int = 0  # see the record
 
     @property
     def folder(self) -> str:
@@ -262,6 +267,7 @@ class ReferClip:
             "expression_fids": np.array([row.fid for row in self.rows], np.int32),
             "is_null": np.array([row.is_null for row in self.rows], bool),
             "is_seen": np.array([row.class_name in self.seen_classes for row in self.rows], bool),
+            "kinds": np.array([row.kind for row in self.rows], np.int32),
         }
         return record, problems
 
@@ -307,6 +313,7 @@ def record_features() -> tfds.features.FeaturesDict:
             "expression_fids": numbers(np.int32),
             "is_null": numbers(np.bool_),
             "is_seen": numbers(np.bool_),
+            "kinds": numbers(np.int32),
         }
     )
 
@@ -314,6 +321,8 @@ def record_features() -> tfds.features.FeaturesDict:
 def list_clips(root: pathlib.Path) -> tuple[dict[str, list[ReferClip]], int, list[str]]:
     """Clips per split in the csv's order, rows dropped, and what is wrong before reading files."""
     rows, dropped, problems = read_expressions(root / CSV)
+    kinds = read_kinds(root / DETAILS)
+    rows = [dataclasses.replace(row, kind=kinds.get(row.uid, 0)) for row in rows]
     seen = frozenset(row.class_name for row in rows if row.split == "train" and not row.is_null)
     groups: dict[tuple[str, str], list[ExpressionRow]] = collections.defaultdict(list)
     for row in rows:
@@ -324,11 +333,26 @@ def list_clips(root: pathlib.Path) -> tuple[dict[str, list[ReferClip]], int, lis
     return clips, dropped, problems
 
 
+def read_kinds(path: pathlib.Path) -> dict[str, int]:
+    """uid -> 1 + place in EXPRESSION_KINDS, of generated clips; {} for others.
+
+    Raises:
+      InputError: the file is there, but does not say it.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(read_text(path))["expressions"].items()
+        return {u: EXPRESSION_KINDS.index(k) + 1 for u, k in found if k in EXPRESSION_KINDS}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: no kinds of expressions ({first_line(error)})") from error
+
+
 class ReferBuilder(RecordBuilder, skip_registration=True):
     """One raw record per clip, and the vocabulary of the training expressions beside them."""
 
     SPLITS = SPLITS
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
 
     @staticmethod
     def record_features() -> tfds.features.FeaturesDict:

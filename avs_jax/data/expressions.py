@@ -20,7 +20,7 @@ import numpy as np
 from avs_jax.data import transforms
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_rgb, decode_text
-from avs_jax.data.tokens import Tokenizer, WordTokenizer, load_tokenizer, tokenize
+from avs_jax.data.tokens import Tokenizer, Tokens, WordTokenizer, load_tokenizer, tokenize
 from avs_jax.spec import Field, InputError
 from avs_jax.task import Record, Row
 
@@ -32,6 +32,9 @@ FIELDS = {
     ),
     "is_null": Field("bool", "B", "target", "the expression means nothing", "evaluate"),
     "is_seen": Field("bool", "B", "target", "its class occurs in train", "evaluate"),
+    "kind": Field(
+        "int32", "B", "target", "1 + place in spec.EXPRESSION_KINDS, or 0: unknown", "evaluate"
+    ),
     "has_text": Field("bool", "B", "target", "the expression is not empty", "evaluate"),
     "is_cut": Field("bool", "B", "target", "it has more tokens than fit", "evaluate"),
     "text": Field("str", "B", "host", "the expression", "evaluate"),
@@ -55,11 +58,7 @@ class ExpressionRows(ClipRows):
         """
         clip = clip_record(record)
         row = super().prepare(clip, rng)
-        text = clip["text"]
-        try:
-            tokens = tokenize(self.tokenizer, text, self._text.max_tokens)
-        except InputError as error:
-            raise InputError(f"expression {clip['clip_id']}: {error}") from error
+        text, tokens = clip["text"], self.tokens(clip["text"], clip["clip_id"])
         row |= {"text_ids": tokens.ids, "text_mask": tokens.mask}
         if rng is not None:
             name = f"{clip['vid']}/{clip['fid']}"
@@ -67,6 +66,13 @@ class ExpressionRows(ClipRows):
         row |= {"has_text": np.bool_(tokens.num_pieces > 0), "is_cut": np.bool_(tokens.is_cut)}
         row["text"] = text
         return row | _facts(clip)
+
+    def tokens(self, text: str, name: str) -> Tokens:
+        """The tokens of an expression; InputError with its name where it cannot have any."""
+        try:
+            return tokenize(self.tokenizer, text, self._text.max_tokens)
+        except InputError as error:
+            raise InputError(f"expression {name}: {error}") from error
 
     def prepare_labels(self, record: Record) -> Row:
         """Only the ground truth of `prepare` in evaluation; reads no text."""
@@ -98,7 +104,7 @@ class ExpressionRows(ClipRows):
 def clip_record(record: Record) -> dict[str, Any]:
     """The clip that a row is made from: the record with the masks of what its item means.
 
-    Besides the fields of data/clip.py: vid, fid, text, is_null and is_seen. A record without
+    Besides the fields of data/clip.py: vid, fid, text, kind, is_null and is_seen. A record without
     expressions, as prediction makes it, means an unknown object.
     """
     clip = {name: record[name] for name in ("frames", "waveform", "sample_rate")}
@@ -106,7 +112,7 @@ def clip_record(record: Record) -> dict[str, Any]:
     if "expressions" not in record:
         return clip | {
             "clip_id": record["clip_id"], "text": record["text"], "vid": "", "fid": 0,
-            "is_null": False, "is_seen": False, "category": "", "category_label": 0,
+            "is_null": False, "is_seen": False, "kind": 0, "category": "", "category_label": 0,
         }  # fmt: skip
     item, num_frames = int(record["item"]), len(record["frames"])
     uid, fid = decode_text(record["uids"][item]), int(record["expression_fids"][item])
@@ -132,8 +138,10 @@ def clip_record(record: Record) -> dict[str, Any]:
         "fid": fid,
         "is_null": is_null,
         "is_seen": bool(record["is_seen"][item]),
+        "kind": int(record["kinds"][item]),
     }
 
 
 def _facts(clip: Mapping[str, Any]) -> Row:
-    return {name: np.bool_(clip[name]) for name in ("is_null", "is_seen")}
+    flags = {name: np.bool_(clip[name]) for name in ("is_null", "is_seen")}
+    return flags | {"kind": np.int32(clip["kind"])}

@@ -51,6 +51,9 @@ class Tokenizer(Protocol):
     def pieces(self, text: str) -> list[int]:
         """Ids of a text without special tokens."""
 
+    def names(self, text: str) -> list[str]:
+        """The same pieces as texts."""
+
 
 class Tokens(NamedTuple):
     """One text, or several stacked.
@@ -142,7 +145,11 @@ class WordTokenizer:
 
     def pieces(self, text: str) -> list[int]:
         """See `Tokenizer`."""
-        return [self._ids.get(word, UNKNOWN) for word in split_words(text)]
+        return [self._ids.get(word, UNKNOWN) for word in self.names(text)]
+
+    def names(self, text: str) -> list[str]:
+        """See `Tokenizer`."""
+        return split_words(text)
 
 
 # ---- the tokenizer of a checkpoint ----
@@ -195,6 +202,10 @@ class HubTokenizer:
     def pieces(self, text: str) -> list[int]:
         """See `Tokenizer`."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def names(self, text: str) -> list[str]:
+        """See `Tokenizer`."""
+        return self._tokenizer.encode(text, add_special_tokens=False).tokens
 
 
 class CLIPTokenizer(HubTokenizer):

@@ -9,10 +9,10 @@ The output, in DIR for one expression and in DIR/0, DIR/1, ... for several:
                       and score (mean probability of the mask's pixels, 0 if it is empty)
 
 A pixel is in the mask above Ref-AVS's threshold of 0.4. The video is split into windows of
-config.data.num_frames seconds, each processed like a clip of an evaluation.
+config.data.num_frames seconds, each processed like a clip of an evaluation. Images and sound of a
+window are encoded once for EXPRESSIONS_AT_ONCE expressions.
 """
 
-import functools
 import json
 import os
 import pathlib
@@ -30,6 +30,8 @@ from avs_jax.files import atomic_folder
 from avs_jax.inference.predictor import Predictor
 from avs_jax.results.visualize import overlay
 from avs_jax.spec import InputError
+
+EXPRESSIONS_AT_ONCE = 8  # more take more memory
 
 
 def predict_expressions(
@@ -58,20 +60,19 @@ def predict_expressions(
     texts = [clean(words) for words in text]
     if not texts or not all(texts):
         raise InputError('--text="..." is missing or empty: what should be segmented?')
-    video, lines = probe(path), []
+    video = probe(path)
     scored = jax.jit(score, static_argnames="size")
-    found: list[dict[str, Any]] = []
+    found = [
+        {"text": words, "overlay": f"{place}overlay.mp4", "seconds": []}
+        for words, place in zip(texts, _places(len(texts)), strict=True)
+    ]
     with atomic_folder(output) as folder:
-        for i, words in enumerate(texts):
-            place = "" if len(texts) == 1 else f"{i}/"
-            (folder / place / "masks").mkdir(parents=True)
-            seconds: list[dict[str, Any]] = []
-            predict = functools.partial(_predict, predictor, scored, video, words, threshold)
-            frames = predict(folder, place, seconds)
-            write_overlay(folder / place / "overlay.mp4", frames, 1.0, path)
-            found.append({"text": words, "overlay": f"{place}overlay.mp4", "seconds": seconds})
-            times = [str(row["second"]) for row in seconds if row["area"] > 0]
-            lines.append(f"{words!r}: " + ("seconds " + ", ".join(times) if times else "nothing"))
+        for first in range(0, len(found), EXPRESSIONS_AT_ONCE):
+            part = found[first : first + EXPRESSIONS_AT_ONCE]
+            _write_masks(predictor, scored, video, threshold, folder, part)
+        for expression in found:
+            overlays = _overlays(predictor, video, folder, expression["seconds"])
+            write_overlay(folder / expression["overlay"], overlays, 1.0, path)
         results = {
             "video": str(path),
             "size": {"width": video.width, "height": video.height},
@@ -80,45 +81,71 @@ def predict_expressions(
             "expressions": found,
         }
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    return [*lines, f"{output}: masks, overlay.mp4, results.json"]
+    return [*map(_summary, found), f"{output}: masks, overlay.mp4, results.json"]
 
 
-def _predict(
+def _places(count: int) -> list[str]:
+    """The folder of each expression, below the output's."""
+    return [""] if count == 1 else [f"{i}/" for i in range(count)]
+
+
+def _write_masks(
     predictor: Predictor,
     scored: Callable,
     video: Video,
-    text: str,
     threshold: float,
     folder: pathlib.Path,
-    place: str,
-    seconds: list[dict[str, Any]],
-) -> Iterator[np.ndarray]:
-    """Predicts window by window: writes masks, fills `seconds`, yields overlays."""
-    rows = predictor.task.rows
+    expressions: Sequence[dict[str, Any]],
+) -> None:
+    """Predicts window by window: writes masks and fills `seconds` of every expression."""
+    task, texts = predictor.task, [expression["text"] for expression in expressions]
+    tokens = [task.rows.tokens(text, repr(text)) for text in texts]
+    places = [folder / expression["overlay"] for expression in expressions]
+    for place in places:
+        (place.parent / "masks").mkdir(parents=True)
     for frames, waveform, start in read_windows(video.path, predictor.config.data.num_frames):
         record = {
             "clip_id": f"{video.path.name} from second {start}",
             "frames": list(frames),
             "waveform": waveform,
             "sample_rate": video.sample_rate,
-            "text": text,
+            "text": texts[0],
         }
-        row = rows.prepare(record, None)
-        inputs = {name: np.asarray(x)[None] for name, x in predictor.task.inputs(row).items()}
-        size = (video.height, video.width)
-        result = jax.device_get(scored(predictor.outputs(inputs), inputs, size=size))
-        for t, frame in enumerate(frames):
-            probability = result["pred"][0, t]
-            mask = probability > threshold
-            name = f"{place}masks/{start + t:04d}.png"
-            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / name)
-            seconds.append(
-                {
-                    "second": start + t,
-                    "mask": name,
-                    "presence": round(float(result["presence"][0, t]), 4),
-                    "area": float(mask.mean()),
-                    "score": float(probability[mask].mean()) if mask.any() else 0.0,
-                }
-            )
-            yield overlay(frame, mask)
+        row = task.rows.prepare(record, None)
+        inputs = {name: np.asarray(x)[None] for name, x in task.inputs(row).items()}
+        inputs["text_ids"] = np.stack([token.ids for token in tokens])
+        inputs["text_mask"] = np.stack([token.mask for token in tokens])
+        outputs = predictor.outputs(inputs)
+        inputs["valid"] = np.repeat(inputs["valid"], len(texts), axis=0)
+        result = jax.device_get(scored(outputs, inputs, size=(video.height, video.width)))
+        for i, (expression, place) in enumerate(zip(expressions, places, strict=True)):
+            for t in range(len(frames)):
+                probability = result["pred"][i, t]
+                mask = probability > threshold
+                path = place.parent / "masks" / f"{start + t:04d}.png"
+                Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+                expression["seconds"].append(
+                    {
+                        "second": start + t,
+                        "mask": path.relative_to(folder).as_posix(),
+                        "presence": round(float(result["presence"][i, t]), 4),
+                        "area": float(mask.mean()),
+                        "score": float(probability[mask].mean()) if mask.any() else 0.0,
+                    }
+                )
+
+
+def _overlays(
+    predictor: Predictor, video: Video, folder: pathlib.Path, seconds: Sequence[dict[str, Any]]
+) -> Iterator[np.ndarray]:
+    """The video's frames with the written masks of an expression."""
+    rows = iter(seconds)
+    for frames, _, _ in read_windows(video.path, predictor.config.data.num_frames):
+        for frame in frames:
+            with Image.open(folder / next(rows)["mask"]) as mask:
+                yield overlay(frame, np.asarray(mask) > 0)
+
+
+def _summary(expression: dict[str, Any]) -> str:
+    times = [str(row["second"]) for row in expression["seconds"] if row["area"] > 0]
+    return f"{expression['text']!r}: " + ("seconds " + ", ".join(times) if times else "nothing")

@@ -35,7 +35,7 @@ from avs_jax.models.parts import (
 )
 from avs_jax.models.rules import at_least, divides, one_of, within
 from avs_jax.models.stage import PLACES, Stage, StageInputs, StageResult
-from avs_jax.ops.frames import fold_frames, unfold_frames
+from avs_jax.ops.frames import fold_frames, repeat_clips, unfold_frames
 from avs_jax.spec import (
     MASK_STRIDE,
     MEL_BANDS,
@@ -55,9 +55,10 @@ INPUTS = {  # which of them the model reads depends on the configuration
     "motion": "B T H W C",
     "valid": "B T",
     "frame_index": "B T",
-    "text_ids": "B N",
-    "text_mask": "B N",
+    "text_ids": "R N",  # R = B expressions, or as many for every clip: R a multiple of B
+    "text_mask": "R N",
 }
+TEXT_FIELDS = ("text_ids", "text_mask")
 ABSENT = FrozenDict({"name": "none"})
 STAGES = ("refiner", "fusion")  # sections of the configuration, in execution order
 REMAT_POLICIES = ("none", "backbone", "all")  # what the backward pass recomputes
@@ -141,11 +142,11 @@ class AVS(nn.Module):
             stride 4. None: drawn in training, absent in evaluation.
 
         Returns:
-          Outputs as described in avs_jax.spec. Images are padded at the bottom and right to sides
-          that are multiples of 32, and pred_masks cover the padded image. `intermediates` holds,
-          with frames folded ([N, ...]), backbone, pre_sam_backbone, scale_factor, fused,
-          audio_backbone, audio_features, pixel_decoder, ppqg, decoder and each stage by its
-          parameter name.
+          Outputs as described in avs_jax.spec; clips with several expressions have a row for each,
+          in the order of text_ids. Images are padded at the bottom and right to sides that are
+          multiples of 32, and pred_masks cover the padded image. `intermediates` holds, with frames
+          folded ([N, ...]), backbone, pre_sam_backbone, scale_factor, fused, audio_backbone,
+          audio_features, pixel_decoder, ppqg, decoder and each stage by its parameter name.
 
         Raises:
           ValueError: a missing field or a wrong shape.
@@ -169,6 +170,18 @@ class AVS(nn.Module):
         )
         levels, mask_features, intermediates["pixel_decoder"] = pixel_decoder(features)
         intermediates["pixel_decoder"] |= {"multi_scale": levels, "mask_features": mask_features}
+
+        # The expressions of a clip share its images and its sound up to here.
+        if sizes.get("R", sizes["B"]) != sizes["B"]:
+            times = sizes["R"] // sizes["B"]
+            of_frames = (features, levels, mask_features, audio, ids)
+            features, levels, mask_features, audio, ids = jax.tree.map(
+                lambda x: repeat_clips(x, sizes["T"], times), of_frames
+            )
+            batch = {
+                name: x if name in TEXT_FIELDS else jnp.repeat(x, times, axis=0)
+                for name, x in batch.items()
+            }
 
         predictor = make_part(
             "decoder",
@@ -230,7 +243,7 @@ class AVS(nn.Module):
     def reads(self) -> set[str]:
         """Fields of the batch without which the model cannot run."""
         always = ("images", "log_mel", "pre_masks") if self.pre_masks else ("images", "log_mel")
-        words = () if self.text["name"] == "none" else ("text_ids", "text_mask")
+        words = () if self.text["name"] == "none" else TEXT_FIELDS
         return {*always, *words, *self.stage_fields()}
 
     def _run_stage(self, section, stage, inputs) -> StageResult:
@@ -256,6 +269,11 @@ class AVS(nn.Module):
         for name, pattern in INPUTS.items():
             if name in batch:
                 sizes = check_shape(name, batch[name], pattern, **sizes)
+        expressions = sizes.get("R", sizes["B"])
+        if expressions != sizes["B"] and expressions % sizes["B"]:
+            raise ValueError(
+                f"text_ids: {expressions} expressions for {sizes['B']} clips, not as many for each"
+            )
         if sizes.get("C", 1) not in (1, 2):
             raise ValueError(f"motion: {sizes['C']} channels, expected 1 (strength) or 2 (u, v)")
         return sizes

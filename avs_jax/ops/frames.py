@@ -1,7 +1,7 @@
 """Frames folded into the batch axis and back, n = b * T + t: the one place that does it."""
 
 import jax
-from einops import rearrange
+from einops import rearrange, repeat
 
 
 def fold_frames(x: jax.Array) -> jax.Array:
@@ -12,3 +12,8 @@ def fold_frames(x: jax.Array) -> jax.Array:
 def unfold_frames(x: jax.Array, num_frames: int) -> jax.Array:
     """[B * T, ...] -> [B, T, ...], T = num_frames."""
     return rearrange(x, "(b t) ... -> b t ...", t=num_frames)
+
+
+def repeat_clips(x: jax.Array, num_frames: int, times: int) -> jax.Array:
+    """[B * T, ...] -> [B * times * T, ...], T = num_frames: every clip `times` times in a row."""
+    return repeat(x, "(b t) ... -> (b times t) ...", t=num_frames, times=times)

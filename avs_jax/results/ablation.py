@@ -167,12 +167,13 @@ def to_latex(tables: Mapping[str, Sequence[Row]]) -> str:
     lines = []
     for measure, rows in tables.items():
         lines += [f"% {measure}", rf"\begin{{tabular}}{{l{'r' * (len(HEADER) - 1)}}}"]
-        lines += [_latex_line(HEADER) + r" \hline", *(_latex_line(cells(row)) for row in rows)]
+        lines += [latex_line(HEADER) + r" \hline", *(latex_line(cells(row)) for row in rows)]
         lines.append(r"\end{tabular}")
     return "\n".join(lines) + "\n"
 
 
-def _latex_line(texts: Sequence[str]) -> str:
+def latex_line(texts: Sequence[str]) -> str:
+    """A line of a tabular, with LaTeX's characters escaped."""
     replaced = {"%": r"\%", "_": r"\_", "&": r"\&", "±": r"$\pm$", DASH: "--"}
     line = " & ".join("".join(replaced.get(c, c) for c in text) for text in texts)
     return line + r" \\"

@@ -16,9 +16,10 @@ Per frame, p the probability of the pixel, g the truth:
 
 `refavs` is over all expressions of a split. Where the split is of unseen objects, `unseen(paper)`
 leaves out the expressions whose class also occurs in train, and `unseen(csv)` does not. `null` and
-`referring` are over expressions that mean nothing, and something. `text` has the rates that must be
-known to read the others: of frames whose empty mask was replaced (fallback), of expressions without
-text, and of those cut to the maximum of tokens; they are different things.
+`referring` are over expressions that mean nothing, and something. `refavs(kind look)` is over the
+generated expressions that a look answers; others are answered by sounds, times or both. `text` has
+the rates that must be known to read the others: of frames whose empty mask was replaced (fallback),
+of expressions without text, and of those cut to the maximum of tokens; they are different things.
 
 Source: GeWu-Lab/Ref-AVS, utils for mask_iou, Eval_Fmeasure and metric_s_for_null.
 """
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.metrics import davis, f_beta_curves
 from avs_jax.results.predictions import Layout, PredictionFiles
+from avs_jax.spec import EXPRESSION_KINDS
 from avs_jax.task import stack_rows
 
 PREDICTIONS = "{name}/{t:05d}"  # name is the uid
@@ -59,7 +61,7 @@ class ExpressionMeter:
             "union_j": (positive | truth).sum((2, 3)),
             "fallback": np.asarray(scores.get("fallback", np.zeros(pred.shape[:2], bool)), int),
         }
-        for name in FLAGS:
+        for name in (*FLAGS, "kind"):
             value = np.asarray(batch.get(name, np.full(len(pred), name == "has_text")), int)
             more[name] = np.broadcast_to(value[:, None], pred.shape[:2])
         self._counter.add(pred, batch, more)
@@ -147,6 +149,10 @@ def protocols(table: FrameCounts) -> dict[str, dict[str, float | None]]:
     if is_null.any():
         found["null"] = null(counts)
         found["referring"] = refavs(counts.take(~is_null))
+    kinds = counts.counts.get("kind", np.zeros(len(counts), int))
+    for i, kind in enumerate(EXPRESSION_KINDS, start=1):
+        if (kinds == i).any():
+            found[f"refavs(kind {kind})"] = refavs(counts.take(kinds == i))
     if not (is_seen | is_null).all():
         found["unseen(paper)"] = refavs(counts.take(~is_seen & ~is_null))
         found["unseen(csv)"] = refavs(counts.take(~is_null))

@@ -112,6 +112,7 @@ def clip_picture(
     heading: str = "",
     palette: np.ndarray | None = None,
     others: Mapping[str, np.ndarray] | None = None,
+    maps: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """One clip as a grid uint8 [height, width, 3], a column per frame and a row per kind of data.
 
@@ -128,12 +129,13 @@ def clip_picture(
       titles: T captions, one above each column; "0 s", "1 s", ... by default.
       palette: uint8 [K, 3], RGB of classes; `prob` then holds classes, integers [T, S, S].
       others: name of a row -> prediction of another model, like `prob`.
+      maps: name of a row -> map in 0..1, float [T, h, w].
     """
     num_frames = len(frames)
     titles = [f"{t} s" for t in range(num_frames)] if titles is None else list(titles)
     given = dict(prob=prob, labels=labels, log_mel=log_mel, motion=motion)
     given |= dict(motion_weight=motion_weight, flow=flow, titles=titles)
-    given |= others or {}
+    given |= (others or {}) | (maps or {})
     for name, value in given.items():
         if value is not None and len(value) != num_frames:
             raise ValueError(f"{name}: {len(value)} for a clip of {num_frames} frames")
@@ -153,10 +155,12 @@ def clip_picture(
     if flow is not None:
         rows.append(("flow", _flow_tiles(np.asarray(flow, np.float32), (height, width))))
     if motion is not None:
-        maps = np.asarray(motion, np.float32).reshape(np.shape(motion)[:3])
-        rows.append(("motion", _map_tiles(maps, (height, width))))
+        strengths = np.asarray(motion, np.float32).reshape(np.shape(motion)[:3])
+        rows.append(("motion", _map_tiles(strengths, (height, width))))
     if motion_weight is not None:
         rows.append(("AMA map", _map_tiles(motion_weight, (height, width))))
+    for name, found in (maps or {}).items():
+        rows.append((name, [color_map(_resize_float(m, (height, width)), high=1) for m in found]))
     if log_mel is not None:
         strip = (round(width * 64 / 96), width)
         rows.append(("sound", [_resize_image(log_mel_picture(m), strip) for m in log_mel]))

@@ -11,7 +11,7 @@ from PIL import Image
 from avs_jax.data.records import Records
 from avs_jax.data.tokens import read_vocabulary
 from avs_jax.generate import datasets
-from avs_jax.spec import InputError
+from avs_jax.spec import EXPRESSION_KINDS, InputError
 from scripts import build_dataset
 from tfds_builders.refer_clips import read_expressions
 
@@ -29,7 +29,7 @@ def build(source, *flags):
 
 
 def records(source, split):
-    return Records(source.parent / "data" / "refavs" / "release" / "1.0.0", split)
+    return Records(source.parent / "data" / "refavs" / "release" / "1.1.0", split)
 
 
 def test_the_published_layout_reads_back(source, capsys):
@@ -52,11 +52,11 @@ def test_the_published_layout_reads_back(source, capsys):
     unseen = records(source, "test_u")
     assert unseen[0]["is_seen"].tolist() == [False, True]
     assert records(source, "test_n")[0]["is_null"].tolist() == [True]
-    words = read_vocabulary(source.parent / "data" / "refavs" / "release" / "1.0.0/vocabulary.json")
+    words = read_vocabulary(source.parent / "data" / "refavs" / "release" / "1.1.0/vocabulary.json")
     assert {"dog", "barks", ","} <= set(words) and "violin" not in words
     with pytest.raises(IndexError):
         train[2]
-    path = source.parent / "data" / "refavs" / "release" / "1.0.0" / "metadata.json"
+    path = source.parent / "data" / "refavs" / "release" / "1.1.0" / "metadata.json"
     noted = json.loads(path.read_text())
     path.write_text(json.dumps(noted | {"items": {"train": [0]}}))
     with pytest.raises(InputError, match="items of 'train'"):
@@ -138,5 +138,7 @@ def test_generated_clips_build(tmp_path, capsys):
         for record in found:
             uid = record["uids"][record["item"]].decode()
             assert bool(record["is_null"][record["item"]]) == details[uid].startswith("null")
+            kind = int(record["kinds"][record["item"]])
+            assert ("null_c", *EXPRESSION_KINDS)[kind] == details[uid].replace("_m", "_c")
     assert total == len(details)
     assert not any(np.any(record["is_seen"]) for record in records(source, "test_u"))

@@ -75,6 +75,24 @@ def test_gamma_zero_keeps_a_loaded_model_s_masks_bit_for_bit(model, params):
     assert np.abs(masks(model, opened, inputs)[0] - want[0]).max() > 1e-2
 
 
+def test_expressions_of_a_clip_share_its_images_and_sound(model, params):
+    clips, words = batch(1), np.array([[0, 7, 9, 4, 2, 1], [0, 3, 8, 2, 1, 1]], np.int32)
+    several = clips | {"text_ids": words, "text_mask": words != 1}
+    found = masks(model, params, several)
+    for i in range(2):
+        alone = {name: several[name][i : i + 1] for name in ("text_ids", "text_mask")}
+        for x, y in zip(found, masks(model, params, clips | alone), strict=True):
+            np.testing.assert_allclose(x[i : i + 1], y, atol=2e-5 * np.abs(y).max())
+    outputs = jax.eval_shape(model.apply, {"params": unflatten(params)}, several)
+    seen = outputs["intermediates"]
+    assert seen["backbone"]["res5"].shape[0] == seen["audio_features"].shape[0] == 2  # T frames
+    assert seen["decoder"]["ffn"][-1].shape[0] == 4
+    uneven = {name: np.repeat(clips[name], 2, axis=0) for name in ("images", "log_mel")}
+    words = {name: np.repeat(clips[name], 3, axis=0) for name in ("text_ids", "text_mask")}
+    with pytest.raises(ValueError, match="3 expressions for 2 clips, not as many for each"):
+        model.apply({"params": unflatten(params)}, uneven | words)
+
+
 def test_words_move_masks_and_presence_and_padding_does_not(model, params):
     base, inputs = masks(model, params, batch()), batch()
     inputs["text_ids"] = np.array([[0, 7, 9, 4, 2, 5]], np.int32)  # under the mask

@@ -77,6 +77,10 @@ def test_parts_of_a_split(clips):
     assert found["null"]["S"] == pytest.approx(np.sqrt(pixels.mean()))
     seen = refavs.protocols(count(prob, truth, is_seen=np.ones(4, bool)))
     assert sorted(seen) == ["refavs", "text"]
+    table = count(prob, truth, is_seen=np.ones(4, bool), kind=np.array([1, 3, 0, 3]))
+    by_kind = refavs.protocols(table)
+    assert sorted(by_kind) == ["refavs", "refavs(kind look)", "refavs(kind time)", "text"]
+    assert by_kind["refavs(kind time)"] == refavs.refavs(count(prob[rest], truth[rest]))
 
 
 def test_a_false_quarter_on_an_empty_frame():

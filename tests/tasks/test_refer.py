@@ -4,6 +4,7 @@ Records are those of the layout fixture, through the real reader; the model is `
 """
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,14 @@ from avs_jax import predict
 from avs_jax import train as program
 from avs_jax.controls.expression_controls import expression_controls
 from avs_jax.data.expressions import clip_record
-from avs_jax.data.tokens import read_vocabulary
+from avs_jax.data.tokens import WordTokenizer, read_vocabulary
 from avs_jax.inference.predictor import Predictor
 from avs_jax.results.pixel_scores import FALLBACKS, expression_score
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import InputError
 from avs_jax.tasks import complete_config, make_task
 from configs import parts, refer_cma, refer_vct
-from scripts import build_dataset
+from scripts import build_dataset, plot_words
 from tests import video_files
 from tests.conftest import GOLDEN
 from tfds_builders.refer_clips import list_clips
@@ -65,7 +66,7 @@ def run(tmp_path_factory):
 @pytest.mark.slow
 def test_training_stores_the_vocabulary_and_reports_every_split(run):
     checkpoint = Checkpoint.find(run)
-    path = run.parent / "tfds" / "refavs" / "release" / "1.0.0" / "vocabulary.json"
+    path = run.parent / "tfds" / "refavs" / "release" / "1.1.0" / "vocabulary.json"
     assert list(checkpoint.config.data.text.words) == read_vocabulary(path)
     assert checkpoint.measure == "J&f_beta"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -132,6 +133,29 @@ def test_a_video_and_two_expressions(run, tmp_path):
     for text in ([], [" "]):
         with pytest.raises(InputError, match="missing or empty"):
             task.answer(predictor, video, tmp_path / "none", text=text)
+
+
+@pytest.mark.slow
+def test_heat_maps_of_words(run, tmp_path, capsys):
+    flags = [f"--checkpoint={run}", "--split=test_u", f"--output={tmp_path}/page"]
+    assert plot_words.main([*flags, "--count=1"]) == 0
+    page = (tmp_path / "page" / "words.html").read_text()
+    assert page.count("<img") == 1 and "Attention to words at res5" in page
+    assert plot_words.main([*flags, "--level=res2"]) == 1
+    assert "--level=res2: choose one of res5" in capsys.readouterr().err
+
+
+def test_which_words_and_expressions_are_drawn(records):
+    rows = types.SimpleNamespace(sizes={"N": 6}, tokenizer=WordTokenizer(("dog",)))
+    names = plot_words.names_of(types.SimpleNamespace(rows=rows), "The dog,\tbarks!", 7)
+    assert names == ["<s>", "the", "dog", ",", "barks", "</s>", "(none)"]
+    names = plot_words.names_of(types.SimpleNamespace(rows=rows), "dog", 6)
+    assert names == ["<s>", "dog", "</s>", "", "", ""]
+    both = [*records["train"], *records["test_n"]]
+    kinds = [kind for kind, _ in plot_words.choose(both, 3)]
+    assert kinds == ["other", "null"]  # the expressions of train are of one clip
+    both[1] = both[1] | {"kinds": np.array([0, 2], np.int32)}
+    assert [kind for kind, _ in plot_words.choose(both, 3)] == ["other", "sound", "null"]
 
 
 def test_controls_change_what_they_say(records):
