@@ -61,7 +61,7 @@ NUMBER_KEYS = (
     r"model\.(?!remat$).*",
     r"data\.(?!(data_dir|num_workers|prefetch|train_frames|num_supervised|supervised_choice"
     r"|max_targets|square_first|prototype_target|num_prototypes)$|augment\.|false_sounds\."
-    r"|motion\.(model|pairs)$).*",
+    r"|motion\.(model|pairs)$|track\.model$).*",
     r"evaluate\.(?!(batch_size|num_pictures|split|weights|manifest)$).*",
 )
 

@@ -17,6 +17,14 @@ Vectors are in px of the frames that are estimated, and readers scale them.
 --source=frames: from frame t-1 to frame t, which are a second apart; file 0 is zeros.
 --source=video: to the video frame that shows dataset frame t (second t + 15/16), from the video
 frame just before it, divided by the time between them; file 0 is no exception.
+--source=track: one file per clip instead, track.npy: the motion of the whole video on a grid of
+24 x 24 cells, --rate times per second (data/motion_track.py), for models with synchrony. Frames are
+squashed to --size px (96), and --model=lucas_kanade needs no weights. It needs a folder of its own:
+
+  python -m avs_jax.flow --dataset=s4 --root=Single-source --output=tracks --source=track
+      --model=lucas_kanade
+  python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source
+      --track_dir=tracks --data_dir=DIR
 
 Run it again to resume: a file counts only if it is whole, of the right shape and finite, and any
 other is replaced.
@@ -39,6 +47,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from avs_jax.data import motion_track
 from avs_jax.data.avsbench_folders import SETTINGS
 from avs_jax.data.flow_files import (
     SETTINGS_FILE,
@@ -52,8 +61,9 @@ from avs_jax.data.flow_files import (
 )
 from avs_jax.data.input_files import read_image
 from avs_jax.data.motion import frame_difference
+from avs_jax.data.motion_track import TRACK_FILE, is_whole_track, track_samples
 from avs_jax.data.transforms import BILINEAR, resize
-from avs_jax.data.video import read_pairs
+from avs_jax.data.video import read_pairs, read_timed_frames
 from avs_jax.files import write_atomically
 from avs_jax.inference.flow_estimator import FlowEstimator
 from avs_jax.models.flow.raft import VARIANTS
@@ -61,9 +71,9 @@ from avs_jax.runtime.command_line import quiet_libraries
 from avs_jax.runtime.lock import locked
 from avs_jax.spec import InputError
 
-DIFFERENCE = "difference"
+DIFFERENCE, TRACK = "difference", "track"
 MODELS = (*sorted(VARIANTS), DIFFERENCE)
-SOURCES = ("frames", "video")
+SOURCES = ("frames", "video", TRACK)
 _SAY_EVERY = 5.0  # seconds
 _READERS = 2  # threads that decode ahead
 
@@ -176,6 +186,43 @@ def make_flow(
     progress.show(len(clips), writer.num_written, kept, is_last=True)
     failures = [f"{name}: {reason}" for name, reason in failed.items()]
     return Outcome(writer.num_written, kept, failures)
+
+
+def make_tracks(
+    clips: Sequence[Clip],
+    output: pathlib.Path,
+    estimate: Estimate,
+    rate: float,
+    batch_size: int,
+    say: Callable[[str], None],
+    side: int,
+) -> Outcome:
+    """Writes the missing motion tracks of clips, `rate` samples per second; else as `make_flow`."""
+    failed: list[str] = []
+    progress, written, kept = _Progress(len(clips), say), 0, 0
+
+    def read(clip: Clip) -> np.ndarray | None:
+        count = round(len(frame_files(clip.frames)) * rate)
+        if is_whole_track(output / clip.folder / TRACK_FILE, count):
+            return None
+        frames = read_timed_frames(clip.video, motion_track.least_interval(rate))
+        return np.stack([*track_samples(frames, estimate, rate, count, side, batch_size)])
+
+    progress.start()
+    for number, (clip, result) in enumerate(_ahead(read, clips), start=1):
+        try:
+            track = result()
+            if track is None:
+                kept += 1
+            else:
+                write_array(output / clip.folder / TRACK_FILE, track)
+                written += 1
+        # Decoders answer damaged files with many kinds of exceptions; none ends the run.
+        except Exception as error:
+            failed.append(f"{clip.folder}: {error or type(error).__name__}")
+        progress.show(number, written, kept)
+    progress.show(len(clips), written, kept, is_last=True)
+    return Outcome(written, kept, failed)
 
 
 class _Writer:
@@ -336,32 +383,42 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.videos:
         videos = pathlib.Path(args.videos)
         clips = [clip._replace(video=videos / f"{clip.name}.mp4") for clip in clips]
-    elif args.source == "video" and any(clip.video is None for clip in clips):
-        raise FlowError(f"{args.dataset} comes without videos: --source=video needs --videos")
+    elif args.source != "frames" and any(clip.video is None for clip in clips):
+        raise FlowError(
+            f"{args.dataset} comes without videos: --source={args.source} needs --videos"
+        )
     if args.size is not None and args.size < 1:
         raise FlowError(f"--size={args.size}: expected at least 1")
-    side = args.size or SETTINGS[args.dataset].flow_side
-    has_vectors = args.model != DIFFERENCE
-    if has_vectors == (args.weights is None):
-        what = "needs" if has_vectors else "has no"
+    is_track = args.source == TRACK
+    known = motion_track.MODELS if is_track else MODELS
+    if args.model not in known:
+        raise FlowError(f"--model={args.model} with --source={args.source}: one of {known}")
+    side = args.size or (motion_track.SIDE if is_track else SETTINGS[args.dataset].flow_side)
+    needs_weights = args.model in VARIANTS
+    if needs_weights == (args.weights is None):
+        what = "needs" if needs_weights else "has no"
         raise FlowError(f"--model={args.model} {what} --weights (scripts/convert_weights.py)")
     if args.batch_size < 1:
         raise FlowError(f"--batch_size={args.batch_size}: expected at least 1")
     settings = {"model": args.model, "source": args.source, "dataset": args.dataset}
     settings |= {} if side is None else {"size": side}
-    if has_vectors:
+    estimate = motion_track.WITHOUT_WEIGHTS.get(args.model) if is_track else difference
+    if needs_weights:
         estimate = FlowEstimator(
             args.model, args.weights, args.batch_size, args.iterations, args.dtype
         )
         settings |= {"iterations": args.iterations, "weights": estimate.fingerprint()}
         settings |= {"unit": "px per second", "dtype": args.dtype}
-    else:
-        estimate = difference
+    if is_track:
+        motion_track.check_rate("--rate", args.rate)
+        settings |= {"rate": args.rate, "unit": "frame sizes per second"}
     output = pathlib.Path(args.output).expanduser() / args.dataset
     with locked(output, "flow"):
         check_settings(output, settings)
+        if is_track:
+            return make_tracks(clips, output, estimate, args.rate, args.batch_size, _say, side)
         return make_flow(
-            clips, output, args.source, estimate, has_vectors, args.batch_size, _say, side
+            clips, output, args.source, estimate, needs_weights, args.batch_size, _say, side
         )
 
 
@@ -384,14 +441,16 @@ def _parser() -> argparse.ArgumentParser:
     add("output", "the flow root", required=True)
     add(
         "source",
-        "frames a second apart, or neighbors in the video",
+        "frames a second apart, neighbors in the video, or all of the video",
         choices=SOURCES,
         default="frames",
     )
-    add("model", "estimator (%(default)s)", choices=MODELS, default="raft_large")
+    models = sorted({*MODELS, *motion_track.MODELS})
+    add("model", "estimator (%(default)s)", choices=models, default="raft_large")
     add("weights", "of RAFT, as convert_weights.py --source=raft writes them")
     add("layout", "of s4 and ms3: object224 or vct384, where the root holds both", default="")
     add("size", "squash frames to this many px per side first (avss: 384)", type=int)
+    add("rate", "samples of a track per second (%(default)s)", type=float, default=25.0)
     add("videos", "folder of NAME.mp4, instead of the dataset's own")
     add("batch_size", "pairs at once (%(default)s)", type=int, default=4)
     add("iterations", "updates of RAFT's flow (%(default)s)", type=int, default=12)

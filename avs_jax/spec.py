@@ -22,6 +22,8 @@ Outputs of the models of task `segment`, a dict:
   logit_scale    []                   learned log temperature of the prototype loss, likewise
   motion_weight  [B, T, g, g]         AMA's normalized map (g = 24), where AMA is on
   motion_gate    [B, T]               gate of that map in 0..2, where AMA has one
+  sync_evidence  [B, T, g, g]         gated evidence that the motion of a cell goes with the sound
+  sync_gate      [B, T]               its gate, 0..1; sync_lag [B, T], samples by which it is late
   edge_logits    [B, T, h, w]         logits of the objects' edges, stride 4, where BRM is on
   presence_logits [B, T]             what the expression means is in the frame, where it has a head
   align_map      [B, T, h, w, E]     features at stride 8, align_text [B, E] those of the expression
@@ -38,6 +40,8 @@ SAMPLE_RATE = 16_000  # Hz, of every waveform that reaches the log-mel
 MEL_FRAMES = 96  # STFT frames of one log-mel example
 MEL_BANDS = 64
 FRAME_OFFSET_SECONDS = 15 / 16  # dataset frame k shows the moment k + 15/16 s
+TRACK_CELLS = 24  # cells per side of a motion track (data/motion_track.py)
+SOUND_BANDS = 8  # mel bands whose energy and rise accompany it (data/synchrony.py)
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # of RGB 0..255
 PIXEL_STD = (58.395, 57.12, 57.375)

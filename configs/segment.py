@@ -56,6 +56,13 @@ def segment_config() -> ConfigDict:
     # for own videos (predict --video): "difference" | "raft_large" | "raft_small"
     data.motion.model = "difference"
     data.motion.pairs = "frames"  # "frames": 1 s apart | "video": adjacent frames of the video
+    # motion at the video's own rate, for synchrony: data/motion_track.py, data/synchrony.py
+    data.track = ConfigDict()
+    data.track.source = "none"  # "none" | "stored": the records' tracks
+    data.track.rate = 25.0  # samples per second that the model gets
+    data.track.window_seconds = 2.0  # around the second of a frame
+    # for own videos: "difference" | "lucas_kanade" | "raft_large" | "raft_small"
+    data.track.model = "lucas_kanade"
     data.augment = ConfigDict()  # joint over image, pre-mask, ground truth and motion
     data.augment.min_sizes = (  # short side after resizing, drawn per clip
         192, 230, 268, 307, 345, 384, 422, 460, 499, 537, 576, 614, 652, 691, 729, 768,

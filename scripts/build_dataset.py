@@ -12,7 +12,7 @@ four processes of this machine:
   ... --dataset=avsbench_semantic --beam=direct_running_mode=multi_processing,direct_num_workers=4
 
 `--dataset=avsbench_s4/vct384` chooses a layout where the folder holds several. An existing dataset
-is kept unless --overwrite is given; asking for it from another folder or with other flow is an
+is kept unless --overwrite is given; asking for it from another folder or with other motion is an
 error.
 """
 
@@ -39,6 +39,7 @@ from avs_jax.data.records import read_folder  # noqa: E402
 from avs_jax.spec import InputError  # noqa: E402
 from tfds_builders.record_builder import Setting  # noqa: E402
 
+MOTION_FLAGS = ("flow_dir", "track_dir")
 DATASETS = (*BY_DATASET, "qvhighlights", "tvsum", "own_moments", "refavs")
 
 
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--manual_dir", required=True, help="the folder to read")
     parser.add_argument("--data_dir", required=True, help="where the records go")
     parser.add_argument("--flow_dir", help="folder of stored optical flow")
+    parser.add_argument("--track_dir", help="folder of motion tracks (avs_jax.flow --source=track)")
     parser.add_argument(
         "--beam", metavar="KEY=VALUE,...", help="write through Apache Beam with these options"
     )
@@ -60,8 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     name, _, layout = args.dataset.partition("/")
     if name not in DATASETS:
         parser.error(f"--dataset={args.dataset}: no such builder; there are {', '.join(DATASETS)}")
-    if args.flow_dir and name not in BY_DATASET:
-        parser.error(f"--flow_dir: {name} has no optical flow")
+    for flag in MOTION_FLAGS:
+        if getattr(args, flag) and name not in BY_DATASET:
+            parser.error(f"--{flag}: {name} has no optical flow")
     tfds.disable_progress_bar()  # the builders show their own, with totals
     try:
         build(name, layout, args)
@@ -114,7 +117,7 @@ def build(name: str, layout: str, args: argparse.Namespace) -> None:
                 config=layout,
                 skip_bad=args.skip_bad,
                 use_beam=beam_options is not None,
-                **({"flow_dir": args.flow_dir} if args.flow_dir else {}),
+                **{flag: folder for flag in MOTION_FLAGS if (folder := getattr(args, flag))},
             )
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(
@@ -131,8 +134,11 @@ def _check_same_source(
 ) -> None:
     """Raises where an existing dataset is not the one asked for; a missing source is no error."""
     metadata = read_folder(version_dir).metadata
-    flow_dir = str(pathlib.Path(args.flow_dir).expanduser().absolute()) if args.flow_dir else ""
-    asked = {"flow_dir": flow_dir}
+    given = {flag: getattr(args, flag) for flag in MOTION_FLAGS}
+    asked = {
+        flag: str(pathlib.Path(folder).expanduser().absolute()) if folder else ""
+        for flag, folder in given.items()
+    }
     with contextlib.suppress(DatasetLayoutError):
         asked["source"] = str(setting.find_root(args.manual_dir))
     for name, value in asked.items():

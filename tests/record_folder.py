@@ -19,7 +19,8 @@ def make_record(index):
         "frames": [frame(index)], "masks": [], "mask_index": np.zeros(0, np.int32),
         "pre_masks": [], "waveform": np.full((200, 1), index, np.int16), "sample_rate": 16000,
         "flow": np.zeros((0, 0, 0, 0), np.float16), "flow_kind": "none",
-        "flow_has_first": False,
+        "flow_has_first": False, "motion_track": np.zeros((0, 0, 0, 0), np.float16),
+        "motion_track_rate": 0.0,
         "visible_labels": np.zeros(0, np.int32), "object_masks": [],
     }  # fmt: skip
 

@@ -23,7 +23,12 @@ from avs_jax.data.avsbench_folders import (
     Layout,
     Setting,
 )
-from avs_jax.data.flow_files import find_flow_root, has_first_flow, read_settings
+from avs_jax.data.flow_files import (
+    find_flow_root,
+    has_first_flow,
+    read_settings,
+    track_rate,
+)
 from avs_jax.data.input_files import read_json
 from tfds_builders import features
 from tfds_builders.clip_files import ClipFiles
@@ -52,13 +57,23 @@ class AVSBenchBuilder(RecordBuilder, skip_registration=True):
 
     Args:
       flow_dir: folder of stored flow, or None.
+      track_dir: folder of motion tracks, or None.
       **kwargs: of the base class.
     """
 
     HOMEPAGE = "https://github.com/OpenNLPLab/AVSBench"
 
-    def __init__(self, *, flow_dir: str | os.PathLike | None = None, **kwargs: Any):
-        self.flow_dir = pathlib.Path(flow_dir).expanduser().absolute() if flow_dir else None
+    def __init__(
+        self,
+        *,
+        flow_dir: str | os.PathLike | None = None,
+        track_dir: str | os.PathLike | None = None,
+        **kwargs: Any,
+    ):
+        self.flow_dir, self.track_dir = (
+            pathlib.Path(folder).expanduser().absolute() if folder else None
+            for folder in (flow_dir, track_dir)
+        )
         super().__init__(**kwargs)
 
     @staticmethod
@@ -68,7 +83,8 @@ class AVSBenchBuilder(RecordBuilder, skip_registration=True):
     def list_sources(
         self, root: pathlib.Path
     ) -> tuple[Mapping[str, Sequence[ClipFiles]], list[str]]:
-        return list_clips(self.SETTING, root, self.builder_config.layout, self.flow_dir)
+        layout = self.builder_config.layout
+        return list_clips(self.SETTING, root, layout, self.flow_dir, self.track_dir)
 
     def describe(
         self, root: pathlib.Path, kept: Sequence[ClipFiles], reports: Sequence[Report]
@@ -84,6 +100,8 @@ class AVSBenchBuilder(RecordBuilder, skip_registration=True):
             "flow_dir": str(self.flow_dir or ""),
             "flow_kinds": dict(kinds),
             "flow_has_first": kept[0].flow_has_first,
+            "track_dir": str(self.track_dir or ""),
+            "num_tracks": sum(clip.track is not None for clip in kept),
         }
         if self.SETTING.num_classes > 2:
             described["classes"] = list(category_labels(self.SETTING, root))
@@ -93,17 +111,25 @@ class AVSBenchBuilder(RecordBuilder, skip_registration=True):
     def summarize(metadata: Mapping[str, Any]) -> str:
         kinds = sorted(metadata.get("flow_kinds", {}).items())
         flow = ", ".join(f"{kind} {count}" for kind, count in kinds)
-        return f"color masks {'yes' if metadata.get('has_pre_masks') else 'no'}; flow {flow}"
+        tracks = f"; tracks {metadata['num_tracks']}" if metadata.get("num_tracks") else ""
+        return (
+            f"color masks {'yes' if metadata.get('has_pre_masks') else 'no'}; flow {flow}{tracks}"
+        )
 
 
 def list_clips(
-    setting: Setting, root: pathlib.Path, layout: Layout, flow_dir: pathlib.Path | None = None
+    setting: Setting,
+    root: pathlib.Path,
+    layout: Layout,
+    flow_dir: pathlib.Path | None = None,
+    track_dir: pathlib.Path | None = None,
 ) -> tuple[dict[str, list[ClipFiles]], list[str]]:
     """Clips per split in the csv's order, and all that is wrong before any file is read.
 
     Args:
       root: folder of the csv.
       flow_dir: folder of stored flow.
+      track_dir: folder of motion tracks.
 
     Raises:
       InputError: `root` does not hold this layout, flow_dir holds no flow, or a list of clips
@@ -123,6 +149,8 @@ def list_clips(
     objects = objects if objects and (root / objects.partition("{")[0]).is_dir() else ""
     flow_root = find_flow_root(setting, flow_dir) if flow_dir else None
     has_first = has_first_flow(read_settings(flow_root)) if flow_root else None
+    track_root = find_flow_root(setting, track_dir) if track_dir else None
+    rate = track_rate(track_root) if track_root else 0.0
     clips = collections.defaultdict(list)
     for row in rows:
         every_frame, masks = range(row.num_frames), layout.masks[row.split]
@@ -141,6 +169,8 @@ def list_clips(
                 wav=row.path(root, layout.wav),
                 flow_dir=row.path(flow_root, setting.flow) if flow_root else None,
                 flow_has_first=has_first,
+                track_dir=row.path(track_root, setting.flow) if track_root else None,
+                track_rate=rate,
                 visible_labels=visible.get(row.name, ()),
                 object_masks=tuple(named),
                 mask_sizes=layout.mask_sizes,

@@ -14,6 +14,7 @@ import tqdm
 from avs_jax.data.decode import decode_labels
 from avs_jax.data.flow_files import read_array
 from avs_jax.data.input_files import read_image, read_wav
+from avs_jax.data.motion_track import TRACK_FILE, read_track
 from avs_jax.spec import InputError
 from tfds_builders.features import record_features
 
@@ -52,6 +53,8 @@ class ClipFiles:
       masks: frame -> its mask.
       flow_dir: folder of its stored flow, which need not exist; None where flow is not asked for.
       flow_has_first: whether its file 0 holds a flow of its own; None: whether it is not zero.
+      track_dir: folder of its motion track, which need not exist; None where none is asked for.
+      track_rate: samples of the track per second.
       visible_labels: of all categories in its frames, where known.
       object_masks: a mask of single objects per frame, or none.
       mask_sizes: the (width, height) a mask may have besides that of its frame.
@@ -67,6 +70,8 @@ class ClipFiles:
     wav: pathlib.Path
     flow_dir: pathlib.Path | None
     flow_has_first: bool | None = None
+    track_dir: pathlib.Path | None = None
+    track_rate: float = 0.0
     visible_labels: tuple[int, ...] = ()
     object_masks: tuple[pathlib.Path, ...] = ()
     mask_sizes: tuple[tuple[int, int], ...] = ()
@@ -76,8 +81,15 @@ class ClipFiles:
     def files(self) -> list[pathlib.Path]:
         """All that the record is made from."""
         flow = sorted(self.flow_dir.glob("*.npy")) if self.flow_dir is not None else []
+        flow += [self.track] if self.track is not None else []
         images = [*self.frames, *self.masks.values(), *self.pre_masks, *self.object_masks]
         return [*images, self.wav, *flow]
+
+    @property
+    def track(self) -> pathlib.Path | None:
+        """The file of its motion track; None where there is none."""
+        path = self.track_dir and self.track_dir / TRACK_FILE
+        return path if path is not None and path.exists() else None
 
     def read(self) -> tuple[dict[str, Any], list[str]]:
         """`read_clip`."""
@@ -185,6 +197,9 @@ def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
     has_first = kind != "none" and clip.flow_has_first
     if has_first is None:
         has_first = bool(np.any(flow[0]))
+    track = np.zeros((0, 0, 0, 0), np.float16)
+    if clip.track is not None:
+        track = reader.attempt(read_track, clip.track)
     record = {
         "clip_id": clip.clip_id,
         "category": clip.category,
@@ -198,6 +213,8 @@ def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
         "flow": flow,
         "flow_kind": kind,
         "flow_has_first": np.bool_(has_first),
+        "motion_track": track,
+        "motion_track_rate": np.float32(clip.track_rate if clip.track is not None else 0),
         "visible_labels": np.array(clip.visible_labels, np.int32),
         "object_masks": object_masks,
     }

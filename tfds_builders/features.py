@@ -15,6 +15,10 @@ A record is one clip, raw: images stay encoded, so that a reader decodes only th
   flow_kind       Text               "uv", "magnitude" or "none"
   flow_has_first  bool               frame 0 has a flow of its own; False: it has none, and flow[0]
                                      is zeros. Datasets built before this field was added lack it
+  motion_track    float16 [N, 24, 24, C]  motion at the video's own rate (data/motion_track.py), or
+                                     [0, 0, 0, 0] where there is no video
+  motion_track_rate float32          samples per second, 0 without. Datasets built before these two
+                                     fields were added lack them
   visible_labels  int32 [n]          all categories in the frame, where known (generated clips)
   object_masks    list of bytes      encoded PNG per frame: 0 background, 1 the object that sounds,
                                      2 its silent look-alike, 3 another one; none where objects are
@@ -28,7 +32,7 @@ cannot read back an empty array of unknown shape in its other encodings.)
 import numpy as np
 import tensorflow_datasets as tfds
 
-RECORD_FORMAT = 3  # raise it with every change of a field: unfinished builds then start over
+RECORD_FORMAT = 4  # raise it with every change of a field: unfinished builds then start over
 
 
 class DatasetInfo(tfds.core.DatasetInfo):
@@ -56,6 +60,8 @@ def record_features() -> tfds.features.FeaturesDict:
             "flow": features.Tensor(shape=(None,) * 4, dtype=np.float16, encoding="zlib"),
             "flow_kind": features.Text(),
             "flow_has_first": np.bool_,
+            "motion_track": features.Tensor(shape=(None,) * 4, dtype=np.float16, encoding="zlib"),
+            "motion_track_rate": np.float32,
             "visible_labels": features.Tensor(shape=(None,), dtype=np.int32),
             "object_masks": images,
         }

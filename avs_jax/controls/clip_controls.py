@@ -105,7 +105,8 @@ def _negative_sounds(config, records, ids, manifest, notes: list[str]):
 
 def _false_motion(config, rows, records, ids, manifest, notes: list[str]):
     controls = motion_controls(config.evaluate.motion)
-    if config.data.motion.source == "none" and controls:
+    has_track = "track" in config.data and config.data.track.source != "none"
+    if config.data.motion.source == "none" and not has_track and controls:
         notes.append(f"{', '.join(controls)} left out: the model reads no motion")
         return {}
     if len(ids) < 2 and "shuffled_flow" in controls:

@@ -1,7 +1,8 @@
 """False motion, a control for models that read motion.
 
-  zero_flow      the motion map is zero everywhere: a still clip
-  shuffled_flow  the motion maps of another clip of the split, repeated if it is shorter
+  zero_flow      the motion map is zero everywhere: a still clip; there is no motion track
+  shuffled_flow  the motion maps of another clip of the split, repeated if it is shorter, and its
+                 motion track
 
 Sound, frames and ground truth are unchanged. The manifest of false_sounds.py pairs the clips.
 """
@@ -14,6 +15,7 @@ import numpy as np
 from avs_jax.controls.altered import Altered
 from avs_jax.spec import InputError
 
+TRACK_FIELDS = ("motion_track", "motion_track_rate")
 MOTION_CONTROLS = {"zero": "zero_flow", "shuffled": "shuffled_flow"}
 
 
@@ -44,7 +46,11 @@ def with_false_motion(
     def replace(record: Mapping[str, Any], item: int) -> dict[str, Any]:
         if condition == "shuffled_flow":
             giver = records[place[manifest["clips"][ids[item]]["motion"]]]
-            return {"motion": motion_maps(giver)}
-        return {"motion": np.zeros((1, 1, 1, 1), np.float32)}
+            tracks = {name: giver[name] for name in TRACK_FIELDS if name in giver}
+            return {"motion": motion_maps(giver)} | tracks
+        return {
+            "motion": np.zeros((1, 1, 1, 1), np.float32),
+            "motion_track": np.zeros((0, 0, 0, 0), np.float16),
+        }
 
     return Altered(records, range(len(ids)), replace)

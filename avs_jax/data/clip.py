@@ -9,6 +9,8 @@ A record is one raw clip, as stored by the TFDS builders or made from a video by
   waveform           int16 [n] or [n, channels], with sample_rate in Hz
   flow               float [T, H, W, 2] (u, v) or [T, H, W, 1] (magnitude), or empty
   flow_has_first     whether flow[0] is a real flow; absent: inferred from its values
+  motion_track       float [N, 24, 24, C], motion_track_rate per second (motion_track.py), or empty;
+                     may be absent
   object_masks       T label images that name objects (1 sounds, 2 is its silent look-alike), or
                      none; may be absent
   sound_is_false     only in training: the sound is not that of the clip's category
@@ -26,11 +28,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from avs_jax.data import motion, transforms
+from avs_jax.data import motion, synchrony, transforms
 from avs_jax.data.audio import log_mel
 from avs_jax.data.decode import decode_labels, decode_rgb, decode_text
 from avs_jax.data.record_fields import check_record
-from avs_jax.spec import IGNORE_LABEL, MEL_BANDS, MEL_FRAMES, Field, InputError
+from avs_jax.spec import (
+    IGNORE_LABEL,
+    MEL_BANDS,
+    MEL_FRAMES,
+    SOUND_BANDS,
+    TRACK_CELLS,
+    Field,
+    InputError,
+)
 from avs_jax.task import Record, Row, empty_row
 
 CHOICES = {  # key of config.data -> allowed values
@@ -50,6 +60,20 @@ FIELDS = {
     ),
     "motion": Field(
         "float32", "B T H W C", "input", "motion map: strength, or (u, v)", given="optional"
+    ),
+    "motion_track": Field(
+        "float16",
+        f"B T R {TRACK_CELLS} {TRACK_CELLS} 2",
+        "input",
+        "motion around the frame's second, see data/synchrony.py",
+        given="optional",
+    ),
+    "sound_track": Field(
+        "float32",
+        f"B T R {2 * SOUND_BANDS}",
+        "input",
+        "energy and rise of the sound in the same samples",
+        given="optional",
     ),
     "valid": Field("bool", "B T", "input", "the frame exists; False pads", given="optional"),
     "frame_index": Field("int32", "B T", "input", "place of the frame in its clip", given="never"),
@@ -106,6 +130,9 @@ class ClipRows:
             off.add("pre_masks")
         if data.motion.source == "none":
             off.add("motion")
+        self._has_track = "track" in data and data.track.source != "none"
+        if not self._has_track:
+            off |= {"motion_track", "sound_track"}
         if not config.evaluate.audio:
             off.add("moving")
         self.fields: Mapping[str, Field] = {k: v for k, v in FIELDS.items() if k not in off}
@@ -117,6 +144,7 @@ class ClipRows:
             "M": data.max_targets,
             "K'": data.num_prototypes,
             "S": config.evaluate.score_size,
+            "R": synchrony.num_samples(data.track) if self._has_track else 0,
         }
 
     def empty(self, train: bool) -> Row:
@@ -200,6 +228,7 @@ class ClipRows:
         used = sorted(masks) if train and data.train_frames == "supervised" else range(num_frames)
         draw = _draw_augmentation(rng, frame(used[0]).shape, data) if train and used else None
         square = transforms.resize_to_square if draw and data.square_first else _keep
+        windows = synchrony.Windows(record, data.track, num_frames) if self._has_track else None
         for i, t in enumerate(used):
             if frame(t).shape != frame(used[0]).shape:
                 raise InputError(
@@ -218,6 +247,9 @@ class ClipRows:
                 found = _motion_map(record, frame, t, num_frames, data.motion)
                 resized = _resize_motion(found, draw, data.image_size)
                 row["motion"][i] = motion.after_augmentation(resized, data.motion)
+            if windows is not None:
+                for name, value in windows.of_frame(t, draw).items():
+                    row[name][i] = value
             if t in masks:
                 labels = square(decode_labels(masks[t], data.num_classes), transforms.NEAREST)
                 self._write_labels(row, i, labels, draw)
@@ -285,6 +317,8 @@ def _check_data(data: Any) -> None:
             f"{data.num_classes} must be equal where prototype_target is 'classes'"
         )
     motion.check_config(data.motion)
+    if "track" in data:  # configurations of older runs have none
+        synchrony.check_config(data.track)
 
 
 def _name(record: Record) -> str:

@@ -1,5 +1,7 @@
 """Stored flow: FLOW_ROOT/SETTING/.../flow_{t:04d}.npy, and the clips that it is made for.
 
+Motion tracks lie in such folders too, as track.npy (motion_track.py).
+
 A file holds [H, W] (magnitude) or [H, W, 2] ((u, v) in px of the frames it was made from). We write
 float16. `flow.json` beside the splits' folders says how the files were made.
 """
@@ -120,6 +122,21 @@ def read_settings(root: pathlib.Path) -> dict[str, Any]:
 def has_first_flow(settings: Mapping[str, Any]) -> bool | None:
     """Whether file 0 of a clip holds a flow of its own, not zeros; None where nothing says so."""
     return {"video": True, "frames": False}.get(settings.get("source"))
+
+
+def track_rate(root: pathlib.Path) -> float:
+    """Samples per second of the motion tracks below `root`.
+
+    Raises:
+      InputError: its flow.json names none.
+    """
+    rate = read_settings(root).get("rate")
+    if not isinstance(rate, (int, float)) or not rate > 0:
+        raise InputError(
+            f"{root / SETTINGS_FILE}: rate {rate!r}, expected the samples per second of motion "
+            "tracks (python -m avs_jax.flow --source=track)"
+        )
+    return float(rate)
 
 
 # ---- one file ----

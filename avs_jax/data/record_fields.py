@@ -61,6 +61,8 @@ _OPTIONAL = {
     "pre_masks": (_are_images, "a list of images"),
     "flow": (_is_flow, "float numbers [T, H, W, C]"),
     "flow_has_first": (_is_array("biu", 0), "a truth value"),
+    "motion_track": (_is_flow, "float numbers [N, 24, 24, C]"),
+    "motion_track_rate": (_is_array("fiu", 0), "a number"),
 }
 
 

@@ -139,16 +139,47 @@ def read_frames(path: _Path) -> Iterator[np.ndarray]:
     Raises:
       VideoError: as `read_windows`.
     """
+    return _of_one_size(path, _shown(path))
+
+
+def read_timed_frames(path: _Path, least_interval: float) -> Iterator[tuple[float, np.ndarray]]:
+    """Reads (seconds since the first frame, frame), frames as `read_frames`.
+
+    Args:
+      least_interval: seconds; frames that follow sooner after the last one read are skipped.
+
+    Raises:
+      VideoError: as `read_windows`.
+    """
+    times: list[float] = []
+
+    def kept():
+        for shown in _shown(path):
+            time = time_of(path, shown)
+            if not times or time - times[-1] >= least_interval:
+                times.append(time)
+                yield shown
+
+    for frame in _of_one_size(path, kept()):
+        yield times[-1] - times[0], frame
+
+
+def _shown(path: _Path) -> Iterator[av.VideoFrame]:
+    """The decoded frames of a file, which is checked from end to end first."""
     with open_container(path) as container:
         _scan(path, container, _frame_stream(path, container))
-    size = None
     with open_container(path) as container:
-        for number, shown in enumerate(decode(path, container, _frame_stream(path, container))):
-            frame = upright(path, shown)
-            if frame.shape != (size or frame.shape):
-                raise VideoError(path, f"frames change their size in frame {number}")
-            size = frame.shape
-            yield frame
+        yield from decode(path, container, _frame_stream(path, container))
+
+
+def _of_one_size(path: _Path, frames: Iterator[av.VideoFrame]) -> Iterator[np.ndarray]:
+    size = None
+    for number, shown in enumerate(frames):
+        frame = upright(path, shown)
+        if frame.shape != (size or frame.shape):
+            raise VideoError(path, f"frames change their size in frame {number}")
+        size = frame.shape
+        yield frame
 
 
 def read_pairs(

@@ -11,10 +11,12 @@ evaluation clip, but scores are resized to the video's own size. The output is
 
 Without --pre-masks, color masks come from scikit-image's felzenszwalb, and the output says so.
 config.data.motion.model chooses the motion: frame difference, or RAFT with --flow-weights=DIR
-between the frames chosen by config.data.motion.pairs.
+between the frames chosen by config.data.motion.pairs. For models with synchrony,
+config.data.track.model makes the motion track of the whole video.
 """
 
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -36,12 +38,14 @@ from avs_jax.data.video_output import write_overlay
 from avs_jax.files import atomic_folder
 from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
 from avs_jax.inference.predictor import Predictor
+from avs_jax.inference.video_tracks import make_track_estimator, needs_weights, video_tracks
 from avs_jax.results.postprocess import object_probability
 from avs_jax.results.visualize import overlay
-from avs_jax.spec import InputError
+from avs_jax.spec import Field, InputError
 
 SEGMENT_SIDE = 256  # px, longer side for felzenszwalb segmentation
 FELZENSZWALB = "felzenszwalb"
+MOTION_FIELDS = ("motion", "motion_track", "sound_track")
 
 
 def predict_video(
@@ -66,18 +70,27 @@ def predict_video(
     """
     video, config = probe(path), predictor.config
     given = _pre_mask_files(pre_masks, video.num_seconds) if pre_masks else None
-    estimator = make_estimator(config, flow_weights, "motion" in predictor.task.model.reads())
+    reads = predictor.task.model.reads()
+    tracks, weights = itertools.repeat(None), flow_weights
+    if "motion_track" in reads:
+        estimate = make_track_estimator(config, flow_weights)
+        tracks = video_tracks(path, config, video.num_seconds, estimate)
+        if needs_weights(config) and config.data.motion.model == "difference":
+            weights = None  # the track alone reads them
+    estimator = make_estimator(config, weights, "motion" in reads)
     labels = jax.jit(functools.partial(_labels, scores=scores), static_argnames="size")
     seconds: list[dict[str, Any]] = []
     with atomic_folder(output) as folder:
         (folder / "masks").mkdir()
-        frames = _predict_windows(predictor, labels, video, given, estimator, folder, seconds)
+        frames = _predict_windows(
+            predictor, labels, video, given, estimator, tracks, folder, seconds
+        )
         write_overlay(folder / "overlay.mp4", frames, 1.0, path)
         source = None
         if config.data.pre_masks:
             source = str(pre_masks) if pre_masks else FELZENSZWALB
         motion = None
-        if "motion" in predictor.task.model.reads():
+        if "motion" in reads:
             motion = estimator.model if estimator else "difference"
         results = {
             "video": str(path),
@@ -86,6 +99,7 @@ def predict_video(
             "window_seconds": config.data.num_frames,
             "pre_masks": source,
             "motion": motion,
+            "motion_track": config.data.track.model if "motion_track" in reads else None,
             "seconds": seconds,
         }
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -113,6 +127,7 @@ def _predict_windows(
     video: Video,
     given: list[pathlib.Path] | None,
     estimator: FlowEstimator | None,
+    tracks: Iterator[np.ndarray | None],
     folder: pathlib.Path,
     seconds: list[dict[str, Any]],
 ) -> Iterator[np.ndarray]:
@@ -131,6 +146,9 @@ def _predict_windows(
         }
         if estimator is not None:
             record["flow"] = window_flow(estimator, frames, pairs, config.data.image_size)
+        track = next(tracks)
+        if track is not None:
+            record |= {"motion_track": track, "motion_track_rate": config.data.track.rate}
         row = rows.prepare(record, None)
         batch = {k: np.asarray(v)[None] for k, v in row.items() if k not in ("clip_id", "category")}
         inputs = predictor.task.inputs(batch)
@@ -206,13 +224,16 @@ def make_estimator(
 
 
 def complete_arrays(
-    arrays: Mapping[str, np.ndarray], channels: int, reads: Collection[str]
+    arrays: Mapping[str, np.ndarray],
+    fields: Mapping[str, Field],
+    sizes: Mapping[str, int],
+    reads: Collection[str],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Fills in missing arrays of a user, and drops those that the model does not read.
 
     Args:
       arrays: checked input fields, [B, T, ...].
-      channels: of a motion map.
+      fields, sizes: of the task's rows.
       reads: fields that the model reads.
 
     Returns:
@@ -229,10 +250,16 @@ def complete_arrays(
             for x in images.reshape(-1, *images.shape[2:])
         ]
         inputs["pre_masks"] = np.stack(made).reshape(images.shape)
-    if "motion" in reads and "motion" not in inputs:
-        notes.append("no motion given, which the model reads: zeros assumed, as if nothing moved")
-        inputs["motion"] = np.zeros((*images.shape[:4], channels), np.float32)
-    for name in ("pre_masks", "motion"):
+    for name in MOTION_FIELDS:
+        if name in reads and name not in inputs:
+            notes.append(
+                f"no {name} given, which the model reads: zeros assumed, as if nothing moved"
+            )
+            known = {**sizes, **dict(zip("BTHW", images.shape, strict=False))}
+            axes = fields[name].axes.split()
+            shape = [int(axis) if axis.isdigit() else known[axis] for axis in axes]
+            inputs[name] = np.zeros(shape, fields[name].dtype)
+    for name in ("pre_masks", *MOTION_FIELDS):
         if name in inputs and name not in reads:
             notes.append(f"{name} given, which this model does not read")
             del inputs[name]

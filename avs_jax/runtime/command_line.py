@@ -26,6 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent  # holds configs/
 FREE_DATA_KEYS = (
     r"data\.(dataset|data_dir|num_frames|num_workers|prefetch)",
     r"data\.motion\.(model|pairs)",
+    r"data\.track\.model",
 )
 
 

@@ -22,7 +22,7 @@ from avs_jax.spec import InputError
 # changes the order of float32 sums.
 HARMLESS_KEYS = (
     r"data\.(num_workers|prefetch|data_dir)",
-    r"data\.motion\.(model|pairs)",  # of own videos
+    r"data\.(motion\.(model|pairs)|track\.model)",  # of own videos
     r"train\.(log_every|eval_every|checkpoint_every|keep_latest|num_pictures|compilation_cache)",
     r"train\.(patience|final_splits)",
     r"(init\..*|train\.init_(from|fresh|dropped))",  # read before step 1 only
@@ -42,6 +42,10 @@ ADDED_UNDER: dict[tuple[str, str], dict[str, Any]] = {
     ("task", "segment"): {
         "data.false_sounds.share": 0.0,
         "data.false_sounds.types": "silence,noise,offscreen",
+        "data.track.source": "none",
+        "data.track.rate": 25.0,
+        "data.track.window_seconds": 2.0,
+        "data.track.model": "lucas_kanade",
     },
     ("host", "vct"): {"loss.consistency.weight": 0.1, "loss.consistency.tau": 0.07},
     ("model.fusion.name", "ama"): {

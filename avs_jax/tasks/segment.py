@@ -145,7 +145,7 @@ def make_task(config: ConfigDict) -> Task:
         draw=segmentation.draw_clip,
         check_inputs=host.check_inputs,
         array_inputs=functools.partial(
-            clip_video.complete_arrays, channels=rows.sizes["C"], reads=model.reads()
+            clip_video.complete_arrays, fields=rows.fields, sizes=rows.sizes, reads=model.reads()
         ),
         read_predictions=functools.partial(segmentation.read_predictions, rows=rows, layout=layout),
         write_predictions=functools.partial(segmentation.write_predictions, layout=layout),

@@ -65,6 +65,8 @@ def make_record(index=0, masks=(0,), flow=False, seconds=5):
         "sample_rate": np.int32(16_000),
         "flow": vectors if flow else np.zeros((0, 0, 0, 0), np.float16),
         "flow_kind": "uv" if flow else "none",
+        "motion_track": np.zeros((0, 0, 0, 0), np.float16),
+        "motion_track_rate": np.float32(0),
         "visible_labels": np.zeros(0, np.int32),
         "object_masks": [],
     }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from avs_jax.ops.bicubic import bicubic_matrix
-from avs_jax.ops.resampling import antialiased_matrix
+from avs_jax.ops.resampling import antialiased_matrix, area_matrix
 from avs_jax.ops.sampling import resize_antialiased
 
 
@@ -37,3 +37,11 @@ def test_antialiased_equals_plain_bilinear_when_growing():
     found = np.asarray(resize_antialiased(x, (6, 8)))[..., 0]
     np.testing.assert_allclose(found[:, 3], found[:, 0] + (found[0, 3] - found[0, 0]), atol=1e-5)
     np.testing.assert_allclose(found[0, 1], 0.25, atol=1e-6)
+
+
+@pytest.mark.parametrize("size, new_size", [(12, 4), (5, 3), (3, 7), (4, 4)])
+def test_area_means_are_those_of_a_fine_grid(size, new_size):
+    values = np.random.default_rng(0).normal(size=size)
+    fine = np.repeat(values, new_size)
+    want = fine.reshape(new_size, size).mean(axis=1)
+    np.testing.assert_allclose(area_matrix(size, new_size) @ values, want, atol=1e-12)
