@@ -3,6 +3,8 @@
 Keys are the fields of the part's module; a missing key takes the module's default.
 """
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
 
 
@@ -163,6 +165,41 @@ def ama() -> ConfigDict:
     fusion.projection_dropout = 0.0  # training: share of channels of the projected query
     fusion.map_dropout = 0.0  # training: share of clips without the map
     return fusion
+
+
+def sync() -> ConfigDict:
+    """Synchrony between the sound and the motion of each cell; reads data.track."""
+    fusion = ConfigDict({"name": "sync"})
+    fusion.width = 64  # channels of its sequences
+    fusion.max_lag = 25  # samples of data.track.rate per second
+    fusion.near = 2  # samples around the learned offset that count as in time
+    fusion.reach = 3  # cells on each side over which speeds are averaged, too; 0: none
+    fusion.at = "both"  # where the evidence acts: "queries" | "features" | "both"
+    return fusion
+
+
+def join_fusions(*fusions: ConfigDict) -> ConfigDict:
+    """Several fusions that all act: the name "ama+sync", and a subsection for the keys of each."""
+    fusion = ConfigDict({"name": "+".join(row.name for row in fusions)})
+    for row in fusions:
+        fusion[row.name] = ConfigDict({k: v for k, v in row.items() if k != "name"})
+    return fusion
+
+
+# Name -> values of the variants `:demo` and `:tiny`.
+DEMO_FUSIONS = {"ama": {"embed_dim": 128}, "sync": {"width": 16, "max_lag": 12}}
+TINY_FUSIONS = {
+    "ama": {"embed_dim": 32, "num_heads": 2},
+    "sync": {"width": 4, "max_lag": 2, "near": 0, "reach": 1},
+}
+
+
+def shrink_fusion(fusion: ConfigDict, sizes: Mapping[str, Mapping[str, int]]) -> None:
+    """Gives each listed fusion the values of its name, if there are any."""
+    names = fusion.name.split("+")
+    for name in names:
+        row = fusion[name] if len(names) > 1 else fusion
+        row.update(sizes.get(name, {}))
 
 
 def cma() -> ConfigDict:

@@ -137,7 +137,7 @@ def _vct_model(data: ConfigDict) -> ConfigDict:
     model.decoder.num_heads = 8
     # initial strength of the fusion's map; 0 preserves a loaded VCT checkpoint's masks
     model.decoder.lambda_init = 1.0
-    model.fusion = parts.absent()  # or ama
+    model.fusion = parts.absent()  # or ama, sync, or several (parts.join_fusions)
     model.refiner = parts.absent()  # boundary refinement (BRM): or auxiliary, refine
     # what the backward pass recomputes: "none" | "backbone", its blocks | "all", also the layers of
     # pixel decoder and decoder
@@ -163,6 +163,10 @@ def _query_loss() -> ConfigDict:
     loss.consistency = ConfigDict()  # of AMA with model.fusion.consistency
     loss.consistency.weight = 0.1
     loss.consistency.tau = 0.07  # temperature
+    loss.synchrony = ConfigDict()  # of model.fusion "sync", see losses/synchrony.py
+    loss.synchrony.weight = 0.2  # of the lag's term
+    loss.synchrony.rank_weight = 0.2
+    loss.synchrony.margin = 0.2
     loss.num_points = 12544
     loss.oversample_ratio = 3.0
     loss.importance_sample_ratio = 0.75
@@ -212,8 +216,9 @@ def shrink_for_demo(config: ConfigDict) -> ConfigDict:
     config.model.pixel_decoder.ffn_dim = 256
     config.model.decoder.num_layers = 5
     config.model.decoder.ffn_dim = 256
-    if config.model.fusion.name == "ama":
-        config.model.fusion.embed_dim = 128
+    parts.shrink_fusion(config.model.fusion, parts.DEMO_FUSIONS)
+    if config.data.track.source != "none":
+        config.data.track.rate = 12.0
     if "temporal" in config.model:
         config.model.temporal.update(num_layers=1, hidden_dim=128, num_heads=4, ffn_dim=256)
     config.loss.num_points = 1024
@@ -246,8 +251,7 @@ def shrink_to_tiny(config: ConfigDict) -> ConfigDict:
     config.model.audio_hidden_dim = 16
     config.model.pixel_decoder.update(num_layers=1, ffn_dim=16, num_heads=2, num_points=2)
     config.model.decoder.update(num_layers=3, ffn_dim=16, num_heads=2)
-    if config.model.fusion.name == "ama":
-        config.model.fusion.update(embed_dim=32, num_heads=2)
+    parts.shrink_fusion(config.model.fusion, parts.TINY_FUSIONS)
     if "temporal" in config.model:
         config.model.temporal.update(hidden_dim=16, num_heads=2, ffn_dim=16)
     config.loss.num_points = 16

@@ -175,6 +175,7 @@ def _draw(clip: str, record: Record, found: Mapping[str, Any]) -> np.ndarray:
     flow = np.asarray(record["flow"])
     maps = [found[name]["motion_weight"] for name in ("b", "a") if "motion_weight" in found[name]]
     motion = row["motion"][keep] if "motion" in row else None
+    sync = [found[name]["sync_evidence"] for name in ("b", "a") if "sync_evidence" in found[name]]
     return visualize.clip_picture(
         row["images"][keep],
         found["a"]["pred"][keep],
@@ -182,6 +183,7 @@ def _draw(clip: str, record: Record, found: Mapping[str, Any]) -> np.ndarray:
         log_mel=row["log_mel"][keep],
         motion=motion,
         motion_weight=maps[0][keep] if maps else None,
+        evidence=sync[0][keep] if sync else None,
         flow=flow if flow.shape[-1] == 2 else None,
         heading=clip,
         others={"B": found["b"]["pred"][keep]},

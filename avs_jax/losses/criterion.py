@@ -11,7 +11,8 @@ With prototypes, once over the frames of `proto_valid`:
 
   loss_proto mean BCE of exp(logit_scale) * audio_embed . proto_embed with `proto_target`
 
-With a boundary refinement module, loss_boundary of losses/boundary.py.
+Parts of the model may add terms (PART_LOSSES): loss_boundary of losses/boundary.py,
+loss_consistency of losses/consistency.py, loss_sync_lag and loss_sync_rank of losses/synchrony.py.
 
 num_masks is the number of targets of the supervised frames, at least 1. The points are the
 `importance_sample_ratio * P` least certain of `oversample_ratio * P` uniform candidates on the
@@ -37,6 +38,7 @@ import numpy as np
 from avs_jax.losses.boundary import boundary_loss
 from avs_jax.losses.consistency import consistency_loss
 from avs_jax.losses.matcher import match, matching_cost
+from avs_jax.losses.synchrony import synchrony_losses
 from avs_jax.ops.frames import fold_frames
 from avs_jax.ops.sampling import sample_bilinear
 from avs_jax.spec import frame_ids
@@ -118,9 +120,8 @@ def compute_losses(
 
     Returns:
       float32 [], the sum of all terms; and the weighted terms by name: loss_ce, loss_mask and
-      loss_dice of the last layer, the same with suffix _i for auxiliary output i, loss_proto and
-      loss_boundary and loss_consistency. With loss_boundary come values that are not in the sum,
-      boundary_*.
+      loss_dice of the last layer, the same with suffix _i for auxiliary output i, loss_proto, and
+      those of PART_LOSSES. With loss_boundary come values that are not in the sum, boundary_*.
     """
     ids = frame_ids(batch["frame_index"])
     num_targets = batch["target_valid"].shape[2]
@@ -173,15 +174,38 @@ def criterion(
     if "proto_embed" in outputs:
         terms["loss_proto"] = loss_config.proto_weight * _prototype_loss(outputs, targets, norms)
     total, figures = sum(terms.values()), {}
-    if "edge_logits" in outputs:
-        mask_terms = terms["loss_mask"] + terms["loss_dice"]
-        edge_term, figures = boundary_loss(outputs, targets, mask_terms, loss_config, norms)
-        terms["loss_boundary"] = edge_term
-        total += edge_term
-    if "motion_embed" in outputs:
-        terms["loss_consistency"] = consistency_loss(outputs, targets, loss_config, norms)
-        total += terms["loss_consistency"]
+    mask_terms = terms["loss_mask"] + terms["loss_dice"]
+    for output, part_loss in PART_LOSSES.items():
+        if output in outputs:
+            more, values = part_loss(outputs, targets, mask_terms, loss_config, norms)
+            terms |= more
+            figures |= values
+            total += sum(more.values())
     return total, terms | figures
+
+
+def _boundary_terms(outputs, targets, mask_terms, loss_config, norms):
+    term, figures = boundary_loss(outputs, targets, mask_terms, loss_config, norms)
+    return {"loss_boundary": term}, figures
+
+
+def _consistency_terms(outputs, targets, mask_terms, loss_config, norms):
+    del mask_terms
+    return {"loss_consistency": consistency_loss(outputs, targets, loss_config, norms)}, {}
+
+
+def _synchrony_terms(outputs, targets, mask_terms, loss_config, norms):
+    del mask_terms
+    return synchrony_losses(outputs, targets, loss_config, norms), {}
+
+
+# An output of a part -> its loss: (outputs, targets, loss_mask + loss_dice of the last layer,
+# config.loss, norms) -> (weighted terms, values to log).
+PART_LOSSES: dict[str, Callable[..., tuple[dict, dict]]] = {
+    "edge_logits": _boundary_terms,
+    "motion_embed": _consistency_terms,
+    "sync_lags": _synchrony_terms,
+}
 
 
 def _layer_losses(

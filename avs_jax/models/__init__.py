@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 
 from avs_jax.models.avs import AVS
-from avs_jax.models.parts import part_rules
+from avs_jax.models.parts import check_parts
 from avs_jax.models.rules import check_rules
 from avs_jax.spec import InputError, nearest
 
@@ -29,8 +29,9 @@ def build_model(model_config: Mapping[str, Any], module: type[nn.Module] = AVS) 
         )
     if missing:
         raise InputError(f"the model configuration lacks {missing}")
-    rules = [*getattr(module, "RULES", ())]
+    rules = getattr(module, "RULES", ())
     if getattr(module, "HAS_PARTS", False):
-        rules += part_rules(config)
-    check_rules(rules, config)
+        check_parts(config, rules)
+    else:
+        check_rules(rules, config)
     return module(**config)

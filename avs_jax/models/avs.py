@@ -2,6 +2,7 @@
 
 images, pre_masks -> Swin each, res_i + gate(mask res_i) * mask res_i [-> temporal] -> pixel decoder
 log_mel -> VGGish -> MLP -> audio tokens;  audio, motion -> AMA -> map
+motion_track, sound_track -> synchrony -> map, mask features
 mask features, res2 -> BRM -> edges, mask features
 ids of an expression -> text encoder -> tokens;  levels, tokens -> CMA -> levels
 mask features [, map] -> PPQG -> queries -> decoder over (audio, stride 32, 16, 8) -> masks, classes
@@ -31,6 +32,7 @@ from avs_jax.models.parts import (
     MAP_BACKBONES,
     TOKEN_ENCODERS,
     find_part,
+    find_rows,
     make_part,
 )
 from avs_jax.models.rules import at_least, divides, one_of, within
@@ -43,6 +45,8 @@ from avs_jax.spec import (
     PIXEL_MEAN,
     PIXEL_STD,
     SIZE_DIVISOR,
+    SOUND_BANDS,
+    TRACK_CELLS,
     InputError,
     check_shape,
     frame_ids,
@@ -53,6 +57,8 @@ INPUTS = {  # which of them the model reads depends on the configuration
     "log_mel": f"B T {MEL_FRAMES} {MEL_BANDS}",
     "pre_masks": "B T H W 3",
     "motion": "B T H W C",
+    "motion_track": f"B T R {TRACK_CELLS} {TRACK_CELLS} 2",
+    "sound_track": f"B T R {2 * SOUND_BANDS}",
     "valid": "B T",
     "frame_index": "B T",
     "text_ids": "R N",  # R = B expressions, or as many for every clip: R a multiple of B
@@ -204,16 +210,18 @@ class AVS(nn.Module):
             ids=ids,
             train=train,
             progress=progress,
+            num_frames=sizes["T"],
             text=text,
+            image_size=batch["images"].shape[2:4],
             mask_prior=lambda: mask_prior(predictor, levels, mask_features, audio),
         )
         query_map, named = None, {}
-        for section, stage in self.stages().items():
-            result = self._run_stage(section, stage, now)
+        for section, (stage, config) in self._rows().items():
+            result = self._run_stage(section, stage, config, now)
             named |= result.outputs
             intermediates[stage.parameter] = result.intermediates
             if result.queries is not None:
-                query_map = result.queries
+                query_map = result.queries if query_map is None else query_map + result.queries
             if result.features is not None:
                 now = dataclasses.replace(now, mask_features=result.features)
             if result.levels is not None:
@@ -232,9 +240,15 @@ class AVS(nn.Module):
         return outputs | {"intermediates": intermediates | steps}
 
     def stages(self) -> dict[str, Stage]:
-        """Section of the configuration -> row of the stages that are on, in order."""
-        rows = {section: find_part(section, getattr(self, section)) for section in STAGES}
-        return {section: row for section, row in rows.items() if row is not None}
+        """Dotted section of the configuration -> row of the stages that are on, in order."""
+        return {section: row for section, (row, _) in self._rows().items()}
+
+    def _rows(self) -> dict[str, tuple[Stage, Mapping[str, Any]]]:
+        """The same, with the keys of each row."""
+        rows = {}
+        for section in STAGES:
+            rows |= find_rows(section, getattr(self, section))
+        return rows
 
     def stage_fields(self) -> set[str]:
         """Fields of the batch that the stages read."""
@@ -246,9 +260,8 @@ class AVS(nn.Module):
         words = () if self.text["name"] == "none" else TEXT_FIELDS
         return {*always, *words, *self.stage_fields()}
 
-    def _run_stage(self, section, stage, inputs) -> StageResult:
+    def _run_stage(self, section, stage, config, inputs) -> StageResult:
         fields = {"dtype": jnp.dtype(self.dtype)} if hasattr(stage.module, "dtype") else {}
-        config = getattr(self, section)
         module = make_part(section, stage.module, config, name=stage.parameter, **fields)
         result = stage.apply(module, inputs)
         for place in set(PLACES) - set(stage.acts_on):
@@ -421,6 +434,8 @@ def example_inputs(size: tuple[int, int], motion_channels: int = 1) -> dict[str,
         "pre_masks": images,
         "log_mel": np.zeros((1, 1, MEL_FRAMES, MEL_BANDS), np.float32),
         "motion": np.zeros((1, 1, *size, motion_channels), np.float32),
+        "motion_track": np.zeros((1, 1, 2, TRACK_CELLS, TRACK_CELLS, 2), np.float16),
+        "sound_track": np.zeros((1, 1, 2, 2 * SOUND_BANDS), np.float32),
         "valid": np.ones((1, 1), bool),
         "text_ids": np.zeros((1, 1), np.int32),
         "text_mask": np.ones((1, 1), bool),

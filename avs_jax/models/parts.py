@@ -4,7 +4,7 @@ A new part takes a file, a row here, a configuration and a test.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +18,8 @@ from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.backbones.vggish import VGGish
 from avs_jax.models.decoders import boundary
 from avs_jax.models.decoders.referral import ReferralHead
-from avs_jax.models.fusion import ama, cma
+from avs_jax.models.fusion import ama, cma, sync
+from avs_jax.models.rules import Rule, check_rules
 from avs_jax.models.temporal.divided import DividedEncoder
 from avs_jax.models.text.clip_text import CLIPText
 from avs_jax.models.text.encoder import TextEncoder
@@ -33,7 +34,7 @@ AUDIO_BACKBONES = {**MAP_AUDIO_BACKBONES, "ast": AST}
 # The first two differ in size and weights and give tokens, CLIP's a vector per text.
 TOKEN_ENCODERS = {"tiny": TextEncoder, "roberta": TextEncoder}
 TEXT_ENCODERS = {"none": None, **TOKEN_ENCODERS, "clip": CLIPText}
-FUSIONS = {"none": None, "ama": ama.STAGE, "cma": cma.STAGE}
+FUSIONS = {"none": None, "ama": ama.STAGE, "cma": cma.STAGE, "sync": sync.STAGE}
 REFINERS = {"none": None, "auxiliary": boundary.AUXILIARY, "refine": boundary.REFINE}
 TEMPORALS = {"none": None, "divided": DividedEncoder}
 HEADS = {"none": None, "referral": ReferralHead}
@@ -56,6 +57,33 @@ def find_part(section: str, config: Mapping[str, Any]) -> Any:
     return table[name]
 
 
+def find_rows(section: str, config: Mapping[str, Any]) -> dict[str, tuple[Any, Mapping]]:
+    """Dotted section -> (row, its keys) of what a section chooses; {} if the part is absent.
+
+    Names joined by "+", such as "ama+sync", are rows that all act, in this order. Then each has its
+    keys in a subsection of its name.
+
+    Raises:
+      InputError: no such row, one that is listed twice, or a subsection of none that is listed.
+    """
+    name = config.get("name")
+    if not isinstance(name, str) or "+" not in name:
+        row = find_part(section, config)
+        return {} if row is None else {section: (row, config)}
+    names, rows = name.split("+"), {}
+    for part in names:
+        own = {"name": part, **config.get(part, {})}
+        row = find_part(section, own)
+        if row is None or names.count(part) > 1:
+            raise InputError(f"model.{section}.name = {name!r}: {part!r} cannot be in a list")
+        rows[f"{section}.{part}"] = row, own
+    for key in set(config) - {"name", *names}:
+        raise InputError(
+            f"model.{section}.{key}: {name!r} has only the subsections {', '.join(names)}"
+        )
+    return rows
+
+
 def make_part(section: str, module: type, config: Mapping[str, Any], **fields: Any) -> nn.Module:
     """A module with the keys of its section as fields, except `name`; InputError for others."""
     known = {field.name for field in dataclasses.fields(module)} - {"parent", "name"} - set(fields)
@@ -69,11 +97,19 @@ def make_part(section: str, module: type, config: Mapping[str, Any], **fields: A
     return module(**given, **fields)
 
 
-def part_rules(config: Mapping[str, Any]) -> list:
-    """The rules of every part that config.model chooses."""
-    rules = []
-    for section in TABLES.keys() & config.keys():
-        part = find_part(section, config[section])
-        module = getattr(part, "module", part)
-        rules += getattr(module, "RULES", ())
-    return rules
+def check_parts(config: Mapping[str, Any], own_rules: Sequence[Rule] = ()) -> None:
+    """Checks config.model: that every part exists, then its values, then those of the parts.
+
+    Args:
+      own_rules: of the model itself.
+
+    Raises:
+      InputError: naming the first key that is wrong.
+    """
+    sections = sorted(TABLES.keys() & config.keys())
+    rows = {section: find_rows(section, config[section]) for section in sections}
+    check_rules(own_rules, config)
+    for section, found in rows.items():
+        for place, (row, own) in found.items():
+            rules = getattr(getattr(row, "module", row), "RULES", ())
+            check_rules(rules, {**config, section: own}, (section, place))

@@ -4,6 +4,7 @@ A module lists its `RULES` and those of its fixed parts. Without them, a bad val
 a shape error deep inside a trace.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -61,11 +62,15 @@ def divides(key: str, width_key: str) -> Rule:
     return Rule(key, holds, wanted)
 
 
-def check_rules(rules: Sequence[Rule], config: Config) -> None:
+def check_rules(rules: Sequence[Rule], config: Config, place: tuple[str, str] = ("", "")) -> None:
     """Raises InputError for the first invalid key of config.model, nested dicts.
 
     Absent keys have the module's default.
+
+    Args:
+      place: (section in the rules' keys, where its keys really are), for messages.
     """
+    section, real = place
     for rule in rules:
         value = look_up(config, rule.key)
         if value is None:
@@ -75,7 +80,8 @@ def check_rules(rules: Sequence[Rule], config: Config) -> None:
         except TypeError:  # for example a string where a number belongs
             fits = False
         if not fits:
-            raise InputError(f"model.{rule.key} = {value!r}: expected {rule.wanted(config)}")
+            key = re.sub(rf"^{section}(?=\.)", real, rule.key) if section else rule.key
+            raise InputError(f"model.{key} = {value!r}: expected {rule.wanted(config)}")
 
 
 def look_up(config: Config, key: str) -> Any:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from avs_jax.spec import InputError
+
 PLACES = ("queries", "features", "levels")  # fields of StageResult
 
 
@@ -26,8 +28,10 @@ class StageInputs:
       mask_features: [N, h, w, D] at stride 4.
       valid: bool [N], frames that count in batch statistics; None for all.
       ids: int32 [N], frame ids that seed random draws; None outside training.
+      num_frames: of each clip in N.
       progress: [], fraction of the training that is done.
       text: tokens [N, L, Dt] and which exist, bool [N, L]; None where the model reads no text.
+      image_size: (H, W) of the images before padding.
       mask_prior: () -> mask logits [N, h, w] that no stage has had a part in.
     """
 
@@ -40,7 +44,9 @@ class StageInputs:
     ids: jax.Array | None
     train: bool
     progress: jax.Array | float
+    num_frames: int = 1
     text: tuple[jax.Array, jax.Array] | None = None
+    image_size: tuple[int, int] | None = None
     mask_prior: Callable[[], jax.Array] | None = None
 
 
@@ -48,7 +54,8 @@ class StageResult(NamedTuple):
     """The result of a stage; None leaves a place as it is.
 
     Attributes:
-      queries: a map [N, h, w] at stride 4 that weights the pixels of the queries.
+      queries: a map [N, h, w] at stride 4 that weights the pixels of the queries; those of several
+        stages are added.
       features: new mask features.
       levels: new levels.
       outputs: name -> [N, ...], added to the model's outputs.
@@ -60,6 +67,20 @@ class StageResult(NamedTuple):
     levels: Sequence[jax.Array] | None = None
     outputs: Mapping[str, jax.Array] = {}
     intermediates: Any = None
+
+
+def check_frames(meeting: Sequence[str], train_frames: str) -> None:
+    """Raises InputError if training lacks frames that a part mixes.
+
+    Args:
+      meeting: the parts that mix frames.
+      train_frames: config.data.train_frames.
+    """
+    if meeting and train_frames != "all":
+        raise InputError(
+            f"config.data.train_frames = {train_frames!r}: frames meet in {meeting[0]}, so "
+            "training needs all of them; expected 'all'"
+        )
 
 
 class Stage(NamedTuple):
@@ -75,6 +96,8 @@ class Stage(NamedTuple):
       rng_streams: random streams of training.
       schedules: section of the configuration -> {name in the log: progress -> number}.
       logged_params: name in the log -> path of a learned scalar.
+      frames_meet: section of the configuration -> whether the stage mixes frames, so that training
+        needs all of them.
     """
 
     module: type[nn.Module]
@@ -86,3 +109,4 @@ class Stage(NamedTuple):
     rng_streams: tuple[str, ...] = ()
     schedules: Callable[[Mapping[str, Any]], dict[str, Callable]] = lambda section: {}
     logged_params: Mapping[str, str] = {}
+    frames_meet: Callable[[Mapping[str, Any]], bool] = lambda section: False

@@ -10,6 +10,8 @@ from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.results.postprocess import object_probability, sem_seg
 from avs_jax.spec import MASK_STRIDE
 
+PICTURED = ("motion_weight", "motion_gate", "sync_evidence", "sync_gate", "sync_lag")
+
 
 def query_scores(
     outputs: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], score_size: tuple[int, int]
@@ -64,12 +66,11 @@ def score(
 
     Returns:
       "pred" [B, T, S, S]: float32 probability of the object, or int32 class where there are more
-      than two; and "motion_weight" and "motion_gate", where the model has them.
+      than two; and what figures show of the fusions, PICTURED, where the model has it.
     """
     found = scores(outputs, inputs, (size, size))
     pred = object_probability(found) if found.shape[-1] == 2 else found.argmax(axis=-1)
-    kept = {name: outputs[name] for name in ("motion_weight", "motion_gate") if name in outputs}
-    return {"pred": pred} | kept
+    return {"pred": pred} | {name: outputs[name] for name in PICTURED if name in outputs}
 
 
 FALLBACKS = ("none", "zeros", "prev_frame", "top_query")

@@ -16,6 +16,13 @@ from avs_jax.results.right_source import count_sources
 from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
 
+# Scores of a frame that stand above its column.
+CAPTIONS = {
+    "motion_gate": ", gate {:.2f}",
+    "sync_gate": ", sync {:.2f}",
+    "sync_lag": ", lag {:+.0f}",
+}
+
 
 class ClipMeter:
     """Counts of every frame of the clips that are added."""
@@ -106,11 +113,13 @@ def draw_clip(
         "log_mel": batch["log_mel"],
         "motion": batch.get("motion"),
         "motion_weight": scores.get("motion_weight"),
+        "evidence": scores.get("sync_evidence"),
     }
     names = [f"frame {i}" for i in np.asarray(batch["frame_index"][row])]
-    if "motion_gate" in scores:
-        gates = np.asarray(scores["motion_gate"][row])
-        names = [f"{name}, gate {g:.2f}" for name, g in zip(names, gates, strict=True)]
+    for score, caption in CAPTIONS.items():
+        if score in scores:
+            values = np.asarray(scores[score][row])
+            names = [name + caption.format(x) for name, x in zip(names, values, strict=True)]
     figure = visualize.clip_picture(
         np.asarray(batch["images"][row])[keep],
         pred[row][keep],

@@ -1,7 +1,8 @@
 """Figures of clips: what the model saw, heard and answered, one column per frame.
 
 Rows from top to bottom: frame, prediction (of each model), ground truth, optical flow, motion map,
-AMA's map, log-mel of the frame's 0.96 s of sound. Rows without data are omitted.
+AMA's map, evidence of synchrony (red for, blue against), log-mel of the frame's 0.96 s of sound.
+Rows without data are omitted.
 
 Matplotlib is imported only when a figure is drawn, on its Agg canvas, which needs no display.
 """
@@ -107,6 +108,7 @@ def clip_picture(
     log_mel: np.ndarray | None = None,
     motion: np.ndarray | None = None,
     motion_weight: np.ndarray | None = None,
+    evidence: np.ndarray | None = None,
     flow: np.ndarray | None = None,
     titles: Sequence[str] | None = None,
     heading: str = "",
@@ -124,6 +126,7 @@ def clip_picture(
       motion: float [T, H, W] or [T, H, W, 1], not negative, or (u, v) [T, H, W, 2], whose length
         is shown; one scale for the clip.
       motion_weight: float [T, g, g], AMA's map, not negative; one scale for the clip.
+      evidence: float [T, g, g], of synchrony, of any sign; one scale for the clip.
       flow: (u, v) float [T, H, W, 2]; one scale for the clip. By default the motion, if it is
         (u, v).
       titles: T captions, one above each column; "0 s", "1 s", ... by default.
@@ -134,7 +137,7 @@ def clip_picture(
     num_frames = len(frames)
     titles = [f"{t} s" for t in range(num_frames)] if titles is None else list(titles)
     given = dict(prob=prob, labels=labels, log_mel=log_mel, motion=motion)
-    given |= dict(motion_weight=motion_weight, flow=flow, titles=titles)
+    given |= dict(motion_weight=motion_weight, evidence=evidence, flow=flow, titles=titles)
     given |= (others or {}) | (maps or {})
     for name, value in given.items():
         if value is not None and len(value) != num_frames:
@@ -161,6 +164,8 @@ def clip_picture(
         rows.append(("AMA map", _map_tiles(motion_weight, (height, width))))
     for name, found in (maps or {}).items():
         rows.append((name, [color_map(_resize_float(m, (height, width)), high=1) for m in found]))
+    if evidence is not None:
+        rows.append(("evidence", _signed_tiles(evidence, (height, width))))
     if log_mel is not None:
         strip = (round(width * 64 / 96), width)
         rows.append(("sound", [_resize_image(log_mel_picture(m), strip) for m in log_mel]))
@@ -234,6 +239,12 @@ def _map_tiles(maps, size):
     maps = [_resize_float(m, size) for m in np.asarray(maps, np.float32)]
     high = max(float(m.max()) for m in maps)
     return [color_map(np.maximum(m, 0), high=high) for m in maps]
+
+
+def _signed_tiles(maps, size):
+    maps = [_resize_float(m, size) for m in np.asarray(maps, np.float32)]
+    high = max(max(float(np.abs(m).max()) for m in maps), 1e-12)
+    return [color_map((m / high + 1) / 2, "RdBu_r", high=1.0) for m in maps]
 
 
 def _grid(rows, titles, heading) -> np.ndarray:

@@ -47,7 +47,13 @@ ADDED_UNDER: dict[tuple[str, str], dict[str, Any]] = {
         "data.track.window_seconds": 2.0,
         "data.track.model": "lucas_kanade",
     },
-    ("host", "vct"): {"loss.consistency.weight": 0.1, "loss.consistency.tau": 0.07},
+    ("host", "vct"): {
+        "loss.consistency.weight": 0.1,
+        "loss.consistency.tau": 0.07,
+        "loss.synchrony.weight": 0.2,
+        "loss.synchrony.rank_weight": 0.2,
+        "loss.synchrony.margin": 0.2,
+    },
     ("model.fusion.name", "ama"): {
         "model.fusion.at": "queries",
         "model.fusion.gate": False,

@@ -19,6 +19,8 @@ from avs_jax.data.tokens import VOCABULARY, read_vocabulary
 from avs_jax.inference.expression_video import predict_expressions
 from avs_jax.losses import criterion, referral
 from avs_jax.models import avs, build_model
+from avs_jax.models.rules import look_up
+from avs_jax.models.stage import check_frames
 from avs_jax.results import pixel_scores, refavs, segmentation
 from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
@@ -47,10 +49,14 @@ def make_task(config: ConfigDict) -> Task:
     _check(config)
     model, rows = build_model(config.model, avs.AVS), ExpressionRows(config)
     schedules, logged, streams = {}, {"align_scale": "head/align_scale"}, (*avs.RNG_STREAMS, "loss")
-    for section, stage in model.stages().items():
-        schedules |= stage.schedules(config.model[section])
+    meeting = []
+    for place, stage in model.stages().items():
+        section = look_up(config.model, place)
+        meeting += [f"model.{place}"] if stage.frames_meet(section) else []
+        schedules |= stage.schedules(section)
         logged |= stage.logged_params
         streams += stage.rng_streams
+    check_frames(meeting, config.data.train_frames)
     evaluate = config.evaluate
     score_at = functools.partial(
         pixel_scores.expression_score, threshold=refavs.THRESHOLD, fallback=evaluate.fallback

@@ -19,6 +19,8 @@ from avs_jax.inference import clip_video
 from avs_jax.losses import criterion
 from avs_jax.losses import tpavi as tpavi_loss
 from avs_jax.models import avs, build_model, tpavi
+from avs_jax.models.rules import look_up
+from avs_jax.models.stage import check_frames
 from avs_jax.results import metrics, pixel_scores, segmentation
 from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
@@ -104,21 +106,20 @@ def make_task(config: ConfigDict) -> Task:
         raise InputError(f"config.host = {config.host!r}: choose one of {sorted(HOSTS)}")
     host = HOSTS[config.host]
     is_temporal = config.model.get("temporal", {"name": "none"})["name"] != "none"
-    if (host.frames_meet or is_temporal) and config.data.train_frames != "all":
-        place = "model.temporal" if is_temporal else f"host {config.host!r}"
-        raise InputError(
-            f"config.data.train_frames = {config.data.train_frames!r}: frames meet in {place}, so "
-            "training needs all of them; expected 'all'"
-        )
+    meeting = [f"host {config.host!r}"] if host.frames_meet else []
+    meeting += ["model.temporal"] if is_temporal else []
     training_sounds.check_config(config)
     model, rows = build_model(config.model, host.module), ClipRows(config)
     schedules, logged = {}, dict(host.logged_params)
     outputs, streams = host.outputs, host.rng_streams
-    for section, stage in model.stages().items():
-        schedules |= stage.schedules(config.model[section])
+    for place, stage in model.stages().items():
+        section = look_up(config.model, place)
+        meeting += [f"model.{place}"] if stage.frames_meet(section) else []
+        schedules |= stage.schedules(section)
         logged |= stage.logged_params
         outputs += stage.outputs
         streams += stage.rng_streams
+    check_frames(meeting, config.data.train_frames)
     size = config.evaluate.score_size
     layout = functools.partial(prediction_layout, config)
     return Task(

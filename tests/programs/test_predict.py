@@ -17,7 +17,9 @@ from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from avs_jax.runtime.command_line import checkpoint_config, parse
 from avs_jax.task import check_arrays
 from avs_jax.tasks import make_task
+from configs import parts
 from configs.s4_ama import get_config
+from configs.s4_sync import add_sync
 from tests.small import random_variables
 
 SMALL = {
@@ -356,3 +358,30 @@ def test_flow_on_the_fly(tmp_path, config, checkpoint, pairs, monkeypatch):
     rate = 4 if pairs == "video" else 1
     np.testing.assert_allclose(motion[:, :20], rate * np.sqrt(2), rtol=1e-2)
     assert not motion[:, 20:].any()
+
+
+@pytest.mark.slow
+def test_a_motion_track_on_the_fly(tmp_path, config):
+    """Synchrony gets the motion and the sound of the video itself, in step, window by window."""
+
+    class Spy(Predictor):
+        def outputs(self, inputs):
+            batches.append(inputs)
+            return super().outputs(inputs)
+
+    batches = []
+    config = add_sync(config.copy_and_resolve_references())
+    parts.shrink_fusion(config.model.fusion, parts.TINY_FUSIONS)
+    config.data.track.update(rate=4.0, window_seconds=2.0, model="difference")
+    save_variables(tmp_path / "ours", random_variables(config, (64, 64)), config)
+    path = tmp_path / "clip.mp4"
+    write_video(path, frames_of(28, 48, 80), 4, tone(7, 16_000))
+    spy = Spy(make_task(config), config, Checkpoint.find(tmp_path / "ours"))
+    results = predict_video(spy, path, tmp_path / "out")
+    assert results["motion_track"] == "difference" and len(results["seconds"]) == 7
+    assert [batch["motion_track"].shape[2:] for batch in batches] == [(8, 24, 24, 2)] * 2
+    for batch, frames in zip(batches, (5, 2), strict=True):
+        track = batch["motion_track"][0, :frames, ..., 0].astype(np.float32)
+        assert (track[:, :, 5:15].mean((1, 2, 3)) > 4 * track[:, :, 16:].mean((1, 2, 3))).all()
+        assert batch["sound_track"][0, :frames].any(axis=(1, 2)).all()
+        assert not batch["motion_track"][0, frames:].any()
