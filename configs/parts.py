@@ -157,6 +157,11 @@ def ama() -> ConfigDict:
     fusion.at = "queries"
     fusion.gate = False  # a gate per frame on the map (models/fusion/evidence_gate.py)
     fusion.gate_temperature = 1.0
+    fusion.levels = ()  # coarser grids that attend too: cells per side, divisors of `grid`
+    # motion of the clip's other seconds (models/fusion/motion_memory.py): "none" | "attention" |
+    # "gru"; it needs data.train_frames = "all"
+    fusion.temporal = "none"
+    fusion.causal = False  # `temporal` reads earlier frames only
     # compare what moves with what is heard: losses/consistency.py, weighted by loss.consistency
     fusion.consistency = False
     fusion.consistency_warmup = 0.2  # fraction of the training in which its weight ramps up

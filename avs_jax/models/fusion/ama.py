@@ -9,6 +9,12 @@ The map weights the pixels of the queries, as in the source, or is added to the 
 
   features = features + W map, W [1, D] and initially 0
 
+With `levels`, coarser grids attend too, each with a motion encoder and a tau of its own:
+
+  A = sum_s w_s up(A_s) (g_s / grid)^2, w a learned softmax; motion is averaged to their cells
+
+With `temporal`, the encoded motion of a frame knows of the other frames (motion_memory.py).
+
 Optionally, a gate per frame multiplies the map first (evidence_gate.py); it is initially 1.
 
 With `consistency`, values V get a reader: the embeddings that losses/consistency.py compares,
@@ -40,8 +46,9 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax.models.fusion.evidence_gate import EvidenceGate
+from avs_jax.models.fusion.motion_memory import KINDS, remember
 from avs_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear
-from avs_jax.models.rules import at_least, divides, one_of, within
+from avs_jax.models.rules import Rule, at_least, divides, look_up, one_of, within
 from avs_jax.models.stage import Stage, StageInputs, StageResult
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import FRAMES_PER_CLIP, InputError
@@ -82,6 +89,57 @@ def normalize_map(
     return (attention - lowest) / (greatest - lowest + EPSILON)
 
 
+def encode_motion(
+    motion: jax.Array, width: int, dtype: jnp.dtype, train: bool, valid: jax.Array | None
+) -> jax.Array:
+    """A motion map [N, g, g, C] as [N, g * g, width]; submodules flow_encoder_* of the caller."""
+    x = Conv(FLOW_CHANNELS, 3, dtype=dtype, name="flow_encoder_0")(motion)
+    x = nn.relu(BatchNorm(name="flow_encoder_1")(x, train=train, valid=valid))
+    x = Linear(width, dtype=dtype, name="flow_encoder_3")(x)
+    x = BatchNorm(name="flow_encoder_4")(x, train=train, valid=valid)
+    return x.reshape(x.shape[0], -1, width)
+
+
+def attend(
+    query: jax.Array, keys: jax.Array, temperature: jax.Array, mode: str, dtype: jnp.dtype
+) -> jax.Array:
+    """Attention [N, G, S] of projected queries [N, G, C] over keys [N, S, G C].
+
+    Creates the submodule k_proj of the caller. `temperature` is [1], used as `mode` says.
+    """
+    heads, channels = query.shape[1:]
+    k = Linear(heads * channels, use_bias=False, dtype=dtype, name="k_proj")(keys)
+    k = k.reshape(-1, keys.shape[1], heads, channels)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    scores = jnp.einsum("ngc,nsgc->ngs", query, k, preferred_element_type=wide)
+    temperature = temperature[0]
+    if mode == "div":
+        temperature = 1 / temperature
+    return nn.softmax(scores * channels**-0.5 * temperature, axis=-1)
+
+
+class MotionLevel(nn.Module):
+    """Attention of a coarser grid, with a motion encoder and a temperature of its own."""
+
+    temperature_mode: str
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, query: jax.Array, motion: jax.Array, train: bool, valid: jax.Array | None
+    ) -> jax.Array:
+        """Queries [N, G, C] and a motion map [N, g, g, C'] to [N, G, g * g]."""
+        keys = encode_motion(motion, query.shape[1] * query.shape[2], self.dtype, train, valid)
+        temperature = self.param("temperature", nn.initializers.ones, (1,))
+        return attend(query, keys, temperature, self.temperature_mode, self.dtype)
+
+
+def _are_levels(levels, config) -> bool:
+    grid = look_up(config, "fusion.grid") or AMA.grid
+    fit = [isinstance(n, int) and 0 < n < grid and grid % n == 0 for n in levels]
+    return all(fit) and len(set(levels)) == len(levels)
+
+
 class AMA(nn.Module):
     """The map of each frame from its sound and motion.
 
@@ -98,6 +156,9 @@ class AMA(nn.Module):
     at: str = "queries"  # or "features", "both": where the map acts
     gate: bool = False  # see evidence_gate.py
     gate_temperature: float = 1.0
+    levels: tuple[int, ...] = ()  # cells per side of coarser grids, divisors of `grid`
+    temporal: str = "none"  # see motion_memory.py
+    causal: bool = False  # likewise
     consistency: bool = False  # see above
     consistency_warmup: float = 0.2  # fraction of the training in which its loss ramps up
     attention_dropout: float = 0.0  # see above
@@ -112,6 +173,9 @@ class AMA(nn.Module):
         one_of("fusion.normalize", NORMALIZATIONS),
         one_of("fusion.at", PLACES),
         one_of("fusion.gate", (False, True)),
+        one_of("fusion.temporal", KINDS),
+        one_of("fusion.causal", (False, True)),
+        Rule("fusion.levels", _are_levels, lambda _: "different divisors of fusion.grid below it"),
         one_of("fusion.consistency", (False, True)),
         within("fusion.consistency_warmup", lambda x: 0 <= x <= 1, "a fraction, 0..1"),
         within("fusion.gate_temperature", lambda x: x > 0, "above 0"),
@@ -132,6 +196,7 @@ class AMA(nn.Module):
         train: bool = False,
         valid: jax.Array | None = None,
         ids: jax.Array | None = None,
+        num_frames: int = 1,
     ) -> tuple[jax.Array, dict]:
         """The map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}.
 
@@ -146,6 +211,7 @@ class AMA(nn.Module):
           valid: bool [N], frames that count in those statistics; None for all.
           ids: int32 [N], from `spec.frame_ids`. Draws depend on the frame's id, those of
             map_dropout on its clip. None: one frame from each of N clips.
+          num_frames: of each clip in N, read by `temporal`.
 
         Returns:
           map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}, with "mask_features"
@@ -154,31 +220,24 @@ class AMA(nn.Module):
         if ids is None:
             ids = jnp.arange(audio.shape[0]) * FRAMES_PER_CLIP
         width, heads, grid = self.embed_dim, self.num_heads, self.grid
-        x = resize_bilinear(motion.astype(self.dtype), (grid, grid))
-        x = Conv(FLOW_CHANNELS, 3, dtype=self.dtype, name="flow_encoder_0")(x)
-        x = nn.relu(BatchNorm(name="flow_encoder_1")(x, train=train, valid=valid))
-        x = Linear(width, dtype=self.dtype, name="flow_encoder_3")(x)
-        x = BatchNorm(name="flow_encoder_4")(x, train=train, valid=valid)
-        keys = x.reshape(x.shape[0], grid * grid, width)
+        small = resize_bilinear(motion.astype(self.dtype), (grid, grid))
+        keys = encode_motion(small, width, self.dtype, train, valid)
+        memory = {"num_heads": heads, "causal": self.causal, "dtype": self.dtype}
+        keys = remember(keys, self.temporal, num_frames, valid, **memory)
         query = Linear(width, dtype=self.dtype, name="audio_proj_0")(audio)
         query = LayerNorm(name="audio_proj_1")(query)
 
         q = Linear(width, use_bias=False, dtype=self.dtype, name="q_proj")(query)
-        k = Linear(width, use_bias=False, dtype=self.dtype, name="k_proj")(keys)
         if train:
             q = self._drop(q, self.projection_dropout, ids)
         q = q.reshape(-1, heads, width // heads)
-        k = k.reshape(-1, grid * grid, heads, width // heads)
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        scores = jnp.einsum("ngc,nsgc->ngs", q, k, preferred_element_type=wide)
-        temperature = self.param("temperature", nn.initializers.ones, (1,))[0]
-        if self.temperature_mode == "div":
-            temperature = 1 / temperature
-        scores = scores * (width // heads) ** -0.5 * temperature
-        attention = nn.softmax(scores, axis=-1)
+        temperature = self.param("temperature", nn.initializers.ones, (1,))
+        attention = attend(q, keys, temperature, self.temperature_mode, self.dtype)
         if train:
             attention = self._drop(attention, self.attention_dropout, ids, rest=1 / grid**2)
         mean = attention.mean(1).reshape(-1, grid, grid)
+        if self.levels:
+            mean = self._add_levels(mean, q, small, train, valid)
         weight = normalize_map(mean, self.normalize, self.grad_through_extrema)
         if train and self.map_dropout:
             kept = self._draw_kept(self.map_dropout, ids // FRAMES_PER_CLIP, (1, 1))
@@ -186,6 +245,7 @@ class AMA(nn.Module):
         intermediates = {"attention": attention}
         if self.consistency:
             embeddings = self._embed(attention, keys, audio)
+            wide = jnp.promote_types(self.dtype, jnp.float32)
             strength = jnp.square(motion.astype(wide)).sum(-1).mean((1, 2))
             intermediates |= embeddings | {"motion_energy": strength}
         used = weight
@@ -196,6 +256,20 @@ class AMA(nn.Module):
         if self.at != "queries":
             intermediates["mask_features"] = self._change(mask_features, used)
         return weight, intermediates
+
+    def _add_levels(self, attention, query, motion, train, valid) -> jax.Array:
+        """The attention [N, grid, grid] of all grids, weighted; `motion` is that of the finest."""
+        shape = (1 + len(self.levels),)
+        weights = nn.softmax(self.param("level_weights", nn.initializers.zeros, shape))
+        mixed = weights[0] * attention
+        for weight, side in zip(weights[1:], self.levels, strict=True):
+            cell = self.grid // side
+            pooled = motion.reshape(len(motion), side, cell, side, cell, -1).mean((2, 4))
+            level = MotionLevel(self.temperature_mode, self.dtype, name=f"level_{side}")
+            mean = level(query, pooled, train, valid).mean(1).reshape(-1, side, side, 1)
+            mean = resize_bilinear(mean, attention.shape[1:])[..., 0]
+            mixed += weight / cell**2 * mean
+        return mixed
 
     def _embed(self, attention, keys, audio) -> dict[str, jax.Array]:
         """What the map looks at and what is heard, unit vectors float32 [N, E]."""
@@ -252,6 +326,7 @@ def _apply(module: AMA, inputs: StageInputs) -> StageResult:
         train=inputs.train,
         valid=inputs.valid,
         ids=inputs.ids,
+        num_frames=inputs.num_frames,
     )
     upsampled, outputs = None, {"motion_weight": weight}
     if module.at != "features":
@@ -282,4 +357,5 @@ STAGE = Stage(
     outputs=("motion_weight", "motion_gate"),
     rng_streams=("ama_dropout",),
     logged_params={"tau": "ama/temperature"},
+    frames_meet=lambda section: section.get("temporal", "none") != "none",
 )
