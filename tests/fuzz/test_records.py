@@ -39,7 +39,7 @@ def make_record(index: int) -> dict:
         "waveform": rng.integers(-999, 999, (2000, 1), dtype=np.int16), "sample_rate": 1000,
         "flow": np.ones((2, 16, 16, 2), np.float16), "flow_kind": "uv", "flow_has_first": False,
         "motion_track": np.ones((20, 24, 24, 2), np.float16), "motion_track_rate": 10.0,
-        "visible_labels": np.array([20], np.int32), "object_masks": [],
+        "visible_labels": np.array([20], np.int32),
     }  # fmt: skip
 
 
