@@ -177,9 +177,9 @@ def test_a_cell_that_goes_with_the_sound_is_found():
         params, state = step(params, state, *draw(8))
     track, sound = draw(8)
     score = model.apply({"params": params}, track, sound, features, (16, 16))[2]["score"]
-    assert (
-        score[..., : cells // 2].mean((1, 2)) > score[..., cells // 2 :].mean((1, 2)) + 0.2
-    ).all()
+    left, right = score[..., : cells // 2].mean((1, 2)), score[..., cells // 2 :].mean((1, 2))
+    # A few of the curves that nobody hears fit by chance.
+    assert left.min() > 0.5 and right.mean() < 0.2 and (left > right).all()
     late = np.roll(sound, 5, axis=1)
     score = model.apply({"params": params}, track, late, features, (16, 16))[2]["score"]
     assert score[..., : cells // 2].mean() < 0.05

@@ -188,7 +188,7 @@ class Sync(nn.Module):
 
     def _gate(self, strongest: jax.Array, track: jax.Array, sound: jax.Array) -> jax.Array:
         energy = jnp.square(track).sum(-1).mean((1, 2, 3))
-        rise = sound[..., sound.shape[-1] // 2 :].mean((1, 2))
+        rise = jnp.square(sound[..., sound.shape[-1] // 2 :]).mean((1, 2))
         known = [strongest, jnp.log(energy + EPSILON), jnp.log(rise + EPSILON)]
         hidden = nn.gelu(Linear(GATE_WIDTH, name="gate_0")(jnp.stack(known, axis=-1)))
         return nn.sigmoid(Linear(1, name="gate_1")(hidden)[:, 0])
