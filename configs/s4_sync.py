@@ -7,8 +7,7 @@ It needs records with motion tracks:
   python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source
       --track_dir=tracks --data_dir=DIR
 Target: ours: on look-alikes that both move (make_clips.py --setting=twins --kind=moving), the one
-that sounds; elsewhere s4_vct.py's numbers. Not trained on AVSBench yet; docs/motion.md has numbers
-on generated clips.
+that sounds; elsewhere s4_vct.py's numbers. Not trained yet, neither on AVSBench nor on look-alikes.
 `:demo` is a small version for generated clips.
 """
 
