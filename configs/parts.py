@@ -64,6 +64,62 @@ def clip_vit(patch_size: int = 32) -> ConfigDict:
     )
 
 
+def hiera(size: str) -> ConfigDict:
+    """Hiera as in SAM2: "tiny", "small", "base_plus" or "large"."""
+    section = {
+        "tiny": {"embed_dim": 96, "depths": (1, 2, 7, 2), "global_blocks": (5, 7, 9)},
+        "small": {"embed_dim": 96, "depths": (1, 2, 11, 2), "global_blocks": (7, 10, 13)},
+        "base_plus": {"embed_dim": 112, "depths": (2, 3, 16, 3), "global_blocks": (12, 16, 20)},
+        "large": {"embed_dim": 144, "depths": (2, 6, 36, 4), "global_blocks": (23, 33, 43)},
+    }[size]
+    section["num_heads"] = 1 if size in ("tiny", "small") else 2
+    section["windows"] = (8, 4, 16, 8) if size == "large" else (8, 4, 14, 7)
+    section["pos_grid"] = 14 if size == "base_plus" else 7
+    return ConfigDict({"name": "hiera", **section})
+
+
+def hiera_fpn(size: str) -> ConfigDict:
+    """Hiera with SAM2's feature pyramid."""
+    return ConfigDict({**hiera(size).to_dict(), "name": "hiera_fpn", "width": 256})
+
+
+def sam2(size: str) -> ConfigDict:
+    """SAM2.1 of one size; keys are the fields of avs_jax.models.sam2.model.SAM2."""
+    model = ConfigDict()
+    model.backbone = hiera(size)
+    model.width = 256  # channels of the maps that are decoded
+    model.memory_dim = 64
+    model.num_memory_layers = 4
+    model.ffn_dim = 2048  # of the memory attention
+    model.num_maps = 7  # in memory: prompted frames (as one) and the frames before
+    model.num_pointers = 16  # likewise
+    model.map_stride = 1  # frames between remembered maps, the frame before aside
+    model.max_prompted = 0  # prompted frames that are attended to, the closest; 0: all
+    model.codes_occlusion = True  # 2.1: an embedding for memories without the object
+    model.codes_pointer_times = True  # 2.1: pointers know their distance in time
+    model.stability_threshold = 0.98  # of mask 0, else the best of three; 0: always mask 0
+    model.hard_prompts = True  # prompted frames are remembered by their outline
+    model.prompt_slots = 4  # predict --arrays: the most frames with prompts
+    model.memory_dtype = "bfloat16"  # of the maps in memory
+    model.dtype = "float32"
+    return model
+
+
+def demo_hiera() -> dict:
+    """A Hiera small enough to train on two cores."""
+    return {"embed_dim": 32, "depths": (1, 1, 2, 1), "global_blocks": (3,), "num_heads": 1} | {
+        "windows": (8, 4, 8, 4)
+    }
+
+
+def tiny_hiera() -> dict:
+    """The smallest possible Hiera."""
+    return {"embed_dim": 8, "depths": (1, 1, 1, 1), "global_blocks": (2,), "num_heads": 1} | {
+        "windows": (4, 2, 2, 2),
+        "pos_grid": 7,
+    }
+
+
 def demo_backbone(section: ConfigDict) -> dict:
     """An image backbone small enough to train on two cores."""
     one_block = {"depths": (1, 1, 1, 1)}
@@ -72,6 +128,7 @@ def demo_backbone(section: ConfigDict) -> dict:
         "swin": {"embed_dim": 32, "window_size": 6} | one_block | heads,
         "pvt_v2": {"embed_dims": (32, 64, 128, 256)} | one_block | heads,
         "resnet50": {"width": 16} | one_block,
+        "hiera_fpn": demo_hiera() | {"width": 64},
         "clip_vit": {"patch_size": 8, "image_size": 64, "hidden_dim": 64, "num_layers": 2}
         | {"num_heads": 4, "ffn_dim": 128},
     }[section.name]
@@ -83,6 +140,7 @@ def tiny_backbone(section: ConfigDict) -> dict:
         "swin": {"embed_dim": 8, "num_heads": (1, 1, 2, 2), "window_size": 2},
         "pvt_v2": {"embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2)},
         "resnet50": {"width": 4},
+        "hiera_fpn": tiny_hiera() | {"width": 16},
         "clip_vit": {"image_size": 32, "hidden_dim": 8, "num_layers": 1, "num_heads": 2},
     }[section.name]
 

@@ -16,6 +16,8 @@ ratio.
   step         a training step on one clip, or on B clips with --clips=B; of every host
   raft_large, raft_small   optical flow of 384 x 384 px pairs, 12 iterations
   raft_large_rows          the same with our on-demand correlations, as used for large frames
+  sam2_encoder, sam2_decoder, sam2_memory   of task track: image encoder; a click's masks; a tracked
+               frame behind a full memory, without the encoder
 
 The other side is PyTorch in eager mode: transformers' Swin and Mask2Former and torchvision's RAFT.
 Its whole model has two Swins, channel gates, pixel decoder, transformer decoder, losses with
@@ -26,6 +28,8 @@ original.
 For the host tpavi (--config=configs/s4_tpavi_resnet50.py), PyTorch's side is AVSBench's model with
 VGGish. It multiplies keys and values first, as ours does; with --original_attention it builds the
 matrix of all pairs of pixels, as the original does.
+
+For task track (--config=configs/sam2_tiny.py), PyTorch's side is transformers' SAM2.
 
 Memory: for ours, what XLA allocates for the compiled function (arguments, temporaries, output). For
 PyTorch, the peak of its allocator on a GPU, and on a CPU the growth of the process's peak memory
@@ -48,9 +52,15 @@ from avs_jax.runtime.command_line import parse
 from avs_jax.spec import InputError
 
 HERE = pathlib.Path(__file__).resolve().parent
-JAX = HERE / "benchmark_jax.py"
-TORCH = {"vct": HERE / "benchmark_torch.py", "tpavi": HERE / "benchmark_torch_tpavi.py"}  # by host
-WHOLE_MODEL = ("clip", "step")  # blocks of every host
+PROGRAMS = {  # host, or the task where it has none -> ours, PyTorch's
+    "vct": ("benchmark_jax.py", "benchmark_torch.py"),
+    "tpavi": ("benchmark_jax.py", "benchmark_torch_tpavi.py"),
+    "track": ("benchmark_jax_sam2.py", "benchmark_torch_sam2.py"),
+}
+BLOCKS = {
+    "tpavi": ("clip", "step"),
+    "track": ("sam2_encoder", "sam2_decoder", "sam2_memory"),
+}
 CASES = {  # block -> its measurements
     "swin": ("swin forward", "swin train"),
     "encoder": ("encoder forward", "encoder train"),
@@ -61,7 +71,11 @@ CASES = {  # block -> its measurements
     "raft_large": ("raft_large forward",),
     "raft_large_rows": ("raft_large_rows forward",),
     "raft_small": ("raft_small forward",),
+    "sam2_encoder": ("sam2_encoder forward",),
+    "sam2_decoder": ("sam2_decoder forward",),
+    "sam2_memory": ("sam2_memory forward",),
 }
+BLOCKS["vct"] = tuple(block for block in CASES if block not in BLOCKS["track"])
 GIB = 2**30
 
 
@@ -103,8 +117,8 @@ class Side:
 
 def measure(case: str, repeats: int, host: str, arguments: Sequence[str]) -> dict:
     """Both sides of one case: median seconds, bytes, and all timings."""
-    programs = {"jax": JAX, "torch": TORCH[host]}
-    sides = {name: Side(program, case, arguments) for name, program in programs.items()}
+    programs = zip(("jax", "torch"), PROGRAMS[host], strict=True)
+    sides = {name: Side(HERE / program, case, arguments) for name, program in programs}
     seconds = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name, side in sides.items():
@@ -138,10 +152,10 @@ def to_markdown(results: Sequence[dict]) -> str:
 
 
 def _blocks(text: str | None, host: str) -> list[str]:
-    if host not in TORCH:
-        raise InputError(f"config.host = {host!r}: PyTorch's side has {', '.join(TORCH)}")
-    choices = list(CASES) if host == "vct" else list(WHOLE_MODEL)
-    blocks = text.split(",") if text else choices
+    if host not in PROGRAMS:
+        raise InputError(f"config.host = {host!r}: PyTorch's side has {', '.join(PROGRAMS)}")
+    choices = BLOCKS[host]
+    blocks = text.split(",") if text else list(choices)
     for block in blocks:
         if block not in choices:
             raise InputError(
@@ -169,14 +183,15 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         config, values, _ = parse(argv, define, __doc__)
-        blocks = _blocks(values.blocks, config.get("host"))
+        host = config.get("host", config.task)
+        blocks = _blocks(values.blocks, host)
         own = ("--blocks", "--repeats", "--output")
         arguments = [a for a in argv[1:] if not a.startswith(own)]
         arguments += [f"--device={jax.default_backend()}"]
         results = []
         cases = [case for block in blocks for case in CASES[block]]
         for case in tqdm(cases, desc="cases", unit="case"):
-            results.append(measure(case, values.repeats, config.host, arguments))
+            results.append(measure(case, values.repeats, host, arguments))
             tqdm.write(to_markdown(results[-1:]).splitlines()[-1])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@
   clip      the whole model (align_clip) Hugging Face's CLIPModel, OpenAI's state dicts
   swin      config.model.backbone        Microsoft's, timm's, VCT's backbone alone
   pvt_v2    config.model.backbone        the official one and AVSBench's encoder, timm's
+  hiera_fpn config.model.backbone        as sam2: the image encoder alone
   resnet50  config.model.backbone        torchvision's, AVSBench's two-branch net
   vggish    config.model.audio_backbone  AVSBench's and VCT's
   roberta   config.model.text            Hugging Face's roberta-base, distilroberta-base

@@ -116,12 +116,14 @@ class Part(NamedTuple):
       rules: (that section, names in the file) -> table.
       fresh: names in the file -> regexes for the paths that the file does not hold.
       describe: state dict -> that section, where the file tells it; then --config is not needed.
+      rename: state dict -> state dict with the names that `rules` know.
     """
 
     section: str
     rules: Callable[[Mapping[str, Any], Collection[str]], list[Rule]]
     fresh: Callable[[Collection[str]], tuple[str, ...]] = lambda names: ()
     describe: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] | None = None
+    rename: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda state: state
 
 
 def swin_fresh(names: Collection[str]) -> tuple[str, ...]:
@@ -138,6 +140,9 @@ PARTS = {
     ),
     "pvt_v2": Part("backbone", lambda config, _: pvt_v2_rules("", "", config["depths"])),
     "resnet50": Part("backbone", lambda *_: resnet_rules("", "")),
+    "hiera_fpn": Part(
+        "backbone", lambda *_: sam2_names.encoder_rules(), rename=sam2_names.original_layout
+    ),
     "vggish": Part(
         "audio_backbone", lambda config, _: vggish_rules("", "", bool(config.get("embedding")))
     ),
@@ -237,7 +242,7 @@ def convert_part(
             f"--source={source}: config.model.{part.section}.name is {section.name!r}; take a "
             "configuration that has the part, such as configs/s4_vct_pvt_v2.py"
         )
-    notes = []
+    notes, state_dict = [], part.rename(state_dict)
     if source == "swin":
         state_dict, resized = resize_bias_tables(state_dict, section.window_size)
         notes = [

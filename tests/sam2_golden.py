@@ -1,8 +1,9 @@
 """The small golden SAM2.1: weights by their rule, inputs, and comparison within the noise.
 
 tests/golden/sam2/ holds arrays of the original code, measured once: image.npz and video.npz (stages
-and outputs; "_subN" arrays take every N-th row and column), and names.json.gz (the state dicts of
-all published sizes, in the original's names and HF's).
+and outputs; "_subN" arrays take every N-th row and column), language.npz (SALMA's SAM2.0 with
+tokens of language), and names.json.gz (the state dicts of all published sizes, in the original's
+names and HF's).
 """
 
 import functools
@@ -116,13 +117,14 @@ def param_shapes(model, side=64):
 
 
 def state_dict(model, score_bias=0.5):
-    """The golden weights with the original's names."""
+    """The golden weights with the original's names; score_bias None: also by the rule."""
     shapes = param_shapes(model)
     names = sam2_names({key: getattr(model, key) for key in SMALL})
     blank = {path: np.broadcast_to(np.int8(0), shape) for path, shape in shapes.items()}
     found = invert_rules(blank, sam2_rules(), names)
     state = {name: refer_value(name, x.shape) for name, x in found.items()}
-    state[SCORE_BIAS] = np.full_like(state[SCORE_BIAS], score_bias)
+    if score_bias is not None:
+        state[SCORE_BIAS] = np.full_like(state[SCORE_BIAS], score_bias)
     return state
 
 

@@ -24,7 +24,8 @@ RECIPES = sorted(
 )
 TPAVI = [name for name in RECIPES if "_tpavi_" in name]
 SETTINGS = [name for name in RECIPES if name.split("_")[0] in ("s4", "ms3", "avss")]
-SEGMENT = [name for name in SETTINGS if name not in TPAVI]
+PROMPTED = [name for name in SETTINGS if name.endswith("_sam2")]
+SEGMENT = [name for name in SETTINGS if name not in (*TPAVI, *PROMPTED)]
 PREDICTING = [name for name in RECIPES if name.startswith("sam2_")]
 OTHERS = [name for name in RECIPES if name not in (*SETTINGS, *PREDICTING)]
 MS3_VARIANTS = ("v2", "regularized", "regularized_demo")
@@ -165,11 +166,40 @@ def test_recipes_of_the_baselines_make_a_training_step(name, variant):
         make_task(config)
 
 
+@pytest.mark.parametrize(
+    "name, variant",
+    [
+        pytest.param(name, v, marks=() if (name, v) == ("s4_sam2", "tiny") else pytest.mark.slow)
+        for name in PROMPTED
+        for v in ("", "demo", "tiny")
+    ],
+)
+def test_recipes_of_sam2_make_a_training_step(name, variant):
+    """The trunk is frozen but in the demo; what nothing reads is frozen everywhere."""
+    config = load(name, variant)
+    assert config.model.num_classes == config.data.num_classes
+    assert config.name == name + (f"_{variant}" if variant else "")
+    config.train.batch_size = 8
+    setup = make_train_setup(make_task(config), config, sharding.make_mesh(config))
+    _, metrics = jax.eval_shape(setup.make_train_step(), setup.state, setup.batch_shapes())
+    terms = {"loss_focal", "loss_dice", "loss_iou", "loss_presence"}
+    assert terms <= set(metrics) and ("loss_class" in metrics) == name.startswith("avss")
+    trained, frozen = split_frozen(setup.state.params, config.optim.frozen)
+    assert any(path.startswith("sam2/trunk/") for path in (frozen if not variant else trained))
+    assert any(path.startswith("sam2/mask_decoder/transformer/") for path in trained)
+    has_memory = any(path.startswith("sam2/memory_attention/") for path in trained)
+    assert has_memory == config.model.memory == name.startswith("avss")
+
+
 LOSS_OF_TASK = {"ground": "loss_saliency", "refer": "loss_presence", "align": "loss_"}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "refer_vct" else n for n in OTHERS]
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in ("refer_vct", "refer_sam2") else n
+        for n in OTHERS
+    ],
 )
 @pytest.mark.parametrize("variant", [pytest.param("", marks=pytest.mark.slow), "tiny"])
 def test_recipes_of_other_tasks_make_a_training_step(name, variant):

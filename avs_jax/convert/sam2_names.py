@@ -101,6 +101,15 @@ def sam2_rules(model_config: Mapping[str, Any] | None = None) -> list[Rule]:
     return rules
 
 
+def encoder_rules() -> list[Rule]:
+    """The image encoder of a whole state dict -> models.backbones.hiera_fpn.HieraFPN.
+
+    Ignored: everything else.
+    """
+    kept = [rule for rule in sam2_rules() if rule.target.startswith(("trunk/", "neck/"))]
+    return [*kept, Rule(rf"(?!{ENCODER}\.).*", None)]
+
+
 def sam2_names(model_config: Mapping[str, Any]) -> list[str]:
     """Every name of the state dict of a configuration's model, in the original's order."""
     backbone = model_config["backbone"]

@@ -1,4 +1,4 @@
-"""Prompts: points, boxes and masks of objects on frames, and frames as SAM2 reads them.
+"""Prompts: points, boxes, masks and language of objects on frames, and frames as SAM2 reads them.
 
 Coordinates are (x, y) in px, pixel centers at whole numbers, as in SAM2. A frame is resized to a
 square; coordinates and masks are scaled along.
@@ -30,13 +30,15 @@ class Prompt:
       points: [(x, y), ..].
       labels: 1 for a point on the object, 0 for one beside it; None: all 1.
       box: (left, top, right, bottom).
-      mask: bool [H, W], the object itself; excludes points and box.
+      mask: bool [H, W], the object itself; excludes everything else.
+      language: float [L, D], tokens of the decoder's width that join those of points and box.
     """
 
     points: Sequence[tuple[float, float]] = ()
     labels: Sequence[int] | None = None
     box: Sequence[float] | None = None
     mask: np.ndarray | None = None
+    language: np.ndarray | None = None
 
     def __post_init__(self):
         labels = self.point_labels()
@@ -49,10 +51,13 @@ class Prompt:
             raise InputError("a point is no pair (x, y)")
         if self.box is not None and len(self.box) != 4:
             raise InputError(f"box {list(self.box)}: expected (left, top, right, bottom)")
-        if self.mask is None and not len(self.points) and self.box is None:
-            raise InputError("a prompt without points, box or mask")
-        if self.mask is not None and (len(self.points) or self.box is not None):
-            raise InputError("a mask is the object itself; leave out its points and box")
+        has_more = bool(len(self.points)) or self.box is not None or self.language is not None
+        if self.mask is None and not has_more:
+            raise InputError("a prompt without points, box, mask or language")
+        if self.mask is not None and has_more:
+            raise InputError("a mask is the object itself; leave out points, box and language")
+        if self.language is not None:
+            _check_language(self.language)
         if self.mask is not None and np.ndim(self.mask) != 2:
             raise InputError(f"mask of shape {np.shape(self.mask)}: expected [H, W]")
 
@@ -63,6 +68,13 @@ class Prompt:
     def num_points(self) -> int:
         """Points, the corners of the box included."""
         return len(self.points) + (0 if self.box is None else 2)
+
+
+def _check_language(tokens: np.ndarray) -> None:
+    if np.ndim(tokens) != 2 or not np.size(tokens) or np.asarray(tokens).dtype.kind != "f":
+        raise InputError(f"language of shape {np.shape(tokens)}: expected floats [L, D]")
+    if not np.isfinite(tokens).all():
+        raise InputError("a number of the language is NaN or infinite")
 
 
 def stack_prompts(
@@ -100,6 +112,28 @@ def stack_prompts(
         kinds = [TOP_LEFT, BOTTOM_RIGHT] if corners else []
         labels[i, : len(xy)] = [*kinds, *prompt.point_labels()]
     return {"points": points, "point_labels": labels, "masks": masks, "mask_given": given}
+
+
+def stack_language(
+    prompts: Sequence[Prompt | None], width: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The language of M objects: tokens float32 [M, L, width], which exist bool [M, L], or None."""
+    tokens = [None if prompt is None else prompt.language for prompt in prompts]
+    if all(x is None for x in tokens):
+        return None
+    for x in tokens:
+        if x is not None and x.shape[1] != width:
+            raise InputError(
+                f"language of {x.shape[1]} numbers per token: the decoder's width is {width}"
+            )
+    count = max(len(x) for x in tokens if x is not None)
+    count = 1 << (count - 1).bit_length()  # few sizes, few programs
+    stacked = np.zeros((len(tokens), count, width), np.float32)
+    exists = np.zeros((len(tokens), count), bool)
+    for i, x in enumerate(tokens):
+        if x is not None:
+            stacked[i, : len(x)], exists[i, : len(x)] = x, True
+    return stacked, exists
 
 
 def resize_mask(mask: np.ndarray, side: int) -> np.ndarray:

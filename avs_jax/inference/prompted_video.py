@@ -1,7 +1,8 @@
 """Prediction of task `track`: objects followed through a video, or a folder of images.
 
---points, --boxes and --masks say what to follow and on which frames, numbered from 0; one object
-may have several prompts. Coordinates are px of the video. The output is
+--points, --boxes, --masks and --language say what to follow and on which frames, numbered from 0;
+one object may have several prompts. Coordinates are px of the video. Language is vectors that a
+model of language made, which act on the first frames. The output is
 
   masks/OBJECT/00000.png ...  one per frame at the video's size: 255 on the object
   overlay/00000.jpg ...       the frames with the objects in color
@@ -9,6 +10,7 @@ may have several prompts. Coordinates are px of the video. The output is
                               and visible (logit, above 0 if the object is visible)
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from avs_jax.array_files import read_npz
 from avs_jax.data.input_files import read_image, read_json
 from avs_jax.data.prompts import Prompt
 from avs_jax.data.video import read_frames
@@ -31,6 +34,7 @@ from avs_jax.spec import InputError
 
 NAME = re.compile(r"\w[\w .-]*")  # of objects, which become folders
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+LANGUAGE_FRAMES = 5  # that language prompts, the first ones; as in Sa2VA
 COLORS = ((255, 140, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (240, 228, 66))
 
 _Path = str | os.PathLike
@@ -43,6 +47,7 @@ def predict_prompted(
     points: _Path | None = None,
     boxes: _Path | None = None,
     masks: _Path | None = None,
+    language: _Path | None = None,
 ) -> list[str]:
     """Writes masks, overlays and results.json; see the module.
 
@@ -53,8 +58,9 @@ def predict_prompted(
     Returns:
       lines to print.
     """
-    prompts = read_prompts(points, boxes, masks)
     sam2, frames = Sam2(predictor.config, predictor.variables[0]), Frames(path)
+    num_first = sum(1 for _ in itertools.islice(frames, LANGUAGE_FRAMES)) if language else 0
+    prompts = read_prompts(points, boxes, masks, language, num_first)
     names = sorted({name for found in prompts.values() for name in found})
     lines: list[dict[str, Any]] = []
     with atomic_folder(output) as folder:
@@ -113,8 +119,16 @@ class Frames:
             yield frame
 
 
-def read_prompts(points: _Path | None, boxes: _Path | None, masks: _Path | None) -> Prompts:
-    """The prompts of the three flags, frame -> object -> prompt; see predict's --help.
+def read_prompts(
+    points: _Path | None,
+    boxes: _Path | None,
+    masks: _Path | None,
+    language: _Path | None = None,
+    num_first: int = LANGUAGE_FRAMES,
+) -> Prompts:
+    """The prompts of the flags, frame -> object -> prompt; see predict's --help.
+
+    Language acts on the first `num_first` frames.
 
     Raises:
       InputError: naming the file, the object and the frame.
@@ -130,8 +144,12 @@ def read_prompts(points: _Path | None, boxes: _Path | None, masks: _Path | None)
         for number in np.unique(index[index > 0]).tolist():
             key = (int(file.stem), str(number))
             found.setdefault(key, {})["mask"] = (index == number, f"{file}: object {number}")
+    for name, tokens in _language(language):
+        for frame in range(num_first):
+            here = found.setdefault((frame, name), {})
+            here["language"] = (tokens, f"{language}: {name}")
     if not found:
-        raise InputError("nothing to follow: give --points, --boxes or --masks")
+        raise InputError("nothing to follow: give --points, --boxes, --masks or --language")
     prompts: dict[int, dict[str, Prompt]] = {}
     for (frame, name), fields in found.items():
         places = "; ".join(place for _, place in fields.values())
@@ -169,6 +187,16 @@ def _entries(path: _Path | None) -> Iterator[tuple[str, int, Any]]:
             if not frame.isdecimal():
                 raise InputError(f"{path}: {name}: frame {frame!r} is no number from 0 on")
             yield name, int(frame), value
+
+
+def _language(path: _Path | None) -> Iterator[tuple[str, np.ndarray]]:
+    """Object and tokens float [L, D] of each array of an npz; a vector [D] is one token."""
+    if path is None:
+        return
+    for name, array in read_npz(pathlib.Path(path).expanduser()).items():
+        if not NAME.fullmatch(name):
+            raise InputError(f"{path}: object {name!r}: letters, digits, spaces, '.' and '-' only")
+        yield name, array[None] if array.ndim == 1 else array
 
 
 def _mask_files(folder: _Path | None) -> list[pathlib.Path]:

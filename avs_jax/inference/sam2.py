@@ -24,11 +24,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import ndimage
 
-from avs_jax.data.prompts import Prompt, resize_frame, stack_prompts
+from avs_jax.data.prompts import Prompt, resize_frame, stack_language, stack_prompts
 from avs_jax.models import build_model
 from avs_jax.models.sam2.bank import Bank, remember, remember_prompted
 from avs_jax.models.sam2.model import SAM2
-from avs_jax.models.sam2.prompts import NOT_A_POINT
+from avs_jax.models.sam2.prompts import NOT_A_POINT, MoreTokens
 from avs_jax.models.sam2.tracking import NO_OBJECT, Segments, spread
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.runtime.checkpoint import Checkpoint
@@ -118,6 +118,8 @@ class Sam2:
         side = self.config.data.image_size
         if prompt is not None and prompt.mask is not None:
             raise InputError("predict_image corrects masks given as low_res_mask")
+        if prompt is not None and prompt.language is not None:
+            raise InputError("predict_image reads no language; track does")
         stacked = stack_prompts([prompt], image.shape[:2], side)
         points, labels = stacked["points"], stacked["point_labels"]
         if prompt is not None:
@@ -208,7 +210,9 @@ class _Tracker:
         side = sam2.config.data.image_size
         stacked = stack_prompts(found, frame.shape[:2], side)
         features = spread(sam2._features(frame, sam2.config.data.frame_resize), len(found))
-        segments, memory = sam2._call("start", features, *stacked.values())
+        language = stack_language(found, sam2.config.model.width)
+        more = None if language is None else MoreTokens(*language)
+        segments, memory = sam2._call("start", features, *stacked.values(), more)
         if self._bank is None:
             slots = 1 << (len(self._prompts) - 1).bit_length()  # few sizes, few programs
             self._bank = sam2._model.apply(

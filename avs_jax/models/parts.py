@@ -12,6 +12,7 @@ import flax.linen as nn
 from avs_jax.models.backbones.ast import AST
 from avs_jax.models.backbones.clip_vit import CLIPViT
 from avs_jax.models.backbones.hiera import Hiera
+from avs_jax.models.backbones.hiera_fpn import HieraFPN
 from avs_jax.models.backbones.pvt_v2 import PVTv2
 from avs_jax.models.backbones.resnet import ResNet
 from avs_jax.models.backbones.swin import Swin
@@ -27,7 +28,13 @@ from avs_jax.spec import InputError, nearest
 
 # Section of config.model -> name -> module or stage; None if the part is absent.
 # Map backbones give four maps, the others a vector per frame.
-MAP_BACKBONES = {"swin": Swin, "pvt_v2": PVTv2, "resnet50": ResNet, "hiera": Hiera}
+MAP_BACKBONES = {
+    "swin": Swin,
+    "pvt_v2": PVTv2,
+    "resnet50": ResNet,
+    "hiera": Hiera,
+    "hiera_fpn": HieraFPN,
+}
 BACKBONES = {**MAP_BACKBONES, "clip_vit": CLIPViT}
 MAP_AUDIO_BACKBONES = {"vggish": VGGish}
 AUDIO_BACKBONES = {**MAP_AUDIO_BACKBONES, "ast": AST}

@@ -62,6 +62,19 @@ def divides(key: str, width_key: str) -> Rule:
     return Rule(key, holds, wanted)
 
 
+def nested(section: str, rules: Sequence[Rule]) -> list[Rule]:
+    """The rules of a model that is a section of another one's configuration."""
+
+    def move(rule):
+        return Rule(
+            f"{section}.{rule.key}",
+            lambda value, config: rule.holds(value, config[section]),
+            lambda config: rule.wanted(config[section]),
+        )
+
+    return [move(rule) for rule in rules]
+
+
 def check_rules(rules: Sequence[Rule], config: Config, place: tuple[str, str] = ("", "")) -> None:
     """Raises InputError for the first invalid key of config.model, nested dicts.
 

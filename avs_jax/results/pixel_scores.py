@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from avs_jax.ops.frames import fold_frames, unfold_frames
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.results.postprocess import object_probability, sem_seg
-from avs_jax.spec import MASK_STRIDE
+from avs_jax.spec import MASK_STRIDE, SIZE_DIVISOR
 
 PICTURED = ("motion_weight", "motion_gate", "sync_evidence", "sync_gate", "sync_lag")
 
@@ -36,16 +36,17 @@ def query_scores(
 def logit_scores(
     outputs: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], score_size: tuple[int, int]
 ) -> jax.Array:
-    """Class scores as those of `query_scores`, from logits of pixels: pred_masks [B, T, h, w, K'].
+    """Class scores as those of `query_scores`, from maps of logits: pred_masks [B, T, h, w, K'].
 
     One map of logits is the object's: its scores are (0, logit), whose softmax is (1 - p, p) of
-    p = sigmoid(logit). More maps are scores of their classes. There is a cell per pixel of the
-    padded image, so at the image's own size nothing is resized. Source: AVSBench, which takes
-    p > 0.5, p by thresholds for F, or the argmax.
+    p = sigmoid(logit). More maps are scores of their classes. The maps cover the padded image and
+    are resized to it; with a cell per pixel, nothing is resized at the image's own size. Source:
+    AVSBench, which takes p > 0.5, p by thresholds for F, or the argmax.
     """
     (height, width), valid = inputs["images"].shape[2:4], inputs["valid"]
-    logits = outputs["pred_masks"][:, :, :height, :width].astype(jnp.float32)
-    scores = resize_bilinear(logits, score_size)
+    padded = tuple(size + -size % SIZE_DIVISOR for size in (height, width))
+    logits = resize_bilinear(outputs["pred_masks"].astype(jnp.float32), padded)
+    scores = resize_bilinear(logits[:, :, :height, :width], score_size)
     if scores.shape[-1] == 1:
         scores = jnp.concatenate([jnp.zeros_like(scores), scores], axis=-1)
     return jnp.where(valid[:, :, None, None, None], scores, 0.0)

@@ -19,7 +19,12 @@ from avs_jax.spec import InputError
 
 SAME = "same"  # value of config.init.pre_sam_backbone: the folder of the first backbone
 SECTIONS = {"pre_sam_backbone": "backbone"}  # component -> section of config.model, if not its own
-FREE_KEYS = ("remat", "drop_path_rate")  # of a section: no weight depends on them
+WHOLE_MODELS = {"sam2": "track"}  # component -> task of the checkpoints that hold it
+# Of a section: no weight depends on them.
+FREE_KEYS = ("remat", "drop_path_rate", "dtype", "memory_dtype", "prompt_slots") + (
+    "stability_threshold",
+    "hard_prompts",
+)
 ADVICE = (
     " (config.train.init_fresh names those to keep as initialized, config.train.init_dropped those "
     "of the checkpoint to leave out)"
@@ -128,6 +133,8 @@ def _check_section(part: str, section: str, checkpoint: Checkpoint, config: Conf
     """
     stored, where = checkpoint.config, f"config.init.{part}={str(checkpoint.directory)!r}"
     kind = stored.get("part")
+    if part in WHOLE_MODELS and stored.get("task") == WHOLE_MODELS[part]:
+        kind, stored = section, {section: stored["model"]}
     if kind != section:
         what = "a whole model; config.train.init_from takes those" if kind is None else f"a {kind}"
         raise InputError(f"{where}: the folder holds {what}, expected a {section}")

@@ -1,13 +1,13 @@
 """Task `refer`: the pixels of what an expression means in a clip with sound, or of nothing.
 
-The model is that of task `segment`, with the tokens of the expression as one more input: they enter
-the feature maps (models/fusion/cma.py), the decoder's audio tokens (`model.decoder.prompt`), or
-both, and a head says whether what is meant is in the frame.
+The models are hosts of task `segment`, with the tokens of the expression as one more input: they
+enter the feature maps (models/fusion/cma.py), the decoder's prompt, or both, and a score says
+whether what is meant is in the frame.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,9 +17,10 @@ from avs_jax.data.expressions import ExpressionRows
 from avs_jax.data.records import beside_records
 from avs_jax.data.tokens import VOCABULARY, read_vocabulary
 from avs_jax.inference.expression_video import predict_expressions
-from avs_jax.losses import criterion, referral
+from avs_jax.losses import criterion, prompted, referral
 from avs_jax.models import avs, build_model
 from avs_jax.models.rules import look_up
+from avs_jax.models.sam2 import host as sam2
 from avs_jax.models.stage import check_frames
 from avs_jax.results import pixel_scores, refavs, segmentation
 from avs_jax.results.predictions import Layout
@@ -28,6 +29,23 @@ from avs_jax.spec import InputError
 from avs_jax.task import Task
 
 OUTPUTS = ("pred_logits", "pred_masks", "presence_logits")
+
+
+class Host(NamedTuple):
+    """A model family of this task; the fields are those of tasks/segment.py's hosts.
+
+    Attributes:
+      norms: config -> (batch -> divisors), or None where the loss compares rows with each other.
+      check: config -> None; raises InputError for a part the task cannot do without.
+    """
+
+    module: type
+    loss: Callable
+    norms: Callable[[ConfigDict], Callable | None]
+    check: Callable[[ConfigDict], None]
+    rng_streams: tuple[str, ...]
+    check_inputs: Callable = lambda params, inputs: None
+    logged_params: Mapping[str, str] = {}
 
 
 def complete_config(config: ConfigDict) -> ConfigDict:
@@ -46,9 +64,14 @@ def make_task(config: ConfigDict) -> Task:
     Raises:
       InputError: a part that the task cannot do without, or a value that cannot be.
     """
+    name = config.get("host", "vct")
+    if name not in HOSTS:
+        raise InputError(f"config.host = {name!r}: choose one of {sorted(HOSTS)}")
+    host = HOSTS[name]
     _check(config)
-    model, rows = build_model(config.model, avs.AVS), ExpressionRows(config)
-    schedules, logged, streams = {}, {"align_scale": "head/align_scale"}, (*avs.RNG_STREAMS, "loss")
+    host.check(config)
+    model, rows = build_model(config.model, host.module), ExpressionRows(config)
+    schedules, logged, streams = {}, dict(host.logged_params), host.rng_streams
     meeting = []
     for place, stage in model.stages().items():
         section = look_up(config.model, place)
@@ -66,9 +89,8 @@ def make_task(config: ConfigDict) -> Task:
         name="refer",
         rows=rows,
         model=model,
-        loss=functools.partial(referral.compute_losses, loss_config=config.loss),
-        # the alignment compares the rows of a batch with each other
-        norms=None if config.loss.align_weight else functools.partial(_norms, config=config),
+        loss=functools.partial(host.loss, loss_config=config.loss),
+        norms=host.norms(config),
         rng_streams=streams,
         schedules=schedules,
         logged_params=logged,
@@ -82,7 +104,7 @@ def make_task(config: ConfigDict) -> Task:
         sizes=segmentation.sizes,
         controls=expression_controls,
         draw=_draw,
-        check_inputs=_check_mixer,
+        check_inputs=host.check_inputs,
         array_inputs=_complete_arrays,
         read_predictions=functools.partial(
             refavs.read_predictions, rows=rows, layout=_layout(config)
@@ -98,7 +120,6 @@ def make_task(config: ConfigDict) -> Task:
 def _check(config: ConfigDict) -> None:
     needs = {
         "model.text.name": (config.model.text.name, config.data.text.source),
-        "model.head.name": (config.model.head.name, "referral"),
         "data.num_classes": (config.data.num_classes, 2),
     }
     for key, (value, wanted) in needs.items():
@@ -109,15 +130,41 @@ def _check(config: ConfigDict) -> None:
             f"config.evaluate.fallback = {config.evaluate.fallback!r}: choose one of "
             f"{pixel_scores.FALLBACKS}"
         )
-    if config.model.fusion.name != "cma" and config.model.decoder.prompt == "none":
+
+
+def _check_queries(config: ConfigDict) -> None:
+    if config.model.head.name != "referral":
         raise InputError(
-            "config.model.decoder.prompt = 'none' without the fusion 'cma': the masks would not "
+            f"config.model.head.name = {config.model.head.name!r}: task 'refer' expects 'referral'"
+        )
+    _check_text_is_read(config, "decoder.prompt", config.model.decoder.prompt, "none")
+
+
+def _check_prompts(config: ConfigDict) -> None:
+    _check_text_is_read(config, "text_prompt", config.model.text_prompt, False)
+    if config.model.memory and config.data.train_frames != "all":
+        raise InputError(
+            f"config.data.train_frames = {config.data.train_frames!r}: frames meet in the memory, "
+            "so training needs all of them; expected 'all'"
+        )
+
+
+def _check_text_is_read(config: ConfigDict, key: str, value: Any, off: Any) -> None:
+    if config.model.fusion.name != "cma" and value == off:
+        raise InputError(
+            f"config.model.{key} = {off!r} without the fusion 'cma': the masks would not "
             "depend on the expression"
         )
 
 
-def _norms(batch: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
-    return criterion.norms(batch, config.model.num_queries, config.loss.no_object_weight)
+def _query_norms(config: ConfigDict) -> Callable | None:
+    if config.loss.align_weight:  # the alignment compares the rows of a batch with each other
+        return None
+    return functools.partial(
+        criterion.norms,
+        num_queries=config.model.num_queries,
+        no_object_weight=config.loss.no_object_weight,
+    )
 
 
 def _derive(outputs, inputs, *, score):
@@ -130,10 +177,6 @@ def _draw(scores, batch, row, title, records):
     return segmentation.draw_clip(scores, {**batch, "category": batch["text"]}, row, title, ())
 
 
-def _check_mixer(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    avs.check_image_size(params, tuple(inputs["images"].shape[2:4]))
-
-
 def _complete_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
     inputs = dict(arrays)
     inputs.setdefault("valid", np.ones(inputs["images"].shape[:2], bool))
@@ -142,3 +185,27 @@ def _complete_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.nda
 
 def _layout(config: ConfigDict) -> Layout:
     return Layout(refavs.PREDICTIONS, 2, config.evaluate.score_size)
+
+
+def _check_mixer(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    avs.check_image_size(params, tuple(inputs["images"].shape[2:4]))
+
+
+HOSTS = {
+    "vct": Host(
+        module=avs.AVS,
+        loss=referral.compute_losses,
+        norms=_query_norms,
+        check=_check_queries,
+        rng_streams=(*avs.RNG_STREAMS, "loss"),
+        check_inputs=_check_mixer,
+        logged_params={"align_scale": "head/align_scale"},
+    ),
+    "sam2": Host(
+        module=sam2.SAM2Host,
+        loss=prompted.compute_losses,
+        norms=lambda config: prompted.loss_norms,
+        check=_check_prompts,
+        rng_streams=(*sam2.RNG_STREAMS, "loss"),
+    ),
+}

@@ -15,11 +15,14 @@ from avs_jax.controls import training_sounds
 from avs_jax.controls.clip_controls import clip_controls
 from avs_jax.data.avsbench_folders import BY_DATASET
 from avs_jax.data.clip import ClipRows
+from avs_jax.data.trunk_features import clip_rows
 from avs_jax.inference import clip_video
-from avs_jax.losses import criterion
+from avs_jax.inference.trunk_weights import with_trunk_key
+from avs_jax.losses import criterion, prompted
 from avs_jax.losses import tpavi as tpavi_loss
 from avs_jax.models import avs, build_model, tpavi
 from avs_jax.models.rules import look_up
+from avs_jax.models.sam2 import host as sam2
 from avs_jax.models.stage import check_frames
 from avs_jax.results import metrics, pixel_scores, segmentation
 from avs_jax.results.predictions import Layout
@@ -39,8 +42,9 @@ class Host(NamedTuple):
       outputs: of the model that prediction returns, besides those of its stages.
       rng_streams: of training, including "loss"; those of the stages follow.
       logged_params: name in the log -> path of a learned scalar.
-      frames_meet: the model mixes frames, so training needs all of them.
+      frames_meet: config.model -> whether the model mixes frames, so training needs all of them.
       check_inputs: (params, inputs), see Task.
+      rows: config -> the rows of its batches.
     """
 
     module: type
@@ -50,8 +54,9 @@ class Host(NamedTuple):
     outputs: tuple[str, ...]
     rng_streams: tuple[str, ...]
     logged_params: Mapping[str, str] = {}
-    frames_meet: bool = False
+    frames_meet: Callable[[ConfigDict], bool] = lambda model: False
     check_inputs: Callable = lambda params, inputs: None
+    rows: Callable[[ConfigDict], ClipRows] = ClipRows
 
 
 def _query_norms(batch, config: ConfigDict) -> dict[str, jax.Array]:
@@ -60,6 +65,11 @@ def _query_norms(batch, config: ConfigDict) -> dict[str, jax.Array]:
 
 def _pixel_norms(batch, config: ConfigDict) -> dict[str, jax.Array]:
     return tpavi_loss.loss_norms(batch, config.loss)
+
+
+def _object_norms(batch, config: ConfigDict) -> dict[str, jax.Array]:
+    del config
+    return prompted.loss_norms(batch)
 
 
 def _check_mixer(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
@@ -84,9 +94,24 @@ HOSTS = {
         scores=pixel_scores.logit_scores,
         outputs=("pred_masks",),
         rng_streams=(*tpavi.RNG_STREAMS, "loss"),
-        frames_meet=True,
+        frames_meet=lambda model: True,
+    ),
+    "sam2": Host(
+        module=sam2.SAM2Host,
+        loss=prompted.compute_losses,
+        norms=_object_norms,
+        scores=pixel_scores.logit_scores,
+        outputs=("pred_masks", "object_score_logits"),
+        rng_streams=(*sam2.RNG_STREAMS, "loss"),
+        frames_meet=lambda model: model.memory,
+        rows=clip_rows,
     ),
 }
+
+
+def complete_config(config: ConfigDict) -> ConfigDict:
+    """The configuration with what cached features say about their weights."""
+    return with_trunk_key(config) if config.data.get("trunk_features") else config
 
 
 def prediction_layout(config: ConfigDict) -> Layout:
@@ -106,10 +131,10 @@ def make_task(config: ConfigDict) -> Task:
         raise InputError(f"config.host = {config.host!r}: choose one of {sorted(HOSTS)}")
     host = HOSTS[config.host]
     is_temporal = config.model.get("temporal", {"name": "none"})["name"] != "none"
-    meeting = [f"host {config.host!r}"] if host.frames_meet else []
+    meeting = [f"host {config.host!r}"] if host.frames_meet(config.model) else []
     meeting += ["model.temporal"] if is_temporal else []
     training_sounds.check_config(config)
-    model, rows = build_model(config.model, host.module), ClipRows(config)
+    model, rows = build_model(config.model, host.module), host.rows(config)
     schedules, logged = {}, dict(host.logged_params)
     outputs, streams = host.outputs, host.rng_streams
     for place, stage in model.stages().items():

@@ -31,7 +31,7 @@ def make_task(config: ConfigDict) -> Task:
             num_slots=config.model.prompt_slots,
         ),
         answer=prompted_video.predict_prompted,
-        answer_flags=("points", "boxes", "masks"),
+        answer_flags=("points", "boxes", "masks", "language"),
         loss=_predicts_only,
         score=_predicts_only,
         meter=_predicts_only,

@@ -1,8 +1,12 @@
 """Names of SAM2, all sizes and both versions: strict both ways, HF layout, bit for bit back."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from avs_jax.convert.reader import read_state_dict
 from avs_jax.convert.rules import ConversionError, apply_rules, invert_rules
@@ -10,9 +14,13 @@ from avs_jax.convert.sam2_names import original_layout, original_name, sam2_name
 from avs_jax.convert.writer import write_state_dict
 from avs_jax.models import build_model
 from avs_jax.models.sam2.model import SAM2
-from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.runtime.checkpoint import Checkpoint, save_variables
+from avs_jax.runtime.pretrained import load_parts
+from avs_jax.spec import InputError
+from configs import s4_sam2, s4_vct_hiera
 from configs.sam2 import sam2_config, vary
 from scripts import convert_weights, export_weights
+from scripts.weight_conversion import convert, convert_part
 from tests.sam2_golden import name_tables, param_shapes
 
 SIZES = ("tiny", "small", "base_plus", "large")
@@ -92,3 +100,47 @@ def test_through_the_programs(tmp_path, layout, capsys):
         np.testing.assert_array_equal(found[name], x)
     params, _ = Checkpoint.find(str(tmp_path / "w")).variables()
     assert len(jax.tree.leaves(params)) == len(shapes)
+
+
+@functools.cache
+def tiny_state():
+    """A random state dict of `sam2_tiny:tiny`, in the original's order."""
+    config = vary(sam2_config("tiny"), "tiny")
+    shapes = param_shapes(build_model(config.model, SAM2))
+    blank = {path: np.broadcast_to(np.int8(0), shape) for path, shape in shapes.items()}
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.standard_normal(x.shape).astype(np.float32)
+        for name, x in invert_rules(blank, sam2_rules(), sam2_names(config.model)).items()
+    }
+
+
+def test_the_image_encoder_is_a_backbone_of_vct():
+    """Every tensor of the encoder, and nothing else of the file."""
+    config = s4_vct_hiera.get_config("tiny")
+    config.model.backbone.width = 32
+    result, stored = convert_part(tiny_state(), "hiera_fpn", config)
+    shapes = param_shapes(build_model(vary(sam2_config("tiny"), "tiny").model, SAM2))
+    tree = apply_rules(tiny_state(), sam2_rules(), shapes)
+    found = traverse_util.flatten_dict(result.variables["params"], sep="/")
+    assert set(found) == {path for path in tree if path.startswith(("trunk/", "neck/"))}
+    for path, x in found.items():
+        np.testing.assert_array_equal(x, tree[path])
+    assert stored.part == "backbone" and stored.backbone.name == "hiera_fpn"
+    assert all(not name.startswith("image_encoder.") for name in result.ignored)
+
+
+@pytest.mark.slow
+def test_weights_of_sam2_start_its_host(tmp_path):
+    track = vary(sam2_config("tiny"), "tiny")
+    variables = convert(tiny_state(), "sam2", track).variables
+    save_variables(tmp_path / "weights", variables, track)
+    config = s4_sam2.get_config("tiny")
+    config.init.sam2 = str(tmp_path / "weights")
+    blank = jax.tree.map(jnp.zeros_like, variables["params"])
+    params, _, lines = load_parts({"sam2": blank, "class_head": jnp.ones(1)}, {}, config)
+    jax.tree.map(np.testing.assert_array_equal, params["sam2"], variables["params"])
+    assert lines[0].startswith("sam2: ") and params["class_head"] == 1
+    config.model.sam2.num_maps = 5
+    with pytest.raises(InputError, match="num_maps: 7 in the folder, 5 now"):
+        load_parts({"sam2": blank}, {}, config)

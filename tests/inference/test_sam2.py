@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from avs_jax.data.prompts import Prompt, complete_arrays, resize_frame, stack_prompts
+from avs_jax.data.prompts import (
+    Prompt,
+    complete_arrays,
+    resize_frame,
+    stack_language,
+    stack_prompts,
+)
 from avs_jax.inference.sam2 import Sam2, fill_holes
 from avs_jax.models import build_model
 from avs_jax.models.sam2.model import SAM2
@@ -162,11 +168,14 @@ def test_prompts_that_do_not_fit(small, prompts, message):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({}, "without points, box or mask"),
+        ({}, "without points, box, mask or language"),
+        ({"language": np.zeros(3)}, "expected floats .L, D."),
+        ({"language": np.full((1, 3), np.inf)}, "NaN or infinite"),
+        ({"language": np.ones((1, 3)), "mask": np.ones((2, 2))}, "leave out points"),
         ({"points": [(1, 1)], "labels": [2]}, "expected 0 or 1"),
         ({"points": [(1, float("nan"))]}, "NaN"),
         ({"box": (1, 2, 3)}, "expected .left, top, right, bottom"),
-        ({"points": [(1, 1)], "mask": np.ones((2, 2))}, "leave out its points"),
+        ({"points": [(1, 1)], "mask": np.ones((2, 2))}, "leave out points"),
     ],
 )
 def test_a_prompt_names_what_is_wrong(fields, message):
@@ -180,6 +189,23 @@ def test_prompts_are_scaled_and_filled():
     np.testing.assert_array_equal(found["point_labels"], [[2, 3, 0, -2], [-2] * 4])
     np.testing.assert_allclose(found["points"][0, :3], [[0, 0], [128, 128], [64, 64]])
     assert not found["mask_given"].any()
+
+
+@pytest.mark.slow
+def test_language_asks_as_points_do(small):
+    """Its tokens join those of the points; the decoder's width is checked."""
+    frames, rng = clip(2), np.random.default_rng(5)
+    asked = [Prompt(language=rng.normal(scale=30, size=(count, 32))) for count in (1, 1, 3)]
+    asked.append(Prompt(language=asked[0].language, points=[(9, 9)]))
+    found = [next(iter(small.track(iter(frames), {0: {"a": prompt}}))) for prompt in asked]
+    scores = [frame.object_scores["a"] for frame in found]
+    assert len(set(np.round(scores, 4))) == 4
+    padded = stack_language([asked[2], None], 32)
+    assert padded[0].shape == (2, 4, 32)
+    assert padded[1].tolist() == [[True, True, True, False], [False] * 4]
+    assert stack_language([None, Prompt(points=[(1, 1)])], 32) is None
+    with pytest.raises(InputError, match="3 numbers per token: the decoder's width is 32"):
+        list(small.track(frames, {0: {"a": Prompt(language=np.ones((1, 3)))}}))
 
 
 def test_small_holes_are_filled():

@@ -7,7 +7,7 @@ import pathlib
 import jax
 import pytest
 
-from configs import s4_ama
+from configs import s4_ama, sam2_tiny
 
 SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
 
@@ -18,13 +18,24 @@ SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
      ("clip", "forward")],
 )  # fmt: skip
 def test_blocks_trace(monkeypatch, block, mode):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    ours = importlib.import_module("benchmark_jax")
-    traced = []
+    assert trace(monkeypatch, "benchmark_jax", s4_ama.get_config("tiny"), block, mode)
 
-    def trace(function, arguments, frames):
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["sam2_encoder", "sam2_decoder", "sam2_memory"])
+def test_blocks_of_sam2_trace(monkeypatch, block):
+    config = sam2_tiny.get_config("tiny")
+    assert trace(monkeypatch, "benchmark_jax_sam2", config, block, "forward")
+
+
+def trace(monkeypatch, program, config, block, mode):
+    """Shapes of what one of our cases computes."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    ours, traced = importlib.import_module(program), []
+
+    def record(function, arguments, frames):
         traced.append(jax.eval_shape(function, *arguments))
 
-    monkeypatch.setattr(ours, "compiled_case", trace)
-    ours.BUILDERS[block](s4_ama.get_config("tiny"), mode, argparse.Namespace(frames=1))
-    assert jax.tree.leaves(traced)
+    monkeypatch.setattr(ours, "compiled_case", record)
+    ours.BUILDERS[block](config, mode, argparse.Namespace(frames=1))
+    return jax.tree.leaves(traced)

@@ -102,7 +102,7 @@ def test_video_and_arrays(checkpoint, prompts, tmp_path, capsys):
         ('{"a": {"0": [[1, 2]]}}', "a, frame 0: expected points"),
         ('{"a": {"0": [["x", 2, 1]]}}', "a, frame 0: could not convert"),
         ('{"a": {"0": [[1, 2, 5]]}}', "expected 0 or 1"),
-        ('{"a": {"0": []}}', "without points, box or mask"),
+        ('{"a": {"0": []}}', "without points, box, mask or language"),
         ("{}", "nothing to follow"),
     ],
 )
@@ -111,3 +111,17 @@ def test_prompts_that_cannot_be_read(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(InputError, match=message):
         read_prompts(path, None, None)
+
+
+def test_language_prompts_the_first_frames(tmp_path):
+    path = tmp_path / "language.npz"
+    np.savez(path, dog=np.ones(32, np.float32), cat=np.ones((2, 32), np.float32))
+    found = read_prompts(None, None, None, path, 3)
+    assert set(found) == {0, 1, 2} and set(found[2]) == {"dog", "cat"}
+    assert found[0]["dog"].language.shape == (1, 32) and found[0]["cat"].language.shape == (2, 32)
+    np.savez(path, **{"../x": np.ones(32)})
+    with pytest.raises(InputError, match="'../x': letters"):
+        read_prompts(None, None, None, path)
+    np.savez(path, dog=np.ones((1, 2, 3)))
+    with pytest.raises(InputError, match="dog: language of shape"):
+        read_prompts(None, None, None, path)

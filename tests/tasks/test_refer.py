@@ -23,7 +23,7 @@ from avs_jax.results.pixel_scores import FALLBACKS, expression_score
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import InputError
 from avs_jax.tasks import complete_config, make_task
-from configs import parts, refer_cma, refer_vct
+from configs import parts, refer_cma, refer_sam2, refer_vct
 from scripts import build_dataset, plot_words
 from tests import video_files
 from tests.conftest import GOLDEN
@@ -218,6 +218,10 @@ def test_mistakes_are_named(tmp_path):
     refused(lambda c: c.evaluate.update(fallback="last"), "fallback = 'last': choose one of")
     refused(lambda c: c.model.fusion.update(text_pool="sum"), "text_pool = 'sum'")
     refused(lambda c: c.model.decoder.update(prompt="none"), "would not depend", refer_vct)
+    refused(lambda c: c.update(host="swin"), "config.host = 'swin': choose one of", refer_sam2)
+    refused(lambda c: c.model.update(memory=True), "frames meet in the memory", refer_sam2)
+    off = {"text_prompt": False, "fusion": parts.absent()}
+    refused(lambda c: c.model.update(off), "would not depend", refer_sam2)
     config = refer_vct.get_config("tiny")
     config.model.decoder.prompt = "none"
     config.model.fusion = parts.cma()

@@ -43,12 +43,14 @@ class DecodedMasks(NamedTuple):
       ious: float32 [N, 4], predicted.
       tokens: [N, 4, D] of the masks.
       object_score: float32 logits [N, 1], whether the object is visible.
+      image: [N, 4h, 4w, D / 8], the map that masks are products with.
     """
 
     masks: Array
     ious: Array
     tokens: Array
     object_score: Array
+    image: Array
 
 
 class MaskDecoder(nn.Module):
@@ -97,6 +99,7 @@ class MaskDecoder(nn.Module):
             nn.sigmoid(ious(tokens[:, 1]).astype(wide)),
             mask_tokens,
             score(tokens[:, 0]).astype(wide),
+            image,
         )
 
 

@@ -29,7 +29,14 @@ from avs_jax.models.sam2.mask_decoder import ChosenMask, DecodedMasks, MaskDecod
 from avs_jax.models.sam2.memory_attention import MemoryAttention
 from avs_jax.models.sam2.memory_encoder import MemoryEncoder
 from avs_jax.models.sam2.neck import ImageFeatures, Neck
-from avs_jax.models.sam2.prompts import ABSENT, NOT_A_POINT, STRIDE, PromptEncoder
+from avs_jax.models.sam2.prompts import (
+    ABSENT,
+    NOT_A_POINT,
+    STRIDE,
+    MoreTokens,
+    PromptEncoder,
+    append_tokens,
+)
 from avs_jax.models.sam2.tracking import NO_OBJECT, Segments, track_clip
 from avs_jax.ops.sampling import resize_antialiased, resize_bilinear
 
@@ -115,14 +122,18 @@ class SAM2(nn.Module):
         labels: Array,
         mask_logits: Array,
         has_mask: Array,
+        more: MoreTokens | None = None,
     ) -> DecodedMasks:
         """All masks of N objects; features from `without_memory` or `with_memory`.
 
         Args:
           points, labels, mask_logits, has_mask: see `PromptEncoder`.
+          more: tokens behind those of the points.
         """
         height, width = (STRIDE * side for side in features.coarse.shape[1:3])
         prompts = self.prompt_encoder(points, labels, mask_logits, has_mask, (height, width))
+        if more is not None:
+            prompts = append_tokens(prompts, more)
         return self.mask_decoder(features, prompts)
 
     def decode_image(self, features: ImageFeatures, *prompt: Array) -> DecodedMasks:
@@ -142,19 +153,35 @@ class SAM2(nn.Module):
         mask_logits: Array,
         has_mask: Array,
         is_ambiguous: Array | None = None,
+        more: MoreTokens | None = None,
     ) -> Segments:
         """One mask of each of N objects, as tracking sees them.
 
-        A token NOT_A_POINT is appended; without any point, there are two. Args as `decode`;
-        is_ambiguous: bool [N], None: by the number of points, 0 or 1.
+        Args as `decode_tracked`; is_ambiguous: bool [N], None: by the number of points, 0 or 1.
         """
-        count = (labels != ABSENT).sum(1)
         if is_ambiguous is None:
-            is_ambiguous = count <= 1
+            is_ambiguous = (labels != ABSENT).sum(1) <= 1
+        decoded = self.decode_tracked(features, points, labels, mask_logits, has_mask, more)
+        return self.as_segments(decoded, is_ambiguous)
+
+    def decode_tracked(
+        self,
+        features: ImageFeatures,
+        points: Array,
+        labels: Array,
+        mask_logits: Array,
+        has_mask: Array,
+        more: MoreTokens | None = None,
+    ) -> DecodedMasks:
+        """`decode` with the tokens NOT_A_POINT of tracking: one; without any point, two."""
+        count = (labels != ABSENT).sum(1)
         ends = jnp.stack([jnp.where(count == 0, NOT_A_POINT, ABSENT), jnp.full_like(count, -1)], 1)
         labels = jnp.concatenate([labels, ends], axis=1)
         points = jnp.pad(points, ((0, 0), (0, 2), (0, 0)))
-        decoded = self.decode(features, points, labels, mask_logits, has_mask)
+        return self.decode(features, points, labels, mask_logits, has_mask, more)
+
+    def as_segments(self, decoded: DecodedMasks, is_ambiguous: Array) -> Segments:
+        """One of the masks of each of N objects, or none where it is not visible."""
         chosen = choose(decoded, is_ambiguous, stability_threshold=self.stability_threshold)
         is_visible = decoded.object_score > 0
         pointer = self.point_at(self.obj_ptr_proj(chosen.token), is_visible)
@@ -271,7 +298,13 @@ class SAM2(nn.Module):
         )
 
     def start(
-        self, features: ImageFeatures, points: Array, labels: Array, masks: Array, has_mask: Array
+        self,
+        features: ImageFeatures,
+        points: Array,
+        labels: Array,
+        masks: Array,
+        has_mask: Array,
+        more: MoreTokens | None = None,
     ) -> tuple[Segments, Memory]:
         """A frame that is the first with a prompt for its N objects: no memory is read.
 
@@ -279,11 +312,12 @@ class SAM2(nn.Module):
           features: of the frame.
           points, labels: see `PromptEncoder`.
           masks: bool [N, H, W], the answer for the objects with has_mask, bool [N].
+          more: tokens behind those of the points.
         """
         low = jnp.zeros((len(masks), *features.fine.shape[1:3]))
-        by_points = self.segment(
-            self.without_memory(features), points, labels, low, jnp.zeros(len(masks), bool)
-        )
+        none = jnp.zeros(len(masks), bool)
+        seen = self.without_memory(features)
+        by_points = self.segment(seen, points, labels, low, none, more=more)
         by_mask = self.accept_masks(features, masks)
 
         def pick(given, found):

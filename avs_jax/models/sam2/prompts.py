@@ -88,6 +88,22 @@ class PromptEncoder(nn.Module):
         return EncodedPrompts(tokens, labels == ABSENT, dense, code)
 
 
+class MoreTokens(NamedTuple):
+    """What a sound or a text asks for: tokens [N, P, D] and which exist, bool [N, P]."""
+
+    tokens: Array
+    exists: Array
+
+
+def append_tokens(prompts: EncodedPrompts, more: MoreTokens) -> EncodedPrompts:
+    """The prompts with more tokens behind those of the points."""
+    tokens = [prompts.tokens, more.tokens.astype(prompts.tokens.dtype)]
+    masked = [prompts.masked, ~more.exists]
+    return prompts._replace(
+        tokens=jnp.concatenate(tokens, axis=1), masked=jnp.concatenate(masked, axis=1)
+    )
+
+
 class MaskDownscaling(nn.Module):
     """Mask logits to the size of the coarse map: [N, 4h, 4w, 1] -> [N, h, w, D]."""
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from avs_jax.models.backbones.hiera import WindowAttention
+from avs_jax.models.layers import sine_position_encoding
 from avs_jax.models.sam2 import prompts
 from avs_jax.models.sam2.mask_decoder import Upscaling, choose
 from tests.golden.weights import rand_input
@@ -225,3 +226,37 @@ def test_any_multiple_of_32(side):
 def test_other_sides_are_an_error():
     with pytest.raises(ValueError, match="multiples of 32"):
         run(golden_model(), "encode_images", np.zeros((1, 100, 64, 3), np.float32))
+
+
+def test_patches_and_positions(encoded):
+    """Before the first block, and SAM2's sine code of the maps."""
+    features = run(golden_model(), lambda model, x: model.neck(model.trunk(x)), image(1000))
+    check("neck/fpn0_sub4", features["res2"])
+    check("neck/fpn1_sub2", features["res3"])
+    for level, cells in (("pos1_sub4", 32), ("pos2", 16)):
+        check(f"neck/{level}", sine_position_encoding(cells, cells, 64)[None])
+
+
+def test_two_prompts_on_one_picture(with_embedding):
+    """The original decodes them as a batch that shares the picture."""
+    found = arrays("image")
+    points, labels = found["repeat/point_coords"], found["repeat/point_labels"]
+    count = len(points)
+    points = np.pad(points, ((0, 0), (0, 1), (0, 0))).astype(np.float32)
+    labels = np.pad(labels, ((0, 0), (0, 1)), constant_values=prompts.NOT_A_POINT).astype(np.int32)
+    features = jax.tree.map(lambda x: np.repeat(x, count, axis=0), with_embedding)
+    low, none = np.zeros((count, 64, 64), np.float32), np.zeros(count, bool)
+    decoded, _ = decode_case()(golden_params(), features, points, labels, low, none)
+    chosen = decoded.masks[..., 1:] if found["repeat/iou"].shape[1] == 3 else decoded.masks[..., :1]
+    check("repeat/masks_sub2", chosen)
+    ious = decoded.ious[:, 1:] if found["repeat/iou"].shape[1] == 3 else decoded.ious[:, :1]
+    np.testing.assert_allclose(ious, found["repeat/iou"], rtol=0, atol=3e-5)
+
+
+def test_a_mask_as_the_prompt_of_the_heads(with_embedding):
+    found = arrays("image")
+    mask = found["heads/fullmask/resized_mask"].reshape(1, 64, 64)
+    points, labels = np.zeros((1, 2, 2), np.float32), np.full((1, 2), prompts.ABSENT, np.int32)
+    prompt = points, labels, mask, np.ones(1, bool), np.zeros(1, bool)  # not ambiguous
+    result = segment()(golden_params(), with_embedding, *prompt)
+    check_segments("heads/fullmask", result)

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.slow  # tests/inference/test_sam2.py tracks through the
 check = functools.partial(assert_golden, "video")
 
 
-def disk():
+def disk(row=0.4, column=0.55, radius=0.18):
     y, x = np.mgrid[:SIDE, :SIDE]
-    return ((y - 0.4 * SIDE) ** 2 + (x - 0.55 * SIDE) ** 2 <= (0.18 * SIDE) ** 2)[None]
+    return ((y - row * SIDE) ** 2 + (x - column * SIDE) ** 2 <= (radius * SIDE) ** 2)[None]
 
 
 def click():
@@ -143,6 +143,33 @@ def test_memory_and_attention(video):
     real = ~np.asarray(masked[0])
     check("obj1/frame2/memory", np.asarray(memory[0])[real])
     check("obj1/frame2/memory_pos", np.asarray(positions[0])[real])
+
+
+@pytest.mark.slow
+def test_an_object_that_disappears():
+    """Given as a mask, then never visible: the embedding of "no object" in memory and pointer."""
+    clip = Video(golden_params(-1.5))
+    for number, found, memory, _ in clip.run(range(3), {0: "mask_inputs"}, 4):
+        check_frame(f"absent/frame{number}", found, memory)
+        if number:
+            assert found.object_score_logits[0, 0] < 0
+
+
+@pytest.mark.slow
+def test_two_objects_at_once(video):
+    """Given as masks; both share the features of a frame."""
+    masks, both = np.concatenate([disk(), disk(0.7, 0.3, 0.12)]), np.ones(2, bool)
+    features = video.features(0, 2)
+    found = video.call("accept_masks", features, masks)
+    memory = video.call("encode_memory", features, found, np.float32(20 * masks - 10))
+    check_frame("batch2/frame0", found, memory)
+    bank = video.call("new_bank", memory, num_prompted=1)
+    bank = remember_prompted(bank, memory, np.int32(0), both)
+    for number in (1, 2):
+        index = np.int32(number)
+        found, memory = video.call("follow", video.features(number, 2), bank, index, np.int32(4))
+        bank = remember(bank, memory, index, both)
+        check_frame(f"batch2/frame{number}", found, memory)
 
 
 RUNS = ["long_default", "long_smallmem", "long_stride2_cap2", "reverse"]

@@ -1,0 +1,26 @@
+"""SAM2 on AVSBench S4, prompted by sounds: a frozen image encoder, a trained mask decoder.
+
+Weights: python scripts/convert_weights.py --source=sam2 --input=sam2.1_hiera_base_plus.pt \
+             --config=configs/sam2_base_plus.py --output=checkpoints/sam2_base_plus
+         python scripts/convert_weights.py --source=vggish --input=vggish-10086976.pth \
+             --config=configs/s4_sam2.py --output=checkpoints/vggish
+Command: python -m avs_jax.main --config=configs/s4_sam2.py --workdir=DIR \
+             --config.init.sam2=checkpoints/sam2_base_plus \
+             --config.init.audio_backbone=checkpoints/vggish
+Hardware: 86 M parameters, 4.7 M of them trained. Not timed here.
+Published: AuralSAM2 (arXiv 2506.01015) prompts SAM2 with VGGish's sounds, sparse and dense; TAViS
+(arXiv 2506.11436) with ImageBind's. Both report on AVSBench; their numbers are not quoted, because
+we could not check them. SAM2-LOVE (arXiv 2506.01558), with text as well, reports J&f_beta 47.7 on
+the seen and 69.4 on the unseen test split of Ref-AVS, S 0.23 on its null split.
+This recipe was not trained on AVSBench here.
+`:demo` is a small version for generated clips (scripts/demo.sh): a small Hiera from random values,
+trained with everything else.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.sam2_host import sam2_host_config, shrink
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    return shrink(sam2_host_config("s4_sam2"), variant)
