@@ -23,7 +23,13 @@ from absl import flags
 
 from avs_jax.array_files import MAX_BYTES, read_npz
 from avs_jax.files import atomic_file
-from avs_jax.inference import clip_video, expression_video, moment_video, prompted_video
+from avs_jax.inference import (
+    clip_video,
+    describe_video,
+    expression_video,
+    moment_video,
+    prompted_video,
+)
 from avs_jax.inference.predictor import Predictor
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import (
@@ -69,7 +75,7 @@ def predict_arrays(
 
 def main(argv: Sequence[str]) -> int:
     """Predicts; returns the exit status."""
-    modules = (clip_video, expression_video, moment_video, prompted_video)
+    modules = (clip_video, expression_video, moment_video, prompted_video, describe_video)
     answers = "\n".join(module.__doc__ for module in modules)
     description = __doc__.replace("{answers}", answers)
     argv = [f"{arg}=" if arg in ("--arrays", "-arrays") else arg for arg in argv]

@@ -165,11 +165,20 @@ def test_recipes_of_the_baselines_make_a_training_step(name, variant):
         make_task(config)
 
 
-LOSS_OF_TASK = {"ground": "loss_saliency", "refer": "loss_presence", "align": "loss_"}
+LOSS_OF_TASK = {
+    "ground": "loss_saliency",
+    "refer": "loss_presence",
+    "align": "loss_",
+    "describe": "loss_words",
+}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "refer_vct" else n for n in OTHERS]
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in ("refer_vct", "describe_refavs") else n
+        for n in OTHERS
+    ],
 )
 @pytest.mark.parametrize("variant", [pytest.param("", marks=pytest.mark.slow), "tiny"])
 def test_recipes_of_other_tasks_make_a_training_step(name, variant):
