@@ -24,6 +24,7 @@ from absl import flags
 from avs_jax.array_files import MAX_BYTES, read_npz
 from avs_jax.files import atomic_file
 from avs_jax.inference import (
+    class_video,
     clip_video,
     describe_video,
     expression_video,
@@ -75,7 +76,8 @@ def predict_arrays(
 
 def main(argv: Sequence[str]) -> int:
     """Predicts; returns the exit status."""
-    modules = (clip_video, expression_video, moment_video, prompted_video, describe_video)
+    modules = (clip_video, expression_video, moment_video, prompted_video)
+    modules += (class_video, describe_video)
     answers = "\n".join(module.__doc__ for module in modules)
     description = __doc__.replace("{answers}", answers)
     argv = [f"{arg}=" if arg in ("--arrays", "-arrays") else arg for arg in argv]
