@@ -39,6 +39,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "beam": ["apache-beam>=2.60"],  # datasets written by several processes; older protobuf
         "benchmark": ["torch", "torchvision", "transformers"],  # scripts/benchmark.py
+        "faiss": ["faiss-cpu>=1.9"],  # approximate search (scripts/index.py --faiss)
         "text": ["tokenizers>=0.20"],  # RoBERTa's tokens (data/tokens.py)
         "test": ["tokenizers>=0.20", "pytest>=8", "pytest-xdist>=3", "ruff>=0.9"],
     },

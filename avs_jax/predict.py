@@ -3,6 +3,7 @@
   python -m avs_jax.predict --checkpoint=DIR [--config=configs/s4_ama.py]
       --video=clip.mp4 [--text="the violin"] --output=DIR
   or  --arrays=in.npz --output=out.npz
+  or  --search=INDEX.npz --audio=x.wav | --image=x.jpg | --text="..." | --video=x.mp4 --output=DIR
 
 Task, model and preprocessing come from the checkpoint; --config.any.key=value overrides them. The
 --output folder of a video is replaced as a whole.
@@ -23,7 +24,16 @@ from absl import flags
 
 from avs_jax.array_files import MAX_BYTES, read_npz
 from avs_jax.files import atomic_file
-from avs_jax.inference import clip_video, expression_video, moment_video, prompted_video
+from avs_jax.inference import (
+    class_video,
+    clip_video,
+    describe_video,
+    embedding_search,
+    expression_video,
+    moment_video,
+    prompted_video,
+    zero_shot,
+)
 from avs_jax.inference.predictor import Predictor
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import (
@@ -41,6 +51,7 @@ from avs_jax.tasks import make_task
 
 ANSWER_FLAGS = {  # of --video, by the tasks that read them
     "pre_masks": "folder with a color mask PNG per second of the video",
+    "align": "checkpoint of task `align`, to name what sounds",
     "flow_weights": "of RAFT, where config.data.motion.model names one",
     "text": "what to look for; may be given several times",
     "points": "json: object -> number of a frame -> [[x, y, 1 or 0], ..]",
@@ -49,6 +60,8 @@ ANSWER_FLAGS = {  # of --video, by the tasks that read them
     "language": "npz: object -> tokens [L, D] of a language model, D the decoder's width",
 }
 REPEATED = ("text",)
+QUERY_FLAGS = {"audio": "wav to search for", "image": "image to search for"}
+QUERIES = ("audio", "image", "text", "video")  # of --search, one of them
 
 
 def predict_arrays(
@@ -71,6 +84,7 @@ def predict_arrays(
 def main(argv: Sequence[str]) -> int:
     """Predicts; returns the exit status."""
     modules = (clip_video, expression_video, moment_video, prompted_video)
+    modules += (class_video, describe_video, zero_shot, embedding_search)
     answers = "\n".join(module.__doc__ for module in modules)
     description = __doc__.replace("{answers}", answers)
     argv = [f"{arg}=" if arg in ("--arrays", "-arrays") else arg for arg in argv]
@@ -85,6 +99,11 @@ def run(line: CommandLine) -> None:
     for name in ("checkpoint", "output"):
         if getattr(values, name) is None:
             raise UsageError(f"--{name} is missing; --help lists the flags")
+    if values.search is not None:
+        return _search(line)
+    for name in QUERY_FLAGS:
+        if values[name].value is not None:
+            raise UsageError(f"--{name} belongs to --search")
     if (values.video is None) == (values.arrays is None):
         raise UsageError("give --video or --arrays, one of them")
     given = {name: values[name].value for name in ANSWER_FLAGS if values[name].value is not None}
@@ -95,7 +114,7 @@ def run(line: CommandLine) -> None:
         arrays = read_npz(values.arrays, limit, advice="--max_size raises the limit")
     if values.video is not None and not pathlib.Path(values.video).expanduser().exists():
         raise FileNotFoundError(f"{values.video}: no such file")
-    predictor = _make_predictor(line)
+    predictor = make_predictor(line)
     task = predictor.task
     for name in given:
         if name not in task.answer_flags:
@@ -119,7 +138,25 @@ def _run_on_arrays(predictor: Predictor, arrays: Mapping, output: pathlib.Path) 
     print(f"{output}: " + ", ".join(f"{name} {x.shape}" for name, x in results.items()))
 
 
-def _make_predictor(line: CommandLine) -> Predictor:
+def _search(line: CommandLine) -> None:
+    """Looks one query up in an index."""
+    values = line.values
+    query = {name: values[name].value for name in QUERIES if values[name].value is not None}
+    if len(query) != 1 or values.arrays is not None:
+        raise UsageError(f"--search takes one of --{', --'.join(QUERIES)}")
+    predictor = make_predictor(line)
+    if predictor.task.search is None:
+        raise UsageError(f"task {predictor.task.name!r} has no search, task 'align' does")
+    output = pathlib.Path(values.output).expanduser()
+    with locked(output.parent, f"predict {output.name}", name=f".{output.name}.lock"):
+        lines = predictor.task.search(
+            predictor, values.search, output, approximate=values.approximate, **query
+        )
+    print(*lines, sep="\n")
+
+
+def make_predictor(line: CommandLine) -> Predictor:
+    """The model of --checkpoint, with the overrides of the command line."""
     checkpoint = Checkpoint.find(line.values.checkpoint)
     config, notes = checkpoint_config(line, checkpoint)
     for note in notes:
@@ -146,7 +183,12 @@ def _define_flags(values: flags.FlagValues) -> None:
     define("checkpoint", "a run's working directory, one of its steps, or converted weights")
     define("video", "frames and sound: mp4, mov, webm; with prompts, also a folder of images")
     define("arrays", ".npz of arrays, instead of a video")
-    define("output", "folder (--video) or .npz (--arrays) to write")
+    define("output", "folder (--video, --search) or .npz (--arrays) to write")
+    define("search", ".npz of scripts/index.py, instead of a video")
+    text = "search with FAISS, in the graphs of scripts/index.py --faiss"
+    flags.DEFINE_bool("approximate", False, text, flag_values=values)
+    for name, text in QUERY_FLAGS.items():
+        define(name, text)
     text = "memory that --arrays may take, such as 64GiB"
     flags.DEFINE_string("max_size", f"{MAX_BYTES >> 30}GiB", text, flag_values=values)
     for name, text in ANSWER_FLAGS.items():

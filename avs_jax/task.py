@@ -137,6 +137,7 @@ class Task:
       write_predictions: (directory, scores, batch) -> None.
       answer: writes predict's output for a video; see avs_jax/predict.py.
       answer_flags: flags of predict that `answer` reads.
+      search: writes predict's output for a query to an index; see avs_jax/predict.py.
     """
 
     name: str
@@ -167,6 +168,7 @@ class Task:
     write_predictions: Callable[..., None] = no_predictions
     answer: Callable[..., None] | None = None
     answer_flags: tuple[str, ...] = ()
+    search: Callable[..., list[str]] | None = None
 
     def inputs(self, batch: Batch) -> dict[str, Array]:
         """The fields that the model may read, never a target."""

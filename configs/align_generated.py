@@ -1,6 +1,7 @@
 """Frames and sound of generated clips: what each object looks like and what it sounds like.
 
-Data:    python scripts/make_clips.py --setting=twins --kind=still --output=demo/clips_twins
+Data:    python scripts/make_clips.py --setting=twins --kind=still --output=demo/clips_twins \
+             --train=240 --val=60 --test=60 --size=96
          python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=demo/clips_twins \
              --data_dir=demo/tfds_twins
 Command: python -m avs_jax.main --config=configs/align_generated.py:demo --workdir=DIR

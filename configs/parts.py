@@ -307,3 +307,40 @@ def refiner(name: str) -> ConfigDict:
     `ramp`; (0, 0) is the full gradient from the start.
     """
     return ConfigDict({"name": name, "ramp": (0.0, 0.0)})
+
+
+# ---- decoders of words ----
+
+
+def word_transformer() -> ConfigDict:
+    return ConfigDict(
+        {
+            "name": "transformer",
+            "hidden_dim": 256,
+            "num_layers": 2,
+            "num_heads": 8,
+            "ffn_dim": 1024,
+            "dropout": 0.1,
+        }
+    )
+
+
+def word_lstm() -> ConfigDict:
+    """One layer, fed with the word and the image at every step."""
+    return ConfigDict({"name": "lstm", "embed_dim": 256, "hidden_dim": 512, "dropout": 0.5})
+
+
+def small_decoder(section: ConfigDict) -> dict:
+    """A decoder small enough to train on two cores."""
+    return {
+        "transformer": {"hidden_dim": 64, "num_heads": 4, "ffn_dim": 128, "dropout": 0.0},
+        "lstm": {"embed_dim": 32, "hidden_dim": 64, "dropout": 0.0},
+    }[section.name]
+
+
+def smallest_decoder(section: ConfigDict) -> dict:
+    """The smallest possible decoder."""
+    return {
+        "transformer": {"hidden_dim": 8, "num_layers": 1, "num_heads": 2, "ffn_dim": 8},
+        "lstm": {"embed_dim": 4, "hidden_dim": 8},
+    }[section.name]

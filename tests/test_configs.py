@@ -191,15 +191,22 @@ def test_recipes_of_sam2_make_a_training_step(name, variant):
     assert has_memory == config.model.memory == name.startswith("avss")
 
 
-LOSS_OF_TASK = {"ground": "loss_saliency", "refer": "loss_presence", "align": "loss_"}
+LOSS_OF_TASK = {
+    "ground": "loss_saliency",
+    "refer": "loss_presence",
+    "align": "loss_",
+    "classify": "loss_class",
+    "describe": "loss_words",
+}
+
+
+# The others of their tasks compile more, or differ in values of the same parts.
+QUICK_OTHERS = [n for n in OTHERS if n.split("_")[0] in ("align", "ground", "qvh", "tvsum")]
+QUICK_OTHERS += ["refer_cma", "classify_generated", "describe_generated"]
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.slow) if n in ("refer_vct", "refer_sam2") else n
-        for n in OTHERS
-    ],
+    "name", [n if n in QUICK_OTHERS else pytest.param(n, marks=pytest.mark.slow) for n in OTHERS]
 )
 @pytest.mark.parametrize("variant", [pytest.param("", marks=pytest.mark.slow), "tiny"])
 def test_recipes_of_other_tasks_make_a_training_step(name, variant):

@@ -82,16 +82,7 @@ class ExpressionRows(ClipRows):
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the configuration; InputError if it names none."""
-        text = self._text
-        if text.source == "tiny" and text.words:
-            return WordTokenizer(text.words)
-        if text.tokenizer:
-            return load_tokenizer(text.source, text.tokenizer)
-        need = "vocabulary.json" if text.source == "tiny" else "tokenizer.json, or its folder"
-        raise InputError(
-            f"config.data.text.tokenizer is empty, and config.data.text.source = {text.source!r} "
-            f"needs a {need}"
-        )
+        return make_tokenizer(self._text)
 
     def _write_labels(self, row: Row, i: int, labels: np.ndarray, draw: Any) -> None:
         if "labels" not in row:
@@ -99,6 +90,19 @@ class ExpressionRows(ClipRows):
         side = self.sizes["S"]
         grown = transforms.resize(labels * np.uint8(255), (side, side), transforms.BILINEAR)
         row["labels"][i] = grown > 0
+
+
+def make_tokenizer(text: Any) -> Tokenizer:
+    """The tokenizer of config.data.text; InputError if it names none."""
+    if text.source == "tiny" and text.words:
+        return WordTokenizer(text.words)
+    if text.tokenizer:
+        return load_tokenizer(text.source, text.tokenizer)
+    need = "vocabulary.json" if text.source == "tiny" else "tokenizer.json, or its folder"
+    raise InputError(
+        f"config.data.text.tokenizer is empty, and config.data.text.source = {text.source!r} "
+        f"needs a {need}"
+    )
 
 
 def clip_record(record: Record) -> dict[str, Any]:

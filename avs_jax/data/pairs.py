@@ -2,7 +2,7 @@
 
 Records are those of data/clip.py; masks are not read. Frame t and log-mel example t are one second.
 A text is a template filled with the record's category: training draws one template, evaluation
-takes all of them.
+takes all of them. A record of prediction may have `texts` of its own, or none: `texts` = ().
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,13 +101,16 @@ class PairRows:
 
     def tokens(self, category: str, templates: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 [P, L] and mask bool [P, L] of templates filled with a category."""
+        name = category.replace("_", " ").replace("+", " and ")
+        return self._encode([template.format(name) for template in templates])
+
+    def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 [P, L] and mask bool [P, L] of texts."""
         if self._tokenizer is None:
             raise InputError(
                 f"config.data.text.path is empty: text.source = {self._data.text.source!r} needs "
                 "the folder with the checkpoint's tokenizer.json"
             )
-        name = category.replace("_", " ").replace("+", " and ")
-        texts = [template.format(name) for template in templates]
         found = [tokenize(self._tokenizer, text, self.sizes["L"]) for text in texts]
         return np.stack([x.ids for x in found]), np.stack([x.mask for x in found])
 
@@ -129,7 +132,10 @@ class PairRows:
             self._write_images(row["images"], record, used, rng)
         category, label = decode_text(record.get("category", "")), record.get("category_label", 0)
         row["label"] = np.int32(int(label) - 1)
-        if self._has_text:
+        if self._has_text and "texts" in record:
+            if record["texts"]:
+                row["text_ids"], row["text_mask"] = self._encode(record["texts"])
+        elif self._has_text:
             if not category:
                 raise InputError(
                     "no category, which texts are made from; config.model.pairs = 'av'"

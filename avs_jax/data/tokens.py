@@ -152,6 +152,18 @@ class WordTokenizer:
         return split_words(text)
 
 
+def words_of(ids: Iterable[int], words: Sequence[str]) -> str:
+    """The text of ids up to the end: the inverse of WordTokenizer, without the case."""
+    found = []
+    for i in ids:
+        if i == EOS or i < 0:
+            break
+        if i not in (BOS, PAD):
+            place = i - len(SPECIAL)
+            found.append(words[place] if 0 <= place < len(words) else SPECIAL[UNKNOWN])
+    return " ".join(found)
+
+
 # ---- the tokenizer of a checkpoint ----
 
 

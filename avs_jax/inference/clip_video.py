@@ -9,6 +9,9 @@ evaluation clip, but scores are resized to the video's own size. The output is
   results.json        per second: area (fraction of the frame in the mask) and score (mean
                       probability of the mask's pixels, 0 if it is empty)
 
+With --align=DIR, a checkpoint of task `align` that has text, results.json also names what sounds:
+class and class_score, from the frame within the box of its mask and from the sound (zero_shot.py).
+
 Without --pre-masks, color masks come from scikit-image's felzenszwalb, and the output says so.
 config.data.motion.model chooses the motion: frame difference, or RAFT with --flow-weights=DIR
 between the frames chosen by config.data.motion.pairs. For models with synchrony,
@@ -21,7 +24,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +49,8 @@ from avs_jax.spec import Field, InputError
 SEGMENT_SIDE = 256  # px, longer side for felzenszwalb segmentation
 FELZENSZWALB = "felzenszwalb"
 MOTION_FIELDS = ("motion", "motion_track", "sound_track")
+# (frames, masks, waveform, rate) -> what results.json adds to each second
+Namer = Callable[[np.ndarray, np.ndarray, np.ndarray, int], Sequence[Mapping[str, Any]]]
 
 
 def predict_video(
@@ -55,6 +60,8 @@ def predict_video(
     scores: Callable[..., jax.Array],
     pre_masks: str | os.PathLike | None = None,
     flow_weights: str | os.PathLike | None = None,
+    align: str | os.PathLike | None = None,
+    make_namer: Callable[[str | os.PathLike], Namer] | None = None,
 ) -> list[str]:
     """Writes masks, overlay.mp4 and results.json of a video.
 
@@ -64,6 +71,7 @@ def predict_video(
       scores: of the host, see tasks/segment.py.
       pre_masks: folder with one color mask PNG per second, sorted by name.
       flow_weights: of RAFT, for the model's motion input.
+      align: checkpoint that make_namer takes, to name what sounds; None: no names.
 
     Returns:
       lines to print.
@@ -78,12 +86,13 @@ def predict_video(
         if needs_weights(config) and config.data.motion.model == "difference":
             weights = None  # the track alone reads them
     estimator = make_estimator(config, weights, "motion" in reads)
+    namer = make_namer(align) if align else None
     labels = jax.jit(functools.partial(_labels, scores=scores), static_argnames="size")
     seconds: list[dict[str, Any]] = []
     with atomic_folder(output) as folder:
         (folder / "masks").mkdir()
         frames = _predict_windows(
-            predictor, labels, video, given, estimator, tracks, folder, seconds
+            predictor, labels, video, given, estimator, tracks, folder, seconds, namer
         )
         write_overlay(folder / "overlay.mp4", frames, 1.0, path)
         source = None
@@ -130,6 +139,7 @@ def _predict_windows(
     tracks: Iterator[np.ndarray | None],
     folder: pathlib.Path,
     seconds: list[dict[str, Any]],
+    namer: Namer | None,
 ) -> Iterator[np.ndarray]:
     """Predicts window by window: writes masks, fills `seconds`, yields overlays."""
     config, rows = predictor.config, predictor.task.rows
@@ -149,11 +159,16 @@ def _predict_windows(
         track = next(tracks)
         if track is not None:
             record |= {"motion_track": track, "motion_track_rate": config.data.track.rate}
-        row = rows.prepare(record, None)
-        batch = {k: np.asarray(v)[None] for k, v in row.items() if k not in ("clip_id", "category")}
+        prepared = rows.prepare(record, None)
+        batch = {
+            k: np.asarray(v)[None] for k, v in prepared.items() if k not in ("clip_id", "category")
+        }
         inputs = predictor.task.inputs(batch)
         found = labels(predictor.outputs(inputs), inputs, size=(video.height, video.width))
         classes, probability = np.asarray(found[0]).astype(np.uint8), np.asarray(found[1])
+        names: Sequence[Mapping[str, Any]] = [{}] * len(frames)
+        if namer is not None:
+            names = namer(frames, classes[0, : len(frames)] > 0, waveform, video.sample_rate)
         for t, frame in enumerate(frames):
             mask = classes[0, t] > 0
             score = float(probability[0, t][mask].mean()) if mask.any() else 0.0
@@ -161,7 +176,8 @@ def _predict_windows(
             image = classes[0, t] * 255 if config.data.num_classes == 2 else classes[0, t]
             Image.fromarray(image).save(folder / name)
             area = float(mask.mean())
-            seconds.append({"second": start + t, "mask": name, "area": area, "score": score})
+            row = {"second": start + t, "mask": name, "area": area, "score": score}
+            seconds.append(row | names[t])
             yield overlay(frame, mask)
         print(f"second {start + len(frames)} of {video.num_seconds}", file=sys.stderr)
 

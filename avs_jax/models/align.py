@@ -9,6 +9,9 @@ scaled to unit length. Backbones that give one vector per frame, example or text
 read as they are. `logit_scale` is the log of the learned scale of similarities, `logit_bias` their
 offset in the sigmoid loss.
 
+With frames from a backbone that gives maps, and sound, `sound_map` says where in a frame its second
+of sound is: the cosine of the sound's vector with each cell of the map through W_v.
+
 Source: CLIP (Radford et al., ICML 2021); with the towers of CLIP this is CLIP.
 """
 
@@ -109,14 +112,15 @@ class Align(nn.Module):
 
         Returns:
           {modality}_embed float32 [B, D] and, for frames and audio, {modality}_seconds [B, T, D],
-          of unit length; logit_scale and, with bias_init, logit_bias, float32 [].
+          of unit length; sound_map float32 [B, T, h, w], where there is one; logit_scale and, with
+          bias_init, logit_bias, float32 [].
 
         Raises:
           ValueError: a missing field or a wrong shape.
         """
         del progress
         sizes: dict[str, int] = {}
-        used, outputs = modalities(self.pairs), {}
+        used, outputs, cells = modalities(self.pairs), {}, None
         for name in used:
             for field, pattern in INPUTS[name].items():
                 if field in batch:
@@ -128,10 +132,16 @@ class Align(nn.Module):
                 outputs["text_embed"] = self._embed_texts(batch)
                 continue
             encode = self._encode_frames if name == "frames" else self._encode_audio
-            found = self._project(encode(batch, train), f"{name}_projection")
-            seconds = unfold_frames(found, sizes["T"])
+            found = encode(batch, train)
+            project = self._projection(f"{name}_projection", found.shape[-1])
+            if name == "frames" and found.ndim == 4:
+                cells = normalize(unfold_frames(project(found).astype(jnp.float32), sizes["T"]))
+            found = found.mean((1, 2)) if found.ndim == 4 else found
+            seconds = unfold_frames(project(found).astype(jnp.float32), sizes["T"])
             outputs[f"{name}_seconds"] = normalize(seconds)
             outputs[f"{name}_embed"] = normalize(_mean_of_valid(seconds, batch.get("valid")))
+        if cells is not None and "audio" in used:
+            outputs["sound_map"] = jnp.einsum("bthwd,btd->bthw", cells, outputs["audio_seconds"])
         constant = nn.initializers.constant
         outputs["logit_scale"] = self.param("logit_scale", constant(self.log_scale_init), ())
         if self.bias_init is not None:
@@ -139,7 +149,7 @@ class Align(nn.Module):
         return outputs
 
     def _encode_frames(self, batch, train: bool) -> jax.Array:
-        """[N, C] of all frames."""
+        """[N, C] or, from a backbone of maps, [N, h, w, C] of all frames."""
         module = find_part("backbone", self.backbone)
         mean = getattr(module, "PIXEL_MEAN", PIXEL_MEAN)
         std = getattr(module, "PIXEL_STD", PIXEL_STD)
@@ -149,17 +159,16 @@ class Align(nn.Module):
         num_clips, num_frames = batch["images"].shape[:2]
         index = jnp.broadcast_to(jnp.arange(num_frames)[None], (num_clips, num_frames))
         found = backbone(images, train, frame_ids(index))
-        return found["res5"].mean((1, 2)) if isinstance(found, Mapping) else found
+        return found["res5"] if isinstance(found, Mapping) else found
 
     def _encode_audio(self, batch, train: bool) -> jax.Array:
-        """[N, C] of all examples."""
+        """[N, C] or [N, h, w, C] of all examples."""
         del train
         module = find_part("audio_backbone", self.audio_backbone)
         backbone = make_part(
             "audio_backbone", module, self.audio_backbone, dtype=self.dtype, name="audio_backbone"
         )
-        found = backbone((fold_frames(batch["log_mel"]) - self.audio_mean) / self.audio_std)
-        return found.mean((1, 2)) if found.ndim == 4 else found
+        return backbone((fold_frames(batch["log_mel"]) - self.audio_mean) / self.audio_std)
 
     def _embed_texts(self, batch) -> jax.Array:
         """[B, D]: every prompt to unit length, their mean, and to unit length again."""
@@ -172,14 +181,14 @@ class Align(nn.Module):
         found = encoder(ids, mask)
         if found.ndim == 3:
             found = _mean_of_valid(found, mask)
-        prompts = normalize(self._project(found, "text_projection"))
+        project = self._projection("text_projection", found.shape[-1])
+        prompts = normalize(project(found).astype(jnp.float32))
         return normalize(prompts.reshape(num_rows, num_prompts, -1).mean(1))
 
-    def _project(self, x: jax.Array, name: str) -> jax.Array:
-        """[..., C] to float32 [..., D]."""
-        init = nn.initializers.normal(x.shape[-1] ** -0.5)
-        project = Linear(self.embed_dim, False, init, dtype=jnp.dtype(self.dtype), name=name)
-        return project(x).astype(jnp.float32)
+    def _projection(self, name: str, width: int) -> Linear:
+        """[..., width] to [..., D]."""
+        init = nn.initializers.normal(width**-0.5)
+        return Linear(self.embed_dim, False, init, dtype=jnp.dtype(self.dtype), name=name)
 
 
 def _mean_of_valid(x: jax.Array, valid: jax.Array | None) -> jax.Array:

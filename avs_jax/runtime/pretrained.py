@@ -1,7 +1,8 @@
 """Pretrained weights that a training run starts from: a whole model, or single components.
 
 Later steps override earlier ones: random values of the seed; the whole model of
-config.train.init_from, if any; the components of config.init.
+config.train.init_from, if any; the components of config.init. A folder of config.init holds a
+converted component, or a whole model with that component, of any task.
 """
 
 import pathlib
@@ -87,16 +88,15 @@ def load_parts(
       dtype and sharding of those they replace.
 
     Raises:
-      InputError: the folder holds another component or a whole model, a component of another
-        configuration, or other tensors; or the model has no such component.
+      InputError: the folder holds another component or a whole model without it, a component of
+        another configuration, or other tensors; or the model has no such component.
     """
     params, batch_stats, lines = dict(params), dict(batch_stats), []
     for part, directory in _folders(params, config).items():
         checkpoint, section = Checkpoint.find(directory), SECTIONS.get(part, part)
         _check_section(part, section, checkpoint, config)
         ours = params[part], batch_stats.get(part, {})
-        checkpoint.check_fits(*ours, f"config.model.{section} (config.init.{part})")
-        theirs = checkpoint.variables()
+        theirs = _read_component(part, section, checkpoint, ours)
         count = len(jax.tree.leaves(theirs))
         for tree, new, old in zip((params, batch_stats), theirs, ours, strict=True):
             if jax.tree.leaves(old):
@@ -104,6 +104,28 @@ def load_parts(
                 tree[part] = unflatten({k: _place_like(new[k], x) for k, x in flatten(old).items()})
         lines.append(f"{part}: {count} tensors of {directory}")
     return params, batch_stats, lines
+
+
+def _read_component(
+    part: str, section: str, checkpoint: Checkpoint, ours: tuple[Mapping, Mapping]
+) -> tuple[Mapping, Mapping]:
+    """(params, batch_stats) of a component, of the shapes that `ours` has."""
+    name = f"config.model.{section} (config.init.{part})"
+    if "part" in checkpoint.config or _is_whole(part, checkpoint):
+        checkpoint.check_fits(*ours, name)
+        return checkpoint.variables()
+    theirs = tuple(tree.get(section, {}) for tree in checkpoint.variables())
+    problems = []
+    for stored, wanted in zip(theirs, ours, strict=True):
+        problems += shape_mismatches(flatten(stored), flatten(wanted))
+    if problems:
+        raise misfit(checkpoint.directory, name, problems)
+    return theirs
+
+
+def _is_whole(part: str, checkpoint: Checkpoint) -> bool:
+    """Whether the component is all of a checkpoint of its own task."""
+    return part in WHOLE_MODELS and checkpoint.config.get("task") == WHOLE_MODELS[part]
 
 
 def _place_like(value: np.ndarray, like: jax.Array) -> jax.Array:
@@ -132,13 +154,15 @@ def _check_section(part: str, section: str, checkpoint: Checkpoint, config: Conf
     A key that the folder's configuration lacks is newer than the folder: its present value holds.
     """
     stored, where = checkpoint.config, f"config.init.{part}={str(checkpoint.directory)!r}"
-    kind = stored.get("part")
-    if part in WHOLE_MODELS and stored.get("task") == WHOLE_MODELS[part]:
-        kind, stored = section, {section: stored["model"]}
+    kind, holder = stored.get("part"), stored
+    if _is_whole(part, checkpoint):
+        kind, holder = section, {section: stored.model}
+    elif kind is None and section in stored.get("model", {}):
+        kind, holder = section, stored.model
     if kind != section:
-        what = "a whole model; config.train.init_from takes those" if kind is None else f"a {kind}"
+        what = "a whole model without one" if kind is None else f"a {kind}"
         raise InputError(f"{where}: the folder holds {what}, expected a {section}")
-    theirs, ours = plain_config(stored[section]), plain_config(config.model[section])
+    theirs, ours = plain_config(holder[section]), plain_config(config.model[section])
     differing = [
         f"{key}: {theirs[key]!r} in the folder, {ours.get(key, 'absent')!r} now"
         for key in sorted(theirs)

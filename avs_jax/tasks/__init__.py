@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from avs_jax.spec import InputError, nearest
 from avs_jax.task import Task
 
-TASKS = ("segment", "ground", "refer", "track", "align")
+TASKS = ("segment", "ground", "refer", "track", "align", "classify", "describe")
 
 
 def make_task(config: ConfigDict) -> Task:

@@ -17,7 +17,9 @@ from avs_jax.data.avsbench_folders import BY_DATASET
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.trunk_features import clip_rows
 from avs_jax.inference import clip_video
+from avs_jax.inference.predictor import Predictor
 from avs_jax.inference.trunk_weights import with_trunk_key
+from avs_jax.inference.zero_shot import ZeroShot
 from avs_jax.losses import criterion, prompted
 from avs_jax.losses import tpavi as tpavi_loss
 from avs_jax.models import avs, build_model, tpavi
@@ -27,8 +29,10 @@ from avs_jax.models.stage import check_frames
 from avs_jax.results import metrics, pixel_scores, segmentation
 from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
+from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import InputError
 from avs_jax.task import Task
+from avs_jax.tasks import align
 
 
 class Host(NamedTuple):
@@ -114,6 +118,15 @@ def complete_config(config: ConfigDict) -> ConfigDict:
     return with_trunk_key(config) if config.data.get("trunk_features") else config
 
 
+def _make_namer(path: str) -> clip_video.Namer:
+    """Names objects by a checkpoint of task `align`."""
+    checkpoint = Checkpoint.find(path)
+    if checkpoint.config.task != "align":
+        raise InputError(f"--align={path}: a run of task {checkpoint.config.task!r}")
+    predictor = Predictor(align.make_task(checkpoint.config), checkpoint.config, checkpoint)
+    return ZeroShot(predictor).name_objects
+
+
 def prediction_layout(config: ConfigDict) -> Layout:
     """The layout of prediction files; InputError if the dataset is not an AVSBench setting."""
     setting = BY_DATASET.get(config.data.dataset.split("/")[0])
@@ -175,6 +188,8 @@ def make_task(config: ConfigDict) -> Task:
         ),
         read_predictions=functools.partial(segmentation.read_predictions, rows=rows, layout=layout),
         write_predictions=functools.partial(segmentation.write_predictions, layout=layout),
-        answer=functools.partial(clip_video.predict_video, scores=host.scores),
-        answer_flags=("pre_masks", "flow_weights"),
+        answer=functools.partial(
+            clip_video.predict_video, scores=host.scores, make_namer=_make_namer
+        ),
+        answer_flags=("pre_masks", "flow_weights", "align"),
     )

@@ -95,6 +95,20 @@ def test_one_backbone_fills_both_and_audio_its_own(tmp_path, model):
     ]
 
 
+def test_a_component_of_a_whole_model_is_taken(tmp_path, model):
+    config, params, stats = model
+    whole = {"params": shaped(params, "random"), "batch_stats": shaped(stats, "random")}
+    checkpoint.save_variables(tmp_path / "whole", whole, config)
+    chosen = with_init(config, backbone=tmp_path / "whole")
+    after, _, (line, _) = load_parts(shaped(params), shaped(stats), chosen)
+    want = whole["params"]["backbone"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(after["backbone"]["conv1"]["kernel"], want)
+    assert line.startswith("backbone: ")
+    chosen.model.backbone.width = 4
+    with pytest.raises(ValueError, match="width: 2 in the folder, 4 now"):
+        load_parts(shaped(params), shaped(stats), chosen)
+
+
 def test_the_second_backbone_may_have_its_own_or_none(tmp_path, model):
     config, params, stats = model
     save(tmp_path / "a", model, "backbone")
@@ -132,8 +146,10 @@ def test_folders_that_do_not_fit_are_refused(tmp_path, model):
     save(tmp_path / "sound", model, "audio_backbone")
     refused("holds a audio_backbone, expected a backbone", "sound")
     whole = {"params": shaped(params, "random"), "batch_stats": shaped(stats, "random")}
-    checkpoint.save_variables(tmp_path / "whole", whole, config)
-    refused("holds a whole model; config.train.init_from", "whole")
+    other = config.copy_and_resolve_references()
+    del other.model["backbone"]
+    checkpoint.save_variables(tmp_path / "whole", whole, other)
+    refused("holds a whole model without one, expected a backbone", "whole")
     save(tmp_path / "image", model, "backbone")
     refused(r"(?s)convert the file again.*width: 2 in the folder, 4 now", "image", width=4)
     load_parts(shaped(params), shaped(stats), with_init(config, backbone=tmp_path / "image"))

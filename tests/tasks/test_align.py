@@ -138,6 +138,11 @@ def test_a_run_is_trained_and_evaluated(tmp_path, monkeypatch):
         assert scores["audio to frames"]["chance"] == pytest.approx(1 / 9)
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "loss_audio_frames" in line]
+    maps = tmp_path / "maps"
+    flags = [f"--checkpoint={tmp_path}", "--split=test", f"--write_predictions={maps}"]
+    assert evaluation.main(["x", *flags]) == 0
+    files = sorted(maps.rglob("*.npy"))
+    assert len(files) == 9 * 5 and all(0 <= np.load(path).min() for path in files)
     assert len(logged) == 4 and logged[0]["log_scale"] == pytest.approx(np.log(1 / 0.07), abs=1e-3)
 
 

@@ -25,7 +25,7 @@ class TimeSformer(nn.Module):
     """The classifier; the defaults are those of the base model on Kinetics-400.
 
     Attributes:
-      num_classes: of the scores.
+      num_classes: of the scores; 0: the normed class token is the result.
       num_frames, image_size: that the positions are made for.
       patch_size: px per side of a patch.
       hidden_dim, num_layers, num_heads, ffn_dim: of the layers.
@@ -58,7 +58,7 @@ class TimeSformer(nn.Module):
             class first, then patch by patch; and what the first layer collects, with layer0_.
 
         Returns:
-          float32 [B, num_classes].
+          float32 [B, num_classes], or [B, hidden_dim] without classes.
         """
         check_shape("video", video, "B T H W 3")
         steps = {} if collect is None else collect
@@ -74,6 +74,8 @@ class TimeSformer(nn.Module):
         norm = LayerNorm(EPSILON, name="norm")
         steps["last_hidden_state"] = norm(steps[f"layer{self.num_layers - 1}"])
         found = norm(class_token).astype(jnp.float32)
+        if not self.num_classes:
+            return found
         return Linear(self.num_classes, True, INIT, nn.initializers.zeros, name="head")(found)
 
     def _embed(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
