@@ -61,8 +61,8 @@ INPUTS = {  # which of them the model reads depends on the configuration
     "sound_track": f"B T R {2 * SOUND_BANDS}",
     "valid": "B T",
     "frame_index": "B T",
-    "text_ids": "R N",  # R = B expressions, or as many for every clip: R a multiple of B
-    "text_mask": "R N",
+    "text_ids": "X N",  # X = B expressions, or as many for every clip: X a multiple of B
+    "text_mask": "X N",
 }
 TEXT_FIELDS = ("text_ids", "text_mask")
 ABSENT = FrozenDict({"name": "none"})
@@ -178,8 +178,8 @@ class AVS(nn.Module):
         intermediates["pixel_decoder"] |= {"multi_scale": levels, "mask_features": mask_features}
 
         # The expressions of a clip share its images and its sound up to here.
-        if sizes.get("R", sizes["B"]) != sizes["B"]:
-            times = sizes["R"] // sizes["B"]
+        if sizes.get("X", sizes["B"]) != sizes["B"]:
+            times = sizes["X"] // sizes["B"]
             of_frames = (features, levels, mask_features, audio, ids)
             features, levels, mask_features, audio, ids = jax.tree.map(
                 lambda x: repeat_clips(x, sizes["T"], times), of_frames
@@ -282,7 +282,7 @@ class AVS(nn.Module):
         for name, pattern in INPUTS.items():
             if name in batch:
                 sizes = check_shape(name, batch[name], pattern, **sizes)
-        expressions = sizes.get("R", sizes["B"])
+        expressions = sizes.get("X", sizes["B"])
         if expressions != sizes["B"] and expressions % sizes["B"]:
             raise ValueError(
                 f"text_ids: {expressions} expressions for {sizes['B']} clips, not as many for each"

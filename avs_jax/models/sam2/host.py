@@ -126,7 +126,7 @@ class SAM2Host(nn.Module):
         sam2 = make_part("sam2", SAM2, self.sam2, name="sam2")
         if self.is_initializing():
             sam2.initialize(images[:1])
-        features, times = encode(sam2, images, batch), sizes.get("R", sizes["B"]) // sizes["B"]
+        features, times = encode(sam2, images, batch), sizes.get("X", sizes["B"]) // sizes["B"]
         if times > 1:  # the expressions of a clip share its images
             features = jax.tree.map(lambda x: repeat_clips(x, sizes["T"], times), features)
             batch = {
@@ -174,7 +174,7 @@ class SAM2Host(nn.Module):
         for name in ("images", "log_mel", "valid", *TEXT_FIELDS):
             if name in batch:
                 sizes = check_shape(name, batch[name], INPUTS[name], **sizes)
-        if sizes.get("R", sizes["B"]) % sizes["B"]:
+        if sizes.get("X", sizes["B"]) % sizes["B"]:
             raise ValueError(
                 f"text_ids: {sizes['R']} expressions for {sizes['B']} clips, not as many for each"
             )
