@@ -50,7 +50,7 @@ def test_an_object_has_one_description_and_several_references():
     batch = {
         "valid": np.ones((4, 2), bool),
         "clip_id": ["a", "b", "c", "d"],
-        "object": ["v/0", "v/0", "v/1", "v/0"],
+        "object": ["v/0", "v/0", "v/1", "v/2"],
         "text": ["the red one", "the red star", "the red star that sounds", "none"],
         "has_object": np.array([1, 1, 1, 0], bool),
     }
