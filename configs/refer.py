@@ -25,6 +25,8 @@ def refer_config() -> ConfigDict:
     data.prototype_target = "none"
     data.num_prototypes = 0
     data.pre_masks = False
+    data.augment.color = False  # expressions name colors and sides
+    data.augment.flip = 0.0
     data.text = ConfigDict()
     data.text.source = "roberta"  # of tokens: "roberta" | "tiny"; model.text.name must be the same
     # tokenizer.json or the folder of vocab.json and merges.txt; for "tiny" a vocabulary.json
