@@ -1,4 +1,8 @@
-"""Installs avs_jax: `pip install -e .` (CPU), `-e .[cuda]` (NVIDIA), `-e .[test]` (development)."""
+"""Installs avs_jax: `pip install .` (CPU), `.[cuda]` (NVIDIA), `.[test]` (development).
+
+The recipes of configs/ go into the package, as avs_jax/configs, so that an installed `avs-jax`
+finds them anywhere. tfds_builders is a package of its own: TFDS looks builders up by module name.
+"""
 
 from setuptools import find_packages, setup
 
@@ -8,7 +12,12 @@ setup(
     description="Audio-visual segmentation in JAX: VCT with audio-motion alignment on AVSBench",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["avs_jax", "avs_jax.*"]),
+    packages=[
+        *find_packages(include=["avs_jax", "avs_jax.*", "tfds_builders", "tfds_builders.*"]),
+        "avs_jax.configs",
+    ],
+    package_dir={"avs_jax.configs": "configs"},
+    entry_points={"console_scripts": ["avs-jax = avs_jax.cli:main"]},
     install_requires=[
         # On CPUs 0.11.2 and 0.12.0 make NaN of bfloat16 products between two ReLUs (VGGish) where
         # YNNPACK takes their maximum too. XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=

@@ -3,8 +3,11 @@
 One pass (runtime/evaluation.py) scores the unaltered split, then one each control of the task: the
 same ground truth with another input. A model that uses that input scores lower there.
 
-  python -m avs_jax.evaluate --checkpoint=DIR [--config=configs/s4_ama.py] [--split=test]
+  avs-jax evaluate --checkpoint=DIR [--config=configs/s4_ama.py] [--split=test]
       [--audio=silence,noise,offscreen,shift] [--manifest=FILE]
+
+The first start compiles, which takes a minute or more on a CPU; ~/.cache/avs_jax keeps what it
+compiled.
 
 Task, model and preprocessing come from the checkpoint. --config, by default the checkpoint's own
 configuration, chooses the records and what is evaluated. Model keys change only by an override on
@@ -13,7 +16,7 @@ the command line (--config.model.dtype=bfloat16), which the report notes.
 To score any method's predictions without a model or checkpoint (--config only chooses the dataset
 and classes):
 
-  python -m avs_jax.evaluate --config=configs/s4_ama.py --predictions=DIR [--split=test]
+  avs-jax evaluate --config=configs/s4_ama.py --predictions=DIR [--split=test]
 
 {predictions}
 --write_predictions=DIR writes a checkpoint's predictions in this layout: float32 probabilities as
@@ -28,14 +31,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from avs_jax.controls.false_sounds import own_sound
 from avs_jax.data.pipeline import EvalBatches, Loader
 from avs_jax.data.records import metadata, open_records
 from avs_jax.files import atomic_folder
+from avs_jax.generate.encoding import encode_wav
 from avs_jax.results import predictions, visualize
 from avs_jax.results.report import Report, to_text, write
+from avs_jax.results.report_page import Curves, read_curves, write_page
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import (
     CommandLine,
@@ -44,12 +51,13 @@ from avs_jax.runtime.command_line import (
     exit_status,
     parse,
 )
+from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.runtime.evaluation import Evaluation, eval_batch_size, evaluate, make_eval_step
 from avs_jax.runtime.lock import locked
 from avs_jax.runtime.sharding import make_mesh, tree_shardings
 from avs_jax.runtime.step import init_variables
 from avs_jax.runtime.stored_config import digest
-from avs_jax.spec import TRUE_AUDIO
+from avs_jax.spec import SAMPLE_RATE, TRUE_AUDIO
 from avs_jax.task import Record, Task, stack_rows
 from avs_jax.tasks import make_task
 
@@ -64,6 +72,7 @@ NUMBER_KEYS = (
     r"|motion\.(model|pairs)$|track\.model$).*",
     r"evaluate\.(?!(batch_size|num_pictures|split|weights|manifest)$).*",
 )
+SEARCHED = 8  # records per figure that are read for its sound
 
 
 # ---- evaluating a checkpoint ----
@@ -106,8 +115,8 @@ def evaluate_split(
 
     Writes the folder `report_folder` as a whole: report.json, report.md, counts.npz of the
     unaltered split, counts_CONDITION.npz of the controls, figures of the first
-    config.evaluate.num_pictures records under pictures/ and in pictures.html, and the controls'
-    files.
+    config.evaluate.num_pictures records under pictures/, report.html with these figures, their
+    sounds and the curves of the run's training, and the controls' files.
 
     Args:
       config: the whole configuration.
@@ -143,7 +152,12 @@ def evaluate_split(
     with locked(folder.parent, "evaluation"):
         if jax.process_index() == 0:
             files = {k: text for recorder in recorders for k, text in recorder.files().items()}
-            _write(report, results, folder, {**controls.files, **files})
+            heard = {TRUE_AUDIO: records, **controls.records}
+            sounds = {name: _sounds(heard[name], found.figures) for name, found in results.items()}
+            curves = read_curves(
+                checkpoint.run_directory / "metrics.jsonl", next(iter(report.scores[TRUE_AUDIO]))
+            )
+            _write(report, results, folder, {**controls.files, **files}, sounds, curves)
     return report
 
 
@@ -285,8 +299,11 @@ def _write(
     results: Mapping[str, Evaluation],
     folder: pathlib.Path,
     files: Mapping[str, str],
+    sounds: Mapping[str, Mapping[str, bytes]] | None = None,
+    curves: Curves | None = None,
 ) -> None:
     figures = {f"{k}_{name}": v for name, r in results.items() for k, v in r.figures.items()}
+    heard = {f"{k}_{name}": v for name, each in (sounds or {}).items() for k, v in each.items()}
     with atomic_folder(folder) as fresh:
         for i, (name, result) in enumerate(results.items()):
             result.table.save(fresh / (f"counts_{name}.npz" if i else "counts.npz"))
@@ -296,11 +313,33 @@ def _write(
             (fresh / "pictures").mkdir()
             for name, figure in figures.items():
                 visualize.save_png(fresh / "pictures" / f"{name}.png", figure)
-            heading = f"{report.facts['dataset']}, {report.facts['split']}"
-            visualize.save_page(fresh / "pictures.html", heading, figures)
         write(report, fresh)
+        write_page(report, fresh, figures, heard, curves or {})
     print(to_text(report), end="")
-    print(f"written: {folder}/report.json, report.md, counts*.npz, {len(figures)} pictures")
+    written = "report.json, report.md, report.html, counts*.npz"
+    print(f"written: {folder}/{written}, {len(figures)} pictures")
+
+
+def encode_sound(record: Record) -> bytes:
+    """The sound of a record as a mono WAV file."""
+    samples = np.clip(32768 * own_sound(record), -32768, 32767).astype(np.int16)
+    return encode_wav(samples, SAMPLE_RATE)
+
+
+def _sounds(records: Sequence[Record], figures: Mapping[str, Any]) -> dict[str, bytes]:
+    """WAV files of the records that have a figure, by the figure's name.
+
+    Figures are of the first records that have ground truth, so only the first records are read.
+    """
+    sounds: dict[str, bytes] = {}
+    for index in range(min(len(records), SEARCHED * len(figures))):
+        record = records[index]
+        name = record.get("clip_id")
+        if name in figures and "waveform" in record:
+            sounds[name] = encode_sound(record)
+        if len(sounds) == len(figures):
+            break
+    return sounds
 
 
 # ---- command line ----
@@ -336,6 +375,7 @@ def run(line: CommandLine) -> None:
             config.evaluate[name] = values[name].value
     split = values.split or config.evaluate.split
     if checkpoint is not None:
+        use_compilation_cache()
         evaluate_checkpoint(
             config, checkpoint, split, values.output, values.write_predictions, notes
         )

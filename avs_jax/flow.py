@@ -1,8 +1,8 @@
 """Optical flow of a dataset's frames, one file per frame, for the dataset's builder.
 
-  python -m avs_jax.flow --dataset=s4 --root=Single-source --output=flow
+  avs-jax flow --dataset=s4 --root=Single-source --output=flow
       --model=raft_large --weights=checkpoints/raft_large [--source=video]
-  python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source --flow_dir=flow
+  avs-jax data build --dataset=avsbench_s4 --manual_dir=Single-source --flow_dir=flow
       --data_dir=DIR
 
 It writes OUTPUT/s4/{split}/{category}/{name}/flow_{t:04d}.npy (ms3, avss: without category),
@@ -65,6 +65,7 @@ from avs_jax.data.motion_track import TRACK_FILE, is_whole_track, track_samples
 from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import read_pairs, read_timed_frames
 from avs_jax.files import write_atomically
+from avs_jax.flag_style import FlagParser
 from avs_jax.inference.flow_estimator import FlowEstimator
 from avs_jax.models.flow.raft import VARIANTS
 from avs_jax.runtime.command_line import quiet_libraries
@@ -397,7 +398,7 @@ def run(args: argparse.Namespace) -> Outcome:
     needs_weights = args.model in VARIANTS
     if needs_weights == (args.weights is None):
         what = "needs" if needs_weights else "has no"
-        raise FlowError(f"--model={args.model} {what} --weights (scripts/convert_weights.py)")
+        raise FlowError(f"--model={args.model} {what} --weights (avs-jax convert --source=raft)")
     if args.batch_size < 1:
         raise FlowError(f"--batch_size={args.batch_size}: expected at least 1")
     settings = {"model": args.model, "source": args.source, "dataset": args.dataset}
@@ -426,12 +427,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m avs_jax.flow",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> FlagParser:
+    parser = FlagParser(prog="avs-jax flow", description=__doc__)
 
     def add(name, text, **options):
         parser.add_argument(f"--{name}", help=text, **options)

@@ -1,7 +1,6 @@
 """The cost of a training step before a run, from compiling it without data.
 
-  python -m avs_jax.main --mode=plan --config=configs/s4_ama.py [--memory=24GiB] [--devices=8]
-      [--gpu=rtx_4090]
+  avs-jax plan --config=configs/s4_ama.py [--memory=24GiB] [--devices=8] [--gpu=rtx_4090]
 
 The bytes are those planned by the compiler of this machine's devices, or with --gpu by that of a
 GPU that this machine need not have (runtime/gpus.py). The largest batch comes from a line through
@@ -10,16 +9,19 @@ the bytes of two batch sizes, refined by compiling until it fits.
 
 import dataclasses
 import math
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from avs_jax.runtime import gpus, optim, sharding
+from avs_jax.runtime.command_line import CommandLine, exit_status, parse
 from avs_jax.runtime.memory import GIB, StepBytes, count_flops, parse_bytes
 from avs_jax.runtime.run_config import check_run_config
 from avs_jax.runtime.setup import make_train_setup
@@ -31,6 +33,7 @@ QUICK_COMPILATION = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
+FLAGS = ("memory", "devices", "gpu")
 TOLERANCE = 0.02  # fraction of the memory that the largest batch may leave free
 MAX_GROWTH = 100  # factor between successive guesses
 MAX_LINES = 6  # known sizes, after which the search bisects
@@ -87,13 +90,19 @@ def plan(
     options = QUICK_COMPILATION if jax.default_backend() == "cpu" else {}
     if gpu:
         options = gpus.COMPILATION
+    start = time.monotonic()
     used = _compile(step, options)
     print(used, flush=True)
+    seconds = time.monotonic() - start
     if limit is None:
         return
     said = f"{limit / GIB:.2f} GiB per device"
     verdict = "this fits" if used.total <= limit else "this does not fit"
-    print(f"{verdict} into {said}; looking for the largest batch that does", flush=True)
+    print(
+        f"{verdict} into {said}; looking for the largest batch that does, which usually takes 3 to "
+        f"8 compilations of about {seconds:.0f} s",
+        flush=True,
+    )
     unit = mesh.size * config.train.accumulate
     known = {rows: used}
 
@@ -155,7 +164,42 @@ def describe_parameters(params: Mapping[str, Any], config: ConfigDict) -> str:
 
 
 def _compile(step: TracedStep, options: Mapping[str, Any]) -> StepBytes:
+    rows = next(iter(step.batch.values())).shape[0]
+    print(f"compiling a step of {rows} row(s)", file=sys.stderr, flush=True)
     start = time.monotonic()
     compiled = step.traced.lower().compile(compiler_options=dict(options))
     print(f"compiled in {time.monotonic() - start:.0f} s")
     return StepBytes.of(compiled)
+
+
+# ---- command line ----
+
+
+def main(argv: Sequence[str]) -> int:
+    """Plans; returns the exit status."""
+    return exit_status(lambda: run(parse(argv, define_flags, __doc__)))
+
+
+def run(line: CommandLine) -> None:
+    """`main` after parsing, with exceptions."""
+    values = line.values
+    if values.gpu is not None:  # JAX cannot cache programs compiled without the device
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif values.devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", values.devices)
+    plan(line.config, values.memory, values.gpu, values.devices or 1)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags in FLAGS."""
+    text = "plan: memory of a device, such as 24GiB"
+    flags.DEFINE_string("memory", None, text, flag_values=values)
+    text = "plan: number of simulated devices"
+    flags.DEFINE_integer("devices", None, text, lower_bound=1, flag_values=values)
+    text = "plan: for GPUs of this kind, not CPUs"
+    flags.DEFINE_enum("gpu", None, list(gpus.GPUS), text, flag_values=values)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,12 +1,18 @@
 """Prediction on your own videos, or on arrays.
 
-  python -m avs_jax.predict --checkpoint=DIR [--config=configs/s4_ama.py]
+  avs-jax predict --checkpoint=DIR [--config=configs/s4_ama.py]
       --video=clip.mp4 [--text="the violin"] --output=DIR
+  or  --videos='DIR/**/*.mp4' [--shard=I/N] --output=DIR
   or  --arrays=in.npz --output=out.npz
   or  --search=INDEX.npz --audio=x.wav | --image=x.jpg | --text="..." | --video=x.mp4 --output=DIR
 
 Task, model and preprocessing come from the checkpoint; --config.any.key=value overrides them. The
 --output folder of a video is replaced as a whole.
+
+--videos takes every file that matches, loads the model once and compiles it once per frame size.
+--output gets a folder per video, and manifest.json says which are done, failed (and why) and open.
+The same command resumes; --shard=I/N, with I from 0 to N - 1, takes every N-th video, so N
+processes on one or several machines share the work and the folder.
 
 Arrays have the names of the task's input fields, results those of the model's outputs.
 --arrays --checkpoint=DIR, without a file, lists the fields.
@@ -18,9 +24,11 @@ Compiled programs are cached in ~/.cache/avs_jax, so only the first start compil
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
+from flax.traverse_util import flatten_dict
 
 from avs_jax.array_files import MAX_BYTES, read_npz
 from avs_jax.files import atomic_file
@@ -30,6 +38,7 @@ from avs_jax.inference import (
     describe_video,
     embedding_search,
     expression_video,
+    many_videos,
     moment_video,
     prompted_video,
     zero_shot,
@@ -46,6 +55,7 @@ from avs_jax.runtime.command_line import (
 from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.runtime.lock import locked
 from avs_jax.runtime.memory import parse_bytes
+from avs_jax.stopping import sigterm_as_interrupt
 from avs_jax.task import check_arrays, describe_fields
 from avs_jax.tasks import make_task
 
@@ -104,11 +114,19 @@ def run(line: CommandLine) -> None:
     for name in QUERY_FLAGS:
         if values[name].value is not None:
             raise UsageError(f"--{name} belongs to --search")
-    if (values.video is None) == (values.arrays is None):
-        raise UsageError("give --video or --arrays, one of them")
+    sources = [name for name in ("video", "videos", "arrays") if values[name].value is not None]
+    if len(sources) != 1:
+        raise UsageError("give --video, --videos or --arrays, one of them")
+    if values.shard is not None and not values.videos:
+        raise UsageError("--shard belongs to --videos")
     given = {name: values[name].value for name in ANSWER_FLAGS if values[name].value is not None}
     if values.arrays is not None and given:
-        raise UsageError(f"--{next(iter(given)).replace('_', '-')} belongs to --video")
+        raise UsageError(f"--{next(iter(given))} belongs to --video")
+    if values.videos and many_videos.per_video_flags(given):
+        name = many_videos.per_video_flags(given)[0]
+        raise UsageError(f"--{name} is about one video: it belongs to --video, not to --videos")
+    videos = many_videos.find_videos(values.videos) if values.videos else None
+    shard = many_videos.Shard.parse(values.shard or "0/1")
     arrays, limit = None, parse_bytes(values.max_size)
     if values.arrays is not None:
         arrays = read_npz(values.arrays, limit, advice="--max_size raises the limit")
@@ -118,15 +136,48 @@ def run(line: CommandLine) -> None:
     task = predictor.task
     for name in given:
         if name not in task.answer_flags:
-            raise UsageError(f"--{name.replace('_', '-')} is not read by task {task.name!r}")
+            raise UsageError(f"--{name} is not read by task {task.name!r}")
     if arrays is not None:
         return _run_on_arrays(predictor, arrays, pathlib.Path(values.output))
     if task.answer is None:
         raise UsageError(f"task {task.name!r} does not predict on videos; --arrays does")
     output = pathlib.Path(values.output).expanduser()
+    if videos is not None:
+        return _run_on_videos(predictor, videos, shard, output, given)
     with locked(output.parent, f"predict {output.name}", name=f".{output.name}.lock"):
         lines = task.answer(predictor, values.video, output, **given)
     print(*lines, sep="\n")
+
+
+def _run_on_videos(
+    predictor: Predictor,
+    videos: Mapping[str, pathlib.Path],
+    shard: many_videos.Shard,
+    output: pathlib.Path,
+    given: Mapping[str, Any],
+) -> None:
+    settings = {
+        "checkpoint": str(predictor.checkpoint.directory.resolve()),
+        **{f"--{name}": value for name, value in given.items()},
+        **flatten_dict({"config": predictor.config.to_dict()}, sep="."),
+    }
+    share = f"{shard.index}/{shard.count}"
+    lock = f".shard_{shard.index}_of_{shard.count}.lock"
+    with locked(output, f"predict --shard={share}", name=lock):
+        try:
+            with sigterm_as_interrupt():
+                summary = many_videos.predict_many(
+                    lambda file, folder: predictor.task.answer(predictor, file, folder, **given),
+                    videos,
+                    output,
+                    settings,
+                    shard,
+                    say=lambda line: print(line, file=sys.stderr, flush=True),
+                )
+        except KeyboardInterrupt:
+            print(f"stopped: the same command resumes; see {output}/manifest.json", file=sys.stderr)
+            raise
+    print(f"{output}/manifest.json: {summary}")
 
 
 def _run_on_arrays(predictor: Predictor, arrays: Mapping, output: pathlib.Path) -> None:
@@ -161,8 +212,12 @@ def make_predictor(line: CommandLine) -> Predictor:
     config, notes = checkpoint_config(line, checkpoint)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    task = make_task(config)
-    use_compilation_cache()
+    task, cache = make_task(config), use_compilation_cache()
+    print(
+        f"note: loading {checkpoint.directory}; each new frame size is compiled once, for a minute "
+        f"or more on a CPU, and kept in {cache}",
+        file=sys.stderr,
+    )
     return Predictor(task, config, checkpoint)
 
 
@@ -182,6 +237,8 @@ def _define_flags(values: flags.FlagValues) -> None:
 
     define("checkpoint", "a run's working directory, one of its steps, or converted weights")
     define("video", "frames and sound: mp4, mov, webm; with prompts, also a folder of images")
+    define("videos", "pattern of files, in quotes: 'DIR/**/*.mp4'")
+    define("shard", "I/N: every N-th of --videos, from the I-th on; I from 0 to N - 1")
     define("arrays", ".npz of arrays, instead of a video")
     define("output", "folder (--video, --search) or .npz (--arrays) to write")
     define("search", ".npz of scripts/index.py, instead of a video")
@@ -196,8 +253,6 @@ def _define_flags(values: flags.FlagValues) -> None:
             flags.DEFINE_multi_string(name, None, text, flag_values=values)
         else:
             define(name, text)
-        if "_" in name:
-            flags.DEFINE_alias(name.replace("_", "-"), name, flag_values=values)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ VALIDATION_SPLIT = "val"
 NO_DATA = """{error}
 
 docs/data.md says who gives the dataset out. With its folder on this machine, prepare it by
-  python scripts/build_dataset.py --dataset={dataset} --manual_dir=FOLDER --data_dir={data_dir}
+  avs-jax data build --dataset={dataset} --manual_dir=FOLDER --data_dir={data_dir}
 To see everything work without it, train a `:demo` variant; scripts/demo.sh makes its clips."""
 
 
@@ -161,7 +161,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
 
         # ---- loop ----
         if not is_over:
-            log.say("compiling the training step")  # ahead of time, to log its memory
+            log.say("compiling the training step (XLA may remark that it is slow; it is cached)")
             train_step, used = compile_ahead(train_step, setup.state, setup.batch_shapes())
             log.say(str(used))
             log.scalars(start_step, used.as_scalars())

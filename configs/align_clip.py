@@ -1,10 +1,10 @@
 """CLIP ViT-B/32 on AVSBench S4: frames and text, from OpenAI's weights. `:b16` has patches of 16.
 
-Weights: python scripts/convert_weights.py --source=clip --config=configs/align_clip.py \
+Weights: avs-jax convert --source=clip --config=configs/align_clip.py \
              --input=ViT-B-32.pt or model.safetensors --output=checkpoints/clip_b32
 Tokens:  --config.data.text.path=FOLDER, where tokenizer.json of the same checkpoint is.
 Zero-shot classes of S4:
-         python -m avs_jax.evaluate --config=configs/align_clip.py \
+         avs-jax evaluate --config=configs/align_clip.py \
              --checkpoint=checkpoints/clip_b32 --config.data.text.path=FOLDER
 Frames are resized to squares, where CLIP crops the center. Not run on S4 here.
 """

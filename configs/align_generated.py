@@ -1,10 +1,10 @@
 """Frames and sound of generated clips: what each object looks like and what it sounds like.
 
-Data:    python scripts/make_clips.py --setting=twins --kind=still --output=demo/clips_twins \
+Data:    avs-jax clips --setting=twins --kind=still --output=demo/clips_twins \
              --train=240 --val=60 --test=60 --size=96
-         python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=demo/clips_twins \
+         avs-jax data build --dataset=avsbench_s4 --manual_dir=demo/clips_twins \
              --data_dir=demo/tfds_twins
-Command: python -m avs_jax.main --config=configs/align_generated.py:demo --workdir=DIR
+Command: avs-jax train --config=configs/align_generated.py:demo --workdir=DIR
 Nothing in a generated clip tells it from another one of its category, so a query should find its
 category, and clips of one category are positives of each other.
 """

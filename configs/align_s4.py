@@ -1,9 +1,9 @@
 """Frames, sound and text of AVSBench S4 in one space, from pretrained backbones.
 
-Data:    python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source
-Command: python -m avs_jax.main --config=configs/align_s4.py --workdir=DIR \
+Data:    avs-jax data build --dataset=avsbench_s4 --manual_dir=Single-source
+Command: avs-jax train --config=configs/align_s4.py --workdir=DIR \
              --config.init.backbone=RESNET50 --config.init.audio_backbone=VGGISH
-Weights: scripts/convert_weights.py --source=resnet50 and --source=vggish.
+Weights: avs-jax convert --source=resnet50 and --source=vggish.
 Not trained here; there is no published number for this split.
 """
 

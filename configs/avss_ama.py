@@ -1,6 +1,6 @@
 """VCT + AMA on AVSBench-semantic (AVSS): avss_vct.py with motion, otherwise unchanged.
 
-Command: python -m avs_jax.main --config=configs/avss_ama.py --workdir=DIR
+Command: avs-jax train --config=configs/avss_ama.py --workdir=DIR
 Hardware: as avss_vct.py. The AMA authors planned batch 2 on one 80 GB GPU in mixed precision,
 because more clips of ten frames did not fit; not timed here.
 Target: 51.64 mIoU on the test split (README of SKA-VCT, "motion verification", mean of five seeds;

@@ -1,6 +1,6 @@
 """VCT + AMA + BRM on AVSBench-semantic (AVSS): avss_ama.py with boundary refinement.
 
-Command: python -m avs_jax.main --config=configs/avss_ama_brm.py --workdir=DIR
+Command: avs-jax train --config=configs/avss_ama_brm.py --workdir=DIR
 Hardware: as avss_vct.py. The AMA authors ran AVSS + AMA + BRM with --config.train.batch_size=4
 --config.optim.learning_rate=1.4e-4 --config.train.steps=90000 in mixed precision, where ten frames
 per clip did not always fit in 80 GB; BRM adds 0.2 M parameters. Not timed here.

@@ -1,6 +1,6 @@
 """VCT + AMA on AVSBench-semantic that learns to fall silent: avss_ama.py with false sounds.
 
-Command: python -m avs_jax.main --config=configs/avss_ama_robust.py --workdir=DIR
+Command: avs-jax train --config=configs/avss_ama_robust.py --workdir=DIR
 Of the training clips, 30 % get silence, noise or an off-screen sound; their frames are all
 background (avs_jax/controls/training_sounds.py). Who sounds in a clip is read from its masks, once,
 before the first step.

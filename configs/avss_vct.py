@@ -1,14 +1,14 @@
 """VCT on AVSBench-semantic (AVSS), without motion: the baseline of avss_ama.py.
 
-Data:    python scripts/build_dataset.py --dataset=avsbench_semantic \
+Data:    avs-jax data build --dataset=avsbench_semantic \
              --manual_dir=AVSBench_semantic --data_dir=~/tensorflow_datasets
-Command: python -m avs_jax.main --config=configs/avss_vct.py --workdir=DIR
+Command: avs-jax train --config=configs/avss_vct.py --workdir=DIR
 Hardware: the original uses batch 8 in mixed precision; spread it over several GPUs. On one 80 GB
 GPU, the AMA authors fit --config.train.batch_size=2. Not timed here.
 Target: 51.2 mIoU, 55.5 F_beta on the test split (VCT's paper; its README says 52.5 and 56.9, its
 released checkpoint gives 49.98 and 54.33, the AMA authors' best own run 49.60 and 54.00).
-`:demo` is a small version for generated clips: scripts/make_clips.py --setting=avss
---output=demo/clips_avss, then scripts/build_dataset.py --dataset=avsbench_semantic
+`:demo` is a small version for generated clips: avs-jax clips --setting=avss
+--output=demo/clips_avss, then avs-jax data build --dataset=avsbench_semantic
 --manual_dir=demo/clips_avss --data_dir=demo/tfds.
 """
 

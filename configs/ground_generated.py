@@ -1,10 +1,10 @@
 """QD-DETR with the notes' gates on generated videos with sound, or on a folder of your own.
 
-Data:    python scripts/make_clips.py --setting=moments --output=clips
+Data:    avs-jax clips --setting=moments --output=clips
          python scripts/extract_features.py --config=configs/ground_generated.py --folder=clips
-         python scripts/build_dataset.py --dataset=own_moments --manual_dir=clips \
+         avs-jax data build --dataset=own_moments --manual_dir=clips \
              --data_dir=~/tensorflow_datasets
-Command: python -m avs_jax.main --config=configs/ground_generated.py --workdir=DIR
+Command: avs-jax train --config=configs/ground_generated.py --workdir=DIR
 Features need no weights: colors, mel bands and hashed words. Those of trained backbones:
     --config.data.features.frames=backbone --config.data.features.frame_weights=runs/s4_ama
     --config.data.features.sound=vggish --config.data.features.sound_weights=runs/s4_ama

@@ -1,6 +1,6 @@
 """VCT + AMA on AVSBench MS3: ms3_vct.py with motion, otherwise unchanged.
 
-Command: python -m avs_jax.main --config=configs/ms3_ama.py --workdir=DIR \
+Command: avs-jax train --config=configs/ms3_ama.py --workdir=DIR \
              --config.train.init_from=S4_AMA_RUN --config.train.batch_size=4
 Hardware: batch 4 fits on one 80 GB GPU in float32 (the AMA authors' notes); not timed here.
 Target: 65.02 mIoU, 78.02 F_beta on the test split, 67.08 and 83.54 on val (the AMA authors' notes:

@@ -1,6 +1,6 @@
 """VCT + AMA + BRM on AVSBench MS3: ms3_ama.py with boundary refinement, otherwise unchanged.
 
-Command: python -m avs_jax.main --config=configs/ms3_ama_brm.py --workdir=DIR \
+Command: avs-jax train --config=configs/ms3_ama_brm.py --workdir=DIR \
              --config.train.init_from=S4_AMA_BRM_RUN --config.train.batch_size=4
 To start from a run without BRM (S4 + AMA), add --config.train.init_fresh="('brm/.*',)".
 Hardware: as ms3_ama.py: batch 4 fits on one 80 GB GPU in float32 (the AMA authors' notes); BRM adds

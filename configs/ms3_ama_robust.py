@@ -1,6 +1,6 @@
 """VCT + AMA on AVSBench MS3 that learns to fall silent: ms3_ama.py with false sounds in training.
 
-Command: python -m avs_jax.main --config=configs/ms3_ama_robust.py --workdir=DIR \
+Command: avs-jax train --config=configs/ms3_ama_robust.py --workdir=DIR \
              --config.train.init_from=S4_AMA_ROBUST_RUN --config.train.batch_size=4
 MS3's table names no categories, so its clips have no off-screen partners: silence and noise alone.
 Generated clips name theirs; add --config.data.false_sounds.types=silence,noise,offscreen for them.

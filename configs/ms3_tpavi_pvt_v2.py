@@ -1,12 +1,12 @@
 """TPAVI on AVSBench MS3 with PVT-v2-b5: the baseline of AVSBench.
 
-Data:    python scripts/build_dataset.py --dataset=avsbench_ms3 --manual_dir=Multi-sources \
+Data:    avs-jax data build --dataset=avsbench_ms3 --manual_dir=Multi-sources \
              --data_dir=~/tensorflow_datasets
-Weights: python scripts/convert_weights.py --source=pvt_v2 --input=pvt_v2_b5.pth \
+Weights: avs-jax convert --source=pvt_v2 --input=pvt_v2_b5.pth \
              --config=configs/ms3_tpavi_pvt_v2.py --output=checkpoints/pvt_v2
-         python scripts/convert_weights.py --source=vggish --input=vggish-10086976.pth \
+         avs-jax convert --source=vggish --input=vggish-10086976.pth \
              --config=configs/ms3_tpavi_pvt_v2.py --output=checkpoints/vggish_embedding
-Command: python -m avs_jax.main --config=configs/ms3_tpavi_pvt_v2.py --workdir=DIR \
+Command: avs-jax train --config=configs/ms3_tpavi_pvt_v2.py --workdir=DIR \
              --config.init.backbone=checkpoints/pvt_v2 \
              --config.init.audio_backbone=checkpoints/vggish_embedding
          --config.train.init_from=S4_RUN starts from S4, as the paper's second row does.

@@ -1,12 +1,12 @@
 """TPAVI on AVSBench MS3 with ResNet-50: the baseline of AVSBench.
 
-Data:    python scripts/build_dataset.py --dataset=avsbench_ms3 --manual_dir=Multi-sources \
+Data:    avs-jax data build --dataset=avsbench_ms3 --manual_dir=Multi-sources \
              --data_dir=~/tensorflow_datasets
-Weights: python scripts/convert_weights.py --source=resnet50 --input=resnet50-19c8e357.pth \
+Weights: avs-jax convert --source=resnet50 --input=resnet50-19c8e357.pth \
              --config=configs/ms3_tpavi_resnet50.py --output=checkpoints/resnet50
-         python scripts/convert_weights.py --source=vggish --input=vggish-10086976.pth \
+         avs-jax convert --source=vggish --input=vggish-10086976.pth \
              --config=configs/ms3_tpavi_resnet50.py --output=checkpoints/vggish_embedding
-Command: python -m avs_jax.main --config=configs/ms3_tpavi_resnet50.py --workdir=DIR \
+Command: avs-jax train --config=configs/ms3_tpavi_resnet50.py --workdir=DIR \
              --config.init.backbone=checkpoints/resnet50 \
              --config.init.audio_backbone=checkpoints/vggish_embedding
          --config.train.init_from=S4_RUN starts from S4, as the paper's second row does.

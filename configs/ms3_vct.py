@@ -1,8 +1,8 @@
 """VCT on AVSBench MS3, without motion: the baseline of ms3_ama.py.
 
-Data:    python scripts/build_dataset.py --dataset=avsbench_ms3 --manual_dir=Multi-sources \
+Data:    avs-jax data build --dataset=avsbench_ms3 --manual_dir=Multi-sources \
              --data_dir=~/tensorflow_datasets
-Command: python -m avs_jax.main --config=configs/ms3_vct.py --workdir=DIR \
+Command: avs-jax train --config=configs/ms3_vct.py --workdir=DIR \
              --config.train.init_from=S4_RUN
 Hardware: batch 4 fits on one 80 GB GPU in float32 (the AMA authors' notes); the default batch of 2
 needs less. Not timed here.
@@ -10,7 +10,7 @@ Target: 67.6 mIoU, 81.4 F_beta on the test split (VCT's README; avsbench(batch=1
 released checkpoint gives 66.84 and 82.33 (notes of the AMA authors).
 The default is the recorded 40,000 steps; `:v2` and `:regularized` are baselines of ms3_ama.py's.
 `:demo` and `:regularized_demo` are small versions for generated clips:
-scripts/make_clips.py --setting=ms3 --output=demo/clips_ms3, then scripts/build_dataset.py
+avs-jax clips --setting=ms3 --output=demo/clips_ms3, then avs-jax data build
 --dataset=avsbench_ms3 --manual_dir=demo/clips_ms3 --data_dir=demo/tfds.
 """
 

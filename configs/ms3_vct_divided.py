@@ -1,7 +1,7 @@
 """VCT on AVSBench MS3 whose frames see each other: divided space-time attention on the last level.
 
 Data:    as for ms3_vct.py.
-Command: python -m avs_jax.main --config=configs/ms3_vct_divided.py --workdir=DIR \
+Command: avs-jax train --config=configs/ms3_vct_divided.py --workdir=DIR \
              --config.train.init_from=S4_RUN
 At first the encoder adds nothing, so the run starts from the masks of the checkpoint. Variants are
 those of ms3_vct.py. Not trained on AVSBench; there is no published number.

@@ -1,8 +1,8 @@
 """QD-DETR on QVHighlights with AVIGATE's gated fusion of the sound (family A).
 
-Data:    python scripts/build_dataset.py --dataset=qvhighlights --manual_dir=DIR \
+Data:    avs-jax data build --dataset=qvhighlights --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
-Command: python -m avs_jax.main --config=configs/qvh_avigate.py --workdir=DIR
+Command: avs-jax train --config=configs/qvh_avigate.py --workdir=DIR
 Target: no published number; AVIGATE (CVPR 2025) reports retrieval. The control is qvh_qd_detr.py
 with --config.data.audio_dim=2048. Not trained here.
 `:tiny` is the same recipe, as small as it can be, for tests.

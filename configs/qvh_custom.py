@@ -1,8 +1,8 @@
 """QD-DETR on QVHighlights with the notes' gates (family B), one gate per channel and clip.
 
-Data:    python scripts/build_dataset.py --dataset=qvhighlights --manual_dir=DIR \
+Data:    avs-jax data build --dataset=qvhighlights --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
-Command: python -m avs_jax.main --config=configs/qvh_custom.py --workdir=DIR
+Command: avs-jax train --config=configs/qvh_custom.py --workdir=DIR
 Target: no published number. The recorded run is elementwise, input dropout 0.5, seed 2018, four
 layers of four heads. Not trained here.
 `:tiny` is the same recipe, as small as it can be, for tests.

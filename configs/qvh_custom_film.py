@@ -1,8 +1,8 @@
 """qvh_custom.py with FiLM: the feed-forward branch is scaled and shifted.
 
-Data:    python scripts/build_dataset.py --dataset=qvhighlights --manual_dir=DIR \
+Data:    avs-jax data build --dataset=qvhighlights --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
-Command: python -m avs_jax.main --config=configs/qvh_custom_film.py --workdir=DIR
+Command: avs-jax train --config=configs/qvh_custom_film.py --workdir=DIR
 Target: no published number; without gates it is another baseline than qvh_custom.py. Not trained
 here.
 `:tiny` is the same recipe, as small as it can be, for tests.

@@ -1,8 +1,8 @@
 """qvh_custom.py with gates that start at 0.77 instead of 0.66 (bias 1.8).
 
-Data:    python scripts/build_dataset.py --dataset=qvhighlights --manual_dir=DIR \
+Data:    avs-jax data build --dataset=qvhighlights --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
-Command: python -m avs_jax.main --config=configs/qvh_custom_strong.py --workdir=DIR
+Command: avs-jax train --config=configs/qvh_custom_strong.py --workdir=DIR
 Target: no published number: the notes' script for gates that collapse. Not trained here.
 `:tiny` is the same recipe, as small as it can be, for tests.
 """

@@ -1,8 +1,8 @@
 """QD-DETR on QVHighlights, video only (CVPR 2023).
 
-Data:    python scripts/build_dataset.py --dataset=qvhighlights --manual_dir=DIR \
+Data:    avs-jax data build --dataset=qvhighlights --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
-Command: python -m avs_jax.main --config=configs/qvh_qd_detr.py --workdir=DIR
+Command: avs-jax train --config=configs/qvh_qd_detr.py --workdir=DIR
 Target: val R1@0.5 62.90, R1@0.7 46.77, mAP 41.24 (the repository's own evaluation of its
 published weights). With sound, --config.data.audio_dim=2048: 63.74, 47.74, 41.72; highlights
 VeryGood mAP 39.34, HIT@1 65.03. Not trained here.

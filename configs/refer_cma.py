@@ -1,6 +1,6 @@
 """refer_vct with cross-modal attention: words enter the feature maps, before the queries are made.
 
-Command: python -m avs_jax.main --config=configs/refer_cma.py --workdir=DIR
+Command: avs-jax train --config=configs/refer_cma.py --workdir=DIR
   --config.data.text.tokenizer=FOLDER --config.init.text=DIR --config.train.init_from=DIR
 Published: see refer_vct.py; no published model puts CMA into VCT. SALMA's ablation on Ref-DAVIS17,
 single runs without seeds: J&F 68.5 without CMA, 69.2 with it, 70.8 with the mask gate.

@@ -1,6 +1,6 @@
 """VCT with an expression, on Ref-AVS: text tokens beside the audio tokens of the decoder.
 
-Command: python -m avs_jax.main --config=configs/refer_vct.py --workdir=DIR
+Command: avs-jax train --config=configs/refer_vct.py --workdir=DIR
   --config.data.text.tokenizer=FOLDER --config.init.text=DIR --config.train.init_from=DIR
 FOLDER has distilroberta-base's tokenizer.json, the first DIR its converted weights, the second a
 checkpoint of task segment (S4 at 384 px).

@@ -1,6 +1,6 @@
 """VCT + AMA on AVSBench S4: s4_vct.py with motion, otherwise unchanged.
 
-Command: python -m avs_jax.main --config=configs/s4_ama.py --workdir=DIR
+Command: avs-jax train --config=configs/s4_ama.py --workdir=DIR
 Target: 85.18 mIoU, 92.75 F_beta on the test split (the authors' notes: RAFT flow, batch 4; with
 frame difference 84.26 and 92.40).
 `:demo` is a small version for generated clips (scripts/demo.sh).

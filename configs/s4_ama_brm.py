@@ -1,6 +1,6 @@
 """VCT + AMA + BRM on AVSBench S4: s4_ama.py with boundary refinement, otherwise unchanged.
 
-Command: python -m avs_jax.main --config=configs/s4_ama_brm.py --workdir=DIR
+Command: avs-jax train --config=configs/s4_ama_brm.py --workdir=DIR
 The AMA authors' flags: --config.train.batch_size=8 (which sets the learning rate to 2e-4)
              --config.model.dtype=bfloat16 --config.model.remat=backbone
 Hardware: as s4_ama.py (on one 80 GB GPU, batch 4 fits in float32, batch 8 with the flags above: the

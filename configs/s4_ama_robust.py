@@ -1,6 +1,6 @@
 """VCT + AMA on AVSBench S4 that learns to fall silent: s4_ama.py with false sounds in training.
 
-Command: python -m avs_jax.main --config=configs/s4_ama_robust.py --workdir=DIR
+Command: avs-jax train --config=configs/s4_ama_robust.py --workdir=DIR
 Of the training clips, 30 % get silence, noise or the sound of something that is not in the frame,
 with an empty ground truth (avs_jax/controls/training_sounds.py).
 Target: ours: with --audio=silence,noise,offscreen, at most 1 % of the pixels marked under each, and

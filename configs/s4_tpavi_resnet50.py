@@ -1,10 +1,10 @@
 """TPAVI on AVSBench S4 with ResNet-50: the baseline of AVSBench.
 
-Weights: python scripts/convert_weights.py --source=resnet50 --input=resnet50-19c8e357.pth \
+Weights: avs-jax convert --source=resnet50 --input=resnet50-19c8e357.pth \
              --config=configs/s4_tpavi_resnet50.py --output=checkpoints/resnet50
-         python scripts/convert_weights.py --source=vggish --input=vggish-10086976.pth \
+         avs-jax convert --source=vggish --input=vggish-10086976.pth \
              --config=configs/s4_tpavi_resnet50.py --output=checkpoints/vggish_embedding
-Command: python -m avs_jax.main --config=configs/s4_tpavi_resnet50.py --workdir=DIR \
+Command: avs-jax train --config=configs/s4_tpavi_resnet50.py --workdir=DIR \
              --config.init.backbone=checkpoints/resnet50 \
              --config.init.audio_backbone=checkpoints/vggish_embedding
 Hardware: 68 M parameters and VGGish's 72 M, which are frozen. Not timed here.

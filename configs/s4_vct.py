@@ -1,6 +1,6 @@
 """VCT on AVSBench S4, without motion: the baseline of s4_ama.py.
 
-Command: python -m avs_jax.main --config=configs/s4_vct.py --workdir=DIR
+Command: avs-jax train --config=configs/s4_vct.py --workdir=DIR
 Target: 86.2 mIoU, 93.4 F_beta on the test split (VCT's README; avsbench(batch=1), masks rebuilt
 from AVSBench-semantic).
 `:demo` is a small version for generated clips (scripts/demo.sh).

@@ -1,8 +1,8 @@
 """VCT on AVSBench S4 with ResNet-50, the smaller backbone of AVSBench's papers.
 
-Weights: python scripts/convert_weights.py --source=resnet50 --input=resnet50-19c8e357.pth \
+Weights: avs-jax convert --source=resnet50 --input=resnet50-19c8e357.pth \
              --config=configs/s4_vct_resnet50.py --output=checkpoints/resnet50
-Command: python -m avs_jax.main --config=configs/s4_vct_resnet50.py --workdir=DIR \
+Command: avs-jax train --config=configs/s4_vct_resnet50.py --workdir=DIR \
              --config.init.backbone=checkpoints/resnet50
 Hardware: 96 M parameters, 47 M of them in the two backbones (Swin-B: 174 M). Not timed here.
 Target: none. VCT's published checkpoints use Swin-B, and this was not trained here.

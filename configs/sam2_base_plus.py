@@ -1,8 +1,8 @@
 """SAM2.1 base+: segments what points, boxes or masks ask for, in images and videos.
 
-Weights: python scripts/convert_weights.py --source=sam2 --input=sam2.1_hiera_base_plus.pt \
+Weights: avs-jax convert --source=sam2 --input=sam2.1_hiera_base_plus.pt \
              --config=configs/sam2_base_plus.py --output=checkpoints/sam2_base_plus
-Command: python -m avs_jax.predict --checkpoint=checkpoints/sam2_base_plus --video=x.mp4 \
+Command: avs-jax predict --checkpoint=checkpoints/sam2_base_plus --video=x.mp4 \
              --points=points.json --output=DIR
 80.8 M parameters; SA-V test J&F 78.2 (2.0: 74.7), by the authors.
 `:v2.0` takes the weights of version 2.0 (sam2_hiera_base_plus.pt); `:tiny` is for tests.

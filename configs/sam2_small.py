@@ -1,8 +1,8 @@
 """SAM2.1 small: segments what points, boxes or masks ask for, in images and videos.
 
-Weights: python scripts/convert_weights.py --source=sam2 --input=sam2.1_hiera_small.pt \
+Weights: avs-jax convert --source=sam2 --input=sam2.1_hiera_small.pt \
              --config=configs/sam2_small.py --output=checkpoints/sam2_small
-Command: python -m avs_jax.predict --checkpoint=checkpoints/sam2_small --video=x.mp4 \
+Command: avs-jax predict --checkpoint=checkpoints/sam2_small --video=x.mp4 \
              --points=points.json --output=DIR
 46 M parameters; SA-V test J&F 76.6 (2.0: 74.9), by the authors.
 `:v2.0` takes the weights of version 2.0 (sam2_hiera_small.pt); `:tiny` is for tests.

@@ -1,8 +1,8 @@
 """tvsum_qd_detr.py with AVIGATE's gated fusion of the sound (family A).
 
-Data:    python scripts/build_dataset.py --dataset=tvsum/BK --manual_dir=DIR \
+Data:    avs-jax data build --dataset=tvsum/BK --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
-Command: python -m avs_jax.main --config=configs/tvsum_avigate.py --workdir=DIR \
+Command: avs-jax train --config=configs/tvsum_avigate.py --workdir=DIR \
              --config.data.dataset=tvsum/BT    # one run per domain
 Target: no published number. Not trained here.
 `:tiny` is the same recipe, as small as it can be, for tests.

@@ -1,8 +1,8 @@
 """tvsum_custom.py with FiLM.
 
-Data:    python scripts/build_dataset.py --dataset=tvsum/BK --manual_dir=DIR \
+Data:    avs-jax data build --dataset=tvsum/BK --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
-Command: python -m avs_jax.main --config=configs/tvsum_custom_film.py --workdir=DIR \
+Command: avs-jax train --config=configs/tvsum_custom_film.py --workdir=DIR \
              --config.data.dataset=tvsum/BT    # one run per domain
 Target: no published number. Not trained here.
 `:tiny` is the same recipe, as small as it can be, for tests.

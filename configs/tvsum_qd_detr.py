@@ -1,8 +1,8 @@
 """QD-DETR on TVSum, video only: saliency alone.
 
-Data:    python scripts/build_dataset.py --dataset=tvsum/BK --manual_dir=DIR \
+Data:    avs-jax data build --dataset=tvsum/BK --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
-Command: python -m avs_jax.main --config=configs/tvsum_qd_detr.py --workdir=DIR \
+Command: avs-jax train --config=configs/tvsum_qd_detr.py --workdir=DIR \
              --config.data.dataset=tvsum/BT    # one run per domain
 Target: top-5 mAP 85.0, mean over domains (reported; 86.6 with sound,
 --config.data.audio_dim=2048). The reference takes the best epoch on the one validation video of a

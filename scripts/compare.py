@@ -19,16 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from avs_jax.controls.false_sounds import own_sound
 from avs_jax.data.decode import decode_text
 from avs_jax.data.records import open_records
-from avs_jax.evaluate import Evaluator
+from avs_jax.evaluate import Evaluator, encode_sound
 from avs_jax.files import atomic_folder
-from avs_jax.generate.encoding import encode_wav
 from avs_jax.results import failures, metrics, visualize
 from avs_jax.results.counts import FrameCounts
 from avs_jax.runtime.checkpoint import Checkpoint
-from avs_jax.spec import SAMPLE_RATE, InputError
+from avs_jax.spec import InputError
 from avs_jax.task import Record
 from avs_jax.tasks import make_task
 
@@ -188,12 +186,6 @@ def _draw(clip: str, record: Record, found: Mapping[str, Any]) -> np.ndarray:
         heading=clip,
         others={"B": found["b"]["pred"][keep]},
     )
-
-
-def encode_sound(record: Record) -> bytes:
-    """The sound of a record as a mono WAV."""
-    samples = np.clip(32768 * own_sound(record), -32768, 32767).astype(np.int16)
-    return encode_wav(samples, SAMPLE_RATE, stereo=False)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -62,5 +62,5 @@ fi
 
 step "done"
 echo "numbers   $workdir/evaluation (report.md, report.json, counts.npz)"
-echo "figures   $workdir/evaluation (pictures.html)"
+echo "figures   $workdir/evaluation (pictures/, report.html)"
 [ -z "$video" ] || echo "video     $workdir/prediction: $(ls "$workdir/prediction" | xargs)"

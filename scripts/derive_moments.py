@@ -8,13 +8,12 @@ OUTPUT/moments_{train,val,test}.jsonl   a line per clip and class that sounds
 OUTPUT/features/energy/{vid}.npy        log-RMS of the sound, float32 [seconds, 1]
 
 With features of the videos and queries beside them (tfds_builders/own_moments says where) they are
-a dataset: python scripts/build_dataset.py --dataset=own_moments --manual_dir=OUTPUT ...
+a dataset: avs-jax data build --dataset=own_moments --manual_dir=OUTPUT ...
 
-Missing and damaged files are listed, all of them, and nothing is written. With --skip-bad their
+Missing and damaged files are listed, all of them, and nothing is written. With --skip_bad their
 clips are left out.
 """
 
-import argparse
 import functools
 import json
 import pathlib
@@ -33,6 +32,7 @@ from avs_jax.data.avsbench_folders import (  # noqa: E402
     Setting,
 )
 from avs_jax.files import atomic_file, write_atomically  # noqa: E402
+from avs_jax.flag_style import FlagParser  # noqa: E402
 from avs_jax.spec import InputError  # noqa: E402
 from tfds_builders import avs_moments, refer_clips  # noqa: E402
 from tfds_builders.avsbench import list_clips  # noqa: E402
@@ -49,13 +49,11 @@ DATASETS = (MS3.dataset, AVSS.dataset, REFAVS.dataset)
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags and derives; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(description=__doc__)
     parser.add_argument("--dataset", required=True, help=f"{', '.join(DATASETS)}; NAME/LAYOUT")
     parser.add_argument("--manual_dir", required=True, help="the folder to read")
     parser.add_argument("--output", required=True, help="where the annotations go")
-    parser.add_argument("--skip-bad", action="store_true", help="leave damaged clips out")
+    parser.add_argument("--skip_bad", action="store_true", help="leave damaged clips out")
     args = parser.parse_args(argv)
     name, _, layout = args.dataset.partition("/")
     if name not in DATASETS:

@@ -5,7 +5,7 @@ import pathlib
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from scripts import build_dataset
+from avs_jax.programs import build_dataset
 
 
 def build(dataset, manual_dir, data_dir, *flags) -> int:

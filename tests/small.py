@@ -5,8 +5,8 @@ import numpy as np
 
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.pipeline import TrainBatches
+from avs_jax.programs.weight_conversion import make_init
 from configs import parts, s4_ama, s4_vct
-from scripts.weight_conversion import make_init
 
 SIDE = 64
 

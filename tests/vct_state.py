@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from avs_jax.convert.rules import invert_rules
 from avs_jax.convert.tables import vct_rules
-from scripts.weight_conversion import make_init
+from avs_jax.programs.weight_conversion import make_init
 from tests.golden.compare import shapes_of
 from tests.golden.weights import msda_offset_bias, vct_value
 

@@ -1,1 +1,1 @@
-"""TFDS builders of the datasets; scripts/build_dataset.py runs them, without TensorFlow."""
+"""TFDS builders of the datasets; avs-jax data build runs them, without TensorFlow."""

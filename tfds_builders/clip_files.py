@@ -40,7 +40,7 @@ class DatasetFilesError(InputError):
             f"{len(self.problems)} missing or damaged files in {num_bad} clips "
             f"({num_good} clips are good):\n  "
             + "\n  ".join(self.problems)
-            + "\nRestore them, or leave these clips out with --skip-bad."
+            + "\nRestore them, or leave these clips out with --skip_bad."
             + (f"\nThe good clips wait in {kept} for the next attempt." if kept else "")
         )
 

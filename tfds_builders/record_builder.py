@@ -98,6 +98,12 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
 
     # ---- what TFDS calls ----
 
+    def _log_download_bytes(self) -> None:
+        """Nothing: TFDS would speak of a download, and there is none."""
+
+    def _log_download_done(self) -> None:
+        """Nothing, likewise."""
+
     def _info(self) -> tfds.core.DatasetInfo:
         return features.DatasetInfo(
             builder=self,

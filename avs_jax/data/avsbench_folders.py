@@ -191,10 +191,10 @@ _FORM = (
     "AVSBench is obtained from its authors: fill in the form that "
     "https://github.com/OpenNLPLab/AVSBench links to, download"
 )
-_GENERATED = "Generated clips in the same layout need no download: python scripts/make_clips.py"
+_GENERATED = "Generated clips in the same layout need no download: avs-jax clips"
 _OBJECT = (
     f"{_FORM} the AVSBench-object subset, unpack {{folder}} and pass its folder as manual_dir. The "
-    "384 px variant is made from AVSBench-semantic by scripts/prepare_avsbench.py prepare. "
+    "384 px variant is made from AVSBench-semantic by avs-jax data prepare. "
     f"{_GENERATED} {{flags}}"
 )
 

@@ -423,7 +423,7 @@ def _motion_map(record: Record, frame: Any, t: int, num_frames: int, settings: A
         raise InputError(
             f"no flow is stored, and config.data.motion.map = {settings.map!r} with "
             f"compensate_camera = {settings.compensate_camera} cannot do without: make it "
-            "(python -m avs_jax.flow) and build the dataset with --flow_dir"
+            "(avs-jax flow) and build the dataset with --flow_dir"
         )
     return motion.frame_difference(frame(index - 1), frame(index))[..., None]
 

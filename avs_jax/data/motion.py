@@ -85,7 +85,7 @@ def before_augmentation(flow: np.ndarray, config: Any) -> np.ndarray:
         raise InputError(
             f"config.data.motion.map = {config.map!r} with compensate_camera = "
             f"{config.compensate_camera} needs flow (u, v), but magnitudes are stored: "
-            "estimate the flow again (python -m avs_jax.flow)"
+            "estimate the flow again (avs-jax flow)"
         )
     flow = flow.astype(np.float32)
     if config.compensate_camera:

@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from avs_jax.spec import InputError
+from avs_jax.stopping import leave_stopping_to
 from avs_jax.task import Record, Rows, stack_rows
 
 _SHUFFLE, _AUGMENT, _ALTER = 1, 2, 3  # streams of random numbers
@@ -112,7 +113,7 @@ class Loader:
     """Iterates over batches that threads or worker processes prefetch; each iteration restarts.
 
     Worker processes are spawned, so the program needs an `if __name__ == "__main__"` guard. Use it
-    as a context manager, or call close().
+    as a context manager, or call close(): then no worker and no shared memory is left.
     """
 
     def __init__(self, batches: Sequence[dict[str, Any]], num_workers: int = 0, prefetch: int = 2):
@@ -134,10 +135,13 @@ class Loader:
             if not flags.FLAGS.is_parsed():  # a program without absl; grain asks for a flag
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=self.prefetch)
+                grain.MultiprocessingOptions(
+                    self.num_workers, per_worker_buffer_size=self.prefetch
+                ),
+                functools.partial(_start_worker, os.getpid()),
             )
         self._iterator = iter(dataset)
-        return self._iterator
+        return map(_unlinked, self._iterator)
 
     def close(self) -> None:
         """Stops threads and workers of the current iteration, if any."""
@@ -150,3 +154,22 @@ class Loader:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def _start_worker(parent: int, index: int, count: int) -> None:
+    del index, count
+    leave_stopping_to(parent)
+
+
+def _unlinked(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch, with the names of its shared memory removed.
+
+    The memory stays as long as an array uses it. grain would remove the name with the array, which
+    a program that ends may never get to, and Python then reports leaked shared memory.
+    """
+    for array in batch.values():
+        memory = getattr(array, "shm", None)
+        if memory is not None:
+            memory.unlink()
+            array._unlink_on_del = False
+    return batch

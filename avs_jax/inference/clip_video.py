@@ -12,8 +12,8 @@ evaluation clip, but scores are resized to the video's own size. The output is
 With --align=DIR, a checkpoint of task `align` that has text, results.json also names what sounds:
 class and class_score, from the frame within the box of its mask and from the sound (zero_shot.py).
 
-Without --pre-masks, color masks come from scikit-image's felzenszwalb, and the output says so.
-config.data.motion.model chooses the motion: frame difference, or RAFT with --flow-weights=DIR
+Without --pre_masks, color masks come from scikit-image's felzenszwalb, and the output says so.
+config.data.motion.model chooses the motion: frame difference, or RAFT with --flow_weights=DIR
 between the frames chosen by config.data.motion.pairs. For models with synchrony,
 config.data.track.model makes the motion track of the whole video.
 """
@@ -85,9 +85,14 @@ def predict_video(
         tracks = video_tracks(path, config, video.num_seconds, estimate)
         if needs_weights(config) and config.data.motion.model == "difference":
             weights = None  # the track alone reads them
-    estimator = make_estimator(config, weights, "motion" in reads)
-    namer = make_namer(align) if align else None
-    labels = jax.jit(functools.partial(_labels, scores=scores), static_argnames="size")
+    estimator = predictor.once(
+        ("flow", str(weights)), lambda: make_estimator(config, weights, "motion" in reads)
+    )
+    namer = predictor.once(("align", str(align)), lambda: make_namer(align)) if align else None
+    labels = predictor.once(
+        "labels",
+        lambda: jax.jit(functools.partial(_labels, scores=scores), static_argnames="size"),
+    )
     seconds: list[dict[str, Any]] = []
     with atomic_folder(output) as folder:
         (folder / "masks").mkdir()
@@ -114,7 +119,7 @@ def predict_video(
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     lines = [f"{output}: {len(seconds)} masks, overlay.mp4, results.json"]
     if source == FELZENSZWALB:
-        lines.insert(0, f"color masks: none given, made with {FELZENSZWALB} (--pre-masks=DIR)")
+        lines.insert(0, f"color masks: none given, made with {FELZENSZWALB} (--pre_masks=DIR)")
     return lines
 
 
@@ -179,7 +184,8 @@ def _predict_windows(
             row = {"second": start + t, "mask": name, "area": area, "score": score}
             seconds.append(row | names[t])
             yield overlay(frame, mask)
-        print(f"second {start + len(frames)} of {video.num_seconds}", file=sys.stderr)
+        if video.num_seconds > config.data.num_frames:
+            print(f"second {start + len(frames)} of {video.num_seconds}", file=sys.stderr)
 
 
 def _window_pre_masks(config: ConfigDict, frames, given, start: int) -> list:
@@ -224,17 +230,17 @@ def make_estimator(
     is_read = reads_motion and motion.source != "none"
     has_flow = is_read and motion.source == "auto" and motion.model != "difference"
     if has_flow and weights is None:
-        raise InputError(f"config.data.motion.model = {motion.model!r} needs --flow-weights=DIR")
+        raise InputError(f"config.data.motion.model = {motion.model!r} needs --flow_weights=DIR")
     if not has_flow and weights is not None:
         raise InputError(
-            "--flow-weights is not read: the model has no motion, or it is the difference of "
+            "--flow_weights is not read: the model has no motion, or it is the difference of "
             "frames; --config.data.motion.model=raft_large (or raft_small) says otherwise"
         )
     if is_read and not has_flow and needs_vectors(motion):
         raise InputError(
             f"config.data.motion.map = {motion.map!r} with compensate_camera = "
             f"{motion.compensate_camera} needs flow: --config.data.motion.model=raft_large "
-            "--flow-weights=DIR"
+            "--flow_weights=DIR"
         )
     return FlowEstimator(motion.model, weights) if has_flow else None
 

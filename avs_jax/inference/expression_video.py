@@ -61,7 +61,7 @@ def predict_expressions(
     if not texts or not all(texts):
         raise InputError('--text="..." is missing or empty: what should be segmented?')
     video = probe(path)
-    scored = jax.jit(score, static_argnames="size")
+    scored = predictor.once("scored", lambda: jax.jit(score, static_argnames="size"))
     found = [
         {"text": words, "overlay": f"{place}overlay.mp4", "seconds": []}
         for words, place in zip(texts, _places(len(texts)), strict=True)

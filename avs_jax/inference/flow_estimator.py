@@ -1,6 +1,6 @@
 """Optical flow on the device: frame pairs of any size to vectors in px, compiled once per size.
 
-Weights are a folder written by `scripts/convert_weights.py --source=raft`, which names its RAFT.
+Weights are a folder written by `avs-jax convert --source=raft`, which names its RAFT.
 """
 
 import itertools

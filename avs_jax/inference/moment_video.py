@@ -52,7 +52,7 @@ def predict_moments(
     """
     if not text:
         raise InputError('--text is missing: what to look for, such as --text="the violin"')
-    features = ClipFeatures(predictor.config)
+    features = predictor.once("features", lambda: ClipFeatures(predictor.config))
     words = [features.words(query) for query in text]
     found = features.video(path)
     queries = _predict(predictor, found, text, words, post_process)

@@ -1,6 +1,7 @@
 """A trained model on the device: inputs to outputs. stablehlo.py exports the same functions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ class Predictor:
         self.task, self.config, self.checkpoint = task, config, checkpoint
         self.variables = jax.device_put(checkpoint.variables(config.evaluate.weights))
         self._checked: set[tuple] = set()
+        self._made: dict[Hashable, Any] = {}
         self._forward = jax.jit(
             lambda params, batch_stats, inputs: apply_model(task, params, batch_stats, inputs)
         )
@@ -42,6 +44,16 @@ class Predictor:
             part = {name: value[row : row + 1] for name, value in inputs.items()}
             parts.append(jax.device_get(self._derive(self.outputs(part), part)))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returned when this key was new.
+
+        For what serves every video: jitted functions, whose programs are then compiled once per
+        size, and further models.
+        """
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def check(self, inputs: Mapping[str, jax.ShapeDtypeStruct | np.ndarray]) -> None:
         """Checks, once per shape, that configuration, checkpoint and inputs fit together.

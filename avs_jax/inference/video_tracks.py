@@ -20,7 +20,7 @@ def make_track_estimator(config: Any, weights: str | os.PathLike | None) -> Esti
     if model in WITHOUT_WEIGHTS:
         return WITHOUT_WEIGHTS[model]
     if weights is None:
-        raise InputError(f"config.data.track.model = {model!r} needs --flow-weights=DIR")
+        raise InputError(f"config.data.track.model = {model!r} needs --flow_weights=DIR")
     return FlowEstimator(model, weights)
 
 

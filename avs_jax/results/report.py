@@ -62,19 +62,19 @@ def table(report: Report) -> list[list[str]]:
 def to_text(report: Report) -> str:
     """For a terminal: facts, an aligned table, notes, then the tables of negative audio."""
     lines = [f"{name}: {value}" for name, value in report.facts.items()]
-    lines += ["", *_text_table(table(report), _num_names(report))]
+    lines += ["", *_text_table(table(report), num_names(report))]
     lines += [f"note: {note}" for note in report.notes]
-    for heading, rows, legend in _sections(report):
+    for heading, rows, legend in sections(report):
         lines += ["", heading, "", *_text_table(rows), *(f"- {line}" for line in legend)]
     return "\n".join(lines) + "\n"
 
 
 def to_markdown(report: Report) -> str:
     """The table, facts and notes as a list, then the tables of negative audio."""
-    lines = _markdown_table(table(report), _num_names(report))
+    lines = _markdown_table(table(report), num_names(report))
     lines += ["", *(f"- {name}: {value}" for name, value in report.facts.items())]
     lines += [f"- note: {note}" for note in report.notes]
-    for heading, rows, legend in _sections(report):
+    for heading, rows, legend in sections(report):
         lines += ["", f"### {heading}", "", *_markdown_table(rows)]
         lines += ["", *(f"- {line}" for line in legend)] if legend else []
     return "\n".join(lines) + "\n"
@@ -92,7 +92,8 @@ def write(report: Report, directory: str | pathlib.Path) -> None:
     write_atomically(directory / "report.md", to_markdown(report))
 
 
-def _sections(report: Report) -> list[negative_report.Section]:
+def sections(report: Report) -> list[negative_report.Section]:
+    """The tables of negative audio and motion, with headings and legends."""
     return [] if report.negatives is None else negative_report.sections(report.negatives)
 
 
@@ -129,6 +130,6 @@ def _shown(report: Report) -> dict[str, Scores]:
     return {name: scores for name, scores in report.scores.items() if name not in apart}
 
 
-def _num_names(report: Report) -> int:
+def num_names(report: Report) -> int:
     """Columns of the table that are names, not numbers."""
     return 2 if len(_shown(report)) > 1 else 1

@@ -7,10 +7,7 @@ Rows without data are omitted.
 Matplotlib is imported only when a figure is drawn, on its Agg canvas, which needs no display.
 """
 
-import base64
 import functools
-import html
-import io
 import os
 from collections.abc import Mapping, Sequence
 
@@ -19,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from avs_jax.files import write_atomically
+from avs_jax.results import html_page
 from avs_jax.spec import IGNORE_LABEL
 
 PREDICTION = (255, 140, 0)  # orange
@@ -187,38 +185,16 @@ def save_page(
       sounds: WAV files that play under some pictures.
       introduction: lines under the heading.
     """
-    parts = [f"<p>{html.escape(line)}</p>" for line in introduction]
+    parts = [html_page.paragraph(line) for line in introduction]
     for name, picture in pictures.items():
-        data = base64.b64encode(_png(picture)).decode()
         text, sound = (texts or {}).get(name), (sounds or {}).get(name)
-        name = html.escape(name)
-        parts.append(f"<h2>{name}</h2>")
-        parts += [f"<p>{html.escape(text)}</p>"] if text else []
-        parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
-        if sound:
-            encoded = base64.b64encode(sound).decode()
-            parts.append(f'<p><audio controls src="data:audio/wav;base64,{encoded}"></audio></p>')
-    title = html.escape(heading)
-    page = [
-        "<!DOCTYPE html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
-        "<style>body { font-family: sans-serif; margin: 2em } img { max-width: 100% }</style>",
-        f"</head><body>\n<h1>{title}</h1>",
-        *parts,
-        "</body></html>",
-    ]
-    write_atomically(path, "\n".join(page) + "\n")
+        parts.append(html_page.figure(name, picture, text, sound))
+    html_page.save(path, heading, parts)
 
 
 def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
     """Writes uint8 [H, W, 3] as PNG."""
-    write_atomically(path, _png(picture))
-
-
-def _png(picture: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()
+    write_atomically(path, html_page.png(picture))
 
 
 def _truth(frame, labels, palette):

@@ -1,6 +1,8 @@
 """Command lines: --config=FILE.py[:variant], --config.any.key=value, and each program's own flags.
 
-Flags belong to a call, not to the process, so a `main` can be called repeatedly.
+A --config that is no file is looked up among the recipes that come with the package, by path
+(configs/s4_ama.py) or by name (s4_ama). Flags belong to a call, not to the process, so a `main` can
+be called repeatedly.
 """
 
 import ast
@@ -17,11 +19,15 @@ from absl import flags, logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
+from avs_jax.flag_style import with_underscores
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.stored_config import RENAMED_KEYS
 from avs_jax.spec import InputError, nearest
+from avs_jax.stopping import stop_status
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent  # holds configs/
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+# The recipes: inside the installed package, or beside the package in a checkout.
+CONFIGS = next((x for x in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if x.is_dir()), None)
 # Keys of config.data that say where and how records are read, not what the model expects.
 FREE_DATA_KEYS = (
     r"data\.(dataset|data_dir|num_frames|num_workers|prefetch)",
@@ -66,9 +72,8 @@ def parse(
       UsageError: unknown flag, key, file or variant, or a value of the wrong type; names the
         nearest choices.
     """
-    argv = list(argv)
     quiet_libraries()
-    _check_config_file(argv)
+    argv = [_with_config_file(arg) for arg in with_underscores(argv)]
     find_configs()
     own = [arg for arg in argv if not arg.startswith(("--config.", "-config."))]
     overrides = [arg for arg in argv if arg not in own]
@@ -89,9 +94,10 @@ def exit_status(program: Callable[[], None]) -> int:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        line, status = stop_status(error)
+        print(line, file=sys.stderr)
+        return status
     return 0
 
 
@@ -166,12 +172,25 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 def find_configs() -> None:
     """Makes `configs` importable from anywhere, even if the working directory has a `configs`."""
-    folder = ROOT / "configs"
-    if "configs" not in sys.modules and folder.is_dir():
+    if "configs" not in sys.modules and CONFIGS is not None:
         package = types.ModuleType("configs")
-        package.__path__ = [str(folder)]
+        package.__path__ = [str(CONFIGS)]
         package.__spec__ = importlib.util.spec_from_loader("configs", None, is_package=True)
         sys.modules["configs"] = package
+
+
+def describe_flags(values: flags.FlagValues) -> str:
+    """For --help, two lines per flag: its name with its default, and what it means."""
+    lines = ["flags:"]
+    for name in values:
+        flag = values[name]
+        if name == flag.short_name:
+            continue
+        shown = f"--[no]{name}" if flag.boolean else f"--{name}"
+        default = flag.default_as_str
+        lines.append(f"  {shown}" + (f"  (default: {default})" if default else ""))
+        lines.append(f"      {flag.help}")
+    return "\n".join(lines)
 
 
 def define_strings(values: flags.FlagValues, texts: Mapping[str, str]) -> None:
@@ -185,16 +204,31 @@ def quiet_libraries() -> None:
     logging.set_verbosity(logging.ERROR)
 
 
-def _check_config_file(argv: Sequence[str]) -> None:
-    """A clearer error than ml_collections' if --config=FILE does not exist."""
-    for value in (arg.split("=", 1)[1] for arg in argv if re.match("--?config=", arg)):
-        path = pathlib.Path(value.split(":")[0])
-        if not path.is_file():
-            there = sorted(str(p) for p in path.parent.glob("*.py"))
-            known = ", ".join(nearest(str(path), there)) or "no .py in that folder"
-            raise UsageError(f"--config={value}: {path} is not a file; nearest: {known}")
-        if path.suffix != ".py":
-            raise UsageError(f"--config={value}: {path} is not a Python file of configs/")
+def _with_config_file(arg: str) -> str:
+    """--config=FILE.py[:variant] with the path of an existing file; other arguments unchanged."""
+    if not re.match("--?config=", arg):
+        return arg
+    value = arg.split("=", 1)[1]
+    name, colon, variant = value.partition(":")
+    path = pathlib.Path(name).expanduser()
+    if not path.is_file() and CONFIGS is not None:
+        own = CONFIGS / (name.removeprefix("configs/").removesuffix(".py") + ".py")
+        path = own if own.is_file() else path
+    if not path.is_file():
+        known = ", ".join(nearest(name, _config_files(path))) or "none; configs/ has the recipes"
+        raise UsageError(f"--config={value}: {name} is not a file; nearest: {known}")
+    if path.suffix != ".py":
+        raise UsageError(f"--config={value}: {name} is not a Python file of configs/")
+    return f"--config={path}{colon}{variant}"
+
+
+def _config_files(path: pathlib.Path) -> list[str]:
+    """What may be meant by a path that does not exist."""
+    own = [] if CONFIGS is None else sorted(CONFIGS.glob("*.py"))
+    if path.parent == pathlib.Path():
+        return [file.stem for file in own]
+    there = sorted(str(file) for file in path.parent.glob("*.py"))
+    return there or [f"configs/{file.name}" for file in own]
 
 
 def _parse_own(argv, define, description) -> tuple[flags.FlagValues, ConfigDict | None]:
@@ -220,7 +254,7 @@ def _parse_own(argv, define, description) -> tuple[flags.FlagValues, ConfigDict 
     except (flags.Error, OSError) as error:
         raise UsageError(_one_line(error)) from error
     if values.help:
-        print(description, values.get_help(), sep="\n")
+        print(description, describe_flags(values), sep="\n")
         raise SystemExit(0)
     if len(rest) > 1:
         place = argv.index(rest[1]) if rest[1] in argv else 0

@@ -13,7 +13,8 @@ from avs_jax.data.decode import decode_labels
 from avs_jax.data.moments import MomentRows
 from avs_jax.data.records import Records
 from avs_jax.generate import datasets
-from scripts import build_dataset, derive_moments
+from avs_jax.programs import build_dataset
+from scripts import derive_moments
 from tests.ground_fixture import copy_qvhighlights, copy_tvsum, read_records
 from tfds_builders import avs_moments, refer_clips
 from tfds_builders import moments as builders
@@ -135,7 +136,7 @@ def test_everything_wrong_is_listed_and_can_be_skipped(tmp_path, capsys):
     assert f"{renamed}: unreadable array last_hidden_state" in error
     assert "14 missing or damaged files in 11 clips (2 clips are good)" in error
     assert not (tmp_path / "data/qvhighlights/release/1.0.0").exists()
-    assert run("qvhighlights", source, tmp_path / "data", "--skip-bad") == 0
+    assert run("qvhighlights", source, tmp_path / "data", "--skip_bad") == 0
     built = open_built(tmp_path / "data", "qvhighlights", "release")
     assert [record["qid"] for record in built] == [b"11", b"12"]
     assert built.metadata["num_skipped"] == 11 and len(built.metadata["skipped"]) == 14
@@ -277,7 +278,7 @@ def test_damaged_masks_are_listed(avss, tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"{broken.masks[1]}: unreadable image" in error and f"{silent.wav}: missing" in error
     assert not (tmp_path / "moments").exists()
-    assert derive_moments.main(["--dataset=avsbench_semantic", "--skip-bad", *flags]) == 0
+    assert derive_moments.main(["--dataset=avsbench_semantic", "--skip_bad", *flags]) == 0
     text = "".join(path.read_text() for path in (tmp_path / "moments").glob("*.jsonl"))
     assert broken.clip_id not in text and silent.clip_id not in text
 

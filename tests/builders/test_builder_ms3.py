@@ -90,7 +90,7 @@ def test_damage_is_named_and_can_be_skipped(source, tmp_path, capsys):
     assert "line 10: split 'nowhere' of ghost is none of train, val, test" in message
     assert "(6 clips are good)" in message
     assert not list((tmp_path / "data").glob("avsbench_ms3/object224/[!.]*"))
-    assert run(copy, tmp_path / "data", "--skip-bad") == 0
+    assert run(copy, tmp_path / "data", "--skip_bad") == 0
     info = folders.open_built("avsbench_ms3", tmp_path / "data", "object224").info
     assert info.metadata["num_skipped"] == 3 and info.metadata["num_clips"] == 6
 

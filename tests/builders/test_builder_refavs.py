@@ -11,8 +11,8 @@ from PIL import Image
 from avs_jax.data.records import Records
 from avs_jax.data.tokens import read_vocabulary
 from avs_jax.generate import datasets
+from avs_jax.programs import build_dataset
 from avs_jax.spec import EXPRESSION_KINDS, InputError
-from scripts import build_dataset
 from tfds_builders.refer_clips import read_expressions
 
 CLIP, NULL = "aaa111_0_10000", "null_c-bbb222_5000_15000"
@@ -76,7 +76,7 @@ def test_everything_wrong_is_listed(source, capsys):
         assert text in err
     assert "2.jpg: unreadable image" in err and "audio.wav: missing" in err
     assert "00001.png" not in err and NULL not in err
-    assert build(source, "--skip-bad") == 0
+    assert build(source, "--skip_bad") == 0
     null = records(source, "test_n")
     assert len(null) == 1 and not len(null[0]["fids"]) and not len(null[0]["masks"])
 

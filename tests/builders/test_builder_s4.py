@@ -116,7 +116,7 @@ def test_random_access_in_several_processes(built):
 def test_needs_no_tensorflow(source, tmp_path):
     program = (
         "import sys\n"
-        "from scripts import build_dataset\n"
+        "from avs_jax.programs import build_dataset\n"
         "status = build_dataset.main(sys.argv[1:])\n"
         "sys.exit(status or 'tensorflow' in sys.modules)"
     )
@@ -197,7 +197,7 @@ def test_one_damaged_file_fails_the_build(damaged, tmp_path, capsys, number):
 
 def test_skip_bad_counts(damaged, tmp_path):
     expected = damage(damaged)
-    assert run(damaged, tmp_path / "data", "--skip-bad") == 0
+    assert run(damaged, tmp_path / "data", "--skip_bad") == 0
     info = open_built(tmp_path / "data").info
     assert {name: split.num_examples for name, split in info.splits.items()} == {
         "train": 8, "val": 2, "test": 3,
@@ -237,7 +237,7 @@ def test_headers_that_lie_and_pipes(damaged, tmp_path, capsys):
     ):  # fmt: skip
         assert f"{path}: {words}" in message
     assert "5 missing or damaged files in 5 clips (15 clips are good)" in message
-    assert run(*flags, "--skip-bad") == 0
+    assert run(*flags, "--skip_bad") == 0
     assert open_built(tmp_path / "data").info.metadata["num_skipped"] == 5
     (damaged / "generated_objects.json").write_text("[]")
     assert run(damaged, tmp_path / "other") == 1
@@ -310,7 +310,7 @@ def test_absent_folder_or_layout(source, tmp_path, capsys):
     message = capsys.readouterr().err
     assert f"{tmp_path / 'nowhere'} (no such folder)" in message
     assert str(tmp_path / "nowhere" / "Single-source") in message
-    assert "github.com/OpenNLPLab/AVSBench" in message and "make_clips.py" in message
+    assert "github.com/OpenNLPLab/AVSBench" in message and "avs-jax clips" in message
     assert run(source, tmp_path / "data", dataset="avsbench_s4/vct384") == 1
     message = capsys.readouterr().err
     assert "visual_frames_384" in message and "found below" in message and "object224" in message

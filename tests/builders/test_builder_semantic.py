@@ -130,7 +130,7 @@ def test_damage_is_named(source, tmp_path, capsys):
     assert f"{missing}: missing" in message and "audio.wav: unreadable wav (empty)" in message
     assert "label 'v3' of a is none of v1s, v1m, v2" in message
     assert "4 missing or damaged files in 4 clips (9 clips are good)" in message
-    assert run(copy, tmp_path / "data", "--skip-bad") == 0
+    assert run(copy, tmp_path / "data", "--skip_bad") == 0
     assert open_built(tmp_path / "data").info.metadata["num_skipped"] == 4
 
 

@@ -12,7 +12,7 @@ from avs_jax.data.avsbench_csv import read_rows
 from avs_jax.data.avsbench_folders import MANIFEST, MS3, S4
 from avs_jax.data.input_files import read_wav
 from avs_jax.generate import datasets
-from scripts import prepare_avsbench
+from avs_jax.programs import prepare_avsbench
 from tfds_builders import download_check, prepare_384
 from tfds_builders.avsbench import list_clips
 from tfds_builders.clip_files import read_clip

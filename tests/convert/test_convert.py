@@ -11,12 +11,12 @@ from avs_jax import predict
 from avs_jax.convert.rules import ConversionError, apply_rules
 from avs_jax.convert.tables import vct_rules
 from avs_jax.models import build_model
+from avs_jax.programs import convert_weights, weight_conversion
 from avs_jax.results.postprocess import sem_seg
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from configs import avss_vct, ms3_vct, s4_ama_brm, s4_vct
 from configs.s4_ama import get_config
 from configs.segment import segment_config
-from scripts import convert_weights, weight_conversion
 from tests.golden.compare import assert_golden, shapes_of
 from tests.programs.test_predict import make_predictor
 from tests.vct_state import entries, flat, state_dict

@@ -8,9 +8,9 @@ from flax import traverse_util
 from avs_jax.convert import ground_names, tpavi_names
 from avs_jax.convert.reader import read_state_dict
 from avs_jax.convert.rules import invert_rules
+from avs_jax.programs import convert_weights, export_weights, weight_conversion
 from avs_jax.runtime.checkpoint import Checkpoint
 from configs import qvh_custom, qvh_qd_detr, s4_tpavi_resnet50
-from scripts import convert_weights, export_weights, weight_conversion
 
 CASES = {
     "configs/s4_tpavi_resnet50.py:tiny": (

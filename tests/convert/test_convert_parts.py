@@ -14,12 +14,12 @@ from flax import traverse_util
 from avs_jax.convert.reader import read_state_dict
 from avs_jax.convert.rules import apply_rules, invert_rules
 from avs_jax.convert.tables import raft_rules, vct_rules
+from avs_jax.programs import convert_weights, weight_conversion
 from avs_jax.runtime.checkpoint import Checkpoint
 from configs.s4_ama import get_config as s4_ama
 from configs.s4_vct import get_config as s4_vct
 from configs.s4_vct_pvt_v2 import get_config as s4_vct_pvt_v2
 from configs.s4_vct_resnet50 import get_config as s4_vct_resnet50
-from scripts import convert_weights, weight_conversion
 from tests import backbone_files
 from tests.convert.test_convert import OTHER
 from tests.vct_state import state_dict as vct_state_dict

@@ -19,12 +19,12 @@ from avs_jax.convert.tables import UNUSED_SOURCE_TENSORS
 from avs_jax.convert.writer import WRITERS
 from avs_jax.inference import stablehlo
 from avs_jax.models.backbones.swin import relative_position_index
+from avs_jax.programs import convert_weights, export_weights, weight_conversion
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from avs_jax.runtime.compilation_cache import use_compilation_cache
 from configs import s4_vct_pvt_v2, s4_vct_resnet50
 from configs.s4_ama import get_config
 from configs.segment import segment_config
-from scripts import convert_weights, export_weights, weight_conversion
 from tests.convert.test_convert import OTHER, overrides
 from tests.programs.test_predict import SMALL as PREDICT
 from tests.programs.test_predict import make_predictor

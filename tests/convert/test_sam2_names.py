@@ -14,13 +14,13 @@ from avs_jax.convert.sam2_names import original_layout, original_name, sam2_name
 from avs_jax.convert.writer import write_state_dict
 from avs_jax.models import build_model
 from avs_jax.models.sam2.model import SAM2
+from avs_jax.programs import convert_weights, export_weights
+from avs_jax.programs.weight_conversion import convert, convert_part
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from avs_jax.runtime.pretrained import load_parts
 from avs_jax.spec import InputError
 from configs import s4_sam2, s4_vct_hiera
 from configs.sam2 import sam2_config, vary
-from scripts import convert_weights, export_weights
-from scripts.weight_conversion import convert, convert_part
 from tests.sam2_golden import name_tables, param_shapes
 
 SIZES = ("tiny", "small", "base_plus", "large")

@@ -10,9 +10,9 @@ from flax import traverse_util
 from avs_jax.convert.rules import apply_rules
 from avs_jax.convert.text_names import roberta_rules
 from avs_jax.models.text.encoder import TextEncoder
+from avs_jax.programs import convert_weights, weight_conversion
 from avs_jax.runtime.checkpoint import Checkpoint
 from configs import parts
-from scripts import convert_weights, weight_conversion
 from tests.golden.refer.weights import refer_value
 from tests.weight_files import tensors_of, write_safetensors_of, write_torch_zip
 

@@ -7,10 +7,10 @@ import pytest
 from avs_jax import predict
 from avs_jax.models import build_model
 from avs_jax.models.tpavi import TPAVI
+from avs_jax.programs import convert_weights
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.tasks import segment
 from configs import s4_tpavi_resnet50
-from scripts import convert_weights
 from tests.tpavi_golden import (
     GoldenTPAVI,
     assert_probe,

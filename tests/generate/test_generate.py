@@ -21,8 +21,8 @@ from avs_jax.generate.rendering import render_clip
 from avs_jax.generate.sounds import loudness_at
 from avs_jax.generate.video_writer import write_video
 from avs_jax.label_images import CLASS_PALETTE
+from avs_jax.programs import make_clips
 from avs_jax.spec import InputError
-from scripts import make_clips
 
 COUNTS = dict(num_train=4, num_val=2, num_test=2, size=64, workers=1)
 
@@ -359,7 +359,7 @@ def test_help_has_an_example_per_setting(capsys):
     assert stopped.value.code == 0
     for name, setting in datasets.SETTINGS.items():
         assert f"{name}: " in text
-        assert f"    python scripts/make_clips.py {setting.example}\n" in text
+        assert f"    avs-jax clips {setting.example}\n" in text
 
 
 def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):

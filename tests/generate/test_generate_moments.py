@@ -14,8 +14,8 @@ from avs_jax.generate.categories import CATEGORIES
 from avs_jax.generate.datasets import write_clips
 from avs_jax.generate.rendering import draw_frames, video_times
 from avs_jax.generate.setting import DETAILS, Options
+from avs_jax.programs import build_dataset
 from avs_jax.spec import InputError
-from scripts import build_dataset
 
 COUNTS = dict(num_train=2, num_val=1, num_test=1, size=32, setting="moments")
 CATEGORY = {category.semantic: category for category in CATEGORIES}

@@ -21,8 +21,8 @@ from avs_jax.data.video import VideoError, read_pairs, read_windows
 from avs_jax.generate import datasets
 from avs_jax.inference.clip_video import make_estimator
 from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
+from avs_jax.programs import build_dataset, convert_weights
 from avs_jax.runtime.lock import locked
-from scripts import build_dataset, convert_weights
 from tests.data.test_pipeline import make_config
 from tests.models.test_raft import state_dict
 
@@ -316,10 +316,10 @@ def test_estimator_of_own_videos(weights):
     config.data.motion.model = "raft_small"
     assert make_estimator(config, str(weights), True).model == "raft_small"
     for keys, given, match in (
-        ({}, None, "model = 'raft_small' needs --flow-weights"),
-        ({"model": "difference"}, weights, "--flow-weights is not read"),
+        ({}, None, "model = 'raft_small' needs --flow_weights"),
+        ({"model": "difference"}, weights, "--flow_weights is not read"),
         ({"model": "difference", "map": "uv"}, None, "'uv' .* needs flow"),
-        ({"source": "none"}, weights, "--flow-weights is not read"),
+        ({"source": "none"}, weights, "--flow_weights is not read"),
         ({"model": "farneback"}, None, "config.data.motion.model is 'farneback'"),
     ):
         other = config.copy_and_resolve_references()

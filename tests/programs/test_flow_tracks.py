@@ -11,8 +11,8 @@ from avs_jax.data.records import open_records
 from avs_jax.data.video import VideoError, probe
 from avs_jax.generate import datasets
 from avs_jax.inference.video_tracks import make_track_estimator, video_tracks
+from avs_jax.programs import build_dataset
 from avs_jax.spec import InputError
-from scripts import build_dataset
 from tests.data.test_pipeline import make_config
 
 SIDE = 64
@@ -118,7 +118,7 @@ def test_a_track_on_the_fly_is_the_stored_one(clips, tracks):
     assert [len(window) for window in windows] == [16, 16, 8]
     stored = np.load(next(path for path in files(tracks) if "/test/" in str(path)))
     np.testing.assert_array_equal(np.concatenate(windows), stored)
-    with pytest.raises(InputError, match="'raft_small' needs --flow-weights"):
+    with pytest.raises(InputError, match="'raft_small' needs --flow_weights"):
         make_track_estimator(track_config(model="raft_small"), None)
     with pytest.raises(VideoError, match="no such file"):
         next(video_tracks(clips / "none.mp4", config, 2, estimate))

@@ -1,7 +1,12 @@
 """Prediction on realistic video files and on arrays, with a tiny random model."""
 
+import functools
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from fractions import Fraction
 
 import av
@@ -20,6 +25,7 @@ from avs_jax.tasks import make_task
 from configs import parts
 from configs.s4_ama import get_config
 from configs.s4_sync import add_sync
+from tests.conftest import ROOT
 from tests.small import random_variables
 
 SMALL = {
@@ -122,7 +128,7 @@ def test_stereo_48_khz_through_the_command_line(tmp_path, checkpoint, capsys):
     assert "made with felzenszwalb" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seconds, windows", [(2, 1), (23, 5)])
+@pytest.mark.parametrize("seconds, windows", [(2, 0), (23, 5)])  # one window needs no progress
 def test_shorter_and_longer_than_a_window(tmp_path, predictor, seconds, windows, capsys):
     path = tmp_path / "clip.mp4"
     write_video(path, frames_of(4 * seconds, 64, 64), 4, tone(seconds, 16_000))
@@ -210,8 +216,64 @@ def test_unusable_videos_get_one_line(tmp_path, checkpoint, capsys, kind, reason
     flags = [f"--checkpoint={checkpoint}", f"--video={path}", f"--output={tmp_path}/out"]
     assert predict.main(["predict", *FLAGS, *flags]) == 1
     err = capsys.readouterr().err
-    assert re.search(reason, err) and str(path) in err and len(err.strip().splitlines()) == 1
+    *before, last = err.strip().splitlines()
+    assert re.search(reason, last) and str(path) in last and len(before) <= 1
     assert not (tmp_path / "out").exists()
+
+
+def test_many_videos_through_the_command_line(tmp_path, checkpoint, capsys):
+    for name in ("a", "b"):
+        write_video(tmp_path / f"{name}.mp4", frames_of(4, 48, 64), 4, tone(1, 16_000))
+    (tmp_path / "c.mp4").write_text("not a video")
+    flags = [f"--checkpoint={checkpoint}", f"--videos={tmp_path}/*.mp4", f"--output={tmp_path}/out"]
+    assert predict.main(["predict", *FLAGS, *flags]) == 0
+    check_results(tmp_path / "out/a.mp4", 1, (64, 48))
+    assert "manifest.json: 2 done, 1 failed, 0 open" in capsys.readouterr().out
+    assert predict.main(["predict", *FLAGS, *flags]) == 0
+    assert "3 videos, 3 were finished before" in capsys.readouterr().err
+    assert predict.main(["predict", *FLAGS, *flags, "--pre_masks=x"]) == 1
+    assert "--pre_masks is about one video" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_thousand_videos_with_twenty_damaged_ones(tmp_path, checkpoint):
+    """In two processes, one of which is killed and started again."""
+    sounds = [tone(1, 16_000), tone(1, 44_100)]
+    templates = []
+    for i, (rate, size) in enumerate([(16_000, (48, 64)), (44_100, (64, 48))]):
+        path = tmp_path / f"template_{i}.mp4"
+        write_video(path, frames_of(4, *size), 4, sounds[i], rate)
+        templates.append(path.read_bytes())
+    videos = tmp_path / "videos"
+    for i in range(1000):
+        data, path = templates[i % 2], videos / f"{i // 100}" / f"{i:04d}.mp4"
+        if i % 50 == 7:
+            data = [b"", b"text" * 99, data[: len(data) // 2], data[:60]][i // 50 % 4]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    flags = [
+        f"--checkpoint={checkpoint}",
+        f"--videos={videos}/**/*.mp4",
+        f"--output={tmp_path}/out",
+    ]
+    command = [sys.executable, "-m", "avs_jax.predict", *FLAGS, *flags]
+    start = functools.partial(
+        subprocess.Popen, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    killed = start([*command, "--shard=0/2"])
+    other = start([*command, "--shard=1/2"])
+    while len(list((tmp_path / "out").glob("*/*/results.json"))) < 100:
+        assert other.poll() is None
+        time.sleep(1)
+    killed.kill()
+    killed.wait()
+    assert start([*command, "--shard=0/2"]).wait() == 0 and other.wait() == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert (manifest["done"], manifest["failed"], manifest["open"]) == (980, 20, 0)
+    failed = {name: v["reason"] for name, v in manifest["videos"].items() if v["state"] == "failed"}
+    assert sorted(failed) == [f"{i // 100}/{i:04d}.mp4" for i in range(7, 1000, 50)]
+    assert all(name in reason for name, reason in failed.items())
+    assert len(list((tmp_path / "out").glob("*/*/results.json"))) == 980
 
 
 def arrays_in(**changes):
@@ -268,8 +330,8 @@ def test_images_of_another_size_than_the_mixer_wants(predictor):
 @pytest.mark.parametrize("more, reason", [
     (("--config.model.num_queries=6",), "does not fit config.model"),
     (("--checkpoint=/nowhere",), "no checkpoint"),
-    (("--pre-masks=x",), "belongs to --video"),
-    (("--video=x.mp4",), "give --video or --arrays"),
+    (("--pre_masks=x",), "belongs to --video"),
+    (("--video=x.mp4",), "give --video, --videos or --arrays"),
 ])  # fmt: skip
 def test_mistakes_get_one_line(tmp_path, checkpoint, capsys, more, reason):
     assert run_arrays(tmp_path, checkpoint, arrays_in(), *more) == 1

@@ -7,7 +7,8 @@ import sys
 import pytest
 from absl import flags
 
-from avs_jax.runtime.command_line import ROOT, UsageError, parse
+from avs_jax.runtime.command_line import UsageError, parse
+from tests.conftest import ROOT
 
 
 def define(values):
@@ -54,6 +55,8 @@ def test_overrides_may_come_first():
             "variant 'small': choose nothing",
         ),
         (("--config=configs/s4_vtc.py", "--output=x"), "not a file; nearest: configs/s4_vct.py"),
+        (("--config=s4_vtc:demo", "--output=x"), "s4_vtc is not a file; nearest: s4_vct"),
+        (("--config=nowhere/s4_vtc.py", "--output=x"), "nearest: configs/s4_vct.py"),
         (("--output=x",), "--config is missing"),
         (CONFIG[:1], "--output is missing"),
     ],
@@ -80,8 +83,8 @@ def test_configs_are_ours_wherever_the_program_runs(tmp_path):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "segment.py").write_text("raise SystemExit('another package')")
     script = (
-        "import sys; from avs_jax.runtime.command_line import ROOT, parse\n"
-        "line = parse(['x', f'--config={ROOT}/configs/s4_ama.py:tiny'], lambda values: None, '')\n"
+        "from avs_jax.runtime.command_line import parse\n"
+        "line = parse(['x', '--config=configs/s4_ama.py:tiny'], lambda values: None, '')\n"
         "print(line.config.name)"
     )
     ended = subprocess.run(
@@ -92,6 +95,14 @@ def test_configs_are_ours_wherever_the_program_runs(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert ended.stdout.strip() == "s4_ama_tiny", ended.stderr
+
+
+def test_recipes_have_names_and_flags_have_hyphens(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, values, _ = run("--config=s4_vct:tiny", "--output=some-file_name")
+    assert config.name == "s4_vct_tiny" and values.output == "some-file_name"
+    config, *_ = run(*CONFIG, "--config.train.batch-size=3")
+    assert config.train.batch_size == 3
 
 
 def test_help(capsys):

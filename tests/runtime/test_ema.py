@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from avs_jax.programs import export_weights
 from avs_jax.runtime import sharding
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.ema import ema_variables, init_ema, update_ema
 from avs_jax.runtime.run_checkpoints import Checkpoints
 from avs_jax.runtime.run_config import check_run_config
 from configs.segment import segment_config
-from scripts import export_weights
 from tests.runtime.test_checkpoint import as_target, assert_same, make_state
 
 

@@ -13,12 +13,12 @@ from avs_jax import train as program
 from avs_jax.convert.rules import invert_rules
 from avs_jax.convert.tables import resnet_rules, vggish_rules
 from avs_jax.main import main
+from avs_jax.programs import convert_weights
+from avs_jax.programs.weight_conversion import make_init
 from avs_jax.runtime import checkpoint
 from avs_jax.runtime.memory import StepBytes
 from avs_jax.runtime.pretrained import check_sources, init_from_checkpoint, load_parts
 from configs.segment import segment_config
-from scripts import convert_weights
-from scripts.weight_conversion import make_init
 from tests import small
 from tests.runtime.test_checkpoint import assert_same, make_state
 

@@ -10,6 +10,7 @@ from avs_jax import evaluate as evaluation
 from avs_jax import train as program
 from avs_jax.controls.pair_controls import SHUFFLED, pair_controls
 from avs_jax.data.pairs import PairRows
+from avs_jax.programs import convert_weights, export_weights
 from avs_jax.results.alignment import EmbeddingTable, protocols
 from avs_jax.results.report import Report, to_text
 from avs_jax.runtime import sharding
@@ -18,7 +19,6 @@ from avs_jax.spec import TRUE_AUDIO, InputError
 from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
 from configs import align_clip, align_generated, align_s4
-from scripts import convert_weights, export_weights
 from tests import small
 from tests.cases_golden import state_dict
 from tests.clip_files import original_from_hf

@@ -11,12 +11,12 @@ from avs_jax import train as program
 from avs_jax.data.decode import decode_text
 from avs_jax.data.descriptions import DescriptionRows
 from avs_jax.generate.video_writer import write_video
+from avs_jax.programs import build_dataset
 from avs_jax.runtime import sharding
 from avs_jax.runtime.setup import make_train_setup
 from avs_jax.spec import InputError
 from avs_jax.tasks import make_task
 from configs import describe_generated
-from scripts import build_dataset
 from tests.conftest import GOLDEN
 from tfds_builders.refer_clips import list_clips
 

@@ -12,13 +12,14 @@ from avs_jax import predict
 from avs_jax.data import video
 from avs_jax.data.records import open_records
 from avs_jax.generate.datasets import write_clips
+from avs_jax.programs import build_dataset
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.step import init_variables
 from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
 from configs import ground_generated, qvh_qd_detr, tvsum_avigate
-from scripts import build_dataset, extract_features
+from scripts import extract_features
 
 TINY = "--config=configs/ground_generated.py:tiny"
 

@@ -19,12 +19,13 @@ from avs_jax.controls.expression_controls import expression_controls
 from avs_jax.data.expressions import clip_record
 from avs_jax.data.tokens import WordTokenizer, read_vocabulary
 from avs_jax.inference.predictor import Predictor
+from avs_jax.programs import build_dataset
 from avs_jax.results.pixel_scores import FALLBACKS, expression_score
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import InputError
 from avs_jax.tasks import complete_config, make_task
 from configs import parts, refer_cma, refer_sam2, refer_vct
-from scripts import build_dataset, plot_words
+from scripts import plot_words
 from tests import video_files
 from tests.conftest import GOLDEN
 from tfds_builders.refer_clips import list_clips

@@ -1,0 +1,195 @@
+"""Prediction on many videos: a folder of results per video, and one manifest.
+
+  OUTPUT/NAME/             what the task writes for a video; NAME is its path below the fixed part
+                           of the pattern, so clips/a/b.mp4 of clips/**/*.mp4 is a/b.mp4
+  OUTPUT/NAME.failed.txt   why a video has no results
+  OUTPUT/manifest.json     counts; per video "done", "failed" with the reason, or "open"
+  OUTPUT/settings.json     checkpoint, configuration and flags, equal for all videos of the folder
+
+The files are the state: a process that was killed at any moment resumes where it was, and several
+processes share the videos (--shard=I/N takes every N-th) and the manifest. A video that is newer
+than its results, or than the note on its failure, is processed again.
+"""
+
+import fcntl
+import glob
+import itertools
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import av.error
+
+from avs_jax.files import write_atomically
+from avs_jax.spec import InputError, first_line
+
+MANIFEST, SETTINGS = "manifest.json", "settings.json"
+RESULTS = "results.json"  # every task writes it last, and its folder appears as a whole
+FAILED = ".failed.txt"
+SAY_EVERY = 5.0  # seconds
+WRITE_EVERY = 30.0  # seconds
+
+
+class Shard(NamedTuple):
+    """Videos index, index + count, index + 2 count, ... of the sorted list."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """From "I/N", with I from 0 to N - 1."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or not int(match[1]) < int(match[2]):
+            raise InputError(f"--shard={text}: expected I/N with I from 0 to N - 1, such as 0/4")
+        return cls(int(match[1]), int(match[2]))
+
+
+def find_videos(pattern: str) -> dict[str, pathlib.Path]:
+    """Name -> file of every match, sorted by name; ** matches any number of folders.
+
+    Raises:
+      InputError: nothing matches.
+    """
+    pattern = os.path.expanduser(pattern)
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), pathlib.Path(pattern).parts)
+    root = pathlib.Path(*fixed)
+    root = root.parent if root.is_file() else root
+    files = (pathlib.Path(path) for path in glob.glob(pattern, recursive=True))
+    found = {file.relative_to(root).as_posix(): file for file in files if file.is_file()}
+    if not found:
+        raise InputError(f"--videos={pattern}: no file matches; quote the pattern for the shell")
+    return dict(sorted(found.items()))
+
+
+def predict_many(
+    answer: Callable[[pathlib.Path, pathlib.Path], Any],
+    videos: Mapping[str, pathlib.Path],
+    output: pathlib.Path,
+    settings: Mapping[str, Any],
+    shard: Shard,
+    say: Callable[[str], None],
+) -> str:
+    """Answers this shard's open videos, and writes the manifest of all of them.
+
+    Args:
+      answer: (video, folder to write) -> lines, which are not printed.
+      videos: name -> file, of all shards.
+      settings: what all results of `output` share, as JSON.
+      say: takes lines of progress.
+
+    Returns:
+      one line that sums up the manifest.
+
+    Raises:
+      InputError: the folder holds results with other settings.
+      OSError: results cannot be written, such as on a full disk.
+    """
+    check_settings(output, settings)
+    mine = list(videos.items())[shard.index :: shard.count]
+    work = [(name, file) for name, file in mine if _state(output, name, file)[0] == "open"]
+    say(f"{len(mine)} videos, {len(mine) - len(work)} were finished before")
+    progress, written = _Progress(len(work), say), time.monotonic()
+    try:
+        for number, (name, file) in enumerate(work, start=1):
+            failed = _answer_one(answer, file, output, name)
+            progress.add(number, failed)
+            if time.monotonic() - written > WRITE_EVERY:
+                write_manifest(output, videos)
+                written = time.monotonic()
+    finally:
+        counts = write_manifest(output, videos)
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
+
+
+def _answer_one(answer: Callable, file: pathlib.Path, output: pathlib.Path, name: str) -> bool:
+    """Whether it failed, with a note of the reason."""
+    note = output / f"{name}{FAILED}"
+    try:
+        answer(file, output / name)
+    except Exception as error:
+        # Decoders raise many kinds of exceptions for damaged files. A full disk is not the video's.
+        if isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError):
+            raise
+        write_atomically(note, first_line(error) + "\n")
+        return True
+    note.unlink(missing_ok=True)
+    return False
+
+
+def _state(output: pathlib.Path, name: str, file: pathlib.Path) -> tuple[str, str | None]:
+    """("done" | "failed" | "open", reason of a failure)."""
+    changed = file.stat().st_mtime
+    note = output / f"{name}{FAILED}"
+    for path, state in ((output / name / RESULTS, "done"), (note, "failed")):
+        if path.is_file() and path.stat().st_mtime >= changed:
+            return state, path.read_text().strip() if path == note else None
+    return "open", None
+
+
+def write_manifest(output: pathlib.Path, videos: Mapping[str, pathlib.Path]) -> dict[str, int]:
+    """Writes manifest.json from the files; returns the number of videos per state.
+
+    Processes take turns, so the last one to end writes what all of them did.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / ".manifest.lock", "a") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        counts = dict.fromkeys(("done", "failed", "open"), 0)
+        entries = {}
+        for name, file in videos.items():
+            state, reason = _state(output, name, file)
+            counts[state] += 1
+            entries[name] = {"state": state} | ({"reason": reason} if reason else {})
+        manifest = {**counts, "videos": entries}
+        write_atomically(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return counts
+
+
+def check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Notes the settings of a new folder, or compares them with those of its results."""
+    path, settings = output / SETTINGS, json.loads(json.dumps(settings))
+    if not path.is_file():
+        write_atomically(path, json.dumps(settings, indent=1) + "\n")
+        return
+    stored = json.loads(path.read_text())
+    differing = [
+        f"{key} {stored.get(key)!r} there, {settings.get(key)!r} now"
+        for key in sorted(stored.keys() | settings.keys())
+        if stored.get(key) != settings.get(key)
+    ]
+    if differing:
+        raise InputError(
+            f"{output} holds results with other settings ({'; '.join(differing)}): choose another "
+            "--output"
+        )
+
+
+class _Progress:
+    """A line every few seconds: videos, failures, speed and the remaining time."""
+
+    def __init__(self, total: int, say: Callable[[str], None]):
+        self._total, self._say, self._failed = total, say, 0
+        self._start = self._shown = time.monotonic()
+
+    def add(self, number: int, failed: bool) -> None:
+        now = time.monotonic()
+        self._failed += failed
+        if number < self._total and now - self._shown < SAY_EVERY:
+            return
+        self._shown = now
+        each = (now - self._start) / number
+        left = int(each * (self._total - number))
+        clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        self._say(
+            f"video {number}/{self._total}  {self._failed} failed  {each:.1f} s each  {clock} left"
+        )
+
+
+def per_video_flags(given: Sequence[str]) -> list[str]:
+    """Those of the flags that say something about one video."""
+    return [name for name in given if name in ("pre_masks", "points", "boxes", "masks")]

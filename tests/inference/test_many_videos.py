@@ -1,0 +1,108 @@
+"""Many videos: the files are the state, shards share the work, failures are named."""
+
+import json
+import os
+
+import pytest
+
+from avs_jax.inference import many_videos
+from avs_jax.inference.many_videos import Shard, find_videos, predict_many
+from avs_jax.spec import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.mp4", "deep/er/a.mp4", "deep/bad.mp4", "deep/note.txt", "c.mp4"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text(name)
+    return tmp_path
+
+
+def answer(video, output):
+    if "bad" in video.name:
+        raise InputError(f"{video}: damaged\nsecond line")
+    output.mkdir(parents=True)
+    (output / "results.json").write_text("{}")
+
+
+def run(folder, shard="0/1", answer=answer, **settings):
+    videos, said = find_videos(f"{folder}/in/**/*.mp4"), []
+    summary = predict_many(
+        answer, videos, folder / "out", settings, Shard.parse(shard), said.append
+    )
+    return summary, json.loads((folder / "out" / "manifest.json").read_text()), said
+
+
+def test_names_are_paths_below_the_pattern(folder):
+    assert list(find_videos(f"{folder}/in/**/*.mp4")) == [
+        "b.mp4",
+        "c.mp4",
+        "deep/bad.mp4",
+        "deep/er/a.mp4",
+    ]
+    assert list(find_videos(f"{folder}/in/b.mp4")) == ["b.mp4"]
+    with pytest.raises(InputError, match="no file matches; quote"):
+        find_videos(f"{folder}/in/*.webm")
+
+
+def test_every_video_is_done_or_failed_with_its_reason(folder):
+    summary, manifest, _ = run(folder)
+    assert summary == "3 done, 1 failed, 0 open"
+    assert manifest["videos"]["deep/er/a.mp4"] == {"state": "done"}
+    failed = manifest["videos"]["deep/bad.mp4"]
+    assert failed["state"] == "failed" and failed["reason"].endswith("bad.mp4: damaged")
+
+
+def test_a_second_run_only_takes_what_is_open_or_newer(folder):
+    run(folder)
+    seen = []
+
+    def second(video, output):
+        seen.append(video.name)
+
+    run(folder, answer=second)
+    assert seen == []
+    late = (folder / "out" / "deep" / "bad.mp4.failed.txt").stat().st_mtime + 5
+    os.utime(folder / "in" / "deep" / "bad.mp4", (late, late))
+    (folder / "out" / "b.mp4" / "results.json").unlink()
+    run(folder, answer=second)
+    assert seen == ["b.mp4", "bad.mp4"]
+
+
+def test_an_interrupted_run_leaves_a_manifest(folder):
+    def interrupted(video, output):
+        if video.name == "c.mp4":
+            raise KeyboardInterrupt
+        answer(video, output)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, answer=interrupted)
+    manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    assert (manifest["done"], manifest["failed"], manifest["open"]) == (1, 0, 3)
+
+
+def test_a_full_disk_is_not_the_videos_fault(folder):
+    def full(video, output):
+        raise OSError("no space left on the disk")
+
+    with pytest.raises(OSError, match="no space"):
+        run(folder, answer=full)
+    assert not list((folder / "out").rglob("*.failed.txt"))
+
+
+def test_shards_share_the_videos_and_the_manifest(folder):
+    assert run(folder, "0/2")[0] == "1 done, 1 failed, 2 open"
+    assert run(folder, "1/2")[0] == "3 done, 1 failed, 0 open"
+    for wrong in ("2/2", "1", "-1/2", "0/0", "a/b"):
+        with pytest.raises(InputError, match="expected I/N"):
+            Shard.parse(wrong)
+
+
+def test_other_settings_need_another_folder(folder):
+    run(folder, checkpoint="a")
+    with pytest.raises(InputError, match="checkpoint 'a' there, 'b' now"):
+        run(folder, checkpoint="b")
+
+
+def test_flags_about_one_video():
+    assert many_videos.per_video_flags(["text", "points"]) == ["points"]

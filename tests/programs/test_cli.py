@@ -1,0 +1,47 @@
+"""The console command: every subcommand is found, describes itself, and gets its arguments."""
+
+import pytest
+
+from avs_jax import cli
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_has_an_example_of_the_subcommand(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*name.split(), "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    lines = [f"{line.strip()} " for line in text.splitlines()]
+    assert any(line.startswith(f"avs-jax {name} ") for line in lines)
+    assert "undefok" not in text
+
+
+def test_the_list_names_every_subcommand(capsys):
+    for arguments in ([], ["--help"], ["help"]):
+        assert cli.main(arguments) == 0
+        text = capsys.readouterr().out
+        for name, command in cli.COMMANDS.items():
+            assert f"  {name} " in text and command.text in text
+    assert cli.main(["data"]) == 0
+    assert "data prepare" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("avs_jax ")
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["trian"], "'trian' is no command; nearest: train"),
+        (["data", "buidl"], "'data buidl' is no command; nearest: data build"),
+        (["???"], "nearest: train, evaluate, "),
+        (["evaluate"], "either --checkpoint or --predictions"),
+        (["plan", "--devices=2"], "--config is missing"),
+        (["clips", "--kind=slow", "--output=x"], "make_clips: "),
+        (["data", "check", "no-such-folder"], "prepare_avsbench: no-such-folder"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, reason, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert reason in err and "Traceback" not in err
