@@ -63,14 +63,14 @@ FIELDS = {
     ),
     "motion_track": Field(
         "float16",
-        f"B T R {TRACK_CELLS} {TRACK_CELLS} 2",
+        f"B T U {TRACK_CELLS} {TRACK_CELLS} 2",
         "input",
         "motion around the frame's second, see data/synchrony.py",
         given="optional",
     ),
     "sound_track": Field(
         "float32",
-        f"B T R {2 * SOUND_BANDS}",
+        f"B T U {2 * SOUND_BANDS}",
         "input",
         "energy and rise of the sound in the same samples",
         given="optional",
@@ -144,7 +144,7 @@ class ClipRows:
             "M": data.max_targets,
             "K'": data.num_prototypes,
             "S": config.evaluate.score_size,
-            "R": synchrony.num_samples(data.track) if self._has_track else 0,
+            "U": synchrony.num_samples(data.track) if self._has_track else 0,
         }
 
     def empty(self, train: bool) -> Row:

@@ -1,13 +1,13 @@
 """What synchrony reads: how the cells of a frame move around its second, and how the sound goes.
 
-Both are sequences of R = window_seconds * rate samples; sample k of a window covers the same time
+Both are sequences of U = window_seconds * rate samples; sample k of a window covers the same time
 in both. The window of frame t is centered on t + 15/16 s, and moved to lie within the clip.
 
-  motion_track  float16 [R, 24, 24, 2], the record's track (motion_track.py) at config.data.track's
+  motion_track  float16 [U, 24, 24, 2], the record's track (motion_track.py) at config.data.track's
                 rate, after the frame's augmentation: resized, cropped, flipped (u changes its sign)
                 and padded with rest; in sides of the augmented image per second. A track of changes
                 has (change, 0)
-  sound_track   float32 [R, 16], of 8 mel bands: log(energy + 0.01), then its rise since the last
+  sound_track   float32 [U, 16], of 8 mel bands: log(energy + 0.01), then its rise since the last
                 10 ms, averaged over the sample
 
 Without a stored track, both are 0.

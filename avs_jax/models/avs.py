@@ -57,8 +57,8 @@ INPUTS = {  # which of them the model reads depends on the configuration
     "log_mel": f"B T {MEL_FRAMES} {MEL_BANDS}",
     "pre_masks": "B T H W 3",
     "motion": "B T H W C",
-    "motion_track": f"B T R {TRACK_CELLS} {TRACK_CELLS} 2",
-    "sound_track": f"B T R {2 * SOUND_BANDS}",
+    "motion_track": f"B T U {TRACK_CELLS} {TRACK_CELLS} 2",
+    "sound_track": f"B T U {2 * SOUND_BANDS}",
     "valid": "B T",
     "frame_index": "B T",
     "text_ids": "X N",  # X = B expressions, or as many for every clip: X a multiple of B
