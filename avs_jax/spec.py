@@ -5,7 +5,7 @@ Axis letters (upper case in shapes, the same letters lower case in einops):
   B clips   T frames of a clip   H W image   h w feature map   C channels   D model width
   Q queries   M padded targets   K classes (background is class 0)   L levels   P points
   N frames of all clips folded together, n = b * T + t (or tokens, where said)   G heads
-  R samples of a motion track   X expressions of all clips
+  U samples of a motion track   X expressions of all clips
 
 Images are channel-last everywhere. Frames are an axis of their own outside the model, which folds
 them into N on entry and unfolds them on exit.
