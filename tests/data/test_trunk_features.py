@@ -121,7 +121,7 @@ def test_masks_are_those_of_the_images(tmp_path):
     np.testing.assert_allclose(found, want, atol=5e-3 * np.abs(want).max())
     assert np.abs(want).max() > 1e-3
 
-    weights["params"]["conv_s0"]["bias"] += 1
+    weights["params"]["conv_s0"]["bias"] += 1  # another encoder
     save_variables(tmp_path / "others", weights, track)
     config.init.sam2 = str(tmp_path / "others")
     with pytest.raises(InputError, match="made by other weights than"):
