@@ -10,7 +10,7 @@ from tfds_builders import features
 
 def frame(index):
     """Bytes that compression leaves as they are."""
-    return np.random.default_rng(index).bytes(99)
+    return np.random.default_rng(index).bytes(4000)
 
 
 def make_record(index):
