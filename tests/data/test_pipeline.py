@@ -87,7 +87,8 @@ def assert_equal(a, b):
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-TRAIN_FIELDS = [name for name, field in FIELDS.items() if field.phase != "evaluate"]
+TRACKS = {"motion_track", "sound_track"}  # off by default
+TRAIN_FIELDS = [k for k, field in FIELDS.items() if field.phase != "evaluate" and k not in TRACKS]
 
 
 def prepare_clip(record, config, rng=None):

@@ -56,7 +56,7 @@ def test_the_page_and_its_numbers_follow_from_the_stored_counts(runs, stubs, tmp
     assert all("still sounder" in row["tags_a"] for row in lines.values())
     gains = [float(row["iou_a"]) - float(row["iou_b"]) for row in lines.values()]
     assert gains == sorted(gains, reverse=True) and gains[0] > 0.5 and gains[-1] == 0
-    shown = re.findall(r"<h2>(.*?)</h2>", page)
+    shown = re.findall(r"<h3>(.*?)</h3>", page)
     assert shown == [*list(lines)[:2], *list(lines)[-2:]]
     assert page.count("<audio controls") == page.count("<img") == 4
     assert not re.search(r'(src|href)="(?!data:)', page)  # needs nothing else

@@ -75,11 +75,17 @@ def holders():
         holder.kill()
 
 
+def states(folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Of every file, what a write changes and reading does not."""
+    stats = {path.name: path.stat() for path in folder.iterdir()}
+    return {name: (s.st_ino, s.st_size, s.st_mtime_ns) for name, s in stats.items()}
+
+
 def test_a_second_start_is_refused_and_changes_nothing(tmp_path, holders):
     holders[0].write(f"{tmp_path} 0")
     assert holders[0].read() == "locked\n"
     (tmp_path / "file").write_text("x")
-    before = {p.name: p.stat() for p in tmp_path.iterdir()}
+    before = states(tmp_path)
     with pytest.raises(InputError) as error, locked(tmp_path, "evaluation"):
         pass
     text = str(error.value)
@@ -87,7 +93,7 @@ def test_a_second_start_is_refused_and_changes_nothing(tmp_path, holders):
         f"{tmp_path} is in use by training, process {holders[0].process.pid} on "
     )
     assert ", started 20" in text and text.endswith("wait for it, stop it, or use another folder")
-    assert {p.name: p.stat() for p in tmp_path.iterdir()} == before
+    assert states(tmp_path) == before
     holders[0].release()
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
