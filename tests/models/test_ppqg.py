@@ -11,7 +11,7 @@ from tests.golden.compare import assert_golden
 from tests.vct_golden import channels_first, golden, tiny_outputs
 
 
-@pytest.fixture(scope="module", params=("s4", "ms3", "ss"))
+@pytest.fixture(scope="module", params=("s4", "ms3", pytest.param("ss", marks=pytest.mark.slow)))
 def case(request):
     return golden(request.param), tiny_outputs(request.param)["intermediates"]
 

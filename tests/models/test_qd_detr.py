@@ -182,6 +182,7 @@ def test_stages_are_the_original_s(case):
     assert num_compared == {"v": 43, "va": 43, "w": 14}[case]
 
 
+@pytest.mark.slow
 def test_the_reference_s_mask_makes_rows_depend_on_each_other():
     read = inputs("v")
     alone = {name: x[:1] for name, x in read.items()}
