@@ -8,7 +8,7 @@ import math
 from ml_collections import ConfigDict
 
 from configs import parts
-from configs.base import base_config, check_variant
+from configs.base import base_config, shrink_run_to_tiny, vary
 
 CATEGORIES = (  # of AVSBench S4
     "ambulance_siren", "baby_laughter", "cap_gun_shooting", "cat_meowing", "chainsawing_trees",
@@ -105,12 +105,7 @@ def align_config() -> ConfigDict:
 
 def shrink(config: ConfigDict, variant: str) -> ConfigDict:
     """The recipe, or its variant `:demo` or `:tiny`."""
-    check_variant(variant, "demo", "tiny")
-    if variant:
-        _shrink_for_demo(config)
-    if variant == "tiny":
-        _shrink_to_tiny(config)
-    return config
+    return vary(config, variant, _shrink_for_demo, _shrink_to_tiny)
 
 
 def _shrink_for_demo(config: ConfigDict) -> None:
@@ -138,8 +133,8 @@ def _shrink_for_demo(config: ConfigDict) -> None:
 
 def _shrink_to_tiny(config: ConfigDict) -> None:
     """`:tiny`: the smallest, quick to compile; it learns nothing useful."""
-    config.name = config.name.replace("_demo", "_tiny")
-    config.data.update(image_size=32, num_workers=0)
+    shrink_run_to_tiny(config)
+    config.data.image_size = 32
     config.data.augment.min_sizes = (32, 40)
     config.model.embed_dim = 8
     if "backbone" in config.model:
@@ -148,6 +143,4 @@ def _shrink_to_tiny(config: ConfigDict) -> None:
         config.model.audio_backbone.width = 2
     if "text" in config.model:
         config.model.text.update(parts.smallest_text(config.model.text))
-    config.train.update(steps=4, batch_size=8, log_every=1, eval_every=4, checkpoint_every=2)
-    config.train.compilation_cache = False
     config.evaluate.batch_size = 8

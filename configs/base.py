@@ -5,6 +5,8 @@ On the command line: `--config=configs/s4_ama.py --config.train.batch_size=4`; a
 error.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 
@@ -77,3 +79,26 @@ def check_variant(variant: str, *choices: str) -> None:
     """Raises if --config=FILE.py:VARIANT names an unknown variant."""
     if variant and variant not in choices:
         raise ValueError(f"variant {variant!r}: choose nothing or one of {', '.join(choices)}")
+
+
+def vary(
+    config: ConfigDict,
+    variant: str,
+    shrink_for_demo: Callable[[ConfigDict], None],
+    shrink_to_tiny: Callable[[ConfigDict], None],
+) -> ConfigDict:
+    """The recipe, or its variant: `:demo` is shrunk once, `:tiny` twice."""
+    check_variant(variant, "demo", "tiny")
+    if variant:
+        shrink_for_demo(config)
+    if variant == "tiny":
+        shrink_to_tiny(config)
+    return config
+
+
+def shrink_run_to_tiny(config: ConfigDict) -> None:
+    """What all `:tiny` variants share: four steps, started quickly."""
+    config.name = config.name.replace("_demo", "_tiny")
+    config.data.num_workers = 0
+    config.train.update(steps=4, batch_size=8, log_every=1, eval_every=4, checkpoint_every=2)
+    config.train.compilation_cache = False

@@ -6,7 +6,7 @@ Recipes start from `classify_config()` and change what differs.
 from ml_collections import ConfigDict
 
 from configs import parts
-from configs.base import base_config, check_variant
+from configs.base import base_config, shrink_run_to_tiny, vary
 
 CATEGORIES = (  # of AVSBench S4, by label
     "helicopter", "mynah_bird_singing", "typing_on_computer_keyboard", "playing_violin",
@@ -92,12 +92,7 @@ def classify_config() -> ConfigDict:
 
 def shrink(config: ConfigDict, variant: str) -> ConfigDict:
     """The recipe, or its variant `:demo` or `:tiny`."""
-    check_variant(variant, "demo", "tiny")
-    if variant:
-        _shrink_for_demo(config)
-    if variant == "tiny":
-        _shrink_to_tiny(config)
-    return config
+    return vary(config, variant, _shrink_for_demo, _shrink_to_tiny)
 
 
 def _shrink_for_demo(config: ConfigDict) -> None:
@@ -129,8 +124,8 @@ def _shrink_for_demo(config: ConfigDict) -> None:
 
 def _shrink_to_tiny(config: ConfigDict) -> None:
     """`:tiny`: the smallest, quick to compile; it learns nothing useful."""
-    config.name = config.name.replace("_demo", "_tiny")
-    config.data.update(image_size=32, num_workers=0)
+    shrink_run_to_tiny(config)
+    config.data.image_size = 32
     config.data.augment.min_sizes = (32, 40)
     config.model.update(hidden_dim=8, num_heads=2)
     if "backbone" in config.model:
@@ -140,6 +135,4 @@ def _shrink_to_tiny(config: ConfigDict) -> None:
             image_size=32, patch_size=16, hidden_dim=8, num_layers=1, num_heads=2, ffn_dim=8
         )
     config.model.audio_backbone.width = 2
-    config.train.update(steps=4, batch_size=8, log_every=1, eval_every=4, checkpoint_every=2)
-    config.train.compilation_cache = False
     config.evaluate.batch_size = 8

@@ -6,7 +6,7 @@ Recipes start from `describe_config()` and change what differs.
 from ml_collections import ConfigDict
 
 from configs import parts
-from configs.base import base_config, check_variant
+from configs.base import base_config, shrink_run_to_tiny, vary
 
 
 def describe_config() -> ConfigDict:
@@ -81,12 +81,7 @@ def describe_config() -> ConfigDict:
 
 def shrink(config: ConfigDict, variant: str) -> ConfigDict:
     """The recipe, or its variant `:demo` or `:tiny`."""
-    check_variant(variant, "demo", "tiny")
-    if variant:
-        _shrink_for_demo(config)
-    if variant == "tiny":
-        _shrink_to_tiny(config)
-    return config
+    return vary(config, variant, _shrink_for_demo, _shrink_to_tiny)
 
 
 def _shrink_for_demo(config: ConfigDict) -> None:
@@ -113,14 +108,12 @@ def _shrink_for_demo(config: ConfigDict) -> None:
 
 def _shrink_to_tiny(config: ConfigDict) -> None:
     """`:tiny`: the smallest, quick to compile; it learns nothing useful."""
-    config.name = config.name.replace("_demo", "_tiny")
-    config.data.update(image_size=32, num_workers=0)
+    shrink_run_to_tiny(config)
+    config.data.image_size = 32
     config.data.augment.update(min_sizes=(32,))
     config.data.text.max_tokens = 8
     config.model.update(max_words=7, feature_dim=8, num_beams=2)
     config.model.backbone.update(parts.tiny_backbone(config.model.backbone))
     config.model.audio_backbone.width = 2
     config.model.decoder.update(parts.smallest_decoder(config.model.decoder))
-    config.train.update(steps=4, batch_size=8, log_every=1, eval_every=4, checkpoint_every=2)
-    config.train.compilation_cache = False
     config.evaluate.batch_size = 8

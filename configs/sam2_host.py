@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import parts
-from configs.base import check_variant
+from configs.base import check_variant, shrink_run_to_tiny
 from configs.segment import segment_config
 
 # Parameters of SAM2 that no host uses or changes: those of prompts by points, boxes and masks, and
@@ -133,16 +133,13 @@ def shrink_for_demo(config: ConfigDict) -> None:
 
 def shrink_to_tiny(config: ConfigDict) -> None:
     """One layer of everything at 64 px, quick to compile, for tests; it learns nothing."""
-    config.name = config.name.replace("_demo", "_tiny")
+    shrink_run_to_tiny(config)
     config.data.image_size = 64
     config.data.augment.min_sizes = (64, 72)
-    config.data.num_workers = 0
     model = config.model
     model.sam2.backbone.update(parts.tiny_hiera())
     model.sam2.update(width=32, memory_dim=16, num_memory_layers=1, ffn_dim=16)
     model.audio_backbone.width = 2
     model.update(num_audio_tokens=2, audio_heads=2)
-    config.train.update(steps=4, batch_size=8, log_every=1, eval_every=4, checkpoint_every=2)
     config.train.num_pictures = 1
-    config.train.compilation_cache = False
     config.evaluate.score_size = 32

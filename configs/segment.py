@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import parts
-from configs.base import base_config, check_variant
+from configs.base import base_config, check_variant, shrink_run_to_tiny
 
 
 def segment_config() -> ConfigDict:
@@ -240,10 +240,9 @@ def shrink_to_tiny(config: ConfigDict) -> ConfigDict:
 
     For tests, checks and scripts; it learns nothing useful.
     """
-    config.name = config.name.replace("_demo", "_tiny")
+    shrink_run_to_tiny(config)
     config.data.image_size = 64
     config.data.augment.min_sizes = (64, 72)
-    config.data.num_workers = 0
     config.model.num_queries = 6
     config.model.hidden_dim = 32
     config.model.backbone.update(parts.tiny_backbone(config.model.backbone))
@@ -255,8 +254,6 @@ def shrink_to_tiny(config: ConfigDict) -> ConfigDict:
     if "temporal" in config.model:
         config.model.temporal.update(hidden_dim=16, num_heads=2, ffn_dim=16)
     config.loss.num_points = 16
-    config.train.update(steps=4, batch_size=8, log_every=1, eval_every=4, checkpoint_every=2)
     config.train.num_pictures = 1
-    config.train.compilation_cache = False
     config.evaluate.score_size = 32
     return config

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import parts
-from configs.base import check_variant
+from configs.base import check_variant, shrink_run_to_tiny
 from configs.segment import segment_config
 
 
@@ -160,15 +160,12 @@ def _shrink_for_demo(config: ConfigDict) -> None:
 
 def _shrink_to_tiny(config: ConfigDict) -> None:
     """One layer of everything at 64 px, quick to compile, for tests; it learns nothing."""
-    config.name = config.name.replace("_demo", "_tiny")
+    shrink_run_to_tiny(config)
     config.data.image_size = 64
     config.data.augment.min_sizes = (64,)
-    config.data.num_workers = 0
     config.model.hidden_dim = 8
     config.model.backbone.update(parts.tiny_backbone(config.model.backbone))
     config.model.audio_backbone.width = 2
     config.model.audio_backbone.embedding = (16, 128)
-    config.train.update(steps=4, batch_size=8, log_every=1, eval_every=4, checkpoint_every=2)
     config.train.num_pictures = 1
-    config.train.compilation_cache = False
     config.evaluate.score_size = 32
