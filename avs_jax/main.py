@@ -25,6 +25,7 @@ from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.runtime.interruption import NotFiniteError
 from avs_jax.runtime.processes import distributed_job
 from avs_jax.spec import InputError
+from avs_jax.stopping import run_as_program
 from avs_jax.train import train
 
 EXPECTED = (InputError, OSError, NotFiniteError)  # their message is for the user
@@ -83,4 +84,4 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv)
+    run_as_program(main, sys.argv)

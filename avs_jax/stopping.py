@@ -8,9 +8,10 @@ compilation of minutes, so only programs that have something to close install on
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 WATCH_SECONDS = 1.0
 
@@ -47,6 +48,22 @@ def stop_status(error: KeyboardInterrupt) -> tuple[str, int]:
     if isinstance(error, Terminated):
         return "terminated", 128 + signal.SIGTERM
     return "interrupted", 128 + signal.SIGINT
+
+
+def run_as_program(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+    """Calls main; where it was interrupted, ends without the interpreter's own cleanup.
+
+    After an interrupted compilation, that cleanup crashes in XLA, which hides the exit status. By
+    then main has closed its files, locks and workers.
+    """
+    try:
+        main(argv)
+    except SystemExit as error:
+        if error.code != 128 + signal.SIGINT:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code)
 
 
 def leave_stopping_to(parent: int) -> None:
