@@ -17,7 +17,7 @@ setup(
         "avs_jax.configs",
     ],
     package_dir={"avs_jax.configs": "configs"},
-    entry_points={"console_scripts": ["avs-jax = avs_jax.cli:main"]},
+    entry_points={"console_scripts": ["avs-jax = avs_jax.cli:run"]},
     install_requires=[
         # On CPUs 0.11.2 and 0.12.0 make NaN of bfloat16 products between two ReLUs (VGGish) where
         # YNNPACK takes their maximum too. XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=

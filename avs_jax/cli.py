@@ -13,9 +13,10 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from avs_jax.spec import nearest
+from avs_jax.stopping import run_as_program
 
 
 class Command(NamedTuple):
@@ -88,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     return importlib.import_module(command.module).main([*command.before, *rest])
 
 
+def run() -> NoReturn:
+    """What the console command calls."""
+    run_as_program(main)
+
+
 def describe(names: Sequence[str] | None = None) -> str:
     """The list of commands with what each does; all of them, with a heading, by default."""
     width = max(len(name) for name in COMMANDS)
@@ -96,4 +102,4 @@ def describe(names: Sequence[str] | None = None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -58,6 +58,7 @@ from avs_jax.runtime.sharding import make_mesh, tree_shardings
 from avs_jax.runtime.step import init_variables
 from avs_jax.runtime.stored_config import digest
 from avs_jax.spec import SAMPLE_RATE, TRUE_AUDIO
+from avs_jax.stopping import run_as_program
 from avs_jax.task import Record, Task, stack_rows
 from avs_jax.tasks import make_task
 
@@ -406,4 +407,4 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run_as_program(main, sys.argv)

@@ -71,6 +71,7 @@ from avs_jax.models.flow.raft import VARIANTS
 from avs_jax.runtime.command_line import quiet_libraries
 from avs_jax.runtime.lock import locked
 from avs_jax.spec import InputError
+from avs_jax.stopping import run_as_program
 
 DIFFERENCE, TRACK = "difference", "track"
 MODELS = (*sorted(VARIANTS), DIFFERENCE)
@@ -456,4 +457,4 @@ def _parser() -> FlagParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)

@@ -26,6 +26,7 @@ from avs_jax.runtime.memory import GIB, StepBytes, count_flops, parse_bytes
 from avs_jax.runtime.run_config import check_run_config
 from avs_jax.runtime.setup import make_train_setup
 from avs_jax.runtime.step import TrainState
+from avs_jax.stopping import run_as_program
 from avs_jax.tasks import make_task
 
 # Nothing compiled here ever runs. These options do not change how the CPU compiler plans memory.
@@ -202,4 +203,4 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run_as_program(main, sys.argv)

@@ -55,7 +55,7 @@ from avs_jax.runtime.command_line import (
 from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.runtime.lock import locked
 from avs_jax.runtime.memory import parse_bytes
-from avs_jax.stopping import sigterm_as_interrupt
+from avs_jax.stopping import run_as_program, sigterm_as_interrupt
 from avs_jax.task import check_arrays, describe_fields
 from avs_jax.tasks import make_task
 
@@ -256,4 +256,4 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run_as_program(main, sys.argv)

@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 WATCH_SECONDS = 1.0
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses
 
 
 class Terminated(KeyboardInterrupt):
@@ -50,20 +52,21 @@ def stop_status(error: KeyboardInterrupt) -> tuple[str, int]:
     return "interrupted", 128 + signal.SIGINT
 
 
-def run_as_program(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
-    """Calls main; where it was interrupted, ends without the interpreter's own cleanup.
+def run_as_program(main: Callable[..., int | None], *argv: Sequence[str]) -> NoReturn:
+    """Calls main and exits with its status; a stopped program skips the interpreter's cleanup.
 
     After an interrupted compilation, that cleanup crashes in XLA, which hides the exit status. By
     then main has closed its files, locks and workers.
     """
     try:
-        main(argv)
+        status = main(*argv)
     except SystemExit as error:
-        if error.code != 128 + signal.SIGINT:
-            raise
+        status = error.code
+    if status in STOPPED:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(error.code)
+        os._exit(status)
+    sys.exit(status)
 
 
 def leave_stopping_to(parent: int) -> None:

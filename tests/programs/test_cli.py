@@ -1,5 +1,8 @@
 """The console command: every subcommand is found, describes itself, and gets its arguments."""
 
+import subprocess
+import sys
+
 import pytest
 
 from avs_jax import cli
@@ -45,3 +48,13 @@ def test_mistakes_get_one_line(arguments, reason, capsys, monkeypatch, tmp_path)
     assert cli.main(arguments) == 1
     err = capsys.readouterr().err
     assert reason in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("status, expected", [("130", 130), ("143", 143), ("0", -6), ("'x'", -6)])
+def test_a_stopped_program_skips_the_cleanup_that_crashes(status, expected):
+    code = (
+        "import atexit, os, sys; from avs_jax.stopping import run_as_program; "
+        f"atexit.register(os.abort); run_as_program(lambda: sys.exit({status}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert found.returncode == expected
