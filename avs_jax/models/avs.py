@@ -178,16 +178,12 @@ class AVS(nn.Module):
         intermediates["pixel_decoder"] |= {"multi_scale": levels, "mask_features": mask_features}
 
         # The expressions of a clip share its images and its sound up to here.
-        if sizes.get("X", sizes["B"]) != sizes["B"]:
-            times = sizes["X"] // sizes["B"]
+        if (times := sizes.get("X", sizes["B"]) // sizes["B"]) != 1:
             of_frames = (features, levels, mask_features, audio, ids)
             features, levels, mask_features, audio, ids = jax.tree.map(
                 lambda x: repeat_clips(x, sizes["T"], times), of_frames
             )
-            batch = {
-                name: x if name in TEXT_FIELDS else jnp.repeat(x, times, axis=0)
-                for name, x in batch.items()
-            }
+            batch = _repeat_fields(batch, times)
 
         predictor = make_part(
             "decoder",
@@ -215,18 +211,7 @@ class AVS(nn.Module):
             image_size=batch["images"].shape[2:4],
             mask_prior=lambda: mask_prior(predictor, levels, mask_features, audio),
         )
-        query_map, named = None, {}
-        for section, (stage, config) in self._rows().items():
-            result = self._run_stage(section, stage, config, now)
-            named |= result.outputs
-            intermediates[stage.parameter] = result.intermediates
-            if result.queries is not None:
-                query_map = result.queries if query_map is None else query_map + result.queries
-            if result.features is not None:
-                now = dataclasses.replace(now, mask_features=result.features)
-            if result.levels is not None:
-                now = dataclasses.replace(now, levels=result.levels)
-
+        now, query_map, named = self._run_stages(now, intermediates)
         if train and gumbel_noise is None:
             num_pixels = mask_features.shape[1] * mask_features.shape[2]
             gumbel_noise = gumbel(self.make_rng("gumbel"), ids, self.num_queries, num_pixels)
@@ -259,6 +244,26 @@ class AVS(nn.Module):
         always = ("images", "log_mel", "pre_masks") if self.pre_masks else ("images", "log_mel")
         words = () if self.text["name"] == "none" else TEXT_FIELDS
         return {*always, *words, *self.stage_fields()}
+
+    def _run_stages(
+        self, now: StageInputs, intermediates: dict[str, Any]
+    ) -> tuple[StageInputs, jax.Array | None, dict[str, jax.Array]]:
+        """What the stages make of the inputs, the sum of their query maps, and their outputs.
+
+        Adds to `intermediates`.
+        """
+        query_map, named = None, {}
+        for section, (stage, config) in self._rows().items():
+            result = self._run_stage(section, stage, config, now)
+            named |= result.outputs
+            intermediates[stage.parameter] = result.intermediates
+            if result.queries is not None:
+                query_map = result.queries if query_map is None else query_map + result.queries
+            if result.features is not None:
+                now = dataclasses.replace(now, mask_features=result.features)
+            if result.levels is not None:
+                now = dataclasses.replace(now, levels=result.levels)
+        return now, query_map, named
 
     def _run_stage(self, section, stage, config, inputs) -> StageResult:
         fields = {"dtype": jnp.dtype(self.dtype)} if hasattr(stage.module, "dtype") else {}
@@ -400,6 +405,14 @@ def mask_prior(predictor, levels, mask_features, audio) -> jax.Array:
     """The greatest mask logit of the initial queries, [N, h, w]: where something may be."""
     decoded, _ = predictor(levels, mask_features, audio)
     return decoded["predictions"][0]["pred_masks"].max(-1)
+
+
+def _repeat_fields(batch: Mapping[str, jax.Array], times: int) -> dict[str, jax.Array]:
+    """The batch with every clip `times` times in a row; its expressions are as many already."""
+    return {
+        name: x if name in TEXT_FIELDS else jnp.repeat(x, times, axis=0)
+        for name, x in batch.items()
+    }
 
 
 def _frame_ids(batch, sizes):
