@@ -2,65 +2,70 @@
 # Everything on generated clips: install, generate, build, train, evaluate, predict.
 # Takes about 15 minutes on two cores. All output goes to demo/, and existing output is reused: after
 # an interruption, run it again to resume.
-# CONFIG chooses another recipe of configs/ (default s4_ama), SEED another seed. MS3 and AVSS start
-# from the S4 demo of the same model and seed, which runs first if it is missing. CONFIG=ground_generated
-# grounds queries in time.
+# CONFIG chooses another recipe of configs/ (default s4_ama), SEED another seed. What the recipes of a
+# kind need is in scripts/demos/KIND.sh, where KIND is the recipe's name up to its first "_".
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/environment.sh
 
 recipe=${CONFIG:-s4_ama}
-config=configs/$recipe.py:demo
 seed=${SEED:-0}
+config=configs/$recipe.py:demo
 workdir=demo/$recipe-seed$seed
-setting=${recipe%%_*} # s4, ms3, avss or ground
-case $setting in
-  s4) dataset=avsbench_s4 clips=demo/clips ;;
-  ms3) dataset=avsbench_ms3 clips=demo/clips_ms3 ;;
-  avss) dataset=avsbench_semantic clips=demo/clips_avss ;;
-  ground) setting=moments dataset=own_moments clips=demo/clips_moments ;;
-  *) echo "CONFIG=$recipe: no demo; its name starts with none of s4, ms3, avss, ground" >&2; exit 1 ;;
-esac
+records=demo/tfds
+kind=scripts/demos/${recipe%%_*}.sh
+if [ ! -f "$kind" ] || [ ! -f "configs/$recipe.py" ]; then
+  kinds=$(basename -s .sh scripts/demos/*.sh | xargs)
+  echo "CONFIG=$recipe: no demo; a recipe of configs/ whose name starts with one of: $kinds" >&2
+  exit 1
+fi
+source scripts/environment.sh
 python=.venv/bin/python
 
 step() { printf '\n== %s\n' "$*"; }
 
-start=()
-if [ "$setting" = ms3 ] || [ "$setting" = avss ]; then
-  source=s4_${recipe#*_}
-  if [ ! -d "demo/$source-seed$seed/evaluation" ]; then
-    step "first the S4 demo that this one starts from: demo/$source-seed$seed"
-    CONFIG=$source SEED=$seed scripts/demo.sh
+# ---- what a file of scripts/demos/ sets, or defines anew ----
+# dataset     of build_dataset.py
+# clips       folder of the generated clips
+# clip_flags  of make_clips.py
+# starts_from another recipe, whose demo of the same seed runs first
+starts_from=
+prepare() { :; } # between clips and records
+questions() { :; } # flags of predict for the video $1, one per line
+# the last step: a prediction on the first video of the test split
+answer() {
+  local video flags=() flag
+  video=$(find "$clips" -path '*videos*' -name 'test*.mp4' | sort | head -n 1)
+  if [ -z "$video" ]; then
+    echo "skipped: these clips are frames, not videos"
+    return
   fi
-  start+=(--config.train.init_from="demo/$source-seed$seed")
+  while IFS= read -r flag; do flags+=("$flag"); done < <(questions "$video")
+  $python -m avs_jax.predict --checkpoint="$workdir" --video="$video" \
+    ${flags[@]+"${flags[@]}"} --output="$workdir/prediction"
+}
+source "$kind"
+
+start=()
+if [ -n "$starts_from" ]; then
+  source_run=demo/$starts_from-seed$seed
+  if [ ! -d "$source_run/evaluation" ]; then
+    step "first the demo that this one starts from: $source_run"
+    CONFIG=$starts_from SEED=$seed scripts/demo.sh
+  fi
+  start+=(--config.train.init_from="$source_run")
 fi
 
 step "1/4 generated clips: $clips"
-$python scripts/make_clips.py --setting="$setting" --output="$clips"
-step "2/4 records: demo/tfds"
-if [ "$setting" = moments ]; then
-  $python scripts/extract_features.py --config="$config" --folder="$clips"
-fi
-$python scripts/build_dataset.py --dataset="$dataset" --manual_dir="$clips" --data_dir=demo/tfds
+$python scripts/make_clips.py --output="$clips" "${clip_flags[@]}"
+step "2/4 records: $records"
+prepare
+$python scripts/build_dataset.py --dataset="$dataset" --manual_dir="$clips" --data_dir="$records"
 step "3/4 training, then the best checkpoint on val and test, with own and with false inputs: $workdir"
-$python -m avs_jax.main --config="$config" --config.seed="$seed" --workdir="$workdir" "${start[@]}"
-step "4/4 prediction on a video with sound"
-video=$(find "$clips" -path '*videos*' -name 'test*.mp4' | sort | head -n 1)
-queries=()
-if [ "$setting" = moments ]; then
-  vid=$(basename "$video" .mp4)
-  while IFS= read -r query; do queries+=(--text="$query"); done < <(
-    sed -n "s/.*\"query\": \"\([^\"]*\)\".*\"vid\": \"$vid\".*/\1/p" "$clips/moments_test.jsonl"
-  )
-fi
-if [ -z "$video" ]; then
-  echo "skipped: the clips of $setting are frames, not videos"
-else
-  $python -m avs_jax.predict --config="$config" --checkpoint="$workdir" --video="$video" \
-    "${queries[@]}" --output="$workdir/prediction"
-fi
+$python -m avs_jax.main --config="$config" --config.seed="$seed" --workdir="$workdir" ${start[@]+"${start[@]}"}
+step "4/4 prediction on data the model has not seen"
+answer
 
 step "done"
-echo "numbers   $workdir/evaluation (report.md, report.json, counts.npz)"
-echo "figures   $workdir/evaluation (pictures/, report.html)"
-[ -z "$video" ] || echo "video     $workdir/prediction: $(ls "$workdir/prediction" | xargs)"
+echo "numbers     $workdir/evaluation (report.md, report.json, counts.npz)"
+echo "figures     $workdir/evaluation (pictures/, report.html)"
+[ ! -d "$workdir/prediction" ] || echo "prediction  $workdir/prediction: $(ls "$workdir/prediction" | xargs)"

@@ -1,0 +1,5 @@
+# AVSBench MS3: several objects sound. Starts from the same model on S4.
+dataset=avsbench_ms3
+clips=demo/clips_ms3
+clip_flags=(--setting=ms3)
+starts_from=s4_${recipe#*_}

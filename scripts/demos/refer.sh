@@ -1,0 +1,5 @@
+# Expressions for objects: by look, by sound, by time, both, and of nothing there.
+dataset=refavs
+clips=demo/clips_refer
+clip_flags=(--setting=refer --val=20 --test=40) # about 7 expressions each
+questions() { awk -F, -v vid="$(basename "$1" .mp4)" '$1 == vid { print "--text=" $5 }' "$clips/metadata.csv"; }

@@ -1,0 +1,94 @@
+"""scripts/demo.sh: which programs it runs, with which flags. A stub prints them."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+
+KINDS = ["align", "avss", "classify", "describe", "ground", "ms3", "refer", "s4"]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with the scripts, empty recipes, and an installed "python" that prints its flags."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("*.py"))
+    (tmp_path / "configs").mkdir()
+    for kind in KINDS:
+        (tmp_path / "configs" / f"{kind}_x.py").touch()
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "run: $*"\n')
+    python.chmod(0o755)
+    wanted = subprocess.run(
+        ["cksum", "setup.py", "pyproject.toml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    (tmp_path / ".venv" / "installed").write_text(wanted.stdout)
+    return tmp_path
+
+
+def demo(project, recipe, seed=0):
+    """Exit status, programs with their flags, and errors of a demo."""
+    done = subprocess.run(
+        ["bash", "scripts/demo.sh"],
+        cwd=project,
+        env=os.environ | {"CONFIG": recipe, "SEED": str(seed), "PYTHON": "true"},
+        capture_output=True,
+        text=True,
+    )
+    runs = [line[5:] for line in done.stdout.splitlines() if line.startswith("run: ")]
+    return done.returncode, runs, done.stderr
+
+
+def test_every_kind_is_here():
+    assert sorted(path.stem for path in (ROOT / "scripts" / "demos").glob("*.sh")) == KINDS
+
+
+def test_generates_builds_trains_and_predicts(project):
+    videos = project / "demo" / "clips" / "raw_videos" / "test"
+    videos.mkdir(parents=True)
+    (videos / "test_1.mp4").touch()
+    status, runs, errors = demo(project, "s4_x", seed=3)
+    assert status == 0, errors
+    assert runs == [
+        "scripts/make_clips.py --output=demo/clips --setting=s4",
+        "scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=demo/clips"
+        " --data_dir=demo/tfds",
+        "-m avs_jax.main --config=configs/s4_x.py:demo --config.seed=3 --workdir=demo/s4_x-seed3",
+        "-m avs_jax.predict --checkpoint=demo/s4_x-seed3"
+        " --video=demo/clips/raw_videos/test/test_1.mp4 --output=demo/s4_x-seed3/prediction",
+    ]
+
+
+def test_starts_from_another_demo(project):
+    for clips in ("clips", "clips_avss"):
+        (project / "demo" / clips).mkdir(parents=True)
+    status, runs, errors = demo(project, "avss_x")
+    assert status == 0, errors
+    trainings = [run for run in runs if "avs_jax.main" in run]
+    assert [run.split("--workdir=")[1] for run in trainings] == [
+        "demo/s4_x-seed0",
+        "demo/avss_x-seed0 --config.train.init_from=demo/s4_x-seed0",
+    ]
+
+
+def test_an_expression_may_hold_spaces(project):
+    clips = project / "demo" / "clips_refer"
+    (clips / "videos").mkdir(parents=True)
+    (clips / "videos" / "test_s_0.mp4").touch()
+    rows = ["vid,uid,split,fid,exp", "test_s_0,a,test_s,1,the red star", "train_0,b,train,0,no"]
+    (clips / "metadata.csv").write_text("\n".join(rows) + "\n")
+    status, runs, errors = demo(project, "refer_x")
+    assert status == 0, errors
+    assert "--text=the red star --output=" in runs[-1]
+
+
+@pytest.mark.parametrize("recipe", ["track_x", "s4_y"])
+def test_a_recipe_without_a_demo_is_refused(project, recipe):
+    status, runs, errors = demo(project, recipe)
+    assert status == 1 and not runs
+    assert f"CONFIG={recipe}: no demo" in errors and "align avss classify" in errors
