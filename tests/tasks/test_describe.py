@@ -1,7 +1,8 @@
-"""Description from records to words: rows, and a run through the programs."""
+"""Description from records to words: rows, a run through the programs, and learning by heart."""
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,13 +11,15 @@ from avs_jax import predict
 from avs_jax import train as program
 from avs_jax.data.decode import decode_text
 from avs_jax.data.descriptions import DescriptionRows
+from avs_jax.data.tokens import count_words, words_of
 from avs_jax.generate.video_writer import write_video
 from avs_jax.programs import build_dataset
 from avs_jax.runtime import sharding
 from avs_jax.runtime.setup import make_train_setup
 from avs_jax.spec import InputError
+from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
-from configs import describe_generated
+from configs import describe_generated, parts
 from tests.conftest import GOLDEN
 from tfds_builders.refer_clips import list_clips
 
@@ -96,3 +99,63 @@ def test_a_run_is_trained_evaluated_and_asked(tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert set(results["objects"]) == {"1", "2"}
     assert [sorted(second["objects"]) for second in results["seconds"]] == [["1"], ["1", "2"]]
+
+
+def colored_squares(count):
+    """Clips of one frame with two squares; the words name one of them by its color and place."""
+    colors = {
+        "red": (220, 40, 40),
+        "green": (40, 200, 60),
+        "blue": (50, 60, 220),
+        "white": (240,) * 3,
+    }
+    places = ["top left", "top right", "bottom left", "bottom right"]
+    records, rng = [], np.random.default_rng(0)
+    for i in range(count):
+        color, place = list(colors)[i % 4], i // 4 % 4
+        other = (place + 1 + i // 16) % 4
+        frame = rng.integers(60, 90, (64, 64, 3), dtype=np.uint8)
+        mask = np.zeros((64, 64), np.uint8)
+        for where, paint in ((place, colors[color]), (other, (120, 120, 20))):
+            top, left = 8 + 32 * (where // 2), 8 + 32 * (where % 2)
+            frame[top : top + 16, left : left + 16] = paint
+            if where == place:
+                mask[top : top + 16, left : left + 16] = 1
+        text = f"the {color} one in the {places[place]}, not in the {places[other]}"
+        records.append(
+            {
+                "clip_id": f"c{i}", "frames": [frame], "masks": [mask], "text": text,
+                "waveform": np.zeros(16_000, np.int16), "sample_rate": 16_000,
+            }
+        )  # fmt: skip
+    return records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["transformer", "lstm"])
+def test_descriptions_are_learned_by_heart(decoder):
+    """32 pairs, word for word, by beam search without any word given."""
+    records = colored_squares(32)
+    config = describe_generated.get_config("demo")
+    if decoder == "lstm":
+        with config.unlocked():
+            config.model.decoder = parts.word_lstm()
+            config.model.decoder.update(parts.small_decoder(config.model.decoder))
+    config.data.text.words = tuple(count_words([r["text"] for r in records], 100))
+    config.data.num_frames = 1
+    config.train.update(batch_size=32, steps=400)
+    config.optim.learning_rate = 3e-3
+    task = make_task(config)
+    setup = make_train_setup(task, config, sharding.make_mesh(config))
+    rng = np.random.default_rng(0)
+    batch = stack_rows([task.rows.prepare(record, rng) for record in records], task.rows.fields)
+    batch = sharding.put_batch(batch, setup.mesh)
+    state, step = setup.init_state(*setup.init_variables()), setup.make_train_step()
+    for _ in range(400):
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)  # steps in flight on eight devices starve each other
+    rows = stack_rows([task.rows.prepare(record) for record in records], task.rows.fields)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    found = jax.jit(task.model.apply)(variables, task.inputs(rows))["words"]
+    said = [words_of(ids.tolist(), config.data.text.words) for ids in found]
+    assert [text.replace(" ,", ",") for text in said] == [record["text"] for record in records]
