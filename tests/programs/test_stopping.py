@@ -13,6 +13,14 @@ import pytest
 from avs_jax.programs import build_dataset, make_clips
 from tests.conftest import ROOT
 
+# `python -m avs_jax.main`, in which Ctrl-C interrupts. A shell's background jobs ignore it, and what
+# they start inherits that.
+START = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("avs_jax.main", run_name="__main__", alter_sys=True)
+"""
+
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
@@ -45,23 +53,27 @@ def test_a_training_with_workers(records, tmp_path, number, to_all, status):
     log = tmp_path / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "avs_jax.main", *flags],
+            [sys.executable, "-c", START, *flags],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
             stdout=file,
             stderr=file,
             start_new_session=True,
         )
-    while not re.search(r"^step [5-9]/", log.read_text(), re.MULTILINE):
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.2)
-    assert len(members(process.pid)) >= 3  # two workers at least
-    (os.killpg if to_all else os.kill)(process.pid, number)
-    assert process.wait(120) == status, log.read_text()
-    time.sleep(2)  # resource trackers end after their process
-    text = log.read_text()
-    assert "leaked" not in text and "Traceback" not in text and "resource_tracker" not in text
-    assert members(process.pid) == []
+    try:
+        while not re.search(r"^step [5-9]/", log.read_text(), re.MULTILINE):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        assert len(members(process.pid)) >= 3  # two workers at least
+        (os.killpg if to_all else os.kill)(process.pid, number)
+        assert process.wait(120) == status, log.read_text()
+        time.sleep(2)  # resource trackers end after their process
+        text = log.read_text()
+        assert "leaked" not in text and "Traceback" not in text and "resource_tracker" not in text
+        assert members(process.pid) == []
+    finally:
+        for left in members(process.pid):
+            os.kill(left, signal.SIGKILL)
 
 
 def members(session: int) -> list[int]:
