@@ -13,8 +13,8 @@ import pytest
 from avs_jax.programs import build_dataset, make_clips
 from tests.conftest import ROOT
 
-# `python -m avs_jax.main`, in which Ctrl-C interrupts. A shell's background jobs ignore it, and what
-# they start inherits that.
+# `python -m avs_jax.main`, in which Ctrl-C interrupts: background jobs of a shell ignore it, and what
+# they start does too.
 START = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
