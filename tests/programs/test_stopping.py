@@ -13,7 +13,7 @@ import pytest
 from avs_jax.programs import build_dataset, make_clips
 from tests.conftest import ROOT
 
-# `python -m avs_jax.main`, in which Ctrl-C interrupts: background jobs of a shell ignore it, and what
+# `python -m avs_jax.main` where Ctrl-C interrupts. Background jobs of a shell ignore it, and what
 # they start does too.
 START = """
 import runpy, signal
