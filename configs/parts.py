@@ -241,6 +241,15 @@ def sync() -> ConfigDict:
     return fusion
 
 
+def query_fusion() -> ConfigDict:
+    """The frame's sound into the queries, by the fusions of task classify."""
+    fusion = ConfigDict({"name": "query_fusion"})
+    # "early" | "late_feature" | "attention" | "gated" | "film" | "cross"
+    fusion.kind = "gated"
+    fusion.num_heads = 8  # of "gated" and "cross"
+    return fusion
+
+
 def join_fusions(*fusions: ConfigDict) -> ConfigDict:
     """Several fusions that all act: the name "ama+sync", and a subsection for the keys of each."""
     fusion = ConfigDict({"name": "+".join(row.name for row in fusions)})
@@ -253,6 +262,7 @@ def join_fusions(*fusions: ConfigDict) -> ConfigDict:
 DEMO_FUSIONS = {"ama": {"embed_dim": 128}, "sync": {"width": 16, "max_lag": 12}}
 TINY_FUSIONS = {
     "ama": {"embed_dim": 32, "num_heads": 2},
+    "query_fusion": {"num_heads": 2},
     "sync": {"width": 4, "max_lag": 2, "near": 0, "reach": 1},
 }
 

@@ -5,7 +5,8 @@ log_mel -> VGGish -> MLP -> audio tokens;  audio, motion -> AMA -> map
 motion_track, sound_track -> synchrony -> map, mask features
 mask features, res2 -> BRM -> edges, mask features
 ids of an expression -> text encoder -> tokens;  levels, tokens -> CMA -> levels
-mask features [, map] -> PPQG -> queries -> decoder over (audio, stride 32, 16, 8) -> masks, classes
+mask features [, map] -> PPQG -> queries [, audio -> fusion -> queries] -> decoder over (audio,
+stride 32, 16, 8) -> masks, classes
 
 Source: VCT (Huang et al., CVPR 2025; repository spyflying/VCT_AVS), with AMA and BRM on top. Frames
 are only mixed by `temporal`: elsewhere, clips and frames are one folded axis N.
@@ -13,7 +14,7 @@ are only mixed by `temporal`: elsewhere, clips and frames are one folded axis N.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -211,12 +212,12 @@ class AVS(nn.Module):
             image_size=batch["images"].shape[2:4],
             mask_prior=lambda: mask_prior(predictor, levels, mask_features, audio),
         )
-        now, query_map, named = self._run_stages(now, intermediates)
+        now, query_map, vectors, named = self._run_stages(now, intermediates)
         if train and gumbel_noise is None:
             num_pixels = mask_features.shape[1] * mask_features.shape[2]
             gumbel_noise = gumbel(self.make_rng("gumbel"), ids, self.num_queries, num_pixels)
         decoded, steps = predictor(
-            now.levels, now.mask_features, audio, query_map, gumbel_noise, text
+            now.levels, now.mask_features, audio, query_map, gumbel_noise, text, vectors
         )
         outputs = self._unfold(decoded, named, sizes["T"])
         if self.head["name"] != "none":
@@ -247,23 +248,26 @@ class AVS(nn.Module):
 
     def _run_stages(
         self, now: StageInputs, intermediates: dict[str, Any]
-    ) -> tuple[StageInputs, jax.Array | None, dict[str, jax.Array]]:
-        """What the stages make of the inputs, the sum of their query maps, and their outputs.
+    ) -> tuple[StageInputs, jax.Array | None, list[Callable], dict[str, jax.Array]]:
+        """What the stages make of the inputs, and their results; adds to `intermediates`.
 
-        Adds to `intermediates`.
+        Returns:
+          the inputs; the sum of the query maps; functions of the query vectors, in order; outputs.
         """
-        query_map, named = None, {}
+        query_map, vectors, named = None, [], {}
         for section, (stage, config) in self._rows().items():
             result = self._run_stage(section, stage, config, now)
             named |= result.outputs
             intermediates[stage.parameter] = result.intermediates
             if result.queries is not None:
                 query_map = result.queries if query_map is None else query_map + result.queries
+            if result.vectors is not None:
+                vectors.append(result.vectors)
             if result.features is not None:
                 now = dataclasses.replace(now, mask_features=result.features)
             if result.levels is not None:
                 now = dataclasses.replace(now, levels=result.levels)
-        return now, query_map, named
+        return now, query_map, vectors, named
 
     def _run_stage(self, section, stage, config, inputs) -> StageResult:
         fields = {"dtype": jnp.dtype(self.dtype)} if hasattr(stage.module, "dtype") else {}

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.models.fusion.clip_fusion import TOKENS, VECTORS, ClipFusion, shares
+from avs_jax.models.fusion.clip_fusion import TOKENS, VECTORS, ClipFusion, ClipTokens, shares
 from avs_jax.models.fusion.gated import pool_tokens
 from avs_jax.models.layers import Linear
 from avs_jax.models.parts import find_part, make_part
@@ -62,22 +62,17 @@ class FusionClassifier(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self,
-        frames: jax.Array,
-        audio: jax.Array,
-        present: jax.Array,
-        frames_mask: jax.Array | None = None,
-        audio_mask: jax.Array | None = None,
-        train: bool = False,
-    ) -> dict[str, jax.Array]:
-        """Tokens [B, T, C] and [B, U, E]; the rest as for ClipFusion.
+    def __call__(self, clip: ClipTokens, train: bool = False) -> dict[str, jax.Array]:
+        """Classifies clips from tokens of any width, [B, T, C] and [B, U, E].
 
         Returns:
           logits, frames_logits and audio_logits float32 [B, K]; modality_weights float32 [B, 2].
         """
         found, tokens = {}, {}
-        given = {"frames": (frames, frames_mask), "audio": (audio, audio_mask)}
+        given = {
+            "frames": (clip.frames, clip.frames_mask),
+            "audio": (clip.audio, clip.audio_mask),
+        }
         for name, (x, mask) in given.items():
             x = nn.relu(Linear(self.hidden_dim, dtype=self.dtype, name=f"{name}_encoder")(x))
             tokens[name] = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -85,13 +80,13 @@ class FusionClassifier(nn.Module):
             found[f"{name}_logits"] = self._classify(pooled, f"{name}_classifier")
         if self.fusion == "late_logit":
             balance = nn.sigmoid(self.param("balance", nn.initializers.zeros, ()))
-            share = shares(jnp.stack([balance, 1 - balance]), present)
+            share = shares(jnp.stack([balance, 1 - balance]), clip.present)
             both = jnp.stack([found["frames_logits"], found["audio_logits"]], axis=1)
             return found | {
                 "logits": (share[..., None] * both).sum(1), "modality_weights": share
             }  # fmt: skip
         fusion = ClipFusion(self.fusion, self.num_heads, self.dtype, name="fusion")
-        fused, share = fusion(tokens["frames"], tokens["audio"], present, frames_mask, audio_mask)
+        fused, share = fusion(clip._replace(**tokens))
         found |= {"logits": self._classify(fused, "classifier"), "modality_weights": share}
         return found
 
@@ -178,9 +173,8 @@ class Classify(nn.Module):
             name="head",
         )  # fmt: skip
         frames_mask = valid if frames.shape[1] > 1 else None
-        return head(
-            frames, self._encode_audio(batch["log_mel"]), present, frames_mask, valid, train
-        )
+        audio = self._encode_audio(batch["log_mel"])
+        return head(ClipTokens(frames, audio, present, frames_mask, valid), train)
 
     def _encode_frames(self, images: jax.Array, valid: jax.Array, train: bool) -> jax.Array:
         """[B, T, C], or [B, 1, C] from TimeSformer."""

@@ -107,18 +107,18 @@ class Describe(nn.Module):
             if field in batch:
                 sizes = check_shape(field, batch[field], pattern, **sizes)
         valid = batch.get("valid", jnp.ones((sizes["B"], sizes["T"]), bool))
-        features, mask = self._features(batch, valid, train)
+        seen = self._features(batch, valid, train)
         decoder = self._decoder()
         if "text_ids" in batch:
-            return {"word_logits": decoder(features, mask, batch["text_ids"], train)}
-        decoder(features, mask, jnp.full((sizes["B"], 1), START, jnp.int32))  # has parameters now
+            return {"word_logits": decoder(seen, batch["text_ids"], train)}
+        decoder(seen, jnp.full((sizes["B"], 1), START, jnp.int32))  # has parameters now
         unbound, variables = decoder.unbind()
         beams = self.num_beams
-        repeated, shown = jnp.repeat(features, beams, 0), jnp.repeat(mask, beams, 0)
+        repeated = tuple(jnp.repeat(x, beams, 0) for x in seen)
 
         def logits(ids):
             flat = ids.reshape(-1, ids.shape[-1])
-            return unbound.apply(variables, repeated, shown, flat).reshape(*ids.shape, -1)
+            return unbound.apply(variables, repeated, flat).reshape(*ids.shape, -1)
 
         found = beam_search(
             logits, sizes["B"], self.vocab_size, self.max_words, START, END, beams,

@@ -19,7 +19,7 @@ from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.backbones.vggish import VGGish
 from avs_jax.models.decoders import boundary
 from avs_jax.models.decoders.referral import ReferralHead
-from avs_jax.models.fusion import ama, cma, sync
+from avs_jax.models.fusion import ama, cma, query_fusion, sync
 from avs_jax.models.rules import Rule, check_rules
 from avs_jax.models.temporal.divided import DividedEncoder
 from avs_jax.models.text.clip_text import CLIPText
@@ -41,7 +41,13 @@ AUDIO_BACKBONES = {**MAP_AUDIO_BACKBONES, "ast": AST}
 # The first two differ in size and weights and give tokens, CLIP's a vector per text.
 TOKEN_ENCODERS = {"tiny": TextEncoder, "roberta": TextEncoder}
 TEXT_ENCODERS = {"none": None, **TOKEN_ENCODERS, "clip": CLIPText}
-FUSIONS = {"none": None, "ama": ama.STAGE, "cma": cma.STAGE, "sync": sync.STAGE}
+FUSIONS = {
+    "none": None,
+    "ama": ama.STAGE,
+    "cma": cma.STAGE,
+    "query_fusion": query_fusion.STAGE,
+    "sync": sync.STAGE,
+}
 REFINERS = {"none": None, "auxiliary": boundary.AUXILIARY, "refine": boundary.REFINE}
 TEMPORALS = {"none": None, "divided": DividedEncoder}
 HEADS = {"none": None, "referral": ReferralHead}

@@ -13,7 +13,7 @@ import jax
 
 from avs_jax.spec import InputError
 
-PLACES = ("queries", "features", "levels")  # fields of StageResult
+PLACES = ("queries", "vectors", "features", "levels")  # fields of StageResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,8 @@ class StageResult(NamedTuple):
     Attributes:
       queries: a map [N, h, w] at stride 4 that weights the pixels of the queries; those of several
         stages are added.
+      vectors: what becomes of the queries that PPQG generates, [N, Q, D] -> [N, Q, D]; those of
+        several stages act in order.
       features: new mask features.
       levels: new levels.
       outputs: name -> [N, ...], added to the model's outputs.
@@ -63,6 +65,7 @@ class StageResult(NamedTuple):
     """
 
     queries: jax.Array | None = None
+    vectors: Callable[[jax.Array], jax.Array] | None = None
     features: jax.Array | None = None
     levels: Sequence[jax.Array] | None = None
     outputs: Mapping[str, jax.Array] = {}

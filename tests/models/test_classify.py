@@ -10,6 +10,7 @@ from flax import traverse_util
 from avs_jax.losses.classification import class_loss
 from avs_jax.models import build_model
 from avs_jax.models.classify import FUSIONS, Classify, FusionClassifier, drop_modalities
+from avs_jax.models.fusion.clip_fusion import ClipTokens
 from avs_jax.spec import InputError
 from configs import classify_generated
 from tests.cases_golden import arrays, assert_golden, state_dict
@@ -31,7 +32,7 @@ def head_of(kind, **sizes):
 
 def random_params(head, frames, audio, seed=0):
     present = jnp.ones((len(frames), 2), bool)
-    return head.init(jax.random.key(seed), frames, audio, present)["params"]
+    return head.init(jax.random.key(seed), ClipTokens(frames, audio, present))["params"]
 
 
 def golden_params(name, head, frames, audio):
@@ -61,7 +62,7 @@ def test_fusions_of_the_example(name):
         return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(params, v, a)
 
     def loss(params, v, a):
-        found = head.apply({"params": params}, v, a, present)
+        found = head.apply({"params": params}, ClipTokens(v, a, present))
         return class_loss(found["logits"], onehot, False).mean(), found
 
     (value, found), grads = run(params, v, a)
@@ -95,11 +96,12 @@ def test_late_logit_mixes_two_classifiers(alpha):
     params["frames_classifier"] = {"kernel": weight.T, "bias": bias}
     params["audio_classifier"] = {"kernel": weight[::-1].T, "bias": bias[::-1]}
     params["balance"] = jnp.log(jnp.float32(alpha)) - jnp.log1p(-jnp.float32(alpha))
-    found = head.apply({"params": params}, v, a, present)
+    found = head.apply({"params": params}, ClipTokens(v, a, present))
     assert_golden("fusion_seed", f"late_logit/alpha{alpha}", found["logits"])
     if alpha == 1:
         np.testing.assert_array_equal(found["logits"], found["frames_logits"])
-    alone = head.apply({"params": params}, v, a, jnp.array([[True, False]] * 6))
+    silent = ClipTokens(v, a, jnp.array([[True, False]] * 6))
+    alone = head.apply({"params": params}, silent)
     if alpha == 0.3:  # the weights are renormalized
         np.testing.assert_allclose(alone["logits"], alone["frames_logits"], atol=1e-6)
 
@@ -136,7 +138,7 @@ def test_what_is_missing_changes_nothing(kind):
 
     def run(v, a, present):
         present = jnp.array([present] * 3, bool)
-        return head.apply({"params": params}, v, a, present, mask, mask)
+        return head.apply({"params": params}, ClipTokens(v, a, present, mask, mask))
 
     both = run(v, a, (True, True))
     for present, changed in (((True, False), (v, other)), ((False, True), (other, a))):
@@ -175,7 +177,7 @@ def test_only_a_joint_fusion_solves_xor(kind):
     @jax.jit
     def step(params, state):
         def loss(params):
-            found = head.apply({"params": params}, v[:256], a[:256], present[:256])
+            found = head.apply({"params": params}, ClipTokens(v[:256], a[:256], present[:256]))
             return class_loss(found["logits"], onehot[:256], False).mean()
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)
@@ -184,7 +186,8 @@ def test_only_a_joint_fusion_solves_xor(kind):
     state = optimizer.init(params)
     for _ in range(300):
         params, state = step(params, state)
-    logits = head.apply({"params": params}, v[256:], a[256:], present[256:])["logits"]
+    held_out = ClipTokens(v[256:], a[256:], present[256:])
+    logits = head.apply({"params": params}, held_out)["logits"]
     accuracy = float((logits.argmax(1) == onehot[256:].argmax(1)).mean())
     assert accuracy <= 0.6 if kind == "late_logit" else accuracy >= 0.95
 

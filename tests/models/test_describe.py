@@ -48,7 +48,7 @@ def test_the_captioner_and_its_losses():
     image, captions = jnp.asarray(golden["in/images"])[:, None], golden["in/captions"]
 
     def loss(variables, which):
-        logits = decoder.apply(variables, image, None, captions[:, :-1])
+        logits = decoder.apply(variables, (image, None), captions[:, :-1])
         words = captions[:, 1:]
         counts = jnp.ones(words.shape, bool) if which == "seed" else words != 0
         each = jnp.where(counts, word_losses(logits, words, 0.1 if which == "smooth" else 0), 0)
@@ -67,7 +67,7 @@ def test_the_captioner_and_its_losses():
     assert_golden(NAME, "grad_norms_masked", norms)
     assert_golden(NAME, "loss_masked_smooth0.1", loss(variables, "smooth")[0])
     assert_golden(NAME, "loss_seed", loss(variables, "seed")[0])
-    random = decoder.apply(variables, image, None, golden["in/captions_random"][:, :-1])
+    random = decoder.apply(variables, (image, None), golden["in/captions_random"][:, :-1])
     assert_golden(NAME, "logits_random", random)
 
 
@@ -76,7 +76,7 @@ def search(variables, decoder, image, **options):
     repeated = jnp.repeat(image, beams, 0)
 
     def logits(ids):
-        found = decoder.apply(variables, repeated, None, ids.reshape(-1, ids.shape[-1]))
+        found = decoder.apply(variables, (repeated, None), ids.reshape(-1, ids.shape[-1]))
         return found.reshape(*ids.shape, -1)
 
     options = {"vocab_size": decoder.vocab_size} | options
@@ -133,11 +133,8 @@ def test_a_beam_beats_greed_where_greed_is_wrong():
 
 def test_size_of_the_example():
     decoder = LSTMDecoder(5000, 256, 512)
-    shapes = jax.eval_shape(
-        lambda: decoder.init(
-            jax.random.key(0), jnp.zeros((1, 1, 2048)), None, jnp.zeros((1, 2), jnp.int32)
-        )
-    )
+    seen, ids = (jnp.zeros((1, 1, 2048)), None), jnp.zeros((1, 2), jnp.int32)
+    shapes = jax.eval_shape(lambda: decoder.init(jax.random.key(0), seen, ids))
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 7_519_624
 
 
@@ -151,12 +148,12 @@ def test_a_word_sees_what_is_before_it_and_no_padding(decoder):
     rng = np.random.default_rng(0)
     features = jnp.asarray(rng.standard_normal((2, 3, 5)), jnp.float32)
     mask, ids = jnp.array([[1, 1, 0], [1, 0, 0]], bool), jnp.asarray(rng.integers(0, 9, (2, 6)))
-    variables = decoder.init(jax.random.key(1), features, mask, ids)
-    once = decoder.apply(variables, features, mask, ids)
-    later = decoder.apply(variables, features, mask, ids.at[:, 4].add(1) % 9)
+    variables = decoder.init(jax.random.key(1), (features, mask), ids)
+    once = decoder.apply(variables, (features, mask), ids)
+    later = decoder.apply(variables, (features, mask), ids.at[:, 4].add(1) % 9)
     np.testing.assert_allclose(later[:, :4], once[:, :4], atol=1e-6)
     assert np.abs(later[:, 4] - once[:, 4]).max() > 1e-4
-    padded = decoder.apply(variables, jnp.where(mask[..., None], features, 7.0), mask, ids)
+    padded = decoder.apply(variables, (jnp.where(mask[..., None], features, 7.0), mask), ids)
     np.testing.assert_allclose(padded, once, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ Source: VCT (Huang et al., CVPR 2025), section 3.3, on Mask2Former's decoder (Ch
 2022).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -128,6 +128,7 @@ class VCTDecoder(nn.Module):
         motion_weight: jax.Array | None = None,
         gumbel_noise: jax.Array | None = None,
         text: tuple[jax.Array, jax.Array] | None = None,
+        vectors: Sequence[Callable[[jax.Array], jax.Array]] = (),
     ) -> tuple[dict, dict]:
         """Decodes frames.
 
@@ -138,6 +139,7 @@ class VCTDecoder(nn.Module):
           motion_weight: [N, h, w] at stride 4, or None.
           gumbel_noise: [N, Q, h w], or None.
           text: tokens [N, L, Dt] and which exist, bool [N, L]; read with a `prompt`.
+          vectors: functions of the initial queries, [N, Q, D] -> [N, Q, D], applied in order.
 
         Returns:
           {"predictions": list of {"pred_logits" [N, Q, K+1], "pred_masks" [N, h, w, Q]}, that of
@@ -153,6 +155,8 @@ class VCTDecoder(nn.Module):
         query, query_position, prototypes, ppqg = self._initial_queries(
             mask_features, motion_weight, gumbel_noise
         )
+        for change in vectors:
+            query = change(query)
         predictions = [predict(query)]
         intermediates = {"init_output": query, "cross": [], "self": [], "ffn": [], "attn_mask": []}
         for i in range(self.num_layers):

@@ -21,6 +21,7 @@ from avs_jax.models.layers import LayerNorm, Linear, torch_uniform
 from avs_jax.models.transformer import INIT, MLP, SelfAttention
 
 MAX_PLACES = 64
+Seen = tuple[jax.Array, jax.Array | None]  # features [B, M, C] and which exist, bool [B, M]
 
 
 class LSTM(nn.Module):
@@ -65,15 +66,9 @@ class LSTMDecoder(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(
-        self,
-        features: jax.Array,
-        features_mask: jax.Array | None,
-        ids: jax.Array,
-        train: bool = False,
-    ) -> jax.Array:
-        """features [B, M, C], bool [B, M] and words int32 [B, L] -> float32 [B, L, V]."""
-        pooled = pool_tokens(features, features_mask)[:, 0]
+    def __call__(self, seen: Seen, ids: jax.Array, train: bool = False) -> jax.Array:
+        """Features and words int32 [B, L] -> float32 [B, L, V]."""
+        pooled = pool_tokens(*seen)[:, 0]
         image = nn.relu(Linear(self.hidden_dim, name="image_encoder")(pooled))
         image = nn.Dropout(self.dropout, deterministic=not train)(image)
         table = self.param(
@@ -101,14 +96,9 @@ class TransformerDecoder(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(
-        self,
-        features: jax.Array,
-        features_mask: jax.Array | None,
-        ids: jax.Array,
-        train: bool = False,
-    ) -> jax.Array:
+    def __call__(self, seen: Seen, ids: jax.Array, train: bool = False) -> jax.Array:
         """As LSTMDecoder."""
+        features, features_mask = seen
         length, width = ids.shape[1], self.hidden_dim
         if length > MAX_PLACES:
             raise ValueError(f"ids: {length} words, at most {MAX_PLACES}")

@@ -16,6 +16,9 @@ Source of the first three: a textbook example of early, late and attention fusio
 al. (AAAI 2018). Departure: the example scores an absent modality like any other.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,6 +31,22 @@ from avs_jax.models.transformer import INIT, Block
 VECTORS = ("early", "late_feature", "attention", "film")  # read the means alone
 TOKENS = ("gated", "cross")
 FFN_RATIO = 2
+
+
+class ClipTokens(NamedTuple):
+    """The tokens of clips.
+
+    Attributes:
+      frames, audio: [B, T, D] and [B, U, D].
+      present: bool [B, 2], whether the clip has frames and sound.
+      frames_mask, audio_mask: bool [B, T] and [B, U], the token exists; None: all do.
+    """
+
+    frames: jax.Array
+    audio: jax.Array
+    present: jax.Array
+    frames_mask: jax.Array | None = None
+    audio_mask: jax.Array | None = None
 
 
 class ClipFusion(nn.Module):
@@ -44,68 +63,89 @@ class ClipFusion(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self,
-        frames: jax.Array,
-        audio: jax.Array,
-        present: jax.Array,
-        frames_mask: jax.Array | None = None,
-        audio_mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, clip: ClipTokens) -> tuple[jax.Array, jax.Array]:
         """Fuses.
-
-        Args:
-          frames, audio: tokens [B, T, D] and [B, U, D].
-          present: bool [B, 2], whether the clip has frames and sound.
-          frames_mask, audio_mask: bool [B, T] and [B, U], the token exists; None: all do.
 
         Returns:
           [B, D]; and the weights of the two, float32 [B, 2], where the fusion has some, else their
           share of what is present.
         """
-        frames = jnp.where(present[:, :1, None], frames, 0)
-        audio = jnp.where(present[:, 1:, None], audio, 0)
-        share = shares(jnp.ones((2,)), present)
-        if self.kind in TOKENS:
-            mixed = self._gated if self.kind == "gated" else self._cross
-            return mixed(frames, audio, present, frames_mask, audio_mask), share
-        v, a = pool_tokens(frames, frames_mask)[:, 0], pool_tokens(audio, audio_mask)[:, 0]
-        width = v.shape[-1]
-        if self.kind == "early":
-            hidden = Linear(width, dtype=self.dtype, name="fusion")(jnp.concatenate([v, a], -1))
-            return nn.relu(hidden), share
-        if self.kind == "film":
-            zeros = nn.initializers.zeros
-            project = Linear(2 * width, True, zeros, zeros, self.dtype, name="modulation")
-            gain, shift = jnp.split(jnp.where(present[:, 1:], project(a), 0), 2, axis=-1)
-            return nn.relu((1 + gain) * v + shift), share
-        both = jnp.stack([v, a], axis=1)
-        if self.kind == "attention":
-            scores = Linear(1, name="attention")(both.astype(jnp.float32))[..., 0]
-            share = nn.softmax(jnp.where(present, scores, jnp.finfo(scores.dtype).min), axis=-1)
-        return (share[..., None] * both).sum(1), share
+        frames = jnp.where(clip.present[:, :1, None], clip.frames, 0)
+        audio = jnp.where(clip.present[:, 1:, None], clip.audio, 0)
+        clip = clip._replace(frames=frames, audio=audio)
+        if self.kind in VECTORS:
+            v = pool_tokens(frames, clip.frames_mask)[:, 0]
+            a = pool_tokens(audio, clip.audio_mask)[:, 0]
+            return fuse_vectors(self.kind, v, a, clip.present, self.dtype)
+        fused = self._gated(clip) if self.kind == "gated" else self._cross(clip)
+        return fused, shares(jnp.ones((2,)), clip.present)
 
-    def _gated(self, frames, audio, present, frames_mask, audio_mask) -> jax.Array:
-        del present
-        config = make_gate_config("custom", {"attn": "cross"})
-        layer = GatedLayer(config, self.num_heads, self.dtype, name="gated")
-        mixed, _ = layer(frames, audio, frames_mask, audio_mask)
-        return pool_tokens(mixed, frames_mask)[:, 0]
+    def _gated(self, clip: ClipTokens) -> jax.Array:
+        mixed = attend_behind_gates(clip, self.num_heads, self.dtype)
+        return pool_tokens(mixed, clip.frames_mask)[:, 0]
 
-    def _cross(self, frames, audio, present, frames_mask, audio_mask) -> jax.Array:
-        width = frames.shape[-1]
+    def _cross(self, clip: ClipTokens) -> jax.Array:
+        count, _, width = clip.frames.shape
         codes = self.param("modality_embedding", INIT, (2, width))
         token = self.param("class_embedding", INIT, (width,))
-        parts, visible = [jnp.broadcast_to(token[None, None], (len(frames), 1, width))], []
-        visible.append(jnp.ones((len(frames), 1), bool))
-        for i, (x, mask) in enumerate(((frames, frames_mask), (audio, audio_mask))):
-            parts.append(x + codes[i][None, None])
+        parts = [
+            (jnp.broadcast_to(token[None, None], (count, 1, width)), jnp.ones((count, 1), bool))
+        ]
+        given = ((clip.frames, clip.frames_mask), (clip.audio, clip.audio_mask))
+        for i, (x, mask) in enumerate(given):
             exists = jnp.ones(x.shape[:2], bool) if mask is None else mask
-            visible.append(exists & present[:, i : i + 1])
-        tokens = jnp.concatenate([part.astype(self.dtype) for part in parts], axis=1)
-        masked = hide_padding(jnp.concatenate(visible, axis=1))
-        block = Block(self.num_heads, FFN_RATIO * width, dtype=self.dtype, name="block")
-        return LayerNorm(name="norm")(block(tokens, masked)[:, 0]).astype(jnp.float32)
+            parts.append((x + codes[i][None, None], exists & clip.present[:, i : i + 1]))
+        return attend_together(parts, self.num_heads, self.dtype)[:, 0]
+
+
+def fuse_vectors(
+    kind: str, v: jax.Array, a: jax.Array, present: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """One of VECTORS, from [B, D] each and bool [B, 2]; returns as ClipFusion.
+
+    Creates submodules of the caller.
+    """
+    width, share = v.shape[-1], shares(jnp.ones((2,)), present)
+    if kind == "early":
+        hidden = Linear(width, dtype=dtype, name="fusion")(jnp.concatenate([v, a], -1))
+        return nn.relu(hidden), share
+    if kind == "film":
+        zeros = nn.initializers.zeros
+        project = Linear(2 * width, True, zeros, zeros, dtype, name="modulation")
+        gain, shift = jnp.split(jnp.where(present[:, 1:], project(a), 0), 2, axis=-1)
+        return nn.relu((1 + gain) * v + shift), share
+    both = jnp.stack([v, a], axis=1)
+    if kind == "attention":
+        scores = Linear(1, name="attention")(both.astype(jnp.float32))[..., 0]
+        share = nn.softmax(jnp.where(present, scores, jnp.finfo(scores.dtype).min), axis=-1)
+    return (share[..., None] * both).sum(1), share
+
+
+def attend_behind_gates(clip: ClipTokens, num_heads: int, dtype: jnp.dtype) -> jax.Array:
+    """The frames' tokens [B, T, D] after one gated layer; a submodule of the caller."""
+    config = make_gate_config("custom", {"attn": "cross"})
+    layer = GatedLayer(config, num_heads, dtype, name="gated")
+    return layer(clip.frames, clip.audio, clip.frames_mask, clip.audio_mask)[0]
+
+
+def attend_together(
+    parts: Sequence[tuple[jax.Array, jax.Array]], num_heads: int, dtype: jnp.dtype
+) -> jax.Array:
+    """The first part's tokens after a transformer block over all parts.
+
+    Creates submodules of the caller.
+
+    Args:
+      parts: tokens [B, S, D] and which exist, bool [B, S].
+
+    Returns:
+      float32 [B, S, D].
+    """
+    tokens = jnp.concatenate([part.astype(dtype) for part, _ in parts], axis=1)
+    masked = hide_padding(jnp.concatenate([exists for _, exists in parts], axis=1))
+    block = Block(num_heads, FFN_RATIO * tokens.shape[-1], dtype=dtype, name="block")
+    first = block(tokens, masked)[:, : parts[0][0].shape[1]]
+    return LayerNorm(name="norm")(first).astype(jnp.float32)
 
 
 def shares(weights: jax.Array, present: jax.Array) -> jax.Array:
