@@ -4,7 +4,7 @@ One pass (runtime/evaluation.py) scores the unaltered split, then one each contr
 same ground truth with another input. A model that uses that input scores lower there.
 
   avs-jax evaluate --checkpoint=DIR [--config=configs/s4_ama.py] [--split=test]
-      [--audio=silence,noise,offscreen,shift] [--manifest=FILE]
+      [--audio=silence,noise,offscreen,shift,late] [--manifest=FILE]
 
 The first start compiles, which takes a minute or more on a CPU; ~/.cache/avs_jax keeps what it
 compiled.
@@ -395,7 +395,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     define("split", "default: config.evaluate.split")
     define(
         "audio",
-        "also score false sounds, any of silence,noise,offscreen,shift; default: "
+        "also score false sounds, any of silence,noise,offscreen,shift,late; default: "
         "config.evaluate.audio",
     )
     define(

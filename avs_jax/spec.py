@@ -61,6 +61,7 @@ NEGATIVE_AUDIO = {  # types of false sound -> conditions of an evaluation
     "noise": ("noise_white", "noise_pink"),
     "offscreen": ("offscreen",),
     "shift": ("shift",),
+    "late": ("late",),
 }
 
 Array = Any  # numpy.ndarray or jax.Array

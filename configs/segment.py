@@ -100,10 +100,11 @@ def segment_config() -> ConfigDict:
     evaluate = config.evaluate
     evaluate.score_size = 224  # px, at which predictions are compared with ground truth
     evaluate.swapped_audio = True  # also score each clip with another category's sound
-    # also score false sounds, any of "silence,noise,offscreen,shift"; "": none
+    # also score false sounds, any of "silence,noise,offscreen,shift,late"; "": none
     evaluate.audio = ""
     evaluate.manifest = ""  # file that assigns false sounds to clips; "": derived from the ids
-    # with evaluate.audio, false motion for models that read motion: any of "zero,shuffled"
+    # with evaluate.audio, false motion for models that read motion: any of
+    # "zero,shuffled,scrambled"
     evaluate.motion = "zero,shuffled"
     # a pixel moves where the motion map exceeds this fraction of the frame's maximum or, for the
     # absolute maps, of data.motion.scale
@@ -137,7 +138,7 @@ def _vct_model(data: ConfigDict) -> ConfigDict:
     model.decoder.num_heads = 8
     # initial strength of the fusion's map; 0 preserves a loaded VCT checkpoint's masks
     model.decoder.lambda_init = 1.0
-    model.fusion = parts.absent()  # or ama, sync, or several (parts.join_fusions)
+    model.fusion = parts.absent()  # or ama, sync, query_fusion, or several (parts.join_fusions)
     model.refiner = parts.absent()  # boundary refinement (BRM): or auxiliary, refine
     # what the backward pass recomputes: "none" | "backbone", its blocks | "all", also the layers of
     # pixel decoder and decoder

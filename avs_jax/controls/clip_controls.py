@@ -3,7 +3,7 @@
 swapped_audio     each clip gets the sound of a clip of another category
 audio_in_picture  each clip gets the sound of a silent object in its frames, if the records name
                   the visible objects (generated clips do)
-config.evaluate.audio    any of silence, noise, offscreen and shift (false_sounds.py)
+config.evaluate.audio    any of silence, noise, offscreen, shift and late (false_sounds.py)
 config.evaluate.motion   with these, false motion for models that read motion (false_motion.py)
 """
 
@@ -26,6 +26,7 @@ _LEFT_OUT = {
     "offscreen": "the others have no clip of another semantic group, or the records do not say "
     "what sounds in them",
     "shift": "the others are shorter than two seconds",
+    "late": "the others are shorter than two seconds",
 }
 
 
@@ -109,9 +110,15 @@ def _false_motion(config, rows, records, ids, manifest, notes: list[str]):
     if config.data.motion.source == "none" and not has_track and controls:
         notes.append(f"{', '.join(controls)} left out: the model reads no motion")
         return {}
-    if len(ids) < 2 and "shuffled_flow" in controls:
-        notes.append("shuffled_flow left out: there is one clip only")
-        controls.remove("shuffled_flow")
+    impossible = {}
+    if len(ids) < 2:
+        impossible["shuffled_flow"] = "there is one clip only"
+    if not has_track:
+        impossible["scrambled_track"] = "the model reads no motion track"
+    for name, reason in impossible.items():
+        if name in controls:
+            notes.append(f"{name} left out: {reason}")
+            controls.remove(name)
     return {
         name: with_false_motion(records, ids, manifest, name, rows.motion_maps) for name in controls
     }

@@ -3,8 +3,10 @@
   zero_flow      the motion map is zero everywhere: a still clip; there is no motion track
   shuffled_flow  the motion maps of another clip of the split, repeated if it is shorter, and its
                  motion track
+  scrambled_track  the samples of the clip's own motion track in a random order; its maps stay
 
-Sound, frames and ground truth are unchanged. The manifest of false_sounds.py pairs the clips.
+Sound, frames and ground truth are unchanged. The manifest of false_sounds.py pairs the clips, and
+seeds the order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +18,15 @@ from avs_jax.controls.altered import Altered
 from avs_jax.spec import InputError
 
 TRACK_FIELDS = ("motion_track", "motion_track_rate")
-MOTION_CONTROLS = {"zero": "zero_flow", "shuffled": "shuffled_flow"}
+MOTION_CONTROLS = {
+    "zero": "zero_flow",
+    "shuffled": "shuffled_flow",
+    "scrambled": "scrambled_track",
+}
 
 
 def motion_controls(names: str) -> list[str]:
-    """Conditions of a comma-separated list of "zero" and "shuffled"."""
+    """Conditions of a comma-separated list of keys of MOTION_CONTROLS."""
     asked = [word.strip() for word in names.split(",") if word.strip()]
     if set(asked) - MOTION_CONTROLS.keys() or len(set(asked)) < len(asked):
         raise InputError(
@@ -44,6 +50,10 @@ def with_false_motion(
     place = {clip: i for i, clip in enumerate(ids)}
 
     def replace(record: Mapping[str, Any], item: int) -> dict[str, Any]:
+        if condition == "scrambled_track":
+            track = np.asarray(record.get(TRACK_FIELDS[0], ()))
+            rng = np.random.default_rng(manifest["clips"][ids[item]]["noise_seed"])
+            return {TRACK_FIELDS[0]: rng.permutation(track, axis=0)}
         if condition == "shuffled_flow":
             giver = records[place[manifest["clips"][ids[item]]["motion"]]]
             tracks = {name: giver[name] for name in TRACK_FIELDS if name in giver}

@@ -8,17 +8,19 @@ Conditions, by type; each clip keeps its frames and ground truth:
              noise_pink      Gaussian, power ~ 1 / f (-3 dB per octave)
   offscreen  offscreen       the sound of a clip of another semantic group of the same split
   shift      shift           the clip's own sound, shifted: frame t hears second (t + k) mod T
+  late       late            the clip's own sound, half a second late; its end moves to its start
 
 All are mono waveforms at 16 kHz and go through the log-mel of data/audio.py like any sound. Noise
 and off-screen sound get the level (RMS over the clip, at 16 kHz) of the clip's own sound, so that
 loudness reveals nothing. 0 dBFS is an RMS of 1. Nothing is clipped: the front end takes any
-amplitude.
+amplitude. `late` is for models with synchrony: a frame still hears what it hears now, but nothing
+moves with it.
 
 A frozen manifest says what each clip gets. It depends only on the sorted clip ids and their
 categories and lengths: see `build_manifest`.
 
 Source: the negative audio of AVSBench-Robust (arXiv 2502.00358: silence, noise, off-screen sound).
-Departures: two kinds of silence and of noise, `shift`, matched levels, and a manifest.
+Departures: two kinds of silence and of noise, `shift` and `late`, matched levels, and a manifest.
 """
 
 import dataclasses
@@ -37,9 +39,12 @@ from avs_jax.data.input_files import read_json
 from avs_jax.spec import IGNORE_LABEL, MEL_FRAMES, NEGATIVE_AUDIO, SAMPLE_RATE, InputError, nearest
 
 DITHER_DBFS = -80.0
+LATE_SAMPLES = SAMPLE_RATE // 2
 EXAMPLE_HOP = MEL_FRAMES * HOP  # samples from one log-mel example to the next
 VERSION = 1  # of the manifest
 ENTRY_FIELDS = ("groups", "noise_seed", "offscreen", "shift", "motion")
+# Condition -> the field without which a clip has no such sound.
+NEEDED_ENTRIES = {"offscreen": "offscreen", "shift": "shift", "late": "shift"}
 
 # Groups of similar sounds: the 23 categories of S4 (and of MS3, where categories are known), and
 # the 70 classes of AVSBench-semantic.
@@ -325,6 +330,12 @@ def shift_seconds(samples: np.ndarray, seconds: int, total: int) -> np.ndarray:
     return np.concatenate([np.roll(samples[:span], -seconds * EXAMPLE_HOP), samples[span:]])
 
 
+def delay(samples: np.ndarray, total: int) -> np.ndarray:
+    """A sound that comes LATE_SAMPLES later, around the end of its first `total` examples."""
+    span = total * EXAMPLE_HOP
+    return np.concatenate([np.roll(samples[:span], LATE_SAMPLES), samples[span:]])
+
+
 def false_sound(
     condition: str,
     record: Mapping[str, Any],
@@ -347,9 +358,11 @@ def false_sound(
         return match_level(pink_noise(count, rng), rms(own))
     if condition == "offscreen":
         return match_level(np.resize(own_sound(partner), count), rms(own))
+    total = min(num_seconds(record), len(record["frames"]))
     if condition == "shift":
-        total = min(num_seconds(record), len(record["frames"]))
         return shift_seconds(own, entry["shift"], total)
+    if condition == "late":
+        return delay(own, total)
     every = [name for names in NEGATIVE_AUDIO.values() for name in names]
     raise ValueError(f"condition {condition!r}, expected one of {every}")
 
@@ -362,7 +375,7 @@ def with_false_sounds(
 ) -> Altered:
     """The records of a split under one condition, without clips that have no such sound."""
     clips, place = manifest["clips"], {clip: i for i, clip in enumerate(ids)}
-    needed = condition if condition in ("offscreen", "shift") else None
+    needed = NEEDED_ENTRIES.get(condition)
     kept = [clip for clip in ids if needed is None or clips[clip][needed] is not None]
 
     def replace(record: Mapping[str, Any], item: int) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def check_config(config: Any) -> list[str]:
         raise InputError(f"config.data.false_sounds.share = {share!r}: expected a share, 0..1")
     asked = [word.strip() for word in types.split(",") if word.strip()]
     conditions(types)
-    if "shift" in asked or not asked:
+    if {"shift", "late"} & set(asked) or not asked:
         raise InputError(
             f"config.data.false_sounds.types = {types!r}: expected any of silence, noise and "
             "offscreen, joined by commas (a shifted sound is the clip's own, so its ground truth "

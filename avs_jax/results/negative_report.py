@@ -4,18 +4,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avs_jax.results.negatives import NEAR_EMPTY, Number
-from avs_jax.spec import NEGATIVE_AUDIO, TRUE_AUDIO
+from avs_jax.spec import TRUE_AUDIO
 
 SOUND_REMOVED = "silence_zeros"
-MOTION_CONTROLS = ("zero_flow", "shuffled_flow")
+MOTION_CONTROLS = {
+    "zero_flow": "own, zero",
+    "shuffled_flow": "own, shuffled",
+    "scrambled_track": "own, scrambled",
+}
 
 Section = tuple[str, list[list[str]], list[str]]  # heading, table with its header, legend
 Column = tuple[str, str, bool]  # title, key of a Number, with its interval
 
 _GAPS: tuple[Column, ...] = (("gap mIoU", "gap_mIoU", True), ("gap f_beta", "gap_f_beta", True))
+_SOURCE: Column = ("right source %", "right_source", True)  # of clips with look-alikes
 _SOUND: tuple[Column, ...] = (
     ("mIoU %", "mIoU", True),
     ("f_beta %", "f_beta", False),
+    _SOURCE,
     *_GAPS,
     ("FPR %", "FPR", True),
     ("FPR moving %", "FPR_moving", False),
@@ -30,6 +36,7 @@ _SUMMARY: tuple[Column, ...] = (
 _MOTION: tuple[Column, ...] = (
     ("mIoU %", "mIoU", True),
     ("f_beta %", "f_beta", False),
+    _SOURCE,
     *_GAPS,
     ("FPR outside, moving %", "fpr_outside_moving", True),
     ("FPR outside, static %", "fpr_outside_static", True),
@@ -60,7 +67,7 @@ def sections(numbers: Mapping[str, Any]) -> list[Section]:
     if controls:
         titles = {
             TRUE_AUDIO: "own, own",
-            **{name: f"own, {name.removesuffix('_flow')}" for name in controls},
+            **{name: MOTION_CONTROLS[name] for name in controls},
             SOUND_REMOVED: "none, own",
         }
         rows = {title: found[name] for name, title in titles.items() if name in found}
@@ -86,11 +93,13 @@ def _legend(numbers: Mapping[str, Any]) -> list[str]:
     ]
     if floor["value"] is not None:
         legend.append(f"f_beta cannot fall below that of a full mask, {percent(floor['value'])} %.")
-    if set(NEGATIVE_AUDIO["shift"]) & numbers["conditions"].keys():
+    if {"shift", "late"} & numbers["conditions"].keys():
         legend.append(
-            "Shift: where the object sounds throughout, the shifted sound is still its own, so a "
-            "small gap is no fault."
+            "Shift, late: where the object sounds throughout, the moved sound is still its own, so "
+            "a small gap is no fault, except for what synchrony has found (late)."
         )
+    if "right_source" in numbers["conditions"][TRUE_AUDIO]:
+        legend.append("Right source: frames that mark the right one of two look-alikes.")
     return [*legend, f"Pairing manifest: sha256 {facts['manifest_sha256']}."]
 
 
@@ -106,6 +115,7 @@ def _named(conditions: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[st
 
 
 def _table(corner: str, rows: Mapping[str, Any], columns: Sequence[Column]) -> list[list[str]]:
+    columns = [column for column in columns if any(column[1] in row for row in rows.values())]
     table = [[corner, *(title for title, _, _ in columns)]]
     for name, values in rows.items():
         cells = [_cell(values[key], full) if key in values else "" for _, key, full in columns]

@@ -17,13 +17,15 @@ without background, each averaged over the frames in which prediction or ground 
 the share of pixels whose class is not background.
 
 G-mIoU and G-f_beta are computed over silence, noise and offscreen (as published) and over all types
-that were evaluated. `shift` keeps a clip's own sound and moves it in time: where one object sounds
-throughout, as in S4, the mask stays right.
+that were evaluated. `shift` and `late` keep a clip's own sound and move it in time: where one
+object sounds throughout, as in S4, the mask stays right.
+
+right_source (results/right_source.py) is added where clips name two look-alikes.
 
 Intervals: the middle 95 % over resamples of the clips, the same resamples for every condition.
 
 Source: AVSBench-Robust (arXiv 2502.00358). Departures: f_beta's name, averaging within types, the
-split by motion, shift, intervals.
+split by motion, shift, late, right_source, intervals.
 """
 
 from collections.abc import Mapping
@@ -31,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from avs_jax.results import metrics
+from avs_jax.results import metrics, right_source
 from avs_jax.results.counts import FrameCounts
 from avs_jax.results.metrics import ratio
 from avs_jax.results.statistics import resample_weights
@@ -92,7 +94,8 @@ def summarize(
     Returns:
       plain numbers, and Number where there is an interval:
         clips, frames (with an object), moving_share (of the pixels), floor_f_beta
-        conditions[c]: clips, mIoU, f_beta, gap_mIoU, gap_f_beta, FPR, FPR_moving, FPR_static,
+        conditions[c]: clips, mIoU, f_beta, [right_source], gap_mIoU, gap_f_beta, FPR, FPR_moving,
+          FPR_static,
           frac_near_empty (share of frames with less than NEAR_EMPTY predicted), and
           fpr_outside_moving and fpr_outside_static (share of the pixels outside the mask that are
           predicted)
@@ -181,6 +184,9 @@ class _ClipSums:
         per_frame = {name: c[name] for name in MOTION_COUNTS}
         per_frame |= {"pixels": pixels, "pred": pred, "frames": np.ones_like(pixels)}
         per_frame["near_empty"] = (pred < NEAR_EMPTY * pixels).astype(np.float64)
+        if right_source.has_sources(c):
+            shows_both, right = right_source.score_frames(c)
+            per_frame |= {"both_sources": shows_both.astype(np.float64), "right_source": right}
         self._sums = {name: self._per_clip(values) for name, values in per_frame.items()}
         if self._is_semantic:
             classes = reference.counts["gt"].sum(axis=0) > 0
@@ -239,6 +245,8 @@ class _ClipSums:
             curve = ratio(s["curve"], s["object_frames"][:, None], np.nan)
             scores = {"mIoU": ratio(s["iou"], s["object_frames"], np.nan)}
             scores["f_beta"] = curve.max(axis=1)
+        if "both_sources" in s:
+            scores["right_source"] = ratio(s["right_source"], s["both_sources"], np.nan)
         scores["FPR"] = ratio(s["pred"], s["pixels"], np.nan)
         scores["frac_near_empty"] = ratio(s["near_empty"], s["frames"], np.nan)
         for part in PARTS:

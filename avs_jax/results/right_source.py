@@ -41,9 +41,16 @@ def has_sources(counts: Mapping[str, np.ndarray]) -> bool:
     return COLUMNS[0] in counts and bool(counts[COLUMNS[0]].all(axis=1).any())
 
 
-def right_source(counts: Mapping[str, np.ndarray]) -> float:
-    """The share, from counts [N, 2] of frames that are named and show both objects somewhere."""
+def score_frames(counts: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Which frames show both objects, bool [N], and 1, 1/2 or 0 for each, float64 [N] (else 0)."""
     pixels, pred = (np.asarray(counts[name], np.float64) for name in COLUMNS)
     shows_both = pixels.all(axis=1)
-    cover = pred[shows_both] / pixels[shows_both]
-    return float(np.mean((1 + np.sign(cover[:, 0] - cover[:, 1])) / 2))
+    cover = pred / np.maximum(pixels, 1)
+    scores = (1 + np.sign(cover[:, 0] - cover[:, 1])) / 2
+    return shows_both, np.where(shows_both, scores, 0)
+
+
+def right_source(counts: Mapping[str, np.ndarray]) -> float:
+    """The share, from counts [N, 2] of frames that are named and show both objects somewhere."""
+    shows_both, scores = score_frames(counts)
+    return float(scores[shows_both].mean())

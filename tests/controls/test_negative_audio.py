@@ -50,7 +50,7 @@ def sounds(records, manifest, condition):
 # ---- waveforms ----
 
 
-@pytest.mark.parametrize("condition", ["noise_white", "noise_pink", "offscreen", "shift"])
+@pytest.mark.parametrize("condition", ["noise_white", "noise_pink", "offscreen", "shift", "late"])
 def test_false_sounds_have_the_level_of_the_clips_own_sound(condition):
     records = a_split()
     manifest = a_manifest(records)
@@ -193,10 +193,9 @@ def test_clips_without_such_a_sound_are_skipped():
     assert all(entry["offscreen"] is None for entry in manifest["clips"].values())
     assert manifest["clips"]["clip00"]["shift"] is None
     assert len(sounds(records, manifest, "offscreen")) == 0
-    assert [decode_text(r["clip_id"]) for r in sounds(records, manifest, "shift")] == [
-        "clip01",
-        "clip02",
-    ]
+    for condition in ("shift", "late"):
+        left = [decode_text(r["clip_id"]) for r in sounds(records, manifest, condition)]
+        assert left == ["clip01", "clip02"]
 
 
 def test_manifest_is_the_same_for_any_order_and_frozen():
@@ -243,14 +242,14 @@ def test_manifest_round_trip_and_refusals(tmp_path):
 
 def test_types_on_the_command_line():
     assert negative.conditions("shift, silence") == ["silence_zeros", "silence_dither", "shift"]
-    assert negative.conditions("silence,noise,offscreen,shift") == CONDITIONS
+    assert negative.conditions("silence,noise,offscreen,shift,late") == CONDITIONS
     assert negative.conditions("") == []
     with pytest.raises(InputError, match="'offsceen'.*nearest: offscreen"):
         negative.conditions("offsceen")
     with pytest.raises(InputError, match="twice"):
         negative.conditions("noise,noise")
     assert false_motion.motion_controls("shuffled,zero") == ["zero_flow", "shuffled_flow"]
-    with pytest.raises(InputError, match="zero, shuffled"):
+    with pytest.raises(InputError, match="zero, shuffled, scrambled"):
         false_motion.motion_controls("still")
 
 
@@ -283,8 +282,53 @@ def test_zero_and_shuffled_motion_only_change_motion():
         for name in set(own) - {"motion"}:
             np.testing.assert_array_equal(batch[name], own[name])
     assert own["motion"].any() and not false["zero_flow"]["motion"].any()
+    np.testing.assert_array_equal(false["scrambled_track"]["motion"], own["motion"])
     shuffled = false["shuffled_flow"]["motion"]
     np.testing.assert_array_equal(shuffled[:3], own["motion"][partners])
+
+
+def tracked():
+    """A clip of noise with a track, and what a model with synchrony reads of its frame 2."""
+    config, (clip, *_) = motion_split()
+    config.data.track.update(source="stored", rate=4.0, window_seconds=5.0)
+    rng = np.random.default_rng(0)
+    track = rng.normal(0, 0.1, (20, 24, 24, 2)).astype(np.float16)
+    loud = rng.uniform(0, 3000, 100).repeat(800)  # changes every 50 ms
+    clip |= {"motion_track": track, "motion_track_rate": 4.0}
+    clip["waveform"] = (rng.normal(size=len(loud)) * loud).astype(np.int16)
+    rows = ClipRows(config)
+
+    def read(clip):
+        row = rows.prepare(clip)
+        return {name: row[name] for name in ("motion_track", "sound_track", "motion", "log_mel")}
+
+    return clip, rows, read
+
+
+def test_a_scrambled_track_has_the_same_samples_in_another_order():
+    clip, rows, read = tracked()
+    (false,) = false_motion.with_false_motion(
+        [clip], [clip["clip_id"]], a_manifest([clip]), "scrambled_track", rows.motion_maps
+    )
+    own, found = read(clip), read(false)
+    for name in ("sound_track", "motion", "log_mel"):
+        np.testing.assert_array_equal(found[name], own[name])
+    before, after = own["motion_track"][2], found["motion_track"][2]
+    order = [int(np.abs(before - sample).sum((1, 2, 3)).argmin()) for sample in after]
+    assert sorted(order) == list(range(20)) != order
+    np.testing.assert_array_equal(after, before[order])
+
+
+def test_late_sound_is_half_a_second_behind_the_track():
+    clip, _, read = tracked()
+    (late,) = negative.with_false_sounds([clip], [clip["clip_id"]], a_manifest([clip]), "late")
+    own, found = read(clip), read(late)
+    for name in ("motion_track", "motion"):
+        np.testing.assert_array_equal(found[name], own[name])
+    before, after = own["sound_track"][2], found["sound_track"][2]
+    # Two samples are half a second. The last 0.2 s are no log-mel example's and stay.
+    np.testing.assert_allclose(after[3:18], before[1:16], atol=1e-4)
+    assert np.abs(after[3:18] - before[3:18]).max() > 0.1
 
 
 def test_the_motion_of_a_shorter_clip_repeats():

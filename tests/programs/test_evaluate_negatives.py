@@ -50,7 +50,7 @@ def job(monkeypatch, tmp_path):
     for i, clip in enumerate(clips):  # -40, -30 and -20 dBFS
         noise = np.random.default_rng(i).normal(size=len(clip["waveform"]))
         clip["waveform"] = (300 * 10 ** (i % 3 / 2) * noise).astype(np.int16)
-    config.evaluate.update(audio="silence,noise,offscreen,shift", swapped_audio=False)
+    config.evaluate.update(audio="silence,noise,offscreen,shift,late", swapped_audio=False)
     config.evaluate.num_pictures = 0
     heard = [EvalBatches(clips, ClipRows(config), NUM_CLIPS)[0]["log_mel"][i][:2] for i in (0, 2)]
     low, high = (float(x.mean()) for x in heard)
@@ -78,6 +78,7 @@ def test_every_condition_is_scored_and_written(job, tmp_path, capsys):
     published = numbers["summary"]["published"]
     assert published["G-mIoU"]["value"] == pytest.approx(2 * (1 / 3) / (1 + 1 / 3), abs=1e-6)
     assert any("the model reads no motion" in note for note in report.notes)
+    assert "late" in numbers["summary"]["all"]["types"]
 
     (folder,) = (tmp_path / "out" / "evaluation").iterdir()
     written = json.loads((folder / "report.json").read_text())
@@ -109,6 +110,7 @@ def test_numbers_do_not_depend_on_the_batch_size(job, tmp_path):
 def test_motion_controls_run_where_the_model_reads_motion(job, tmp_path):
     config, weights, clips = job
     config.evaluate.audio = "silence"
+    config.evaluate.motion = "zero,shuffled,scrambled"
     config.data.motion.source = "auto"
     for clip in clips:
         shifted = [np.roll(frame, 3 * t, axis=1) for t, frame in enumerate(clip["frames"])]
@@ -120,6 +122,7 @@ def test_motion_controls_run_where_the_model_reads_motion(job, tmp_path):
                            "shuffled_flow"]  # fmt: skip
     for control in ("zero_flow", "shuffled_flow"):
         assert found[control]["gap_mIoU"]["value"] == 0
+    assert "scrambled_track left out: the model reads no motion track" in report.notes
     # What moves is the edges of the squares, in every condition alike.
     assert 0 < report.negatives["moving_share"] < 0.5
     config.evaluate.motion = ""

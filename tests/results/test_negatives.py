@@ -335,7 +335,39 @@ def test_the_tables_hold_the_numbers(by_hand):
     legend = parts["False sounds"][1]
     for words in ("3 frames with an object of 2 clips", "above 0.2, 50.00 %", "0" * 64):
         assert words in legend
-    assert "Shift" not in legend
+    assert "Shift" not in legend and "right source %" not in parts["False sounds"][0][0]
+
+
+def test_clips_with_look_alikes_have_right_source_under_every_condition():
+    """Clip a shows both objects in its two frames, clip b only one."""
+    clips = {clip: [frame(20, 20, 0)] * 2 for clip in "ab"}
+    found = {
+        "true_audio": [[5, 0], [4, 4]],
+        "late": [[0, 5], [5, 0]],
+        "scrambled_track": [[0, 5]] * 2,
+    }
+    counts = {}
+    for condition, covered in found.items():
+        counts[condition] = table = count(clips, condition)
+        table.columns["counts/object_pixels"] = np.array([[10, 10]] * 2 + [[10, 0]] * 2)
+        table.columns["counts/object_pred"] = np.array([*covered, [5, 0], [5, 0]])
+    numbers = summarize(counts, num_resamples=50) | {"facts": FACTS}
+    c = numbers["conditions"]
+    assert {name: c[name]["right_source"]["value"] for name in c} == {
+        "true_audio": 0.75, "late": 0.5, "scrambled_track": 0.0
+    }  # fmt: skip
+    assert (
+        c["true_audio"]["right_source"]["value"]
+        == (metrics.look_alikes(counts["true_audio"])["look_alikes"]["right_source"])
+    )
+    sounds, _, _, motion = sections(numbers)
+    for rows, titles in (
+        (sounds[1], {"true audio": "75.00", "late": "50.00"}),
+        (motion[1], {"own, own": "75.00", "own, scrambled": "0.00"}),
+    ):
+        column = rows[0].index("right source %")
+        assert {row[0]: row[column].split(" ")[0] for row in rows[1:]} == titles
+    assert "Right source" in " ".join(sounds[2])
 
 
 def test_the_report_renders_every_table(by_hand):
