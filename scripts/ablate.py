@@ -15,6 +15,8 @@ DIR/VARIANT-seedN.log. Each run ends in the report of its best checkpoint. From 
                          the difference, its intervals over seeds and over clips, p values
   numbers.json           the number of every run
 
+With --condition=NAME, the numbers are those under a control of the evaluation, and the files are
+table_NAME.md and so on.
 The sign-flip test's p has a floor that depends on the number of seeds; it is printed beside p. Runs
 that were scored on different data are refused. Run the same command again to resume: finished runs
 are kept. --train=no only makes the tables, with dashes where runs are missing.
@@ -77,14 +79,15 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if not found:
         raise InputError(f"{output}: no run has a report of split {args.split!r}")
     tables = make_tables(variants, baseline, found, args.measure, args.condition)
+    suffix = "" if args.condition == TRUE_AUDIO else f"_{args.condition}"
     for ending, text in (
         ("md", ablation.to_markdown(tables)),
         ("csv", ablation.to_csv(tables)),
         ("tex", ablation.to_latex(tables)),
     ):
-        write_atomically(output / f"table.{ending}", text)
+        write_atomically(output / f"table{suffix}.{ending}", text)
     numbers = {name: {r.variant: dict(r.numbers) for r in rows} for name, rows in tables.items()}
-    write_atomically(output / "numbers.json", json.dumps(numbers, indent=1) + "\n")
+    write_atomically(output / f"numbers{suffix}.json", json.dumps(numbers, indent=1) + "\n")
     print(ablation.to_markdown(tables))
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)

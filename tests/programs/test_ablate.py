@@ -3,15 +3,20 @@
 import csv
 import json
 import pathlib
+import re
+import shlex
 import types
 
 import numpy as np
 import pytest
 
+from avs_jax.controls.false_motion import motion_controls
 from avs_jax.results import ablation, metrics
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.report import Report, write
+from avs_jax.runtime.command_line import parse
 from avs_jax.spec import TRUE_AUDIO, InputError
+from avs_jax.tasks import make_task
 from configs import s4_vct
 from scripts import ablate
 
@@ -92,7 +97,9 @@ def write_report(workdir, seed, quality):
     folder = workdir / "evaluation" / "5_avsbench_s4_test_raw_12345678"
     folder.mkdir(parents=True)
     table.save(folder / "counts.npz")
-    write(Report(FACTS, {TRUE_AUDIO: metrics.all_protocols(table)}), folder)
+    table.save(folder / "counts_late.npz")
+    scores = metrics.all_protocols(table)
+    write(Report(FACTS, {TRUE_AUDIO: scores, "late": scores}), folder)
     return metrics.all_protocols(table)["avsbench(batch=1)"]["mIoU"]
 
 
@@ -155,6 +162,10 @@ def test_trains_what_is_missing_and_compares(trainer, tmp_path, capsys):
     assert lines[2][3] == f"{100 * gain:+.2f}" and lines[2][-2:] == ["0.2500", "0.2500"]
     assert f"seed 2 {100 * stored['ama']['2']:.2f}" in (tmp_path / "table.md").read_text()
     assert r"\begin{tabular}" in (tmp_path / "table.tex").read_text()
+    assert ablate.main([*command, "--train=no", "--condition=late"]) == 0
+    for name in ("table.md", "table.csv", "table.tex", "numbers.json"):
+        late = name.replace(".", "_late.")
+        assert (tmp_path / late).read_text() == (tmp_path / name).read_text()
 
 
 def test_scores_of_clips_average_to_the_protocol(tmp_path):
@@ -177,13 +188,33 @@ def test_scores_of_clips_average_to_the_protocol(tmp_path):
         (["--baseline=y"], "--baseline=y: no such variant; there are vct, ama"),
         (["--jobs=0"], "--jobs=0: expected at least 1"),
         (["--measure=stream/IoU"], "no measure 'stream/IoU'; nearest: stream/mIoU"),
-        (["--condition=silence"], "no condition 'silence'; there are true_audio"),
+        (["--condition=silence"], "no condition 'silence'; there are true_audio, late"),
         (["--train=no", "--split=val"], "no run has a report of split 'val'"),
     ],
 )
 def test_bad_flags_are_named(trainer, tmp_path, capsys, change, message):
     assert ablate.main(flags(tmp_path, *change)) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_study_of_look_alikes_has_only_flags_that_exist():
+    text = (ablate.ROOT / "scripts/study_twins.sh").read_text()
+    variants, common = (
+        shlex.split("\n".join(re.findall(pattern, text, re.MULTILINE)))
+        for pattern in (r"^  (--variant=.*)$", r"^  (--(?!variant).*)$")
+    )
+    args, overrides = ablate._parser().parse_known_args(["--output=x", *variants, *common])
+    assert args.measure == ["look_alikes/right_source", "stream/mIoU"]
+    found = ablate.read_variants(args.variant, overrides)
+    assert list(found) == ["vct", "ama", "ama_both", "sync", "ama_sync"]
+    for name, flags in found.items():
+        config = parse(["train", *flags], lambda values: None, "").config
+        assert config.data.track.window_seconds == 5 and config.evaluate.audio == "late"
+        task = make_task(config)
+        assert ("motion_track" in task.rows.fields) == name.endswith("sync")
+        assert motion_controls(config.evaluate.motion) == ["scrambled_track"]
+        at = config.model.fusion.get("at", "")
+        assert at == {"ama": "queries", "ama_both": "both", "sync": "both"}.get(name, "")
 
 
 def test_another_variant_of_the_same_name_is_an_error(trainer, tmp_path, capsys):
