@@ -19,7 +19,7 @@ from avs_jax.convert.rules import apply_rules, invert_rules
 from avs_jax.convert.sam2_names import sam2_names, sam2_rules
 from avs_jax.models.sam2.model import SAM2
 from tests.golden.compare import shapes_of
-from tests.golden.sam2.weights_sam2 import refer_value
+from tests.golden.refer.weights import refer_value
 from tests.golden.weights import rand_input
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "golden" / "sam2"

@@ -51,10 +51,11 @@ from avs_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear
 from avs_jax.models.rules import Rule, at_least, divides, look_up, one_of, within
 from avs_jax.models.stage import Stage, StageInputs, StageResult
 from avs_jax.ops.sampling import resize_bilinear
+from avs_jax.ops.unit_length import normalize
 from avs_jax.spec import FRAMES_PER_CLIP, InputError
 
 EPSILON = 1e-8
-UNIT_EPSILON = 1e-12  # least squared length of an embedding
+SHORT = 1e-6  # an embedding of less does not get unit length
 FLAT = 1e-6  # of max - min
 FLOW_CHANNELS = 64
 TEMPERATURE_MODES = ("mul", "div")
@@ -279,7 +280,10 @@ class AMA(nn.Module):
         seen = jnp.einsum("ngs,nsgc->ngc", attention, values.astype(attention.dtype))
         seen = Linear(width, name="motion_embed")(seen.reshape(-1, width))
         heard = Linear(width, name="audio_embed")(audio)
-        return {"motion_embed": _unit(seen), "motion_audio_embed": _unit(heard)}
+        return {
+            "motion_embed": normalize(seen, SHORT),
+            "motion_audio_embed": normalize(heard, SHORT),
+        }
 
     def _change(self, features: jax.Array, weight: jax.Array) -> jax.Array:
         """The mask features with the map [N, grid, grid] added."""
@@ -308,13 +312,6 @@ class AMA(nn.Module):
             return jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, shape)
 
         return jax.vmap(draw)(ids)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    """x of unit length in at least float32; its gradient is finite at zero."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    square = jnp.square(x).sum(-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, UNIT_EPSILON))
 
 
 def _apply(module: AMA, inputs: StageInputs) -> StageResult:

@@ -16,7 +16,7 @@ from avs_jax.models import build_model
 from avs_jax.models.sam2.bank import remember_prompted
 from avs_jax.models.sam2.model import SAM2
 from configs.sam2 import sam2_config
-from tests.golden.sam2.weights_sam2 import refer_value
+from tests.golden.refer.weights import refer_value
 from tests.golden.weights import rand_input
 from tests.sam2_golden import SCORE_BIAS, assert_golden, name_tables, param_shapes
 
