@@ -20,6 +20,7 @@ from avs_jax.data.clip import ClipRows
 from avs_jax.data.flow_files import list_clips
 from avs_jax.data.video import read_windows
 from avs_jax.generate.video_writer import write_video
+from avs_jax.inference import dataset_flow
 from avs_jax.spec import FRAME_OFFSET_SECONDS
 from tests.data.test_pipeline import make_config
 
@@ -285,7 +286,7 @@ def lucas_kanade(first, second):
 def test_estimates_within_the_video_are_true(scene, side, tmp_path):
     """From mp4 to flow file to augmented map: px per second, also where pictures are squashed."""
     clips = list_clips("s4", scene.root)
-    made = flow.make_flow(
+    made = dataset_flow.make_flow(
         clips, tmp_path, "video", lucas_kanade, True, 5, lambda line: None, side=side
     )
     assert made.written == SECONDS and not made.failed

@@ -19,6 +19,7 @@ from avs_jax.data.records import open_records
 from avs_jax.data.transforms import BILINEAR, resize
 from avs_jax.data.video import VideoError, read_pairs, read_windows
 from avs_jax.generate import datasets
+from avs_jax.inference import dataset_flow
 from avs_jax.inference.clip_video import make_estimator
 from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
 from avs_jax.programs import build_dataset, convert_weights
@@ -178,7 +179,9 @@ def test_flow_that_no_builder_reads_is_not_written(clips, tmp_path):
     def infinite(first, second):
         return np.full((*first.shape[:3], 2), np.where(first.max() > 0, np.nan, 0))
 
-    outcome = flow.make_flow(found, tmp_path, "frames", infinite, True, 4, lambda line: None)
+    outcome = dataset_flow.make_flow(
+        found, tmp_path, "frames", infinite, True, 4, lambda line: None
+    )
     assert outcome.written == 2 and len(outcome.failed) == 2  # the zeros of frame 0
     assert "not finite" in outcome.failed[0]
 
@@ -192,7 +195,7 @@ def test_flow_within_the_video(clips, tmp_path):
         seen.extend(zip(first, second, strict=True))
         return np.ones((*first.shape[:3], 2), np.float32)
 
-    outcome = flow.make_flow(found, tmp_path, "video", estimate, True, 5, lambda line: None)
+    outcome = dataset_flow.make_flow(found, tmp_path, "video", estimate, True, 5, lambda line: None)
     assert outcome.written == 10 and not outcome.failed and len(seen) == 10
     for clip in found:
         for t in range(5):

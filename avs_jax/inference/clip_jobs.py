@@ -1,0 +1,68 @@
+"""What programs that write files for the clips of a dataset share: reading ahead, and progress."""
+
+import collections
+import concurrent.futures
+from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
+from typing import NamedTuple, TypeVar
+
+from avs_jax.data.flow_files import Clip
+
+_SAY_EVERY = 5.0  # seconds
+_READERS = 2  # threads that decode ahead
+
+T = TypeVar("T")
+
+
+class Outcome(NamedTuple):
+    """What a run did."""
+
+    written: int  # files
+    kept: int  # clips that were complete before
+    failed: list[str]  # a line per clip
+
+
+def read_ahead(
+    read: Callable[[Clip], T], clips: Iterable[Clip]
+) -> Iterator[tuple[Clip, Callable[[], T]]]:
+    """(clip, () -> read(clip)) in order, read a few clips ahead in threads."""
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        queue: collections.deque = collections.deque()
+        try:
+            for clip in clips:
+                queue.append((clip, pool.submit(read, clip)))
+                if len(queue) > 2 * _READERS:
+                    clip, future = queue.popleft()
+                    yield clip, future.result
+            while queue:
+                clip, future = queue.popleft()
+                yield clip, future.result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class Progress:
+    """A line every few seconds: clips, files, speed and the remaining time."""
+
+    def __init__(self, total: int, say: Callable[[str], None]):
+        self._total, self._say = total, say
+        self._shown, self._start = monotonic(), None
+
+    def start(self) -> None:
+        """The first clip that needs work."""
+        self._start = self._start or monotonic()
+
+    def show(self, done: int, written: int, kept: int, is_last: bool = False) -> None:
+        now = monotonic()
+        if now - self._shown < _SAY_EVERY and not is_last:
+            return
+        self._shown = now
+        left, speed = "0:00:00" if done == self._total else "?", 0.0
+        if self._start is not None and now > self._start and done > kept:
+            speed = written / (now - self._start)
+            seconds = int((now - self._start) / (done - kept) * (self._total - done))
+            left = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        self._say(
+            f"clip {done}/{self._total} ({kept} were complete)  {written} files  "
+            f"{speed:.2f} files/s  {left} left"
+        )
