@@ -1,8 +1,8 @@
 """False motion, a control for models that read motion.
 
-  zero_flow      the motion map is zero everywhere: a still clip; there is no motion track
-  shuffled_flow  the motion maps of another clip of the split, repeated if it is shorter, and its
-                 motion track
+  zero_flow        the motion map is zero everywhere: a still clip; there is no motion track
+  shuffled_flow    the motion maps of another clip of the split, repeated if it is shorter, and its
+                   motion track
   scrambled_track  the samples of the clip's own motion track in a random order; its maps stay
 
 Sound, frames and ground truth are unchanged. The manifest of false_sounds.py pairs the clips, and

@@ -8,13 +8,13 @@ Conditions, by type; each clip keeps its frames and ground truth:
              noise_pink      Gaussian, power ~ 1 / f (-3 dB per octave)
   offscreen  offscreen       the sound of a clip of another semantic group of the same split
   shift      shift           the clip's own sound, shifted: frame t hears second (t + k) mod T
-  late       late            the clip's own sound, half a second late; its end moves to its start
+  late       late            the clip's own sound, half a second late; its end comes first
 
 All are mono waveforms at 16 kHz and go through the log-mel of data/audio.py like any sound. Noise
 and off-screen sound get the level (RMS over the clip, at 16 kHz) of the clip's own sound, so that
 loudness reveals nothing. 0 dBFS is an RMS of 1. Nothing is clipped: the front end takes any
-amplitude. `late` is for models with synchrony: a frame still hears what it hears now, but nothing
-moves with it.
+amplitude. `late` is for models with synchrony: the same object sounds, but no longer moves with its
+sound.
 
 A frozen manifest says what each clip gets. It depends only on the sorted clip ids and their
 categories and lengths: see `build_manifest`.
@@ -331,7 +331,7 @@ def shift_seconds(samples: np.ndarray, seconds: int, total: int) -> np.ndarray:
 
 
 def delay(samples: np.ndarray, total: int) -> np.ndarray:
-    """A sound that comes LATE_SAMPLES later, around the end of its first `total` examples."""
+    """A sound that comes LATE_SAMPLES later; the end of its `total` examples comes first."""
     span = total * EXAMPLE_HOP
     return np.concatenate([np.roll(samples[:span], LATE_SAMPLES), samples[span:]])
 

@@ -96,7 +96,7 @@ def _legend(numbers: Mapping[str, Any]) -> list[str]:
     if {"shift", "late"} & numbers["conditions"].keys():
         legend.append(
             "Shift, late: where the object sounds throughout, the moved sound is still its own, so "
-            "a small gap is no fault, except for what synchrony has found (late)."
+            "a small gap is no fault. Late takes away what synchrony found."
         )
     if "right_source" in numbers["conditions"][TRUE_AUDIO]:
         legend.append("Right source: frames that mark the right one of two look-alikes.")
