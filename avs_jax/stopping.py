@@ -5,7 +5,9 @@ files stay, and shared memory is reported as leaked. A handler waits for what ru
 compilation of minutes, so only programs that have something to close install one.
 """
 
+import _thread
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 WATCH_SECONDS = 1.0
+AGAIN_SECONDS = 0.1  # from an ignored interrupt to the next one
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses
 
 
@@ -33,16 +36,17 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
         return
 
-    def stop(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is stop:
+        if signal.getsignal(signal.SIGTERM) is _terminate:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Terminated
 
 
 def stop_status(error: KeyboardInterrupt) -> tuple[str, int]:
@@ -57,16 +61,48 @@ def run_as_program(main: Callable[..., int | None], *argv: Sequence[str]) -> NoR
 
     After an interrupted compilation, that cleanup crashes in XLA, which hides the exit status. By
     then main has closed its files, locks and workers.
+
+    Ctrl-C also stops where the interpreter is in a function that C++ called, as it often is while
+    JAX traces: there a KeyboardInterrupt is ignored, or becomes the cause of another exception.
     """
+    sys.unraisablehook = functools.partial(_interrupt_again, sys.unraisablehook)
     try:
         status = main(*argv)
     except SystemExit as error:
         status = error.code
+    except (Exception, KeyboardInterrupt) as error:
+        interrupt = _find_interrupt(error)
+        if interrupt is None:
+            raise
+        line, status = stop_status(interrupt)
+        print(line, file=sys.stderr)
     if status in STOPPED:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _interrupt_again(hook: Callable, unraisable) -> None:
+    """Of an interrupt that would be ignored, raises another one soon; leaves the rest to `hook`."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        hook(unraisable)
+        return
+    number = signal.SIGINT
+    if issubclass(unraisable.exc_type, Terminated):
+        number = signal.SIGTERM
+        signal.signal(number, _terminate)
+    # At once, it would be raised in this function, and be ignored too.
+    again = threading.Timer(AGAIN_SECONDS, _thread.interrupt_main, [number])
+    again.daemon = True
+    again.start()
+
+
+def _find_interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that an exception comes from, if any."""
+    if error is None or isinstance(error, KeyboardInterrupt):
+        return error
+    return _find_interrupt(error.__cause__) or _find_interrupt(error.__context__)
 
 
 def leave_stopping_to(parent: int) -> None:

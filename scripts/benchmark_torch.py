@@ -4,7 +4,6 @@ import sys
 from functools import partial
 
 import torch
-import torchvision
 from absl import flags
 from benchmark_torch_case import make_case, module_run
 from benchmark_worker import Case, serve, sizes
@@ -250,6 +249,8 @@ def raft(variant: str, config: ConfigDict, mode: str, values: flags.FlagValues) 
 
     def build(device):
         pair = torch.rand(2, values.frames, 3, 384, 384, device=device) * 2 - 1
+        import torchvision  # for this case only
+
         module = getattr(torchvision.models.optical_flow, variant)().to(device)
         return module_run(module, mode, lambda module: module(*pair, num_flow_updates=12))
 

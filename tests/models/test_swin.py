@@ -200,13 +200,13 @@ def test_every_branch_of_a_stage_gets_its_own_scale():
 @pytest.mark.slow
 def test_drop_path_of_a_frame_depends_only_on_its_id():
     """Frames 4 and 1 alone, in another order, get the numbers they get among five."""
-    x = odd_images(5)
+    x, variables = odd_images(5), odd_variables()
     model = ODD.clone(drop_path_rate=0.5)
 
     @functools.partial(jax.jit, static_argnames="train")
     def run(x, frame_ids, train=True):
         rngs = {"drop_path": jax.random.key(5)}
-        return model.apply(odd_variables(), x, train=train, frame_ids=frame_ids, rngs=rngs)["res5"]
+        return model.apply(variables, x, train=train, frame_ids=frame_ids, rngs=rngs)["res5"]
 
     whole = run(x, None)
     subset = run(x[jnp.array([4, 1])], jnp.array([4, 1]))

@@ -58,3 +58,27 @@ def test_a_stopped_program_skips_the_cleanup_that_crashes(status, expected):
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert found.returncode == expected
+
+
+SWALLOWED = {
+    "ignored": "class Ignoring:\n    def __del__(self): raise {}\nIgnoring()",
+    "a_cause": "try:\n    raise {}\nexcept KeyboardInterrupt as e:\n    raise SystemError from e",
+    "a_context": "try:\n    raise {}\nexcept KeyboardInterrupt:\n    raise ValueError",
+}
+
+
+@pytest.mark.parametrize("code", SWALLOWED.values(), ids=SWALLOWED)
+@pytest.mark.parametrize(
+    "interrupt, status", [("KeyboardInterrupt", 130), ("stopping.Terminated", 143)]
+)
+def test_an_interrupt_within_a_function_of_another_language_stops_too(code, interrupt, status):
+    """As C++ answers an exception of the Python functions that it calls."""
+    program = (
+        "import signal, sys, time\nfrom avs_jax import stopping\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"def work():\n    exec({code.format(interrupt)!r})\n    time.sleep(20)\n"
+        "stopping.run_as_program(work)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    word = "interrupted" if status == 130 else "terminated"
+    assert (found.returncode, found.stderr) == (status, f"{word}\n")
