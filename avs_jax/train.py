@@ -27,6 +27,7 @@ from avs_jax.runtime.lock import locked
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.memory import compile_ahead
 from avs_jax.runtime.pretrained import check_sources, init_from_checkpoint, load_parts
+from avs_jax.runtime.process_memory import ProcessMemory, return_freed_memory
 from avs_jax.runtime.profile import DataWaitTimer, StepProfiler, StepSpeed
 from avs_jax.runtime.run_checkpoints import Checkpoints
 from avs_jax.runtime.run_config import check_run_config
@@ -165,6 +166,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
             train_step, used = compile_ahead(train_step, setup.state, setup.batch_shapes())
             log.say(str(used))
             log.scalars(start_step, used.as_scalars())
+            _return_compiler_memory(log, start_step)
             data, order = records["train"], (batch_size, config.seed, *share, start_step)
             batches = TrainBatches(data, task.rows, *order, alter=task.alter(data))
             workers, prefetch = config.data.num_workers, config.data.prefetch
@@ -268,6 +270,16 @@ def _describe(setup: TrainSetup, records: Mapping[str, Sequence[Record]]) -> str
         f"learning rate {optim.base_learning_rate(config):.3g}, groups:\n"
         f"{optim.describe_groups(setup.state.params, config)}"
     )
+
+
+def _return_compiler_memory(log: Log, step: int) -> None:
+    """Gives back what the compiler freed, and logs the memory of the process."""
+    before = ProcessMemory.now()
+    return_freed_memory()
+    after = ProcessMemory.now()
+    if before is not None and after is not None:
+        log.say(f"memory of the process: {before}; after the compiler's was given back: {after}")
+        log.scalars(step, before.as_scalars("compiled") | after.as_scalars("returned"))
 
 
 def _joined(name: str, protocols: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -4,12 +4,13 @@
       --config.data.train_frames=all --steps=3
 
 Prints the bytes of the compiled step (arguments, temporaries), the compile time, the wall and CPU
-time of each step, and the peak resident memory of the process. Images and ground truth are noise;
-frames have ground truth if the configuration supervises them.
+time of each step, and the memory of the process: after compiling, after what the compiler freed was
+given back as in training (not with --return_freed=False), and the peak of the steps alone. Images
+and ground truth are noise; frames have ground truth if the configuration supervises them.
 """
 
 import dataclasses
-import resource
+import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ from avs_jax.data.clip import ClipRows
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
 from avs_jax.runtime.command_line import exit_status, parse
-from avs_jax.runtime.memory import GIB, StepBytes
+from avs_jax.runtime.memory import StepBytes
+from avs_jax.runtime.process_memory import ProcessMemory, return_freed_memory
 from avs_jax.runtime.step import TrainState
 from avs_jax.task import stack_rows
 
@@ -77,7 +79,14 @@ def random_state(shapes: TrainState) -> TrainState:
     return jax.tree.map(lambda x, leaf: jax.device_put(x, leaf.sharding), host, shapes)
 
 
-def measure(config: ConfigDict, steps: int) -> None:
+def reset_peak() -> None:
+    """On Linux, makes the peak of this process start at what it holds now."""
+    switch = pathlib.Path("/proc/self/clear_refs")
+    if switch.exists():
+        switch.write_text("5")
+
+
+def measure(config: ConfigDict, steps: int, return_freed: bool) -> None:
     """Compiles the step, runs it `steps` times and prints the cost."""
     mesh = sharding.make_mesh(config)
     step = trace_step(config, mesh)
@@ -87,7 +96,13 @@ def measure(config: ConfigDict, steps: int) -> None:
     start = time.monotonic()
     compiled = step.traced.lower().compile()
     print(f"compilation {time.monotonic() - start:.1f} s")
-    print(StepBytes.of(compiled))
+    used = StepBytes.of(compiled)
+    print(used)
+    print(f"the process, compiled: {ProcessMemory.now()}")
+    if return_freed:
+        return_freed_memory()
+        print(f"the process, freed memory given back: {ProcessMemory.now()}")
+    reset_peak()
     state, batch = random_state(step.state), sharding.put_batch(random_batch(config), mesh)
     for i in range(steps):
         start, cpu = time.monotonic(), time.process_time()
@@ -96,8 +111,9 @@ def measure(config: ConfigDict, steps: int) -> None:
         seconds, cpu = time.monotonic() - start, time.process_time() - cpu
         loss = metrics["total_loss"]
         print(f"step {i + 1}: {seconds:.2f} s, {cpu:.2f} s of CPU time, loss {loss:.4f}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"peak resident memory of the process {peak / GIB:.2f} GiB")
+    if (ran := ProcessMemory.now()) is not None:
+        factor = ran.peak / used.total
+        print(f"the process, running: {ran}; the peak is {factor:.2f} times the step's bytes")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -105,10 +121,12 @@ def main(argv: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("steps", 3, "steps to run", lower_bound=1, flag_values=values)
+        text = "give the compiler's freed memory back"
+        flags.DEFINE_bool("return_freed", True, text, flag_values=values)
 
     def run() -> None:
         line = parse(argv, define, __doc__)
-        measure(line.config, line.values.steps)
+        measure(line.config, line.values.steps, line.values.return_freed)
 
     return exit_status(run)
 
