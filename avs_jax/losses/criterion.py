@@ -40,6 +40,7 @@ from avs_jax.losses.consistency import consistency_loss
 from avs_jax.losses.matcher import match, matching_cost
 from avs_jax.losses.synchrony import synchrony_losses
 from avs_jax.ops.frames import fold_frames
+from avs_jax.ops.rows import map_rows
 from avs_jax.ops.sampling import sample_bilinear
 from avs_jax.spec import frame_ids
 
@@ -279,7 +280,7 @@ def uncertain_points(masks: jax.Array, draws: PointSamples, loss_config: Any) ->
     """
     num_uncertain = int(loss_config.importance_sample_ratio * loss_config.num_points)
     logits = _sample_masks(jax.lax.stop_gradient(masks), draws.candidates)
-    _, index = jax.lax.top_k(-jnp.abs(logits), num_uncertain)
+    index = map_rows(lambda x: jax.lax.top_k(x, num_uncertain)[1], -jnp.abs(logits))
     uncertain = jnp.take_along_axis(draws.candidates, index[..., None], axis=2)
     return jnp.concatenate([uncertain, draws.random], axis=2)
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from avs_jax.ops.rows import map_rows
 from avs_jax.ops.sampling import sample_bilinear
 from avs_jax.spec import InputError
 
@@ -76,6 +77,7 @@ def match(cost: jax.Array, target_valid: jax.Array) -> jax.Array:
     cost = jnp.where(target_valid[:, None, :], cost, 0)
     cost = jnp.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
     # optax returns the pairs in no particular order.
-    target, query = jax.vmap(optax.assignment.hungarian_algorithm)(jnp.swapaxes(cost, 1, 2))
+    solve = jax.vmap(optax.assignment.hungarian_algorithm)
+    target, query = map_rows(solve, jnp.swapaxes(cost, 1, 2))
     order = jnp.argsort(target, axis=1)
     return jnp.take_along_axis(query, order, axis=1).astype(jnp.int32)

@@ -13,12 +13,13 @@ micro-batches in order.
 import dataclasses
 import functools
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from avs_jax.runtime.ema import init_ema, update_ema
@@ -88,7 +89,8 @@ def make_train_step(
       are scalars: loss terms, the task's schedules and logged parameters, total_loss, grad_norm
       (before clipping), lr, and finite (bool, for loss and gradient).
     """
-    gradients = _make_gradients(task, config.train.accumulate)
+    mesh = shardings and shardings.step.mesh
+    gradients = _make_gradients(task, config.train.accumulate, mesh)
 
     def step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -114,7 +116,6 @@ def make_train_step(
         metrics |= {name: flat[path].mean() for name, path in logged if path in flat}
         return TrainState(done, unflatten(flat), batch_stats, opt_state, ema), metrics
 
-    mesh = shardings and shardings.step.mesh
     options = None
     if (mesh.devices.flat[0].platform if mesh else jax.default_backend()) == "cpu":
         is_kept = config.model.get("remat", "none") == "none"
@@ -125,10 +126,11 @@ def make_train_step(
     return jit(step, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
 
 
-def _make_gradients(task: Task, count: int):
+def _make_gradients(task: Task, count: int, mesh: Mesh | None):
     """(trainable, frozen, batch_stats, batch, key, progress) -> ((total, aux), gradients).
 
-    Summed over `count` micro-batches; aux is (terms, batch_stats).
+    Summed over `count` micro-batches; aux is (terms, batch_stats). On a mesh, the loss may compute
+    rows on their own devices (ops/rows.py).
     """
     if count > 1 and task.norms is None:
         raise InputError(
@@ -148,7 +150,8 @@ def _make_gradients(task: Task, count: int):
             rngs=keys,
             mutable=["batch_stats"],
         )
-        total, terms = task.loss(outputs, batch, loss_key, norms)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else nullcontext():
+            total, terms = task.loss(outputs, batch, loss_key, norms)
         return total, (terms, updates.get("batch_stats", batch_stats))
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)

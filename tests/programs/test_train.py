@@ -15,12 +15,14 @@ from avs_jax import evaluate as evaluation
 from avs_jax import train as program
 from avs_jax.data import pipeline
 from avs_jax.plan import trace_step
-from avs_jax.runtime import sharding
+from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.runtime.collectives import find_collectives
 from avs_jax.runtime.evaluation import Evaluation
+from avs_jax.runtime.hlo import Program
 from avs_jax.runtime.interruption import NotFiniteError
 from avs_jax.runtime.log import Log
-from avs_jax.runtime.memory import StepBytes
+from avs_jax.runtime.memory import StepBytes, compile_ahead
 from avs_jax.runtime.run_checkpoints import STATE_FIELDS
 from avs_jax.tasks import make_task
 from tests import small
@@ -66,9 +68,16 @@ def read(workdir):
 @pytest.fixture(scope="module")
 def never_stopped(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
+
+    def compile_and_keep(*args):
+        compiled, used = compile_ahead(*args)
+        (workdir / "step.hlo").write_text(compiled.as_text())
+        return compiled, used
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "open_records", clips_of)
         patch.setattr(evaluation, "open_records", clips_of)
+        patch.setattr(program, "compile_ahead", compile_and_keep)
         config = small_config()
         config.profile_steps = 2
         program.train(config, workdir)
@@ -250,6 +259,22 @@ def test_the_bytes_that_are_reported_are_those_of_the_plan(never_stopped):
     config = small_config()
     compiled = trace_step(config, sharding.make_mesh(config)).traced.lower().compile()
     assert StepBytes(**reported) == StepBytes.of(compiled) and total == StepBytes.of(compiled).total
+
+
+def test_the_devices_exchange_gradients_statistics_and_norms_alone(never_stopped):
+    """Whatever else is sent is an operation that XLA could not split over the rows."""
+    found = find_collectives(Program.parse((never_stopped / "step.hlo").read_text()))
+    assert {collective.kind for collective in found} == {"all-reduce"}
+    assert all(collective.runs is not None for collective in found)
+    params, batch_stats = Checkpoint.find(never_stopped).variables("raw")
+    trainable, _ = optim.split_frozen(params, small_config().optim.frozen)
+    gradients = sum(leaf.nbytes for leaf in trainable.values())
+    statistics = sum(leaf.nbytes for leaf in jax.tree.leaves(batch_stats))  # mean and variance
+    rest = sum(collective.runs * collective.bytes for collective in found) - gradients
+    # The backward pass of batch statistics sums as much as the forward pass; norms are scalars.
+    # Some parameters are used twice, and the embedding of levels is summed per token.
+    assert 2 * statistics < rest <= 2 * statistics + 0.05 * gradients
+    assert len(found) <= 16
 
 
 @pytest.mark.slow
