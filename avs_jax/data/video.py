@@ -12,6 +12,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import av
 import av.error
@@ -99,38 +100,67 @@ def probe(path: _Path) -> Video:
         )
 
 
-def read_windows(path: _Path, num_frames: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Reads a video window by window; memory holds one window and what the file interleaves.
+class Window(NamedTuple):
+    """Some seconds of a video.
+
+    Attributes:
+      frames: uint8 RGB [t, H, W, 3] as shown, one per second.
+      waveform: int16 [t * sample_rate, channels], silence where the video has no sound.
+      start: second of the first frame.
+      num_heard: samples up to the end of the sound.
+      pairs: what `read_pairs` yields for these seconds; empty unless asked for.
+    """
+
+    frames: np.ndarray
+    waveform: np.ndarray
+    start: int
+    num_heard: int
+    pairs: list[tuple[np.ndarray, np.ndarray, float]]
+
+
+def decode_windows(video: Video, num_frames: int, with_pairs: bool = False) -> Iterator[Window]:
+    """Decodes a video once, window by window; the file was checked by `probe`.
+
+    Memory holds one window and what the file interleaves.
 
     Args:
-      num_frames: seconds of one window.
-
-    Yields:
-      (frames, waveform, start): uint8 RGB [t, H, W, 3] as shown, one per second, t = num_frames
-      except in the last window; int16 [t * sample_rate, channels], the sound of these t seconds,
-      silence where the video has none; the second of the first frame.
+      num_frames: seconds of one window; the last one may be shorter.
 
     Raises:
-      VideoError: as `probe`, or damage found while decoding.
+      VideoError: damage found while decoding.
     """
     if num_frames < 1:
         raise ValueError(f"windows of {num_frames} frames, expected at least 1")
-    video = probe(path)
+    path, start = video.path, 0
+
+    def window(picks: list[tuple], heard: np.ndarray) -> Window:
+        sound = np.zeros((len(picks) * video.sample_rate, video.num_channels), np.int16)
+        sound[: len(heard)] = heard
+        pairs = [_pair(path, *pick) for pick in picks] if with_pairs else []
+        return Window(_stack(video, picks, start), sound, start, len(heard), pairs)
+
     with open_container(path) as container:
-        picker, track, start = _Picker(path, video.num_seconds), SoundTrack(video), 0
+        picker, track = _Picker(path, video.num_seconds), SoundTrack(video)
         for frame in decode(path, container, *find_streams(path, container)):
             (picker if isinstance(frame, av.VideoFrame) else track).add(frame)
             samples = num_frames * video.sample_rate
             while len(picker.ready) >= num_frames and track.num_ready >= samples:
-                yield _stack(video, picker.take(num_frames), start), track.take(samples), start
+                yield window(picker.take(num_frames), track.take(samples))
                 start += num_frames
         picker.finish()
         while picks := picker.take(num_frames):
-            sound = np.zeros((len(picks) * video.sample_rate, video.num_channels), np.int16)
-            heard = track.take(len(sound))
-            sound[: len(heard)] = heard
-            yield _stack(video, picks, start), sound, start
+            yield window(picks, track.take(len(picks) * video.sample_rate))
             start += len(picks)
+
+
+def read_windows(path: _Path, num_frames: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Reads a video window by window: (frames, waveform, start) of `decode_windows`.
+
+    Raises:
+      VideoError: as `probe`, or damage found while decoding.
+    """
+    for window in decode_windows(probe(path), num_frames):
+        yield window.frames, window.waveform, window.start
 
 
 def read_frames(path: _Path) -> Iterator[np.ndarray]:

@@ -25,13 +25,72 @@ _ENCODERS = ("libx264", "libopenh264", "mpeg4")
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
+class OverlayWriter:
+    """Writes frames and their sound as an mp4 (H.264, yuv420p; AAC), one frame at a time.
+
+    A context manager; the file is complete where the block ends without an error.
+    """
+
+    def __init__(self, path: _Path, fps: float, video: Video):
+        """Opens the file; `video` says what the sound is like."""
+        self._path, self._video, self._output = path, video, None
+        self._rate = fractions.Fraction(fps).limit_denominator(1000)
+        self._streams = self._shape = None
+        self._num_frames = self._num_samples = 0
+
+    def __enter__(self) -> "OverlayWriter":
+        self._output = av.open(os.fspath(self._path), "w", format="mp4")
+        return self
+
+    @property
+    def num_wanted(self) -> int:
+        """Samples that are missing up to the end of the next frame."""
+        end = int((self._num_frames + 1) / self._rate * self._video.sample_rate)
+        return end - self._num_samples
+
+    def add(self, frame: np.ndarray, samples: np.ndarray) -> None:
+        """Adds a frame and the sound up to its end.
+
+        Args:
+          frame: uint8 RGB [H, W, 3], of one size; an odd side grows by one repeated pixel.
+          samples: int16 [n, channels], at most `num_wanted`.
+
+        Raises:
+          ValueError: a frame of the wrong type or shape.
+        """
+        shape, index = self._shape, self._num_frames
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != (shape or frame.shape):
+            raise ValueError(f"overlay frame {index}: {frame.dtype} {frame.shape} after {shape}")
+        if self._streams is None:
+            self._shape = shape = frame.shape
+            self._streams = _overlay_streams(self._output, self._video, self._rate, shape)
+        stream, sound = self._streams
+        even = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+        image = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+        image.pts, image.time_base = index, 1 / self._rate
+        self._output.mux(stream.encode(image))
+        self._num_frames += 1
+        if len(samples):
+            heard = _audio_frame(samples, self._video, self._num_samples)
+            self._output.mux(sound.encode(heard))
+            self._num_samples += len(samples)
+
+    def __exit__(self, kind, error, traceback) -> None:
+        with self._output:
+            if kind is not None:
+                return
+            if self._streams is None:
+                raise ValueError(f"{self._path}: no frames to write")
+            for stream in self._streams:
+                self._output.mux(stream.encode(None))
+
+
 def write_overlay(
     path: _Path, frames: Iterable[np.ndarray], fps: float, source: _Path, start: float = 0.0
 ) -> None:
-    """Writes frames as an mp4 (H.264, yuv420p) with the sound of another file (AAC).
+    """Writes frames with the sound of another file, as `OverlayWriter`.
 
     Args:
-      frames: uint8 RGB [H, W, 3] each, all of one size; an odd side grows by one repeated pixel.
       fps: frames per second; the sound is cut where the frames end.
       source: the file whose sound is taken.
       start: where in the source the sound starts, in seconds from its first frame on.
@@ -40,32 +99,12 @@ def write_overlay(
       VideoError: `source` cannot be read. ValueError: no frames, or of wrong type or shape.
     """
     video = probe(source)
-    rate = fractions.Fraction(fps).limit_denominator(1000)
-    with open_container(source) as container, av.open(os.fspath(path), "w", format="mp4") as output:
+    with open_container(source) as container, OverlayWriter(path, fps, video) as writer:
         decoded = decode(source, container, find_streams(source, container)[1])
-        stream, track, sound, shape, written = None, SoundTrack(video), None, None, 0
+        track = SoundTrack(video)
         _take(track, decoded, round(start * video.sample_rate))
-        for index, frame in enumerate(frames):
-            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != (shape or frame.shape):
-                raise ValueError(
-                    f"overlay frame {index}: {frame.dtype} {frame.shape} after {shape}"
-                )
-            if stream is None:
-                shape = frame.shape
-                stream, sound = _overlay_streams(output, video, rate, shape)
-            even = np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
-            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
-            image.pts, image.time_base = index, 1 / rate
-            output.mux(stream.encode(image))
-            wanted = int((index + 1) / rate * video.sample_rate) - written
-            chunk = _take(track, decoded, wanted)
-            if len(chunk):
-                output.mux(sound.encode(_audio_frame(chunk, video, written)))
-                written += len(chunk)
-        if stream is None:
-            raise ValueError(f"{path}: no frames to write")
-        output.mux(stream.encode(None))
-        output.mux(sound.encode(None))
+        for frame in frames:
+            writer.add(frame, _take(track, decoded, writer.num_wanted))
 
 
 def write_cut(path: _Path, source: _Path, start: float, end: float) -> None:

@@ -12,6 +12,10 @@ evaluation clip, but scores are resized to the video's own size. The output is
 With --align=DIR, a checkpoint of task `align` that has text, results.json also names what sounds:
 class and class_score, from the frame within the box of its mask and from the sound (zero_shot.py).
 
+Windows are decoded ahead and written behind in threads, a bounded number of each
+(side_by_side.py). Frames, sound and color masks of a window are made once; only a motion track
+reads the file a second time.
+
 Without --pre_masks, color masks come from scikit-image's felzenszwalb, and the output says so.
 config.data.motion.model chooses the motion: frame difference, or RAFT with --flow_weights=DIR
 between the frames chosen by config.data.motion.pairs. For models with synchrony,
@@ -24,7 +28,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,11 +40,12 @@ from skimage.segmentation import felzenszwalb
 from avs_jax.data.input_files import read_bytes
 from avs_jax.data.motion import check_config, needs_vectors
 from avs_jax.data.pre_masks import paint_by_area, to_rgb
-from avs_jax.data.video import Video, probe, read_pairs, read_windows
-from avs_jax.data.video_output import write_overlay
+from avs_jax.data.video import Video, Window, decode_windows, probe
+from avs_jax.data.video_output import OverlayWriter
 from avs_jax.files import atomic_folder
 from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
 from avs_jax.inference.predictor import Predictor
+from avs_jax.inference.side_by_side import ahead, behind
 from avs_jax.inference.video_tracks import make_track_estimator, needs_weights, video_tracks
 from avs_jax.results.postprocess import object_probability
 from avs_jax.results.visualize import overlay
@@ -96,10 +101,18 @@ def predict_video(
     seconds: list[dict[str, Any]] = []
     with atomic_folder(output) as folder:
         (folder / "masks").mkdir()
-        frames = _predict_windows(
-            predictor, labels, video, given, estimator, tracks, folder, seconds, namer
-        )
-        write_overlay(folder / "overlay.mp4", frames, 1.0, path)
+        with (
+            OverlayWriter(folder / "overlay.mp4", 1.0, video) as writer,
+            behind() as later,
+            ahead(_read(config, video, given, estimator, tracks)) as windows,
+        ):
+            for window, colors, track in windows:
+                found = _predict(predictor, labels, video, window, colors, track, estimator)
+                names = _names(namer, video, window, found[0])
+                later(_write, folder, writer, seconds, config, video, window, *found, names)
+                if video.num_seconds > config.data.num_frames:
+                    done = window.start + len(window.frames)
+                    print(f"second {done} of {video.num_seconds}", file=sys.stderr)
         source = None
         if config.data.pre_masks:
             source = str(pre_masks) if pre_masks else FELZENSZWALB
@@ -135,57 +148,87 @@ def _labels(outputs, inputs, size, *, scores):
     return found.argmax(-1), jax.nn.softmax(found, axis=-1).max(-1)
 
 
-def _predict_windows(
-    predictor: Predictor,
-    labels: Callable,
+def _read(
+    config: ConfigDict,
     video: Video,
     given: list[pathlib.Path] | None,
     estimator: FlowEstimator | None,
     tracks: Iterator[np.ndarray | None],
+) -> Generator[tuple[Window, list, np.ndarray | None], None, None]:
+    """Each window with its color masks and its motion track."""
+    with_pairs = estimator is not None and config.data.motion.pairs == "video"
+    for window in decode_windows(video, config.data.num_frames, with_pairs):
+        colors = _window_pre_masks(config, window.frames, given, window.start)
+        yield window, colors, next(tracks)
+
+
+def _predict(
+    predictor: Predictor,
+    labels: Callable,
+    video: Video,
+    window: Window,
+    colors: list,
+    track: np.ndarray | None,
+    estimator: FlowEstimator | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class uint8 and probability float32 of each pixel of a window, [t, H, W]."""
+    config, num_frames = predictor.config, len(window.frames)
+    record = {
+        "clip_id": f"{video.path.name} from second {window.start}",
+        "frames": list(window.frames),
+        "masks": (),
+        "mask_index": (),
+        "pre_masks": colors,
+        "waveform": window.waveform,
+        "sample_rate": video.sample_rate,
+    }
+    if estimator is not None:
+        pairs = iter(window.pairs) if window.pairs else None
+        record["flow"] = window_flow(estimator, window.frames, pairs, config.data.image_size)
+    if track is not None:
+        record |= {"motion_track": track, "motion_track_rate": config.data.track.rate}
+    prepared = predictor.task.rows.prepare(record, None)
+    batch = {
+        k: np.asarray(v)[None] for k, v in prepared.items() if k not in ("clip_id", "category")
+    }
+    inputs = predictor.task.inputs(batch)
+    found = labels(predictor.outputs(inputs), inputs, size=(video.height, video.width))
+    classes, probability = (np.asarray(x)[0, :num_frames] for x in found)
+    return classes.astype(np.uint8), probability
+
+
+def _names(
+    namer: Namer | None, video: Video, window: Window, classes: np.ndarray
+) -> Sequence[Mapping[str, Any]]:
+    """What sounds in each second of a window, empty without a namer."""
+    if namer is None:
+        return [{}] * len(window.frames)
+    return namer(window.frames, classes > 0, window.waveform, video.sample_rate)
+
+
+def _write(
     folder: pathlib.Path,
+    writer: OverlayWriter,
     seconds: list[dict[str, Any]],
-    namer: Namer | None,
-) -> Iterator[np.ndarray]:
-    """Predicts window by window: writes masks, fills `seconds`, yields overlays."""
-    config, rows = predictor.config, predictor.task.rows
-    pairs = read_pairs(video.path) if config.data.motion.pairs == "video" else None
-    for frames, waveform, start in read_windows(video.path, config.data.num_frames):
-        record = {
-            "clip_id": f"{video.path.name} from second {start}",
-            "frames": list(frames),
-            "masks": (),
-            "mask_index": (),
-            "pre_masks": _window_pre_masks(config, frames, given, start),
-            "waveform": waveform,
-            "sample_rate": video.sample_rate,
-        }
-        if estimator is not None:
-            record["flow"] = window_flow(estimator, frames, pairs, config.data.image_size)
-        track = next(tracks)
-        if track is not None:
-            record |= {"motion_track": track, "motion_track_rate": config.data.track.rate}
-        prepared = rows.prepare(record, None)
-        batch = {
-            k: np.asarray(v)[None] for k, v in prepared.items() if k not in ("clip_id", "category")
-        }
-        inputs = predictor.task.inputs(batch)
-        found = labels(predictor.outputs(inputs), inputs, size=(video.height, video.width))
-        classes, probability = np.asarray(found[0]).astype(np.uint8), np.asarray(found[1])
-        names: Sequence[Mapping[str, Any]] = [{}] * len(frames)
-        if namer is not None:
-            names = namer(frames, classes[0, : len(frames)] > 0, waveform, video.sample_rate)
-        for t, frame in enumerate(frames):
-            mask = classes[0, t] > 0
-            score = float(probability[0, t][mask].mean()) if mask.any() else 0.0
-            name = f"masks/{start + t:04d}.png"
-            image = classes[0, t] * 255 if config.data.num_classes == 2 else classes[0, t]
-            Image.fromarray(image).save(folder / name)
-            area = float(mask.mean())
-            row = {"second": start + t, "mask": name, "area": area, "score": score}
-            seconds.append(row | names[t])
-            yield overlay(frame, mask)
-        if video.num_seconds > config.data.num_frames:
-            print(f"second {start + len(frames)} of {video.num_seconds}", file=sys.stderr)
+    config: ConfigDict,
+    video: Video,
+    window: Window,
+    classes: np.ndarray,
+    probability: np.ndarray,
+    names: Sequence[Mapping[str, Any]],
+) -> None:
+    """Writes the masks and overlays of a window, and fills `seconds`."""
+    heard = window.waveform[: window.num_heard]
+    for t, frame in enumerate(window.frames):
+        mask = classes[t] > 0
+        score = float(probability[t][mask].mean()) if mask.any() else 0.0
+        name = f"masks/{window.start + t:04d}.png"
+        image = classes[t] * 255 if config.data.num_classes == 2 else classes[t]
+        Image.fromarray(image).save(folder / name)
+        row = {"second": window.start + t, "mask": name, "area": float(mask.mean())}
+        seconds.append(row | {"score": score} | names[t])
+        sound = heard[t * video.sample_rate : (t + 1) * video.sample_rate]
+        writer.add(overlay(frame, mask), sound)
 
 
 def _window_pre_masks(config: ConfigDict, frames, given, start: int) -> list:

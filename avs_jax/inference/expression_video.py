@@ -10,13 +10,15 @@ The output, in DIR for one expression and in DIR/0, DIR/1, ... for several:
 
 A pixel is in the mask above Ref-AVS's threshold of 0.4. The video is split into windows of
 config.data.num_frames seconds, each processed like a clip of an evaluation. Images and sound of a
-window are encoded once for EXPRESSIONS_AT_ONCE expressions.
+window are decoded and encoded once for EXPRESSIONS_AT_ONCE expressions; threads decode the next
+window and write the previous one (side_by_side.py).
 """
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,10 +26,11 @@ import numpy as np
 from PIL import Image
 
 from avs_jax.data.tokens import clean
-from avs_jax.data.video import Video, probe, read_windows
-from avs_jax.data.video_output import write_overlay
+from avs_jax.data.video import Video, Window, decode_windows, probe
+from avs_jax.data.video_output import OverlayWriter
 from avs_jax.files import atomic_folder
 from avs_jax.inference.predictor import Predictor
+from avs_jax.inference.side_by_side import ahead, behind
 from avs_jax.results.visualize import overlay
 from avs_jax.spec import InputError
 
@@ -69,10 +72,7 @@ def predict_expressions(
     with atomic_folder(output) as folder:
         for first in range(0, len(found), EXPRESSIONS_AT_ONCE):
             part = found[first : first + EXPRESSIONS_AT_ONCE]
-            _write_masks(predictor, scored, video, threshold, folder, part)
-        for expression in found:
-            overlays = _overlays(predictor, video, folder, expression["seconds"])
-            write_overlay(folder / expression["overlay"], overlays, 1.0, path)
+            _predict(predictor, scored, video, threshold, folder, part)
         results = {
             "video": str(path),
             "size": {"width": video.width, "height": video.height},
@@ -89,7 +89,7 @@ def _places(count: int) -> list[str]:
     return [""] if count == 1 else [f"{i}/" for i in range(count)]
 
 
-def _write_masks(
+def _predict(
     predictor: Predictor,
     scored: Callable,
     video: Video,
@@ -97,53 +97,63 @@ def _write_masks(
     folder: pathlib.Path,
     expressions: Sequence[dict[str, Any]],
 ) -> None:
-    """Predicts window by window: writes masks and fills `seconds` of every expression."""
+    """Writes masks and overlays of some expressions, and fills their `seconds`."""
     task, texts = predictor.task, [expression["text"] for expression in expressions]
     tokens = [task.rows.tokens(text, repr(text)) for text in texts]
     places = [folder / expression["overlay"] for expression in expressions]
     for place in places:
         (place.parent / "masks").mkdir(parents=True)
-    for frames, waveform, start in read_windows(video.path, predictor.config.data.num_frames):
-        record = {
-            "clip_id": f"{video.path.name} from second {start}",
-            "frames": list(frames),
-            "waveform": waveform,
-            "sample_rate": video.sample_rate,
-            "text": texts[0],
-        }
-        row = task.rows.prepare(record, None)
-        inputs = {name: np.asarray(x)[None] for name, x in task.inputs(row).items()}
-        inputs["text_ids"] = np.stack([token.ids for token in tokens])
-        inputs["text_mask"] = np.stack([token.mask for token in tokens])
-        outputs = predictor.outputs(inputs)
-        inputs["valid"] = np.repeat(inputs["valid"], len(texts), axis=0)
-        result = jax.device_get(scored(outputs, inputs, size=(video.height, video.width)))
-        for i, (expression, place) in enumerate(zip(expressions, places, strict=True)):
-            for t in range(len(frames)):
-                probability = result["pred"][i, t]
-                mask = probability > threshold
-                path = place.parent / "masks" / f"{start + t:04d}.png"
-                Image.fromarray(mask.astype(np.uint8) * 255).save(path)
-                expression["seconds"].append(
-                    {
-                        "second": start + t,
-                        "mask": path.relative_to(folder).as_posix(),
-                        "presence": round(float(result["presence"][i, t]), 4),
-                        "area": float(mask.mean()),
-                        "score": float(probability[mask].mean()) if mask.any() else 0.0,
-                    }
-                )
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(OverlayWriter(place, 1.0, video)) for place in places]
+        later = stack.enter_context(behind())
+        windows = decode_windows(video, predictor.config.data.num_frames)
+        for window in stack.enter_context(ahead(windows)):
+            record = {
+                "clip_id": f"{video.path.name} from second {window.start}",
+                "frames": list(window.frames),
+                "waveform": window.waveform,
+                "sample_rate": video.sample_rate,
+                "text": texts[0],
+            }
+            row = task.rows.prepare(record, None)
+            inputs = {name: np.asarray(x)[None] for name, x in task.inputs(row).items()}
+            inputs["text_ids"] = np.stack([token.ids for token in tokens])
+            inputs["text_mask"] = np.stack([token.mask for token in tokens])
+            outputs = predictor.outputs(inputs)
+            inputs["valid"] = np.repeat(inputs["valid"], len(texts), axis=0)
+            result = jax.device_get(scored(outputs, inputs, size=(video.height, video.width)))
+            later(_write, folder, video, threshold, window, result, expressions, writers)
 
 
-def _overlays(
-    predictor: Predictor, video: Video, folder: pathlib.Path, seconds: Sequence[dict[str, Any]]
-) -> Iterator[np.ndarray]:
-    """The video's frames with the written masks of an expression."""
-    rows = iter(seconds)
-    for frames, _, _ in read_windows(video.path, predictor.config.data.num_frames):
-        for frame in frames:
-            with Image.open(folder / next(rows)["mask"]) as mask:
-                yield overlay(frame, np.asarray(mask) > 0)
+def _write(
+    folder: pathlib.Path,
+    video: Video,
+    threshold: float,
+    window: Window,
+    result: Mapping[str, np.ndarray],
+    expressions: Sequence[dict[str, Any]],
+    writers: Sequence[OverlayWriter],
+) -> None:
+    """Writes the masks and overlays of a window."""
+    heard = window.waveform[: window.num_heard]
+    for i, (expression, writer) in enumerate(zip(expressions, writers, strict=True)):
+        masks = (folder / expression["overlay"]).parent / "masks"
+        for t, frame in enumerate(window.frames):
+            probability = result["pred"][i, t]
+            mask = probability > threshold
+            path = masks / f"{window.start + t:04d}.png"
+            Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+            expression["seconds"].append(
+                {
+                    "second": window.start + t,
+                    "mask": path.relative_to(folder).as_posix(),
+                    "presence": round(float(result["presence"][i, t]), 4),
+                    "area": float(mask.mean()),
+                    "score": float(probability[mask].mean()) if mask.any() else 0.0,
+                }
+            )
+            sound = heard[t * video.sample_rate : (t + 1) * video.sample_rate]
+            writer.add(overlay(frame, mask), sound)
 
 
 def _summary(expression: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 
@@ -15,8 +16,9 @@ import pytest
 from PIL import Image
 
 from avs_jax import predict
+from avs_jax.data.video import read_windows
 from avs_jax.generate.video_writer import write_video
-from avs_jax.inference import clip_video
+from avs_jax.inference import clip_video, side_by_side
 from avs_jax.inference.predictor import Predictor
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from avs_jax.runtime.command_line import checkpoint_config, parse
@@ -139,6 +141,40 @@ def test_shorter_and_longer_than_a_window(tmp_path, predictor, seconds, windows,
     assert capsys.readouterr().err.count("second ") == windows
 
 
+def test_threads_change_no_bit(tmp_path, predictor, monkeypatch):
+    path = tmp_path / "clip.mp4"
+    write_video(path, frames_of(4 * 17, 64, 80), 4, tone(15.5, 16_000))  # the sound ends earlier
+    written = []
+    for count in (0, 1):
+        monkeypatch.setattr(side_by_side, "NUM_WAITING", count)
+        threads = threading.active_count()
+        predict_video(predictor, path, tmp_path / "out")
+        assert threading.active_count() == threads
+        files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+        written.append({p.relative_to(tmp_path): p.read_bytes() for p in files})
+    assert written[0] == written[1] and len(written[0]) == 17 + 2
+    check_results(tmp_path / "out", 17, (80, 64), 15.5)
+
+
+@pytest.mark.parametrize("place", ["_predict", "_write"])
+def test_a_stop_in_the_middle_leaves_nothing(tmp_path, predictor, monkeypatch, place):
+    path, calls = tmp_path / "clip.mp4", []
+    write_video(path, frames_of(4 * 17, 64, 80), 4, tone(17, 16_000))
+    function, threads = getattr(clip_video, place), threading.active_count()
+
+    def stop_in_the_second(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt if place == "_predict" else OSError("disk full")
+        return function(*args)
+
+    monkeypatch.setattr(clip_video, place, stop_in_the_second)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        predict_video(predictor, path, tmp_path / "out")
+    assert threading.active_count() == threads
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
+
+
 def test_portrait_with_pre_masks(tmp_path, predictor):
     path = tmp_path / "tall.mp4"
     write_video(path, frames_of(8, 128, 72), 4, tone(2, 44_100), 44_100)
@@ -182,7 +218,7 @@ def test_a_mask_follows_the_scores_of_its_window(tmp_path, predictor, config):
     path = tmp_path / "clip.mp4"
     write_video(path, frames_of(8, 64, 64), 4, tone(2, 16_000))
     predict_video(predictor, path, tmp_path / "out")
-    frames, waveform, _ = next(clip_video.read_windows(path, 5))
+    frames, waveform, _ = next(read_windows(path, 5))
     record = {"clip_id": "x", "frames": list(frames), "masks": (), "mask_index": (),
               "pre_masks": [clip_video.segment_colors(f) for f in frames],
               "waveform": waveform, "sample_rate": 16_000}  # fmt: skip
