@@ -62,7 +62,9 @@ class VGGish(nn.Module):
                 x = nn.relu(conv(x))
             x = nn.max_pool(x, (2, 2), (2, 2))
         if self.embedding:
-            x = x.reshape(x.shape[0], -1)
+            # Rows last, and first again: else XLA:CPU gives the convolutions and the products with
+            # few rows to YNNPACK as one kernel, which takes seven times as long as both.
+            x = x.transpose(1, 2, 3, 0).reshape(-1, len(x)).T
         for i, features in enumerate(self.embedding):
             linear = Linear(
                 features,
