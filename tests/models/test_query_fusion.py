@@ -6,7 +6,7 @@ import pytest
 
 from avs_jax.models import build_model
 from avs_jax.models.decoders.vct_decoder import VCTDecoder
-from avs_jax.models.fusion.clip_fusion import TOKENS
+from avs_jax.models.fusion.clip_fusion import TOKENS, VECTORS
 from avs_jax.models.fusion.query_fusion import KINDS, QueryFusion
 from avs_jax.spec import InputError
 from avs_jax.tasks import make_task
@@ -22,9 +22,9 @@ def inputs():
     return [rng.standard_normal(shape, np.float32) for shape in ((N, Q, D), (N, 6, 4, D))]
 
 
-def fast(*names):
-    """All kinds as parameters; those that are not named are slow."""
-    return [kind if kind in names else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+def fast(*names, kinds=KINDS):
+    """Kinds as parameters; those that are not named are slow."""
+    return [kind if kind in names else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
 
 
 def make(kind, inputs):
@@ -49,7 +49,7 @@ def test_it_starts_without_effect_and_then_hears_the_sound(kind, inputs):
     np.testing.assert_array_equal(other[1], found[1])  # frames do not meet
 
 
-@pytest.mark.parametrize("kind", [k for k in fast("attention") if k not in TOKENS])
+@pytest.mark.parametrize("kind", fast("attention", kinds=VECTORS))
 def test_vectors_of_each_query_by_loops(kind, inputs):
     apply, _, params = make(kind, inputs)
     found = apply(params, *inputs)
