@@ -19,7 +19,7 @@ if [ ! -f "$kind" ] || [ ! -f "configs/$recipe.py" ]; then
   exit 1
 fi
 source scripts/environment.sh
-python=.venv/bin/python
+python=$venv/bin/python
 
 step() { printf '\n== %s\n' "$*"; }
 

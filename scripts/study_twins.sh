@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
-python=.venv/bin/python
+python=$venv/bin/python
 models=(
   --variant="vct --config=configs/s4_vct.py:demo"
   --variant="ama --config=configs/s4_ama.py:demo"

@@ -1,16 +1,22 @@
 #!/usr/bin/env bash
 # Creates .venv with everything the tests need, then runs the linter and the test suite.
-# --slow adds tests that take minutes. PYTHON chooses the interpreter (default python3.11). Other
-# arguments go to pytest.
+# --slow adds tests that take minutes. PYTHON chooses the interpreter (default python3.11).
+# JAX=lowest|newest tests the oldest or the newest jax, in .venv-lowest or .venv-newest.
+# Other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/environment.sh test
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
 selection=(-m "not slow")
 arguments=()
 for argument in "$@"; do
-  if [ "$argument" = --slow ]; then selection=(); else arguments+=("$argument"); fi
+  if [ "$argument" = --slow ]; then
+    selection=()
+  else
+    arguments+=("$argument")
+  fi
 done
-exec .venv/bin/python -m pytest -q -n 2 --dist=worksteal ${selection[@]+"${selection[@]}"} \
+source scripts/environment.sh test
+"$venv/bin/python" -c 'import jax, sys; print("Python", sys.version.split()[0], "jax", jax.__version__)'
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+exec "$venv/bin/python" -m pytest -q -n 2 --dist=worksteal ${selection[@]+"${selection[@]}"} \
   ${arguments[@]+"${arguments[@]}"}

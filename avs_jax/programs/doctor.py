@@ -24,6 +24,7 @@ import av
 import jax
 import numpy as np
 
+from avs_jax import xla_flags
 from avs_jax.flag_style import FlagParser
 from avs_jax.runtime.command_line import parse
 from avs_jax.runtime.compilation_cache import use_compilation_cache
@@ -44,7 +45,7 @@ LIBRARIES = (
     "numpy",
     "tensorflow-datasets",
 )
-TESTED_JAX = ("0.10", "0.10")  # oldest and newest series that the tests have run on
+TESTED_JAX = ("0.10", "0.12")  # oldest and newest series that the tests have run on
 CODECS = {"r": ("h264", "hevc", "vp9", "av1", "aac", "opus"), "w": ("libx264", "aac")}
 DRIVER = pathlib.Path("/proc/driver/nvidia/version")
 PROBES = 6  # numbers per output that are compared
@@ -119,6 +120,7 @@ def check_devices(found: Findings) -> None:
         size = "" if limit is None else f", {limit / GIB:.1f} GiB for arrays"
         found.say("device", f"{device.id}: {device.device_kind} ({device.platform}){size}")
     found.say("XLA_FLAGS", os.environ.get("XLA_FLAGS") or "none")
+    found.say("", xla_flags.describe())
     cache = use_compilation_cache()
     free = shutil.disk_usage(next(x for x in (cache, *cache.parents) if x.is_dir())).free / GIB
     found.say("compiled", f"programs are cached in {cache}, {free:.1f} GiB free")

@@ -19,6 +19,7 @@ from absl import flags, logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
+from avs_jax import xla_flags
 from avs_jax.flag_style import with_underscores
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.stored_config import RENAMED_KEYS
@@ -73,6 +74,7 @@ def parse(
         nearest choices.
     """
     quiet_libraries()
+    xla_flags.announce()
     argv = [_with_config_file(arg) for arg in with_underscores(argv)]
     find_configs()
     own = [arg for arg in argv if not arg.startswith(("--config.", "-config."))]

@@ -4,12 +4,14 @@ XLA may hand a matrix product with the sum or maximum that follows it to YNNPACK
 and later the result is garbage where one factor is a constant that was broadcast.
 """
 
+import os
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from avs_jax import xla_flags
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
 from tests import small
@@ -44,7 +46,8 @@ def test_the_pattern_is_found():
         return ((x @ x) * x).sum(-1)
 
     x = jnp.ones((64, 64))
-    for function, count in ((wrong, 1), (right, 0)):
+    is_avoided = xla_flags.FLAG in os.environ["XLA_FLAGS"]  # products are fused with nothing
+    for function, count in ((wrong, int(not is_avoided)), (right, 0)):
         num_fusions, suspicious = fused_products(jax.jit(function).lower(x).compile().as_text())
         assert (num_fusions, len(suspicious)) == (1, count)
 
