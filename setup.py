@@ -43,10 +43,12 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
+        "app": ["gradio>=6.31"],  # avs-jax app
         "beam": ["apache-beam>=2.60"],  # datasets written by several processes; older protobuf
         "benchmark": ["torch", "torchvision", "transformers"],  # scripts/benchmark.py
         "faiss": ["faiss-cpu>=1.9"],  # approximate search (scripts/index.py --faiss)
         "text": ["tokenizers>=0.20"],  # RoBERTa's tokens (data/tokens.py)
         "test": ["tokenizers>=0.20", "pytest>=8", "pytest-xdist>=3", "ruff>=0.9"],
+        "test_slow": ["gradio>=6.31", "selenium>=4.20"],
     },
 )

@@ -62,6 +62,9 @@ COMMANDS = {
     "doctor": Command(
         f"{PROGRAMS}.doctor", (), "what this installation can do, and if it is right"
     ),
+    "app": Command(
+        f"{PROGRAMS}.app", ("avs-jax app",), "a page in the browser to try a checkpoint"
+    ),
 }
 
 

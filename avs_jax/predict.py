@@ -206,7 +206,7 @@ def _search(line: CommandLine) -> None:
     print(*lines, sep="\n")
 
 
-def make_predictor(line: CommandLine) -> Predictor:
+def make_predictor(line: CommandLine, kind: type[Predictor] = Predictor) -> Predictor:
     """The model of --checkpoint, with the overrides of the command line."""
     checkpoint = Checkpoint.find(line.values.checkpoint)
     config, notes = checkpoint_config(line, checkpoint)
@@ -218,7 +218,7 @@ def make_predictor(line: CommandLine) -> Predictor:
         f"or more on a CPU, and kept in {cache}",
         file=sys.stderr,
     )
-    return Predictor(task, config, checkpoint)
+    return kind(task, config, checkpoint)
 
 
 def _list_fields(line: CommandLine) -> None:

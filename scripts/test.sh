@@ -5,16 +5,17 @@
 # Other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+extras=test
 selection=(-m "not slow")
 arguments=()
 for argument in "$@"; do
   if [ "$argument" = --slow ]; then
-    selection=()
+    selection=() extras=test,test_slow
   else
     arguments+=("$argument")
   fi
 done
-source scripts/environment.sh test
+source scripts/environment.sh "$extras"
 "$venv/bin/python" -c 'import jax, sys; print("Python", sys.version.split()[0], "jax", jax.__version__)'
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .

@@ -24,6 +24,7 @@ LAYERS = {
     **dict.fromkeys(("evaluate", "predict", "flow", "plan"), 6),
     "train": 7,
     "main": 8,
+    "app": 7,
     "programs": 8,
     "cli": 9,
 }

@@ -72,6 +72,14 @@ def _num_seconds(duration: float) -> int:
     return max(1, whole + (duration - whole >= MIN_REST_SECONDS))
 
 
+class Span(NamedTuple):
+    """When a file shows frames, in seconds on its own clock, and how many."""
+
+    start: float
+    end: float
+    num_frames: int
+
+
 def probe(path: _Path) -> Video:
     """Checks a file from end to end, decoding one frame only, and says what it holds.
 
@@ -81,23 +89,35 @@ def probe(path: _Path) -> Video:
     with open_container(path) as container:
         frames, sound = find_streams(path, container)
         end, count = _scan(path, container, frames, sound)
+        sample_rate, num_channels = sound.codec_context.sample_rate, sound.codec_context.channels
+    frame = _first_frame(path)
+    height, width, _ = upright(path, frame).shape
+    duration = max(end - time_of(path, frame), 0.0)
+    return Video(
+        path=pathlib.Path(path),
+        start_time=time_of(path, frame),
+        duration=duration,
+        fps=count / duration if duration else 1.0,
+        height=height,
+        width=width,
+        sample_rate=sample_rate,
+        num_channels=min(2, num_channels),
+    )
+
+
+def frame_span(path: _Path) -> Span:
+    """Checks the frames of a file like `probe`; a file without sound will do."""
     with open_container(path) as container:
-        frames, sound = find_streams(path, container)
-        frame = next(decode(path, container, frames), None)
-        if frame is None:
-            raise VideoError(path, "no frame in it can be decoded")
-        height, width, _ = upright(path, frame).shape
-        duration = max(end - time_of(path, frame), 0.0)
-        return Video(
-            path=pathlib.Path(path),
-            start_time=time_of(path, frame),
-            duration=duration,
-            fps=count / duration if duration else 1.0,
-            height=height,
-            width=width,
-            sample_rate=sound.codec_context.sample_rate,
-            num_channels=min(2, sound.codec_context.channels),
-        )
+        end, count = _scan(path, container, find_frames(path, container))
+    return Span(time_of(path, _first_frame(path)), end, count)
+
+
+def _first_frame(path: _Path) -> av.VideoFrame:
+    with open_container(path) as container:
+        frame = next(decode(path, container, find_frames(path, container)), None)
+    if frame is None:
+        raise VideoError(path, "no frame in it can be decoded")
+    return frame
 
 
 class Window(NamedTuple):
@@ -197,9 +217,9 @@ def read_timed_frames(path: _Path, least_interval: float) -> Iterator[tuple[floa
 def _shown(path: _Path) -> Iterator[av.VideoFrame]:
     """The decoded frames of a file, which is checked from end to end first."""
     with open_container(path) as container:
-        _scan(path, container, _frame_stream(path, container))
+        _scan(path, container, find_frames(path, container))
     with open_container(path) as container:
-        yield from decode(path, container, _frame_stream(path, container))
+        yield from decode(path, container, find_frames(path, container))
 
 
 def _of_one_size(path: _Path, frames: Iterator[av.VideoFrame]) -> Iterator[np.ndarray]:
@@ -234,10 +254,10 @@ def read_pairs(
         num_seconds = probe(path).num_seconds
     else:
         with open_container(path) as container:
-            _scan(path, container, _frame_stream(path, container))
+            _scan(path, container, find_frames(path, container))
     with open_container(path) as container:
         picker = _Picker(path, num_seconds)
-        for frame in decode(path, container, _frame_stream(path, container)):
+        for frame in decode(path, container, find_frames(path, container)):
             picker.add(frame)
             for pick in picker.take(num_seconds):
                 yield _pair(path, *pick)
@@ -384,13 +404,13 @@ def open_container(path: _Path):
 
 def find_streams(path: _Path, container) -> tuple:
     """The first video and the first audio stream."""
-    frames = _frame_stream(path, container)
+    frames = find_frames(path, container)
     if not container.streams.audio:
         raise VideoError(path, "no sound: the file has no audio stream, and the model needs one")
     return frames, _decodable(path, container.streams.audio[0])
 
 
-def _frame_stream(path: _Path, container):
+def find_frames(path: _Path, container):
     """The first video stream that is no cover image."""
     streams = [
         stream

@@ -1,6 +1,7 @@
-"""Own videos out: frames as an mp4 with the sound of another file, and cuts of a video."""
+"""Own videos out: frames with the sound of another file, cuts, and a video with another sound."""
 
 import fractions
+import math
 import os
 from collections.abc import Iterable, Iterator
 
@@ -11,8 +12,11 @@ from avs_jax.data.video import (
     STAMP_SECONDS,
     SoundTrack,
     Video,
+    VideoError,
     decode,
+    find_frames,
     find_streams,
+    frame_span,
     open_container,
     probe,
     time_of,
@@ -22,6 +26,9 @@ from avs_jax.data.video import (
 MAX_FPS = 60.0
 _Path = str | os.PathLike
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")
+_MP4_CODECS = ("h264", "hevc", "av1", "libdav1d", "vp9", "mpeg4")
+_CHUNK = 1 << 14  # samples
+_LAYOUTS = {1: "mono", 2: "stereo"}
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
@@ -71,7 +78,7 @@ class OverlayWriter:
         self._output.mux(stream.encode(image))
         self._num_frames += 1
         if len(samples):
-            heard = _audio_frame(samples, self._video, self._num_samples)
+            heard = _audio_frame(samples, self._video.sample_rate, self._num_samples)
             self._output.mux(sound.encode(heard))
             self._num_samples += len(samples)
 
@@ -153,15 +160,79 @@ def _overlay_streams(output, video: Video, rate: fractions.Fraction, shape: tupl
     stream.pix_fmt = "yuv420p"
     if encoder == "libx264":
         stream.options = {"crf": "18", "preset": "veryfast"}
-    sample_rate = video.sample_rate if video.sample_rate in _AAC_RATES else 48_000
-    layout = "stereo" if video.num_channels == 2 else "mono"
-    return stream, output.add_stream("aac", rate=sample_rate, layout=layout)
+    return stream, _add_sound(output, video.sample_rate, video.num_channels)
 
 
-def _audio_frame(samples: np.ndarray, video: Video, position: int) -> av.AudioFrame:
-    layout = "stereo" if video.num_channels == 2 else "mono"
+def _audio_frame(samples: np.ndarray, sample_rate: int, position: int) -> av.AudioFrame:
+    """int16 [n, channels] as a frame that starts at sample `position`."""
     packed = np.ascontiguousarray(samples).reshape(1, -1)
-    frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
-    frame.sample_rate, frame.pts = video.sample_rate, position
-    frame.time_base = fractions.Fraction(1, video.sample_rate)
+    frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=_LAYOUTS[samples.shape[1]])
+    frame.sample_rate, frame.pts = sample_rate, position
+    frame.time_base = fractions.Fraction(1, sample_rate)
     return frame
+
+
+def _add_sound(output, sample_rate: int, num_channels: int):
+    """Adds an AAC stream, at a rate that AAC has."""
+    rate = sample_rate if sample_rate in _AAC_RATES else 48_000
+    return output.add_stream("aac", rate=rate, layout=_LAYOUTS[num_channels])
+
+
+def read_sound(path: _Path, max_seconds: float) -> tuple[np.ndarray, int]:
+    """Reads the sound of any file with an audio stream.
+
+    Args:
+      max_seconds: what follows is not decoded.
+
+    Returns:
+      int16 [n, channels] with 1 or 2 channels; the sample rate in Hz.
+
+    Raises:
+      VideoError: no such file, or no sound that can be decoded.
+    """
+    with open_container(path) as container:
+        if not container.streams.audio:
+            raise VideoError(path, "no sound: the file has no audio stream")
+        stream = container.streams.audio[0]
+        num_channels, rate = min(2, stream.codec_context.channels), stream.codec_context.sample_rate
+        resampler = av.AudioResampler(format="s16", layout=_LAYOUTS[num_channels], rate=rate)
+        chunks, missing = [], math.ceil(max_seconds * rate)
+        for frame in decode(path, container, stream):
+            for part in resampler.resample(frame):
+                chunks.append(part.to_ndarray().reshape(-1, num_channels)[:missing])
+                missing -= len(chunks[-1])
+            if not missing:
+                break
+    if not chunks:
+        raise VideoError(path, "no sound: the audio stream is empty")
+    return np.concatenate(chunks), rate
+
+
+def write_with_sound(path: _Path, source: _Path, waveform: np.ndarray, sample_rate: int) -> None:
+    """Copies a video with another sound (AAC), which is cut, or followed by silence.
+
+    Args:
+      source: of the frames, which are copied without decoding; it may have no sound.
+      waveform: int16 [n, channels], 1 or 2 channels.
+
+    Raises:
+      VideoError: `source` cannot be read.
+    """
+    span, num_channels = frame_span(source), waveform.shape[1]
+    sound = np.zeros((round((span.end - span.start) * sample_rate), num_channels), np.int16)
+    sound[: len(waveform)] = waveform[: len(sound)]
+    with open_container(source) as container:
+        frames = find_frames(source, container)
+        kind = "mp4" if frames.codec_context.name in _MP4_CODECS else "matroska"
+        with av.open(os.fspath(path), "w", format=kind) as output:
+            copied = output.add_stream_from_template(frames)
+            encoded = _add_sound(output, sample_rate, num_channels)
+            for packet in container.demux(frames):
+                if packet.dts is not None:  # the last packet only flushes
+                    packet.stream = copied
+                    output.mux(packet)
+            first = round(span.start * sample_rate)
+            for start in range(0, len(sound), _CHUNK):
+                chunk = sound[start : start + _CHUNK]
+                output.mux(encoded.encode(_audio_frame(chunk, sample_rate, first + start)))
+            output.mux(encoded.encode(None))

@@ -31,8 +31,15 @@ class Predictor:
         )
         self._derive = jax.jit(task.derive)
 
+    def step(self) -> None:
+        """Called before every run of the model, and before every frame of task `track`.
+
+        A subclass may report progress here, or raise to stop.
+        """
+
     def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The model's task.outputs for the task's input fields [B, ...]; see `check`."""
+        self.step()
         self.check(inputs)
         return self._forward(*self.variables, dict(inputs))
 

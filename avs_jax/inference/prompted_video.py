@@ -67,6 +67,7 @@ def predict_prompted(
         for kind in ("overlay", *(f"masks/{name}" for name in names)):
             (folder / kind).mkdir(parents=True)
         for frame, found in zip(frames, sam2.track(frames, prompts), strict=True):
+            predictor.step()
             file, shown = f"{found.number:05d}", frame
             for i, name in enumerate(names):
                 mask = found.masks[name]

@@ -205,3 +205,25 @@ def test_a_cut_has_the_frames_and_the_sound_of_its_seconds(tmp_path, start, end)
     want = level_steps(4, 16_000)[round(16_000 * start) : round(16_000 * end)]
     got = waveform[: len(want), 0].astype(float)
     assert np.corrcoef(got, want[: len(got)])[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("codecs, shift", [(None, 0), (("libvpx", "libvorbis"), Fraction(1, 2))])
+def test_another_sound(tmp_path, codecs, shift):
+    name = "in.webm" if codecs else "in.mp4"
+    source = write(tmp_path / name, steady(3), rate=None, codecs=codecs, shift=shift)
+    assert video.frame_span(source).num_frames == len(steady(3)) - 1
+    sound = level_steps(2, 16_000).astype(np.int16)[:, None]
+    video_output.write_with_sound(tmp_path / "out", source, sound, 16_000)
+    waveform, rate = check(tmp_path / "out", steady(3), 3)
+    check_sound(waveform, rate, 2)
+
+
+def test_sound_of_a_file(tmp_path):
+    source = write(tmp_path / "in.mp4", steady(3), rate=16_000, channels=1)
+    whole, rate = video_output.read_sound(source, 10)
+    assert rate == 16_000 and whole.dtype == np.int16 and len(whole) > 2.9 * rate
+    part, _ = video_output.read_sound(source, 1.5)
+    np.testing.assert_array_equal(part, whole[: 3 * rate // 2])
+    silent = write(tmp_path / "silent.mp4", steady(1), rate=None)
+    with pytest.raises(video.VideoError, match="no sound"):
+        video_output.read_sound(silent, 1)

@@ -1,0 +1,168 @@
+"""The page, in headless Chromium: upload, run, compare, cancel, and errors as text."""
+
+import functools
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+
+import numpy as np
+import pytest
+
+from avs_jax.generate.video_writer import write_video
+from avs_jax.runtime.checkpoint import save_variables
+from tests.conftest import ROOT
+from tests.small import random_variables, small_config
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+MISSING = [name for name in ("gradio", "selenium") if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),  # of Gradio and Selenium
+    pytest.mark.skipif(bool(MISSING), reason=f"no {MISSING}: pip install -e .[test_slow]"),
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromium-driver"),
+]
+CSS = "css selector"
+PATIENCE = 300  # seconds; the first run compiles
+ENDS = ("done", "error", "failed")
+
+
+def video(path, seconds, has_sound=True, size=(64, 96)):
+    frames = np.random.default_rng(0).integers(0, 255, (4 * seconds, *size, 3), np.uint8)
+    wave = (np.sin(np.arange(seconds * 16_000) / 8) * 9000).astype(np.int16)
+    write_video(path, frames, 4, wave if has_sound else None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """(address, folder for temporary files) of a running page."""
+    folder = tmp_path_factory.mktemp("app")
+    config = small_config()
+    save_variables(folder / "weights", random_variables(config, (64, 64)), config)
+    (folder / "tmp").mkdir()
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    variables = {"PYTHONPATH": paths, "TMPDIR": str(folder / "tmp"), "XLA_FLAGS": ""}
+    flags = [f"--checkpoint={folder}/weights", "--max_seconds=20"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "avs_jax.cli", "app", *flags],
+        cwd=folder,
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    line = process.stdout.readline()
+    assert line.startswith("http://127.0.0.1:"), line
+    yield line.split()[0], folder / "tmp"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert not list((folder / "tmp").glob("avs_jax_app_*"))  # nothing is left
+
+
+@pytest.fixture
+def browser(served, tmp_path):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.add_argument("--window-size=1400,1400")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.get(served[0])
+    wait(driver, lambda: driver.find_elements(CSS, "#video input[type=file]"))
+    yield driver
+    driver.quit()
+
+
+def wait(driver, condition, seconds=60):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(driver, seconds).until(lambda _: condition())
+
+
+def upload(driver, element, path):
+    driver.find_element(CSS, f"#{element} input[type=file]").send_keys(str(path))
+    done = "#video video" if element == "video" else f"#{element} a[download]"
+    wait(driver, lambda: driver.find_elements(CSS, done))
+
+
+def click(driver, element):
+    target = driver.find_element(CSS, f"#{element}")
+    driver.execute_script("arguments[0].click()", target)
+
+
+def status(driver):
+    return driver.find_element(CSS, "#status textarea").get_attribute("value")
+
+
+def shown(driver, selector):
+    return [x for x in driver.find_elements(CSS, selector) if x.is_displayed()]
+
+
+def test_upload_run_and_compare(browser, served, tmp_path):
+    upload(browser, "video", video(tmp_path / "clip.mp4", 3))
+    click(browser, "silence input")
+    upload(browser, "another", video(tmp_path / "other.mp4", 2))
+    click(browser, "run")
+    wait(browser, lambda: status(browser).startswith(ENDS), PATIENCE)
+    assert status(browser).startswith("done"), status(browser)
+    for element in ("overlay", "silence_overlay", "another_overlay"):
+        assert shown(browser, f"#{element} video"), element
+    assert shown(browser, "#chart img") and shown(browser, "#maps img")
+    with urllib.request.urlopen(shown(browser, "#archive a")[0].get_attribute("href")) as response:
+        names = zipfile.ZipFile(io.BytesIO(response.read())).namelist()
+    conditions = ("own_sound", "silence", "another_sound")
+    assert {f"{name}/masks/0002.png" for name in conditions} <= set(names)
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    urls = [params["request"]["url"] for params in sent]
+    local = (served[0], "data:", "blob:", "chrome")
+    assert urls and [url for url in urls if not url.startswith(local)] == []
+
+
+def test_other_host_names_are_refused(served):
+    request = urllib.request.Request(served[0], headers={"Host": "example.org"})
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(request)
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (functools.partial(video, seconds=2, has_sound=False), "no sound"),
+        (functools.partial(video, seconds=30), "this page takes up to 20 s"),
+    ],
+)
+def test_errors_are_text(browser, tmp_path, make, reason):
+    upload(browser, "video", make(tmp_path / "clip.mp4"))
+    click(browser, "run")
+    wait(browser, lambda: reason in status(browser))
+    assert not shown(browser, "#overlay video")
+
+
+def test_cancel_ends_the_job(browser, served, tmp_path):
+    def places():
+        return set(pathlib.Path(served[1]).glob("avs_jax_app_*/jobs/*"))
+
+    before = places()  # of closed browsers, whose sessions last for an hour
+    upload(browser, "video", video(tmp_path / "long.mp4", 20, size=(96, 64)))
+    click(browser, "run")
+    wait(browser, lambda: "step 1" in status(browser))  # compiles another size
+    click(browser, "cancel")
+    wait(browser, lambda: status(browser) == "cancelled")
+    deadline = time.monotonic() + PATIENCE
+    while places() - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
