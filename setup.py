@@ -49,6 +49,6 @@ setup(
         "faiss": ["faiss-cpu>=1.9"],  # approximate search (scripts/index.py --faiss)
         "text": ["tokenizers>=0.20"],  # RoBERTa's tokens (data/tokens.py)
         "test": ["tokenizers>=0.20", "pytest>=8", "pytest-xdist>=3", "ruff>=0.9"],
-        "test_slow": ["gradio>=6.31", "selenium>=4.20"],
+        "test_slow": ["gradio>=6.31", "selenium>=4.20", "nbclient>=0.10", "nbformat", "ipykernel"],
     },
 )
