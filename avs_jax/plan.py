@@ -3,7 +3,8 @@
   avs-jax plan --config=configs/s4_ama.py [--memory=24GiB] [--devices=8] [--gpu=rtx_4090]
 
 The bytes are those planned by the compiler of this machine's devices, or with --gpu by that of a
-GPU that this machine need not have (runtime/gpus.py). The largest batch comes from a line through
+GPU that this machine need not have (runtime/gpus.py); then the plan estimates the time of a step
+from the compiled kernels (runtime/kernels.py). The largest batch comes from a line through
 the bytes of two batch sizes, refined by compiling until it fits.
 """
 
@@ -21,7 +22,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from avs_jax.runtime import gpus, optim, sharding
+from avs_jax.runtime.collectives import describe_collectives, find_collectives
 from avs_jax.runtime.command_line import CommandLine, exit_status, parse
+from avs_jax.runtime.compilation_cache import use_compilation_cache
+from avs_jax.runtime.hlo import Program
+from avs_jax.runtime.kernels import describe_kernels, find_kernels
 from avs_jax.runtime.memory import GIB, StepBytes, count_flops, parse_bytes
 from avs_jax.runtime.run_config import check_run_config
 from avs_jax.runtime.setup import make_train_setup
@@ -63,6 +68,9 @@ def plan(
 ) -> None:
     """Prints parameters per module, operations, bytes per device and the largest batch that fits.
 
+    On several devices, also what they send to each other; for a GPU, also its kernels and the
+    estimated time of a step (runtime/kernels.py).
+
     Args:
       memory: of a device, such as "24GiB"; None: what JAX may use of the device. If unknown, the
         largest batch is not searched.
@@ -92,8 +100,11 @@ def plan(
     if gpu:
         options = gpus.COMPILATION
     start = time.monotonic()
-    used = _compile(step, options)
+    compiled = _compile(step, options)
+    used = StepBytes.of(compiled)
     print(used, flush=True)
+    if mesh.size > 1 or gpu is not None:
+        print(_describe_program(compiled, mesh, gpu), flush=True)
     seconds = time.monotonic() - start
     if limit is None:
         return
@@ -112,7 +123,7 @@ def plan(
             other = config.copy_and_resolve_references()
             other.train.batch_size = batch_size
             # An automatic learning rate follows the batch size; memory does not depend on it.
-            known[batch_size] = _compile(trace_step(other, mesh), options)
+            known[batch_size] = StepBytes.of(_compile(trace_step(other, mesh), options))
             print(f"batch of {batch_size}: {known[batch_size]}", flush=True)
         return known[batch_size].total
 
@@ -164,13 +175,23 @@ def describe_parameters(params: Mapping[str, Any], config: ConfigDict) -> str:
     return "\n".join(lines)
 
 
-def _compile(step: TracedStep, options: Mapping[str, Any]) -> StepBytes:
+def _describe_program(compiled: jax.stages.Compiled, mesh: Mesh, gpu: str | None) -> str:
+    """What devices send each other, and the kernels of a GPU."""
+    program, parts = Program.parse(compiled.as_text()), []
+    if mesh.size > 1:
+        parts.append(describe_collectives(find_collectives(program)))
+    if gpu is not None:
+        parts.append(describe_kernels(find_kernels(program), gpus.GPUS[gpu]))
+    return "\n".join(parts)
+
+
+def _compile(step: TracedStep, options: Mapping[str, Any]) -> jax.stages.Compiled:
     rows = next(iter(step.batch.values())).shape[0]
     print(f"compiling a step of {rows} row(s)", file=sys.stderr, flush=True)
     start = time.monotonic()
     compiled = step.traced.lower().compile(compiler_options=dict(options))
     print(f"compiled in {time.monotonic() - start:.0f} s")
-    return StepBytes.of(compiled)
+    return compiled
 
 
 # ---- command line ----
@@ -186,9 +207,11 @@ def run(line: CommandLine) -> None:
     values = line.values
     if values.gpu is not None:  # JAX cannot cache programs compiled without the device
         jax.config.update("jax_enable_compilation_cache", False)
-    elif values.devices is not None:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", values.devices)
+    else:
+        use_compilation_cache()
+        if values.devices is not None:
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_num_cpu_devices", values.devices)
     plan(line.config, values.memory, values.gpu, values.devices or 1)
 
 

@@ -32,6 +32,18 @@ class Gpu:
     memory: int  # bytes
     bandwidth: float  # of the memory, bytes per second
     clock: float  # GHz
+    tensor: float  # FLOPs per second of dense bfloat16 products with float32 sums
+
+    def peak(self, dtype: str) -> float:
+        """FLOPs per second of products of this dtype, as XLA names it.
+
+        float32 factors are rounded to TF32, at half of bfloat16's speed; "f32!" are not.
+        """
+        if dtype in ("bf16", "f16"):
+            return self.tensor
+        if dtype == "f32":
+            return self.tensor / 2
+        return 2e9 * self.processors * self.lanes * self.clock
 
     @property
     def available(self) -> int:
@@ -69,19 +81,22 @@ class Gpu:
         """
 
 
-def _gpu(title, capability, processors, lanes, threads, shared_kib, l2_mib, memory_mib, *rest):
+def _gpu(title, capability, processors, lanes, threads, shared_kib, l2_mib, memory_mib, *speeds):
+    """`speeds`: memory in GB/s, clock in GHz, bfloat16 products in TFLOP/s."""
     shared, l2, memory = shared_kib << 10, l2_mib << 20, memory_mib << 20
-    return Gpu(title, capability, processors, lanes, threads, shared, l2, memory, *rest)
+    bandwidth, clock, tensor = speeds
+    sizes = (processors, lanes, threads, shared, l2, memory)
+    return Gpu(title, capability, *sizes, bandwidth * 1e9, clock, tensor * 1e12)
 
 
 GPUS = {
-    "rtx_3090": _gpu("GeForce RTX 3090", (8, 6), 82, 128, 1536, 100, 6, 24576, 936e9, 1.695),
-    "rtx_4090": _gpu("GeForce RTX 4090", (8, 9), 128, 128, 1536, 100, 72, 24564, 1008e9, 2.52),
-    "a6000": _gpu("RTX A6000", (8, 6), 84, 128, 1536, 100, 6, 48677, 768e9, 1.8),
-    "a100_40gb": _gpu("A100 SXM 40 GB", (8, 0), 108, 64, 2048, 164, 40, 40370, 1555e9, 1.41),
-    "a100_80gb": _gpu("A100 SXM 80 GB", (8, 0), 108, 64, 2048, 164, 40, 81158, 2039e9, 1.41),
-    "h100": _gpu("H100 SXM 80 GB", (9, 0), 132, 128, 2048, 228, 50, 81007, 3352e9, 1.98),
-    "h200": _gpu("H200 SXM 141 GB", (9, 0), 132, 128, 2048, 228, 50, 144384, 4800e9, 1.98),
+    "rtx_3090": _gpu("GeForce RTX 3090", (8, 6), 82, 128, 1536, 100, 6, 24576, 936, 1.695, 71),
+    "rtx_4090": _gpu("GeForce RTX 4090", (8, 9), 128, 128, 1536, 100, 72, 24564, 1008, 2.52, 165),
+    "a6000": _gpu("RTX A6000", (8, 6), 84, 128, 1536, 100, 6, 48677, 768, 1.8, 155),
+    "a100_40gb": _gpu("A100 SXM 40 GB", (8, 0), 108, 64, 2048, 164, 40, 40370, 1555, 1.41, 312),
+    "a100_80gb": _gpu("A100 SXM 80 GB", (8, 0), 108, 64, 2048, 164, 40, 81158, 2039, 1.41, 312),
+    "h100": _gpu("H100 SXM 80 GB", (9, 0), 132, 128, 2048, 228, 50, 81007, 3352, 1.98, 989),
+    "h200": _gpu("H200 SXM 141 GB", (9, 0), 132, 128, 2048, 228, 50, 144384, 4800, 1.98, 989),
 }
 
 
