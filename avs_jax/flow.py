@@ -53,6 +53,7 @@ from avs_jax.inference.dataset_tracks import make_tracks
 from avs_jax.inference.flow_estimator import FlowEstimator
 from avs_jax.models.flow.raft import VARIANTS
 from avs_jax.runtime.command_line import quiet_libraries
+from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.runtime.lock import locked
 from avs_jax.spec import InputError
 from avs_jax.stopping import run_as_program
@@ -135,6 +136,7 @@ def run(args: argparse.Namespace) -> Outcome:
     settings |= {} if side is None else {"size": side}
     estimate = motion_track.WITHOUT_WEIGHTS.get(args.model) if is_track else difference
     if needs_weights:
+        use_compilation_cache()
         estimate = FlowEstimator(
             args.model, args.weights, args.batch_size, args.iterations, args.dtype
         )

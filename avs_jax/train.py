@@ -1,9 +1,8 @@
 """Training: one function, read from top to bottom.
 
 A run writes checkpoints/ (runtime/run_checkpoints.py), metrics.jsonl and tensorboard/
-(runtime/log.py), evaluation/ (evaluate.py) and compilation_cache/ to its workdir. The same call on
-the same workdir resumes from the last complete checkpoint, with the numbers of an uninterrupted
-run.
+(runtime/log.py) and evaluation/ (evaluate.py) to its workdir. The same call on the same workdir
+resumes from the last complete checkpoint, with the numbers of an uninterrupted run.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ from avs_jax.data.records import open_records
 from avs_jax.evaluate import evaluate_split, report_folder
 from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.checkpoint import FOLDER, Checkpoint, step_directories
-from avs_jax.runtime.compilation_cache import enable_compilation_cache
+from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.evaluation import eval_batch_size, evaluate, make_eval_step
 from avs_jax.runtime.interruption import FiniteCheck, sigterm_as_request
@@ -81,7 +80,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
             check_sources(config)
         stack.enter_context(locked(workdir, "training", coordinator))
         if config.train.compilation_cache:
-            enable_compilation_cache(workdir / "compilation_cache")
+            use_compilation_cache()
 
         # ---- setup: shapes of the state; model, loss and optimizer meet in the step ----
         if is_first:

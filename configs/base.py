@@ -55,7 +55,7 @@ def base_config() -> ConfigDict:
     train.patience = 0  # stop after this many evaluations without a better score; 0: never
     train.final_splits = ("val", "test")  # for the best checkpoint, at the end
     train.num_pictures = 4  # validation rows drawn at every evaluation
-    train.compilation_cache = True  # in the workdir
+    train.compilation_cache = True  # keep compiled programs in ~/.cache/avs_jax
     train.init_from = ""  # checkpoint or converted weights to start from; "": random
     train.init_fresh = ()  # path regexes that keep their random values under init_from
     train.init_dropped = ()  # path regexes of init_from's tensors that this model does not have

@@ -105,7 +105,6 @@ def check_all(output: pathlib.Path, sizes: list[int], patience: float) -> None:
             raise Failed(f"the counts of {count} processes are not those of one")
         say(f"{count} processes: the same bytes of counts, of {sorted(evaluations[1])}")
         job.rename(whole)
-        keep_cache(whole, job)
         for victim in (count - 1, 0):
             seconds = kill(job, count, mesh, victim, patience)
             say(f"{count} processes: {victim} was killed, the others ended after {seconds:.1f} s")
@@ -302,12 +301,6 @@ def make_dataset(output: pathlib.Path) -> None:
         command = [sys.executable, str(ROOT / "scripts" / arguments[0]), *arguments[1:]]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
-
-
-def keep_cache(whole: pathlib.Path, job: pathlib.Path) -> None:
-    """Copies the compilation cache, whose keys contain the path, for the next run."""
-    job.mkdir()
-    shutil.copytree(whole / "compilation_cache", job / "compilation_cache")
 
 
 def log_of(workdir: pathlib.Path, process: int) -> pathlib.Path:

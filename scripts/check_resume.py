@@ -14,7 +14,6 @@ import argparse
 import os
 import pathlib
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -53,9 +52,6 @@ def main(argv: list[str] | None = None) -> int:
     run_to_the_end(rest, killed)
     killed.rename(whole)
     last = newest_step(whole)
-    cache = whole / "compilation_cache"
-    if cache.is_dir():  # its keys contain the path, which is why both runs use the same one
-        shutil.copytree(cache, killed / "compilation_cache")
     rng, num_killed = random.Random(args.seed), 0
     for i in range(args.kills):
         was_killed, how = run_and_kill(rest, killed, rng, in_save=i % 2 == 1)

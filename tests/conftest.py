@@ -27,6 +27,7 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "xla"))
+jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # as use_compilation_cache
 
 GOLDEN = ROOT / "tests" / "golden"
 

@@ -44,7 +44,9 @@ class TrainSetup:
     def init_state(self, params: Mapping, batch_stats: Mapping) -> TrainState:
         """The state before the first step, on the mesh."""
         new_state = _state_maker(self.optimizer, self.config)
-        return jax.jit(new_state, out_shardings=self.shardings)(params, batch_stats)
+        options = QUICK_COMPILATION
+        compiled = jax.jit(new_state, out_shardings=self.shardings, compiler_options=options)
+        return compiled(params, batch_stats)
 
     def make_train_step(self) -> Callable:
         return make_train_step(

@@ -21,7 +21,6 @@ from avs_jax.inference import stablehlo
 from avs_jax.models.backbones.swin import relative_position_index
 from avs_jax.programs import convert_weights, export_weights, weight_conversion
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables
-from avs_jax.runtime.compilation_cache import use_compilation_cache
 from configs import s4_vct_pvt_v2, s4_vct_resnet50
 from configs.s4_ama import get_config
 from configs.segment import segment_config
@@ -302,17 +301,3 @@ def test_a_checkpoint_of_another_size_is_not_exported(tmp_path, trained, capsys)
     assert export(*args, "--config.data.image_size=96") == 1
     assert "query mixer is made for 256 pixels" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_the_cache_of_programs_is_the_users(tmp_path, monkeypatch):
-    there = jax.config.jax_compilation_cache_dir
-    assert str(use_compilation_cache()) == there  # JAX's own setting has precedence
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    try:
-        jax.config.update("jax_compilation_cache_dir", None)
-        assert use_compilation_cache() == tmp_path / "avs_jax"
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "avs_jax")
-    finally:
-        jax.config.update("jax_compilation_cache_dir", there)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
