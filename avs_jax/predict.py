@@ -67,7 +67,7 @@ ANSWER_FLAGS = {  # of --video, by the tasks that read them
     "points": "json: object -> number of a frame -> [[x, y, 1 or 0], ..]",
     "boxes": "json: object -> number of a frame -> [left, top, right, bottom]",
     "masks": "folder of indexed images 00000.png, ..: the value k is object k",
-    "language": "npz: object -> tokens [L, D] of a language model, D the decoder's width",
+    "language": "npz: object -> tokens [L, D] of a language model, D as the model reads them",
 }
 REPEATED = ("text",)
 QUERY_FLAGS = {"audio": "wav to search for", "image": "image to search for"}

@@ -102,6 +102,8 @@ def sam2(size: str) -> ConfigDict:
     model.prompt_slots = 4  # predict --arrays: the most frames with prompts
     model.memory_dtype = "bfloat16"  # of the maps in memory
     model.dtype = "float32"
+    model.language_dim = 0  # of hidden states that --language holds; 0: it holds tokens [L, width]
+    model.hides_absent = True  # where the object score says "not visible", the mask is empty
     return model
 
 

@@ -9,11 +9,11 @@ from configs import parts
 from configs.base import check_variant, shrink_run_to_tiny
 from configs.segment import segment_config
 
-# Parameters of SAM2 that no host uses or changes: those of prompts by points, boxes and masks, and
-# mask 0, of unambiguous prompts.
+# Parameters of SAM2 that no host uses or changes: those of prompts by points, boxes, masks and
+# hidden states, and mask 0, of unambiguous prompts.
 PROMPTS = (
     r"sam2/(prompt_encoder|mask_downsample|mask_decoder/output_hypernetworks_mlps_0)/.*",
-    r"sam2/no_mem_pos_enc",
+    r"sam2/(no_mem_pos_enc|text_hidden_fcs/.*)",
 )
 MEMORY = (  # not used without memory
     r"sam2/(memory_encoder|memory_attention|obj_ptr_proj|obj_ptr_tpos_proj)/.*",

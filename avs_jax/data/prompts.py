@@ -31,7 +31,8 @@ class Prompt:
       labels: 1 for a point on the object, 0 for one beside it; None: all 1.
       box: (left, top, right, bottom).
       mask: bool [H, W], the object itself; excludes everything else.
-      language: float [L, D], tokens of the decoder's width that join those of points and box.
+      language: float [L, D], tokens that join those of points and box: of the decoder's width, or
+        hidden states of model.language_dim numbers.
     """
 
     points: Sequence[tuple[float, float]] = ()
@@ -117,15 +118,17 @@ def stack_prompts(
 def stack_language(
     prompts: Sequence[Prompt | None], width: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The language of M objects: tokens float32 [M, L, width], which exist bool [M, L], or None."""
+    """The language of M objects: tokens float32 [M, L, width], which exist bool [M, L], or None.
+
+    Args:
+      width: that the model expects of a token.
+    """
     tokens = [None if prompt is None else prompt.language for prompt in prompts]
     if all(x is None for x in tokens):
         return None
     for x in tokens:
         if x is not None and x.shape[1] != width:
-            raise InputError(
-                f"language of {x.shape[1]} numbers per token: the decoder's width is {width}"
-            )
+            raise InputError(f"language of {x.shape[1]} numbers per token: the model reads {width}")
     count = max(len(x) for x in tokens if x is not None)
     count = 1 << (count - 1).bit_length()  # few sizes, few programs
     stacked = np.zeros((len(tokens), count, width), np.float32)

@@ -65,7 +65,7 @@ class TrackedFrame:
     Attributes:
       number: of the frame.
       masks: bool [H, W].
-      logits: float32 [H, W]; -1024 where the object is not visible.
+      logits: float32 [H, W]; -1024 where the object is not visible, with `model.hides_absent`.
       ious: predicted.
       object_scores: logits, above 0 if the object is visible.
     """
@@ -210,8 +210,7 @@ class _Tracker:
         side = sam2.config.data.image_size
         stacked = stack_prompts(found, frame.shape[:2], side)
         features = spread(sam2._features(frame, sam2.config.data.frame_resize), len(found))
-        language = stack_language(found, sam2.config.model.width)
-        more = None if language is None else MoreTokens(*language)
+        more = self._read_language(found)
         segments, memory = sam2._call("start", features, *stacked.values(), more)
         if self._bank is None:
             slots = 1 << (len(self._prompts) - 1).bit_length()  # few sizes, few programs
@@ -221,6 +220,16 @@ class _Tracker:
         given = np.array([prompt is not None for prompt in found])
         self._bank = _remember_prompted(self._bank, memory, np.int32(number), given)
         self.started[number] = segments, given
+
+    def _read_language(self, prompts: list[Prompt | None]) -> MoreTokens | None:
+        """Tokens of the objects that language describes."""
+        model = self._sam2.config.model
+        dim = model.get("language_dim", 0)
+        language = stack_language(prompts, dim or model.width)
+        if language is None:
+            return None
+        tokens, exists = language
+        return MoreTokens(self._sam2._call("project_language", tokens) if dim else tokens, exists)
 
     def follow(self, number: int, frame: np.ndarray, num_frames: int) -> TrackedFrame:
         """The objects on a frame, which the bank remembers then."""

@@ -12,6 +12,7 @@
   tpavi     the whole model              OpenNLPLab/AVSBench, without its VGGish
   qd_detr   the whole model              wjun0830/QD-DETR, and its fork with gated fusion
   sam2      the whole model, 2.0 or 2.1  facebookresearch/sam2's, transformers'
+  sa2va     SAM2 and what prompts it     magic-research/Sa2VA, without its language model
   clip      the whole model (align_clip) Hugging Face's CLIPModel, OpenAI's state dicts
   swin      config.model.backbone        Microsoft's, timm's, VCT's backbone alone
   pvt_v2    config.model.backbone        the official one and AVSBench's encoder, timm's

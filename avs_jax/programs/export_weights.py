@@ -3,8 +3,9 @@
   avs-jax export --checkpoint=DIR --format=torch --output=model.pth
   avs-jax export --checkpoint=DIR --format=stablehlo --output=model.npz
 
---format=torch|safetensors|npz  the original's state dict (VCT, TPAVI, QD-DETR, SAM2, or CLIP in
-    Hugging Face's names) with its names, shapes and order, AMA's last. Tensors that
+--format=torch|safetensors|npz  the original's state dict (VCT, TPAVI, QD-DETR, SAM2, the part of
+    Sa2VA that segments, or CLIP in Hugging Face's names) with its names, shapes and order, AMA's
+    last. Tensors that
     convert_weights.py read come back bit for bit. It also stored those that no parameter uses (such
     as VGGish's unused MLP); a run that started from converted weights takes them from
     --kept_from=CONVERTED, or omits them with --allow_missing.
@@ -27,7 +28,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from avs_jax.convert import clip_names, ground_names, sam2_names, tpavi_names
+from avs_jax.convert import clip_names, ground_names, sa2va_names, tpavi_names
 from avs_jax.convert.names import module_versions, vct_names
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules, invert_rules
 from avs_jax.convert.tables import vct_rules
@@ -86,7 +87,7 @@ ORIGINALS = {  # task, host -> row
     ("segment", "tpavi"): Original(
         tpavi_names.tpavi_names, tpavi_names.tpavi_rules, elsewhere=(r"audio_backbone/.*",)
     ),
-    ("track", None): Original(sam2_names.sam2_names, sam2_names.sam2_rules),
+    ("track", None): Original(sa2va_names.tracker_names, sa2va_names.tracker_rules),
     ("ground", None): Original(ground_names.qd_detr_names, lambda _: ground_names.qd_detr_rules()),
     ("align", None): Original(clip_names.clip_names, lambda _: clip_names.clip_rules()),
 }

@@ -16,7 +16,14 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from avs_jax.convert import clip_names, ground_names, sam2_names, text_names, tpavi_names
+from avs_jax.convert import (
+    clip_names,
+    ground_names,
+    sa2va_names,
+    sam2_names,
+    text_names,
+    tpavi_names,
+)
 from avs_jax.convert.bias_tables import resize_bias_tables
 from avs_jax.convert.rules import ConversionError, Rule, apply_rules
 from avs_jax.convert.tables import (
@@ -97,6 +104,12 @@ SOURCES = {
         rules=sam2_names.sam2_rules,
         unused="",
         rename=sam2_names.original_layout,
+    ),
+    "sa2va": Source(
+        task="track",
+        host=None,
+        rules=lambda _: sa2va_names.sa2va_rules(),
+        unused="",
     ),
     "clip": Source(
         task="align",

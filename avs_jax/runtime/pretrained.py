@@ -25,6 +25,7 @@ WHOLE_MODELS = {"sam2": "track"}  # component -> task of the checkpoints that ho
 FREE_KEYS = ("remat", "drop_path_rate", "dtype", "memory_dtype", "prompt_slots") + (
     "stability_threshold",
     "hard_prompts",
+    "hides_absent",
 )
 ADVICE = (
     " (config.train.init_fresh names those to keep as initialized, config.train.init_dropped those "

@@ -203,8 +203,33 @@ def test_language_asks_as_points_do(small):
     assert padded[0].shape == (2, 4, 32)
     assert padded[1].tolist() == [[True, True, True, False], [False] * 4]
     assert stack_language([None, Prompt(points=[(1, 1)])], 32) is None
-    with pytest.raises(InputError, match="3 numbers per token: the decoder's width is 32"):
+    with pytest.raises(InputError, match="3 numbers per token: the model reads 32"):
         list(small.track(frames, {0: {"a": Prompt(language=np.ones((1, 3)))}}))
+
+
+@pytest.mark.slow
+def test_hidden_states_ask_as_their_tokens_do(small):
+    """With Sa2VA's projection, --language holds hidden states."""
+    config, rng = small.config.copy_and_resolve_references(), np.random.default_rng(6)
+    config.model.language_dim = 6
+    shapes = {"layers_0": (6, 6), "layers_2": (6, 32)}
+    projection = {
+        name: {
+            "kernel": rng.normal(size=shape).astype(np.float32),
+            "bias": rng.normal(size=shape[1:]).astype(np.float32),
+        }
+        for name, shape in shapes.items()
+    }
+    reading = Sam2(config, dict(small._params) | {"text_hidden_fcs": projection})
+    states = rng.normal(size=(2, 6)).astype(np.float32)
+    tokens = np.asarray(reading._call("project_language", states[None]))[0]
+    frames = clip(2)
+    asked = list(reading.track(frames, {0: {"a": Prompt(language=states)}}))
+    told = list(small.track(frames, {0: {"a": Prompt(language=tokens)}}))
+    for x, y in zip(asked, told, strict=True):
+        np.testing.assert_allclose(x.logits["a"], y.logits["a"], atol=1e-5)
+    with pytest.raises(InputError, match="32 numbers per token: the model reads 6"):
+        list(reading.track(frames, {0: {"a": Prompt(language=tokens)}}))
 
 
 def test_small_holes_are_filled():

@@ -6,7 +6,9 @@
     memory = encoder(features, mask), pointer = MLP(mask token)                      -> bank
 
 SAM2.1 differs from 2.0 in two switches. `codes_occlusion` adds an embedding to the memory of a
-frame without the object; `codes_pointer_times` gives pointers their distance in time.
+frame without the object; `codes_pointer_times` gives pointers their distance in time. Sa2VA's SAM2
+(2.0) reads hidden states of a language model (`language_dim` numbers each) through a projection to
+prompt tokens, and shows the masks of absent objects too (`hides_absent` off).
 
 The methods work on N objects; `images` are the frames they are on, one per object. Sides are
 multiples of 32; the published models are trained with squares of 1024. Source:
@@ -67,6 +69,8 @@ class SAM2(nn.Module):
     prompt_slots: int
     memory_dtype: str
     dtype: str
+    language_dim: int = 0
+    hides_absent: bool = True
 
     HAS_PARTS = True  # its backbone is a row of models/parts.py
     RULES = (
@@ -74,10 +78,12 @@ class SAM2(nn.Module):
         within("memory_dim", lambda x: x > 0 and x % 4 == 0, "a multiple of 4"),
         *at_least(1, "num_memory_layers", "ffn_dim", "map_stride", "prompt_slots"),
         *at_least(2, "num_maps", "num_pointers"),
+        *at_least(0, "language_dim"),
         within("max_prompted", lambda x: x == 0 or x >= 2, "0 (all), or at least 2"),
         within("stability_threshold", lambda x: 0 <= x <= 1, "a share, 0..1"),
         one_of("dtype", DTYPES),
         one_of("memory_dtype", DTYPES),
+        one_of("hides_absent", (True, False)),
     )
 
     def setup(self):
@@ -104,6 +110,9 @@ class SAM2(nn.Module):
             self.no_obj_embed_spatial = self.param("no_obj_embed_spatial", embedding, shape)
         if self.codes_pointer_times:
             self.obj_ptr_tpos_proj = Linear(self.memory_dim, dtype=dtype)
+        if self.language_dim:
+            # Sa2VA numbers the ReLU between its layers too.
+            self.text_hidden_fcs = MLP((self.language_dim, width), dtype, stride=2)
 
     def encode_images(self, images: Array) -> ImageFeatures:
         """Normalized images [N, H, W, 3] to maps."""
@@ -114,6 +123,10 @@ class SAM2(nn.Module):
     def without_memory(self, features: ImageFeatures) -> ImageFeatures:
         """The features of an image, or of the first frame of an object."""
         return features._replace(coarse=features.coarse + self.no_mem_embed[None])
+
+    def project_language(self, states: Array) -> Array:
+        """Hidden states of a language model [N, L, language_dim] to prompt tokens [N, L, D]."""
+        return self.text_hidden_fcs(states)
 
     def decode(
         self,
@@ -181,11 +194,13 @@ class SAM2(nn.Module):
         return self.decode(features, points, labels, mask_logits, has_mask, more)
 
     def as_segments(self, decoded: DecodedMasks, is_ambiguous: Array) -> Segments:
-        """One of the masks of each of N objects, or none where it is not visible."""
+        """One of the masks of each of N objects; with `hides_absent`, none if it is not visible."""
         chosen = choose(decoded, is_ambiguous, stability_threshold=self.stability_threshold)
         is_visible = decoded.object_score > 0
         pointer = self.point_at(self.obj_ptr_proj(chosen.token), is_visible)
-        mask = jnp.where(is_visible[:, :, None], chosen.mask, NO_OBJECT)
+        mask = chosen.mask
+        if self.hides_absent:
+            mask = jnp.where(is_visible[:, :, None], mask, NO_OBJECT)
         return Segments(mask, chosen.iou, decoded.object_score, pointer)
 
     def point_at(self, pointer: Array, is_visible: Array) -> Array:
@@ -345,6 +360,8 @@ class SAM2(nn.Module):
         masks = jnp.ones((num, height, width), bool)
         _, memory = self.start(features, points, labels, masks, jnp.ones(num, bool))
         self.follow(features, self.new_bank(memory, 1), jnp.int32(0), jnp.int32(2))
+        if self.language_dim:
+            self.project_language(jnp.zeros((num, 1, self.language_dim)))
 
     def __call__(
         self,
