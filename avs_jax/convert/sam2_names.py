@@ -20,85 +20,100 @@ ENCODER, DECODER, PROMPTS = "image_encoder", "sam_mask_decoder", "sam_prompt_enc
 def sam2_rules(model_config: Mapping[str, Any] | None = None) -> list[Rule]:
     """The whole state dict -> models.sam2.model.SAM2, any size and version."""
     del model_config
-    block, ours = rf"{ENCODER}\.trunk\.blocks\.(\d+)\.", r"trunk/blocks_\1/"
-    layer, our_layer = r"memory_attention\.layers\.(\d+)\.", r"memory_attention/layers_\1/"
-    memory, our_memory = r"memory_encoder\.", "memory_encoder/"
-    fuser, our_fuser = rf"{memory}fuser\.layers\.(\d)\.", rf"{our_memory}fuser_\1/"
-    down = rf"{memory}mask_downsampler\.encoder\."
-    our_down = f"{our_memory}mask_downsampler/encoder_"
-    prompt, our_prompt = rf"{PROMPTS}\.", "prompt_encoder/"
-    shrink, our_shrink = rf"{prompt}mask_downscaling\.", f"{our_prompt}mask_downscaling/"
-    decoder, our_decoder = rf"{DECODER}\.", "mask_decoder/"
-    two_way, our_two_way = rf"{decoder}transformer\.", f"{our_decoder}transformer/"
-    tokens = "iou_token|mask_tokens|obj_score_token"
     embeds = "no_mem_embed|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial|maskmem_tpos_enc"
-    rules = [
+    return [
         Rule(f"({embeds})", r"\1"),
-        Rule(rf"{ENCODER}\.trunk\.(pos_embed|pos_embed_window)", r"trunk/\1", "map"),
-        Rule(rf"{prompt}pe_layer\.positional_encoding_gaussian_matrix", f"{our_prompt}gaussian"),
-        Rule(rf"{prompt}point_embeddings\.(\d)\.weight", rf"{our_prompt}point_embeddings_\1"),
-        Rule(rf"{prompt}(not_a_point_embed|no_mask_embed)\.weight", rf"{our_prompt}\1"),
-        Rule(rf"{decoder}({tokens})\.weight", rf"{our_decoder}\1"),
+        *_encoder_rules(),
+        *_prompt_rules(),
+        *_decoder_rules(),
+        *_memory_rules(),
+        *_layer(r"obj_ptr_proj\.layers\.(\d)\.", r"obj_ptr_proj/layers_\1/"),
+        *_layer(r"obj_ptr_tpos_proj\.", "obj_ptr_tpos_proj/"),
+        *_layer(r"mask_downsample\.", "mask_downsample/", "conv"),
+    ]
+
+
+def _encoder_rules() -> list[Rule]:
+    """Hiera and the neck."""
+    trunk = rf"{ENCODER}\.trunk\."
+    block, ours = rf"{trunk}blocks\.(\d+)\.", r"trunk/blocks_\1/"
+    return [
+        Rule(rf"{trunk}(pos_embed|pos_embed_window)", r"trunk/\1", "map"),
+        *_layer(rf"{trunk}patch_embed\.proj\.", "trunk/patch_embed/", "conv"),
+        *_layer(rf"{block}attn\.(qkv|proj)\.", rf"{ours}attn/\2/"),
+        *_layer(rf"{block}mlp\.layers\.(\d)\.", rf"{ours}mlp_\2/"),
+        *_layer(rf"{block}proj\.", f"{ours}proj/"),
+        *_norm(rf"{block}(norm\d)\.", rf"{ours}\2/"),
+        *_layer(rf"{ENCODER}\.neck\.convs\.(\d)\.conv\.", r"neck/convs_\1/", "conv1x1"),
+    ]
+
+
+def _prompt_rules() -> list[Rule]:
+    source, ours = rf"{PROMPTS}\.", "prompt_encoder/"
+    shrink, our_shrink = rf"{source}mask_downscaling\.", f"{ours}mask_downscaling/"
+    return [
+        Rule(rf"{source}pe_layer\.positional_encoding_gaussian_matrix", f"{ours}gaussian"),
+        Rule(rf"{source}point_embeddings\.(\d)\.weight", rf"{ours}point_embeddings_\1"),
+        Rule(rf"{source}(not_a_point_embed|no_mask_embed)\.weight", rf"{ours}\1"),
+        *_layer(rf"{shrink}([03])\.", rf"{our_shrink}\1/", "conv"),
+        *_layer(rf"{shrink}(6)\.", rf"{our_shrink}\1/", "conv1x1"),
+        *_norm(rf"{shrink}([14])\.", rf"{our_shrink}\1/"),
+    ]
+
+
+def _decoder_rules() -> list[Rule]:
+    """The mask decoder, and the two convolutions of its finer maps."""
+    source, ours = rf"{DECODER}\.", "mask_decoder/"
+    two_way, our_two_way = rf"{source}transformer\.", f"{ours}transformer/"
+    block, our_block = rf"{two_way}layers\.(\d)\.", rf"{our_two_way}layers_\1/"
+    grow, our_grow = rf"{source}output_upscaling\.", f"{ours}output_upscaling/"
+    hyper, our_hyper = "output_hypernetworks_mlps", rf"{ours}output_hypernetworks_mlps_\1/"
+    return [
+        Rule(rf"{source}(iou_token|mask_tokens|obj_score_token)\.weight", rf"{ours}\1"),
+        *_layer(rf"{source}(conv_s[01])\.", r"\1/", "conv1x1"),
+        *_layer(rf"{two_way}(final_attn\w+)\.(\w+)\.", rf"{our_two_way}\1/\2/"),
+        *_norm(rf"{two_way}norm_final_attn\.", f"{our_two_way}norm_final_attn/"),
+        *_layer(rf"{block}mlp\.layers\.(\d)\.", rf"{our_block}mlp/layers_\2/"),
+        *_layer(rf"{block}((?:self|cross)_attn\w*)\.(\w+)\.", rf"{our_block}\2/\3/"),
+        *_norm(rf"{block}(norm\d)\.", rf"{our_block}\2/"),
+        *_layer(rf"{grow}([03])\.", rf"{our_grow}\1/", "up"),
+        *_norm(rf"{grow}1\.", f"{our_grow}1/"),
+        *_layer(rf"{source}{hyper}\.(\d)\.layers\.(\d)\.", rf"{our_hyper}layers_\2/"),
+        *_layer(rf"{source}(\w+_head)\.layers\.(\d)\.", rf"{ours}\1/layers_\2/"),
+    ]
+
+
+def _memory_rules() -> list[Rule]:
+    """The memory attention and the memory encoder."""
+    layer, our_layer = r"memory_attention\.layers\.(\d)\.", r"memory_attention/layers_\1/"
+    source, ours = r"memory_encoder\.", "memory_encoder/"
+    fuser, our_fuser = rf"{source}fuser\.layers\.(\d)\.", rf"{ours}fuser_\1/"
+    down, our_down = rf"{source}mask_downsampler\.encoder\.", f"{ours}mask_downsampler/encoder_"
+    return [
+        *_layer(rf"{layer}(self_attn|cross_attn_image)\.(\w+)\.", rf"{our_layer}\2/\3/"),
+        *_layer(rf"{layer}(linear\d)\.", rf"{our_layer}\2/"),
+        *_norm(rf"{layer}(norm\d)\.", rf"{our_layer}\2/"),
+        *_norm(r"memory_attention\.norm\.", "memory_attention/norm/"),
+        *_layer(rf"{down}([0369])\.", rf"{our_down}\1/", "conv"),
+        *_layer(rf"{down}(12)\.", rf"{our_down}\1/", "conv1x1"),
+        *_norm(rf"{down}(1|4|7|10)\.", rf"{our_down}\1/"),
+        *_layer(rf"{source}(pix_feat_proj|out_proj)\.", rf"{ours}\1/", "conv1x1"),
+        *_layer(rf"{fuser}dwconv\.", f"{our_fuser}dwconv/", "conv"),
+        *_layer(rf"{fuser}(pwconv\d)\.", rf"{our_fuser}\2/"),
+        *_norm(rf"{fuser}norm\.", f"{our_fuser}norm/"),
         Rule(rf"{fuser}gamma", f"{our_fuser}gamma"),
     ]
-    for source, target, transform in (
-        (rf"{ENCODER}\.trunk\.patch_embed\.proj\.", "trunk/patch_embed/", "conv"),
-        (rf"{block}attn\.(qkv|proj)\.", rf"{ours}attn/\2/", "linear"),
-        (rf"{block}mlp\.layers\.(\d)\.", rf"{ours}mlp_\2/", "linear"),
-        (rf"{block}proj\.", f"{ours}proj/", "linear"),
-        (rf"{ENCODER}\.neck\.convs\.(\d)\.conv\.", r"neck/convs_\1/", "conv1x1"),
-        (rf"{decoder}(conv_s[01])\.", r"\1/", "conv1x1"),
-        (rf"{shrink}([03])\.", rf"{our_shrink}\1/", "conv"),
-        (rf"{shrink}(6)\.", rf"{our_shrink}\1/", "conv1x1"),
-        (rf"{decoder}output_upscaling\.([03])\.", rf"{our_decoder}output_upscaling/\1/", "up"),
-        (rf"{two_way}(final_attn\w+)\.(\w+)\.", rf"{our_two_way}\1/\2/", "linear"),
-        (
-            rf"{two_way}layers\.(\d)\.mlp\.layers\.(\d)\.",
-            rf"{our_two_way}layers_\1/mlp/layers_\2/",
-            "linear",
-        ),
-        (
-            rf"{two_way}layers\.(\d)\.((?:self|cross)_attn\w*)\.(\w+)\.",
-            rf"{our_two_way}layers_\1/\2/\3/",
-            "linear",
-        ),
-        (
-            rf"{decoder}output_hypernetworks_mlps\.(\d)\.layers\.(\d)\.",
-            rf"{our_decoder}output_hypernetworks_mlps_\1/layers_\2/",
-            "linear",
-        ),
-        (rf"{decoder}(\w+_head)\.layers\.(\d)\.", rf"{our_decoder}\1/layers_\2/", "linear"),
-        (rf"{layer}(self_attn|cross_attn_image)\.(\w+)\.", rf"{our_layer}\2/\3/", "linear"),
-        (rf"{layer}(linear\d)\.", rf"{our_layer}\2/", "linear"),
-        (rf"{down}([0369])\.", rf"{our_down}\1/", "conv"),
-        (rf"{down}(12)\.", rf"{our_down}\1/", "conv1x1"),
-        (rf"{memory}(pix_feat_proj|out_proj)\.", rf"{our_memory}\1/", "conv1x1"),
-        (rf"{fuser}dwconv\.", f"{our_fuser}dwconv/", "conv"),
-        (rf"{fuser}(pwconv\d)\.", rf"{our_fuser}\2/", "linear"),
-        (r"obj_ptr_proj\.layers\.(\d)\.", r"obj_ptr_proj/layers_\1/", "linear"),
-        (r"obj_ptr_tpos_proj\.", "obj_ptr_tpos_proj/", "linear"),
-        (r"mask_downsample\.", "mask_downsample/", "conv"),
-    ):
-        rules += [
-            Rule(f"{source}weight", f"{target}kernel", transform),
-            Rule(f"{source}bias", f"{target}bias"),
-        ]
-    for source, target in (
-        (rf"{block}(norm\d)\.", rf"{ours}\2/"),
-        (rf"{shrink}([14])\.", rf"{our_shrink}\1/"),
-        (rf"{decoder}output_upscaling\.1\.", f"{our_decoder}output_upscaling/1/"),
-        (rf"{two_way}norm_final_attn\.", f"{our_two_way}norm_final_attn/"),
-        (rf"{two_way}layers\.(\d)\.(norm\d)\.", rf"{our_two_way}layers_\1/\2/"),
-        (rf"{layer}(norm\d)\.", rf"{our_layer}\2/"),
-        (r"memory_attention\.norm\.", "memory_attention/norm/"),
-        (rf"{down}(1|4|7|10)\.", rf"{our_down}\1/"),
-        (rf"{fuser}norm\.", f"{our_fuser}norm/"),
-    ):
-        rules += [
-            Rule(f"{source}weight", f"{target}scale"),
-            Rule(f"{source}bias", f"{target}bias"),
-        ]
-    return rules
+
+
+def _layer(source: str, target: str, transform: str = "linear") -> list[Rule]:
+    return [
+        Rule(f"{source}weight", f"{target}kernel", transform),
+        Rule(f"{source}bias", f"{target}bias"),
+    ]
+
+
+def _norm(source: str, target: str) -> list[Rule]:
+    return [Rule(f"{source}weight", f"{target}scale"), Rule(f"{source}bias", f"{target}bias")]
 
 
 def encoder_rules() -> list[Rule]:
@@ -106,8 +121,7 @@ def encoder_rules() -> list[Rule]:
 
     Ignored: everything else.
     """
-    kept = [rule for rule in sam2_rules() if rule.target.startswith(("trunk/", "neck/"))]
-    return [*kept, Rule(rf"(?!{ENCODER}\.).*", None)]
+    return [*_encoder_rules(), Rule(rf"(?!{ENCODER}\.).*", None)]
 
 
 def sam2_names(model_config: Mapping[str, Any]) -> list[str]:

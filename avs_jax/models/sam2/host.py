@@ -33,7 +33,7 @@ from avs_jax.models.rules import at_least, divides, nested, one_of, within
 from avs_jax.models.sam2.audio_prompts import AudioPrompts
 from avs_jax.models.sam2.bank import remember, remember_prompted
 from avs_jax.models.sam2.mask_decoder import DecodedMasks, choose
-from avs_jax.models.sam2.model import SAM2
+from avs_jax.models.sam2.model import SAM2, no_prompt
 from avs_jax.models.sam2.neck import ImageFeatures
 from avs_jax.models.sam2.prompts import MoreTokens
 from avs_jax.models.stage import Stage
@@ -276,13 +276,6 @@ def encode(sam2: SAM2, images: Array, batch: Mapping[str, Array]) -> ImageFeatur
         return sam2.encode_images(images)
     dtype = jnp.dtype(sam2.dtype)
     return ImageFeatures(*(fold_frames(batch[name]).astype(dtype) for name in MAPS))
-
-
-def no_prompt(features: ImageFeatures) -> tuple[Array, Array, Array, Array]:
-    """Points, labels, mask logits and has_mask of a prompt without any of them."""
-    num = len(features.coarse)
-    low = jnp.zeros((num, *features.fine.shape[1:3]))
-    return jnp.zeros((num, 0, 2)), jnp.zeros((num, 0), jnp.int32), low, jnp.zeros(num, bool)
 
 
 def decode_with_memory(

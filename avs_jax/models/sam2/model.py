@@ -218,9 +218,8 @@ class SAM2(nn.Module):
         num, height, width = masks.shape
         masks = masks.astype(jnp.float32)[..., None]
         prompt = self.mask_downsample(masks)[..., 0]
-        nothing = jnp.zeros((num, 0, 2)), jnp.zeros((num, 0), jnp.int32)
-        every, never = jnp.ones(num, bool), jnp.zeros(num, bool)
-        found = self.segment(features, *nothing, prompt, every, is_ambiguous=never)
+        points, labels, _, never = no_prompt(features)
+        found = self.segment(features, points, labels, prompt, ~never, is_ambiguous=never)
         logits = MASK_SCALE * masks + MASK_SHIFT
         low = resize_antialiased(logits, (height // 4, width // 4))[..., 0]
         is_visible = masks.any((1, 2))
@@ -329,8 +328,7 @@ class SAM2(nn.Module):
           masks: bool [N, H, W], the answer for the objects with has_mask, bool [N].
           more: tokens behind those of the points.
         """
-        low = jnp.zeros((len(masks), *features.fine.shape[1:3]))
-        none = jnp.zeros(len(masks), bool)
+        _, _, low, none = no_prompt(features)
         seen = self.without_memory(features)
         by_points = self.segment(seen, points, labels, low, none, more=more)
         by_mask = self.accept_masks(features, masks)
@@ -345,11 +343,8 @@ class SAM2(nn.Module):
         self, features: ImageFeatures, bank: Bank, frame: Array, num_frames: Array
     ) -> tuple[Segments, Memory]:
         """A frame without a prompt; args as `with_memory`."""
-        num = len(features.coarse)
-        nothing = jnp.zeros((num, 0, 2)), jnp.zeros((num, 0), jnp.int32)
-        low = jnp.zeros((num, *features.fine.shape[1:3]))
         seen = self.with_memory(features, bank, frame, num_frames)
-        segments = self.segment(seen, *nothing, low, jnp.zeros(num, bool))
+        segments = self.segment(seen, *no_prompt(seen))
         return segments, self.encode_memory(features, segments)
 
     def initialize(self, images: Array) -> None:
@@ -387,6 +382,13 @@ class SAM2(nn.Module):
             return module.apply(variables, *args, method=method)
 
         return jax.lax.map(lambda row: track_clip(apply, row, self.prompt_slots), dict(batch))
+
+
+def no_prompt(features: ImageFeatures) -> tuple[Array, Array, Array, Array]:
+    """Points, labels, mask logits and has_mask of a prompt without any of them, for N images."""
+    num = len(features.coarse)
+    low = jnp.zeros((num, *features.fine.shape[1:3]))
+    return jnp.zeros((num, 0, 2)), jnp.zeros((num, 0), jnp.int32), low, jnp.zeros(num, bool)
 
 
 def time_code(times: Array, dim: int) -> Array:

@@ -10,8 +10,8 @@ import pytest
 from avs_jax.losses import prompted
 from avs_jax.models import build_model
 from avs_jax.models.avs import prepare_images
-from avs_jax.models.sam2.host import SAM2Host, class_scores, no_prompt
-from avs_jax.models.sam2.model import SAM2
+from avs_jax.models.sam2.host import SAM2Host, class_scores
+from avs_jax.models.sam2.model import SAM2, no_prompt
 from avs_jax.results.pixel_scores import logit_scores
 from avs_jax.spec import InputError
 from avs_jax.tasks import make_task
