@@ -80,6 +80,7 @@ def host_model(data: ConfigDict, size: str) -> ConfigDict:
 def host_loss() -> ConfigDict:
     """The terms of avs_jax/losses/prompted.py; the first three weights are SAM2's."""
     loss = ConfigDict()
+    loss.candidates = "best"  # that learns the object, of the decoder's three masks; or "all"
     loss.focal_weight = 20.0
     loss.dice_weight = 1.0
     loss.iou_weight = 1.0
@@ -120,9 +121,15 @@ def shrink_for_demo(config: ConfigDict) -> None:
     model.audio_mean = -1.4  # of the generated clips
     model.audio_std = 1.85
     config.loss.dice_weight = 5.0
+    # A model that has to get only one of three masks right can split a clip's two to four objects
+    # among them and needs no sound. If all three learn, only the sound tells which object it is.
+    config.loss.candidates = "all"
     config.optim.learning_rate = 8e-4
-    config.optim.warmup_steps = 50
-    config.optim.groups = tuple((pattern, 1.0, decay) for pattern, _, decay in config.optim.groups)
+    config.optim.warmup_steps = 150
+    # At first, the learned queries dominate the tokens of a sound, and what is heard hardly reaches
+    # the masks. A higher rate lets it in before the decoder settles on masks that ignore it.
+    groups = ((pattern, 1.0, decay) for pattern, _, decay in config.optim.groups)
+    config.optim.groups = ((r"audio_prompts/.*", 3.0, 1.0), *groups)
     config.optim.frozen = PROMPTS if model.memory else UNUSED
     config.train.steps = 3000
     config.train.batch_size = 8

@@ -1,10 +1,14 @@
 """The loss of a prompted model: SAM2's terms for candidate masks, and the classes of their cells.
 
-Over supervised frames with an object, for the candidate with the least focal and dice loss:
+Over supervised frames with an object, for the candidate with the least focal and dice loss
+(`candidates` = "best") or the mean of all ("all"):
 
   loss_focal  mean over pixels of a (1 - p)^2 BCE, a = 0.25 on the object, 0.75 beside it
   loss_dice   1 - (2 sum(p t) + 1) / (sum p + sum t + 1)
-  loss_iou    |predicted IoU - IoU of (logit > 0)|, mean over all candidates
+
+and of all candidates:
+
+  loss_iou    |predicted IoU - IoU of (logit > 0)|, mean over the candidates
   loss_class  cross entropy of the cells' classes inside the object, mean over the object's area
 
 Over all supervised frames:
@@ -12,7 +16,9 @@ Over all supervised frames:
   loss_presence  BCE of the object score with "the frame has an object": silence is an example
 
 Logits are resized to the image, targets of classes are averaged to the cells. Source:
-facebookresearch/sam2 (2b90b9f), training/loss_fns.py and its weights; loss_class is ours.
+facebookresearch/sam2 (2b90b9f), training/loss_fns.py and its weights, with "best"; "all" and
+loss_class are ours. SAM2 trains the best of three masks because a click is ambiguous; a model that
+starts from scratch can fit clips of few objects that way without listening.
 """
 
 from collections.abc import Mapping
@@ -25,8 +31,9 @@ from einops import reduce
 from avs_jax.losses.boundary import foreground
 from avs_jax.ops.frames import fold_frames
 from avs_jax.ops.sampling import resize_bilinear
-from avs_jax.spec import MASK_STRIDE
+from avs_jax.spec import MASK_STRIDE, InputError
 
+CANDIDATES = ("best", "all")
 ALPHA = 0.25
 GAMMA = 2
 
@@ -56,10 +63,17 @@ def compute_losses(
       batch: reads target_masks, target_labels, target_valid and supervised.
       key: not read; nothing is drawn.
 
+    Raises:
+      InputError: loss_config.candidates is not in CANDIDATES.
+
     Returns:
       float32 [], the sum of the terms; and the terms, weighted.
     """
     del key
+    if loss_config.candidates not in CANDIDATES:
+        raise InputError(
+            f"config.loss.candidates = {loss_config.candidates!r}: choose one of {CANDIDATES}"
+        )
     counts = loss_norms(batch) if norms is None else norms
     is_supervised = fold_frames(batch["supervised"])
     target = foreground(batch)
@@ -67,12 +81,12 @@ def compute_losses(
     terms = candidate_losses(
         fold_frames(outputs["candidate_masks"]), fold_frames(outputs["candidate_ious"]), target
     )
-    cost = loss_config.focal_weight * terms["focal"] + loss_config.dice_weight * terms["dice"]
-    best = cost.argmin(-1)[:, None]
-    per_frame = {
-        name: jnp.take_along_axis(terms[name], best, axis=1)[:, 0] for name in ("focal", "dice")
-    }
-    per_frame["iou"] = terms["iou"].mean(-1)
+    per_frame = {name: x.mean(-1) for name, x in terms.items()}
+    if loss_config.candidates == "best":
+        cost = loss_config.focal_weight * terms["focal"] + loss_config.dice_weight * terms["dice"]
+        best = cost.argmin(-1)[:, None]
+        for name in ("focal", "dice"):
+            per_frame[name] = jnp.take_along_axis(terms[name], best, axis=1)[:, 0]
     if "class_logits" in outputs:
         per_frame["class"] = class_loss(fold_frames(outputs["class_logits"]), batch)
     losses = {

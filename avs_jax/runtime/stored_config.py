@@ -54,6 +54,12 @@ ADDED_UNDER: dict[tuple[str, str], dict[str, Any]] = {
         "loss.synchrony.rank_weight": 0.2,
         "loss.synchrony.margin": 0.2,
     },
+    ("host", "sam2"): {
+        "loss.candidates": "best",
+        "model.sam2.language_dim": 0,
+        "model.sam2.hides_absent": True,
+    },
+    ("task", "track"): {"model.language_dim": 0, "model.hides_absent": True},
     ("model.fusion.name", "ama"): {
         "model.fusion.at": "queries",
         "model.fusion.gate": False,
