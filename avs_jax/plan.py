@@ -31,6 +31,7 @@ from avs_jax.runtime.memory import GIB, StepBytes, count_flops, parse_bytes
 from avs_jax.runtime.run_config import check_run_config
 from avs_jax.runtime.setup import make_train_setup
 from avs_jax.runtime.step import TrainState
+from avs_jax.runtime.stored_config import flat_config
 from avs_jax.stopping import run_as_program
 from avs_jax.tasks import make_task
 
@@ -89,7 +90,7 @@ def plan(
     rows = config.train.batch_size
     shapes = ", ".join(f"{name} {x.shape[1:]}" for name, x in sorted(step.batch.items()))
     print(
-        f"{config.name}: a step of {rows} row(s), {config.model.get('dtype', 'float32')}, each "
+        f"{config.name}: a step of {rows} row(s), {compute_dtypes(config.model)}, each "
         f"of {shapes}\n"
         f"{mesh.size} device(s) of kind {devices[0].device_kind}, mesh {dict(mesh.shape)}"
     )
@@ -155,6 +156,13 @@ def largest_batch(measure: Callable[[int], int], unit: int, limit: int) -> int:
             line = (fits + too_large) // 2
         guess = max(line, fits + 1)
         known[guess] = measure(guess * unit)
+
+
+def compute_dtypes(model_config: ConfigDict) -> str:
+    """The dtypes of compute, of the model and of parts that have their own, such as "float32"."""
+    keys = flat_config(model_config).items()
+    found = {value for key, value in keys if key.split(".")[-1] == "dtype"}
+    return " and ".join(sorted(found)) or "float32"
 
 
 def describe_parameters(params: Mapping[str, Any], config: ConfigDict) -> str:

@@ -1,13 +1,19 @@
 """The cost of a step without data: operations, bytes, the largest batch."""
 
+import functools
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from avs_jax import plan as program
+from avs_jax.models import build_model
+from avs_jax.models.sam2.model import SAM2
 from avs_jax.runtime import sharding
 from avs_jax.runtime.memory import GIB, StepBytes, count_flops, parse_bytes
 from avs_jax.runtime.optim import flatten
+from configs import s4_sam2, sam2_host
 from tests import small
 
 
@@ -100,6 +106,52 @@ def test_the_plan_of_a_configuration(capsys):
     sizes = {path: leaf.size for path, leaf in flatten(step.state.params).items()}
     ama = sum(size for path, size in sizes.items() if path.startswith("ama/"))
     assert f"{ama:,}" in printed and f"{sum(sizes.values()):,}" in printed
+
+
+def encoder_flops(config, step):
+    """FLOPs of SAM2's image encoder on a batch, once forward."""
+    model = build_model(config.model.sam2, SAM2)
+    images = jnp.zeros((config.train.batch_size, *step.batch["images"].shape[2:]))
+    params = step.state.params["sam2"]
+    run = functools.partial(model.apply, method="encode_images")
+    return count_flops(jax.make_jaxpr(run)({"params": params}, images).jaxpr)
+
+
+@pytest.mark.slow
+def test_a_frozen_image_encoder_and_a_cached_one(tmp_path, capsys):
+    """Host sam2: frozen, the encoder runs forward alone; with its maps cached, not at all."""
+    configs = {name: s4_sam2.get_config("tiny") for name in ("trained", "frozen", "cached")}
+    for name in ("frozen", "cached"):
+        configs[name].optim.frozen = (r"sam2/(trunk|neck|conv_s\d)/.*", *sam2_host.UNUSED)
+        configs[name].data.augment.update(min_sizes=(64,), crop=False, color=False, flip=0.0)
+    shapes = {"trunk_fine": (16, 16, 4), "trunk_middle": (8, 8, 8), "trunk_coarse": (4, 4, 32)}
+    facts = {"weights": "k", "image_size": 64, "shapes": shapes}
+    (tmp_path / "features.json").write_text(json.dumps(facts))
+    configs["cached"].data.trunk_features = str(tmp_path)
+    found = {}
+    for name, config in configs.items():
+        config.train.batch_size = 8
+        step = program.trace_step(config, sharding.make_mesh(config))
+        found[name] = count_flops(step.traced.jaxpr.jaxpr)
+    forward = encoder_flops(config, step)
+    assert found["frozen"] - found["cached"] == forward
+    assert found["trained"] - found["frozen"] > 1.5 * forward  # backward: for inputs and weights
+
+    used = StepBytes.of(step.traced.lower().compile())
+    program.plan(config, f"{1.01 * used.total}B")
+    printed = capsys.readouterr().out
+    assert "8 row(s), float32, each of" in printed and "trunk_fine (1, 16, 16, 4)" in printed
+    assert str(used) in printed and "this fits into" in printed
+    assert ": 8 rows, 1 per device" in printed
+
+
+def test_dtypes_of_parts():
+    config = s4_sam2.get_config("tiny").model
+    assert program.compute_dtypes(config) == "float32"  # SAM2's; the host has none of its own
+    config.sam2.dtype = "bfloat16"
+    assert program.compute_dtypes(config) == "bfloat16"
+    config.dtype = "float32"
+    assert program.compute_dtypes(config) == "bfloat16 and float32"
 
 
 def test_a_batch_that_does_not_fit_the_mesh():
