@@ -76,11 +76,25 @@ def test_image_predictor(sam2):
         again.logits[:, ::3, ::3], stored("points_box_single/logits_sub3"), atol=4e-4
     )
     assert again.masks.shape == (1, 90, 120)
+    low = again.low_res_masks
+    np.testing.assert_allclose(
+        low[:, ::2, ::2], stored("points_box_single/low_res_sub2"), atol=4e-4
+    )
+    clicks = Prompt(points=points.tolist(), labels=labels.tolist())
+    corrected = sam2.predict_image(picture, clicks, low_res_mask=low[0])
+    np.testing.assert_allclose(corrected.ious, stored("with_mask_input/iou"), atol=1e-5)
+    np.testing.assert_allclose(
+        corrected.logits[:, ::3, ::3], stored("with_mask_input/logits_sub3"), atol=4e-4
+    )
 
 
 @pytest.mark.slow
 def test_video_predictor():
-    """A mask and a click on frame 0, followed through four frames."""
+    """A mask and a click on frame 0, followed through four frames.
+
+    The original's second pass is that of the first, although a click corrected frame 2 in between:
+    a frame that tracking has seen is predicted again, without its click.
+    """
     found = arrays("video")
     sam2 = make(Frames)
     sam2.pixels = [frame(number)[0] for number in range(4)]
@@ -92,8 +106,12 @@ def test_video_predictor():
             here = f"predictor/frame{tracked.number}"
             expected = found[f"{here}/video_res_logits"][i, 0]
             np.testing.assert_allclose(tracked.logits[name], expected, rtol=0, atol=6e-4)
+            again = found.get(f"predictor/second_pass/frame{tracked.number}/video_res_logits")
+            if again is not None:
+                np.testing.assert_allclose(tracked.logits[name], again[i, 0], rtol=0, atol=6e-4)
             score = found[f"{here}/obj{name}_object_score_logits"][0, 0]
             np.testing.assert_allclose(tracked.object_scores[name], score, atol=2e-5)
+    assert {path.split("/")[2] for path in found if "second_pass" in path} == {"frame2", "frame3"}
 
 
 def clip(count):
