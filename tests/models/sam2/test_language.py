@@ -26,7 +26,10 @@ MEMORY_FLOOR = 1e-3  # a bfloat16 rounding of the memory may flip
 @functools.cache
 def model_and_params(memory_dtype="float32"):
     model = golden_model(
-        codes_occlusion=False, codes_pointer_times=False, memory_dtype=memory_dtype
+        codes_occlusion=False,
+        codes_pointer_times=False,
+        hides_absent=False,
+        memory_dtype=memory_dtype,
     )
     tree = apply_rules(state_dict(model, None), sam2_rules(), param_shapes(model))
     return model, {"params": traverse_util.unflatten_dict(tree, sep="/")}
@@ -101,7 +104,6 @@ def test_language_on_five_frames_then_memory():
         else:
             found, memory = call("follow", features, bank, np.int32(number), np.int32(7))
             bank = remember(bank, memory, np.int32(number), every)
-        assert (np.asarray(found.object_score_logits) > 0).all()
         here = f"language_inference/frame{number}"
         check(f"{here}/low_res_sub2", found.low_res_mask, floor=MEMORY_FLOOR)
         check(f"{here}/obj_ptr", found.obj_ptr, floor=MEMORY_FLOOR)
