@@ -5,7 +5,6 @@ files stay, and shared memory is reported as leaked. A handler waits for what ru
 compilation of minutes, so only programs that have something to close install one.
 """
 
-import _thread
 import contextlib
 import functools
 import os
@@ -93,7 +92,8 @@ def _interrupt_again(hook: Callable, unraisable) -> None:
         number = signal.SIGTERM
         signal.signal(number, _terminate)
     # At once, it would be raised in this function, and be ignored too.
-    again = threading.Timer(AGAIN_SECONDS, _thread.interrupt_main, [number])
+    main = threading.main_thread().ident
+    again = threading.Timer(AGAIN_SECONDS, signal.pthread_kill, [main, number])
     again.daemon = True
     again.start()
 
