@@ -125,10 +125,10 @@ def _shrink_for_demo(config: ConfigDict) -> None:
         config.model.audio_std = 1.85
     config.optim.learning_rate = 1e-3
     config.optim.warmup_steps = 50
-    config.train.steps = 1000
+    config.train.steps = 300
     config.train.batch_size = 32
-    config.train.eval_every = 250
-    config.train.checkpoint_every = 250
+    config.train.eval_every = 150
+    config.train.checkpoint_every = 150
 
 
 def _shrink_to_tiny(config: ConfigDict) -> None:
