@@ -32,7 +32,8 @@ FACTS = (
     "queries",
     "videos",
 )
-OF_MASKS, OF_WINDOWS, OF_CLASSES = ("mIoU", "f_beta"), ("R1@0.5", "mAP"), ("top-1", "F1")
+OF_MASKS, OF_WINDOWS = ("mIoU", "f_beta"), ("R1@0.5", "mAP")
+OF_PAIRS, OF_CLASSES = ("R@1", "mAP"), ("top-1", "F1")
 PROTOCOLS = {  # that the page shows -> their measures there
     "stream": OF_MASKS,
     "dataset": OF_MASKS,
@@ -41,6 +42,8 @@ PROTOCOLS = {  # that the page shows -> their measures there
     "moments": OF_WINDOWS,
     "moments(domain look)": OF_WINDOWS,
     "moments(domain sound)": OF_WINDOWS,
+    "audio to frames": OF_PAIRS,
+    "frames to audio": OF_PAIRS,
     "fused": OF_CLASSES,
     "frames alone": OF_CLASSES,
     "sound alone": OF_CLASSES,
