@@ -7,6 +7,7 @@ Weights follow from the names and go through the converter. Needs torch and tran
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -34,7 +35,7 @@ def golden_state(state):
     arrays = {}
     for name, tensor in state.items():
         shape = tuple(tensor.shape)
-        if name.endswith("point_embed.weight"):
+        if name.endswith(".point_embed.weight"):
             prefix = "sam_prompt_encoder.point_embeddings"
             rows = [refer_value(f"{prefix}.{i}.weight", (1, shape[1])) for i in range(4)]
             arrays[name] = np.concatenate(rows)
@@ -63,7 +64,7 @@ def test_agrees_with_transformers(size, version):
 
     model = build_model(config, SAM2)
     tree = apply_rules(original_layout(arrays), sam2_rules(), param_shapes(model))
-    params = {"params": traverse_util.unflatten_dict(tree, sep="/")}
+    params = {"params": jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(tree, sep="/"))}
 
     @functools.partial(jax.jit, static_argnames="method")
     def call(method, *args):
