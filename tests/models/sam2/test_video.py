@@ -18,6 +18,7 @@ from avs_jax.models.sam2.bank import (
     remember_prompted,
 )
 from avs_jax.models.sam2.model import time_code
+from avs_jax.ops.sampling import resize_bilinear
 from tests.sam2_golden import SIDE, arrays, assert_golden, frame, golden_model, golden_params, meta
 
 pytestmark = pytest.mark.slow  # tests/inference/test_sam2.py tracks through the same code
@@ -170,6 +171,33 @@ def test_two_objects_at_once(video):
         found, memory = video.call("follow", video.features(number, 2), bank, index, np.int32(4))
         bank = remember(bank, memory, index, both)
         check_frame(f"batch2/frame{number}", found, memory)
+
+
+def test_a_click_corrects_a_tracked_frame():
+    """Object 2 of the original's predictor: memory, the first pass's mask, a click beside it."""
+    stored, clip = arrays("video"), Video(golden_params(), memory_dtype="bfloat16")
+    on, beside, new = np.int32([[1]]), np.int32([[0]]), np.ones(1, bool)
+
+    def scaled(name):
+        return (stored[f"predictor/{name}"] / [80, 60] * SIDE).astype(np.float32)[None]
+
+    features = clip.features(0)
+    prompt = scaled("point_prompt_xy_video_pixels"), on, np.zeros((1, 64, 64), np.float32), ~new
+    found = clip.call("segment", clip.call("without_memory", features), *prompt)
+    memory = clip.call("encode_memory", features, found)
+    bank = clip.call("new_bank", memory, num_prompted=1)
+    bank = remember_prompted(bank, memory, np.int32(0), new)
+    _, memory = clip.call("follow", clip.features(1), bank, np.int32(1), np.int32(4))
+    bank = remember(bank, memory, np.int32(1), new)
+    seen = clip.call("with_memory", clip.features(2), bank, np.int32(2), np.int32(4))
+    before, _ = clip.call("follow", clip.features(2), bank, np.int32(2), np.int32(4))
+    low = np.clip(before.low_res_mask, -32, 32)
+    found = clip.call("segment", seen, scaled("correction_click_xy"), beside, low, new)
+    logits = np.asarray(resize_bilinear(found.low_res_mask[..., None], (60, 80)))[0, ..., 0]
+    expected = stored["predictor/after_correction"][1, 0]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=6e-4)
+    tracked = stored["predictor/frame2/video_res_logits"][1, 0]
+    assert np.abs(expected - tracked).max() > 1  # the click matters
 
 
 RUNS = ["long_default", "long_smallmem", "long_stride2_cap2", "reverse"]
