@@ -25,6 +25,10 @@ SciPy's matching, and AdamW. It lacks VGGish, the audio MLP, PPQG and AMA, so it
 `step` it gets the frames of `data.train_frames`, or with --original-frames all five, as in the
 original.
 
+With --config.model.dtype=bfloat16, `clip` and `step` of PyTorch run under autocast to bfloat16.
+On a GPU, JAX multiplies float32 numbers in TF32 by default, and PyTorch does not. To compare like
+with like, set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, or JAX_DEFAULT_MATMUL_PRECISION=highest.
+
 For the host tpavi (--config=configs/s4_tpavi_resnet50.py), PyTorch's side is AVSBench's model with
 VGGish. It multiplies keys and values first, as ours does; with --original_attention it builds the
 matrix of all pairs of pixels, as the original does.
@@ -38,6 +42,7 @@ since before the model was built. Both include parameters and, in `step`, the op
 
 import contextlib
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -187,6 +192,8 @@ def main(argv: Sequence[str]) -> int:
         blocks = _blocks(values.blocks, host)
         own = ("--blocks", "--repeats", "--output")
         arguments = [a for a in argv[1:] if not a.startswith(own)]
+        # This process and both sides share a GPU, so none may reserve most of its memory.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         arguments += [f"--device={jax.default_backend()}"]
         results = []
         cases = [case for block in blocks for case in CASES[block]]

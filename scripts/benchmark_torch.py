@@ -219,7 +219,7 @@ def clip(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
         model = Model(config).to(device)
         return module_run(model, mode, lambda model: model(*batch))
 
-    return make_case(build, values, config.data.num_frames)
+    return make_case(build, values, config.data.num_frames, config.model.dtype)
 
 
 def step(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
@@ -241,7 +241,7 @@ def step(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
 
         return train
 
-    return make_case(build, values, frames)
+    return make_case(build, values, frames, config.model.dtype)
 
 
 def raft(variant: str, config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:

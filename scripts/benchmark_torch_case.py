@@ -9,14 +9,20 @@ from benchmark_worker import Case
 from torch import nn
 
 
-def make_case(build: Callable, values: flags.FlagValues, frames: int) -> Case:
-    """A case that runs the result of `build(device)` and counts memory from before it."""
+def make_case(
+    build: Callable, values: flags.FlagValues, frames: int, dtype: str = "float32"
+) -> Case:
+    """A case that runs the result of `build(device)` and counts memory from before it.
+
+    With another dtype than float32, it runs under autocast, as is usual in PyTorch.
+    """
     device = "cuda" if values.device == "gpu" else "cpu"
     before = resident_peak()
     run = build(device)
 
     def run_all():
-        run()
+        with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
+            run()
         if device == "cuda":
             torch.cuda.synchronize()
 

@@ -117,7 +117,7 @@ def sound_features(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
         return np.zeros((0, 2 * SOUND_BANDS), np.float32)
     frames = sliding_window_view(samples, audio.WINDOW)[:: audio.HOP]
     magnitude = np.abs(np.fft.rfft(frames * audio.hann_window(), audio.FFT_SIZE))
-    mel = magnitude @ audio.mel_matrix()
+    mel = audio.to_mel(magnitude)
     energy = np.log(mel.reshape(len(mel), SOUND_BANDS, -1).mean(axis=2) + audio.LOG_OFFSET)
     rise = np.maximum(np.diff(energy, axis=0, prepend=energy[:1]), 0)
     return np.concatenate([energy, rise], axis=1).astype(np.float32)
