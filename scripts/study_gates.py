@@ -35,6 +35,7 @@ from avs_jax.data.pipeline import EvalBatches, TrainBatches  # noqa: E402
 from avs_jax.files import write_atomically  # noqa: E402
 from avs_jax.results import gate_log, moments  # noqa: E402
 from avs_jax.runtime import sharding  # noqa: E402
+from avs_jax.runtime.compilation_cache import use_compilation_cache  # noqa: E402
 from avs_jax.runtime.evaluation import eval_batch_size, evaluate, make_eval_step  # noqa: E402
 from avs_jax.runtime.setup import make_train_setup  # noqa: E402
 from avs_jax.task import select  # noqa: E402
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     unknown = sorted(set(names) - set(VARIANTS))
     if unknown:
         parser.error(f"--variants: {unknown[0]!r} is none of {', '.join(VARIANTS)}")
+    use_compilation_cache()  # the programs of a variant are those of its other seeds
     path = pathlib.Path(args.output).expanduser() / "gates.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
     for name in names:

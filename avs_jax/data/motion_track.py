@@ -96,7 +96,8 @@ def _velocities(frames, estimate, side, batch_size):
         for (start, end, *_), flow in zip(waiting, estimate(first, second), strict=False):
             if flow.ndim == 3:
                 flow = (flow - camera_flow(flow)) / np.float32(side)
-            pooled = np.einsum("yh,hwc,xw->yxc", pool, flow.reshape(side, side, -1), pool)
+            planes = flow.reshape(side, side, -1).transpose(2, 0, 1)
+            pooled = (pool @ planes @ pool.T).transpose(1, 2, 0)
             yield start, end, (pooled / np.float32(end - start)).astype(np.float32)
         waiting.clear()
 
