@@ -54,7 +54,8 @@ def refer_config() -> ConfigDict:
     config.train.init_fresh = (r"(text|cma|head)/.*", r"predictor/text_.*")
     config.train.init_dropped = (
         r"logit_scale",
-        r"(pre_sam_backbone|scale_factor_module_\d)/.*",
+        r"predictor/visual_query_block/lambda",  # of AMA
+        r"(pre_sam_backbone|scale_factor_module_\d|ama)/.*",
         r"predictor/(audio_proj|proto_proj|visual_query_block/(prototype|pre_attn))/.*",
     )
 
@@ -84,7 +85,7 @@ def shrink(config: ConfigDict, variant: str) -> ConfigDict:
     config.evaluate.score_size = 96
     if config.model.fusion.name == "cma":
         config.model.fusion.num_heads = 4
-    config.train.steps = 6000
+    config.train.steps = 4000  # from the checkpoint of demo s4_ama
     if variant == "tiny":
         shrink_to_tiny(config)
         config.model.text.update(hidden_dim=16, num_layers=1, num_heads=2, ffn_dim=16)
