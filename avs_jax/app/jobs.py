@@ -20,7 +20,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from avs_jax.data.video import VideoError, frame_span, probe, read_windows
+from avs_jax.data.container import VideoError
+from avs_jax.data.video import frame_span, probe, read_windows
 from avs_jax.data.video_output import read_sound, write_overlay, write_with_sound
 from avs_jax.inference.predictor import Predictor
 from avs_jax.results.strip_figure import map_strips, second_chart

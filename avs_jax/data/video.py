@@ -15,28 +15,24 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import av
-import av.error
 import numpy as np
 
-from avs_jax.label_images import MAX_PIXELS
-from avs_jax.spec import FRAME_OFFSET_SECONDS, InputError
+from avs_jax.data.container import (
+    STAMP_SECONDS,
+    VideoError,
+    decode,
+    find_frames,
+    find_streams,
+    open_container,
+    scan,
+    time_of,
+    upright,
+)
+from avs_jax.spec import FRAME_OFFSET_SECONDS
 
-MAX_SECONDS = 24 * 3600  # longer files are damaged time stamps
 MIN_REST_SECONDS = 0.25  # a shorter rest after the last whole second is not shown
-STAMP_SECONDS = 1e-3  # Matroska rounds time stamps to 1 ms
 _JITTER_SECONDS = 0.02  # audio time stamps this close to the sample count are rounding
-_TRUNCATION_SECONDS = 0.25  # less missing than this is the slack of container formats
-# Tags are in any encoding; from PyAV 19 on, that needs no option.
-_ANY_TAGS = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 _Path = str | os.PathLike
-
-
-class VideoError(InputError):
-    """A file that is no usable video with sound; the message names the file and the reason."""
-
-    def __init__(self, path: _Path, reason: str):
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +84,7 @@ def probe(path: _Path) -> Video:
     """
     with open_container(path) as container:
         frames, sound = find_streams(path, container)
-        end, count = _scan(path, container, frames, sound)
+        end, count = scan(path, container, frames, sound)
         sample_rate, num_channels = sound.codec_context.sample_rate, sound.codec_context.channels
     frame = _first_frame(path)
     height, width, _ = upright(path, frame).shape
@@ -108,7 +104,7 @@ def probe(path: _Path) -> Video:
 def frame_span(path: _Path) -> Span:
     """Checks the frames of a file like `probe`; a file without sound will do."""
     with open_container(path) as container:
-        end, count = _scan(path, container, find_frames(path, container))
+        end, count = scan(path, container, find_frames(path, container))
     return Span(time_of(path, _first_frame(path)), end, count)
 
 
@@ -217,7 +213,7 @@ def read_timed_frames(path: _Path, least_interval: float) -> Iterator[tuple[floa
 def _shown(path: _Path) -> Iterator[av.VideoFrame]:
     """The decoded frames of a file, which is checked from end to end first."""
     with open_container(path) as container:
-        _scan(path, container, find_frames(path, container))
+        scan(path, container, find_frames(path, container))
     with open_container(path) as container:
         yield from decode(path, container, find_frames(path, container))
 
@@ -254,7 +250,7 @@ def read_pairs(
         num_seconds = probe(path).num_seconds
     else:
         with open_container(path) as container:
-            _scan(path, container, find_frames(path, container))
+            scan(path, container, find_frames(path, container))
     with open_container(path) as container:
         picker = _Picker(path, num_seconds)
         for frame in decode(path, container, find_frames(path, container)):
@@ -291,13 +287,6 @@ def _stack(video: Video, picks: list[tuple], start: int) -> np.ndarray:
             size = f"{frame.shape[1]}x{frame.shape[0]} px"
             raise VideoError(video.path, f"frames change their size to {size} in second {second}")
     return np.stack(frames)
-
-
-def upright(path: _Path, frame: av.VideoFrame) -> np.ndarray:
-    """A decoded frame as shown, uint8 RGB [H, W, 3]."""
-    _check_size(path, frame.width, frame.height)
-    turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-    return np.ascontiguousarray(turned)
 
 
 class _Picker:
@@ -383,110 +372,3 @@ class SoundTrack:
         self._chunks = [samples[count:]]
         self.num_ready = len(self._chunks[0])
         return samples[:count]
-
-
-def open_container(path: _Path):
-    """An input container; VideoError says why there is none."""
-    if not os.path.isfile(path):
-        raise VideoError(path, "no such file")
-    if not os.path.getsize(path):
-        raise VideoError(path, "the file is empty")
-    try:
-        # A playlist may not lead to the network.
-        options = {"protocol_whitelist": "file"}
-        return av.open(os.fspath(path), container_options=options, **_ANY_TAGS)
-    except av.error.FFmpegError as error:
-        with open(path, "rb") as file:
-            is_mp4 = file.read(12)[4:8] == b"ftyp"
-        reason = "truncated: the index is missing" if is_mp4 else "not a video"
-        raise VideoError(path, f"{reason} ({error.strerror})") from error
-
-
-def find_streams(path: _Path, container) -> tuple:
-    """The first video and the first audio stream."""
-    frames = find_frames(path, container)
-    if not container.streams.audio:
-        raise VideoError(path, "no sound: the file has no audio stream, and the model needs one")
-    return frames, _decodable(path, container.streams.audio[0])
-
-
-def find_frames(path: _Path, container):
-    """The first video stream that is no cover image."""
-    streams = [
-        stream
-        for stream in container.streams.video
-        if not stream.disposition & av.stream.Disposition.attached_pic
-    ]
-    if not streams:
-        raise VideoError(path, "no frames: the file has no video stream")
-    frames = _decodable(path, streams[0])
-    _check_size(path, frames.width, frames.height)
-    frames.thread_type = "AUTO"
-    return frames
-
-
-def _decodable(path: _Path, stream):
-    if stream.codec_context is None:
-        raise VideoError(path, f"no decoder for its {stream.type} stream")
-    return stream
-
-
-def _check_size(path: _Path, width: int, height: int) -> None:
-    if not 0 < width * height <= MAX_PIXELS:
-        raise VideoError(path, f"frames of {width}x{height} px, expected 1 to {MAX_PIXELS} pixels")
-
-
-def _scan(path: _Path, container, frames, sound=None) -> tuple[float, int]:
-    """Reads every packet: (end of the last frame in seconds, number of frames)."""
-    streams = [frames] if sound is None else [frames, sound]
-    ends, count = {stream.index: None for stream in streams}, 0
-    first = None
-    try:
-        for packet in container.demux(*streams):
-            if packet.is_corrupt:
-                raise VideoError(path, "truncated: its last packet is not complete")
-            if packet.pts is None:
-                continue
-            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-            ends[packet.stream.index] = max(end, ends[packet.stream.index] or end)
-            if packet.stream.index == frames.index:
-                count += 1
-                start = float(packet.pts * packet.time_base)
-                first = start if first is None else min(first, start)
-    except av.error.FFmpegError as error:
-        raise VideoError(path, f"damaged ({error.strerror})") from error
-    if first is None:
-        raise VideoError(path, "no frames: the video stream is empty")
-    if sound is not None and ends[sound.index] is None:
-        raise VideoError(path, "no sound: the audio stream is empty")
-    if ends[frames.index] - first > MAX_SECONDS:
-        raise VideoError(path, f"time stamps from {first:.0f} s to {ends[frames.index]:.0f} s")
-    if frames.duration:
-        is_short = count < frames.frames or not frames.frames
-        declared = float(frames.duration * frames.time_base)
-        found = ends[frames.index] - first
-    else:
-        is_short = True
-        declared = (container.duration or 0) / av.time_base
-        found = max(ends.values())  # Matroska announces the end, not the length
-    if is_short and declared - found > _TRUNCATION_SECONDS:
-        raise VideoError(path, f"truncated: it announces {declared:.2f} s and holds {found:.2f} s")
-    return ends[frames.index], count
-
-
-def decode(path: _Path, container, *streams) -> Iterator:
-    """Decoded frames of the streams as the file interleaves them."""
-    time = 0.0
-    try:
-        for packet in container.demux(*streams):
-            for frame in packet.decode():
-                time = frame.time if frame.time is not None else time
-                yield frame
-    except av.error.FFmpegError as error:
-        raise VideoError(path, f"damaged after {time:.2f} s ({error.strerror})") from error
-
-
-def time_of(path: _Path, frame) -> float:
-    if frame.time is None:
-        raise VideoError(path, "its frames have no time stamps")
-    return frame.time

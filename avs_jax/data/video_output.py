@@ -8,20 +8,17 @@ from collections.abc import Iterable, Iterator
 import av
 import numpy as np
 
-from avs_jax.data.video import (
+from avs_jax.data.container import (
     STAMP_SECONDS,
-    SoundTrack,
-    Video,
     VideoError,
     decode,
     find_frames,
     find_streams,
-    frame_span,
     open_container,
-    probe,
     time_of,
     upright,
 )
+from avs_jax.data.video import SoundTrack, Video, frame_span, probe
 
 MAX_FPS = 60.0
 _Path = str | os.PathLike

@@ -14,10 +14,11 @@ from PIL import Image
 from avs_jax import flow
 from avs_jax.data import flow_files, motion
 from avs_jax.data.clip import ClipRows
+from avs_jax.data.container import VideoError
 from avs_jax.data.decode import decode_rgb
 from avs_jax.data.records import open_records
 from avs_jax.data.transforms import BILINEAR, resize
-from avs_jax.data.video import VideoError, read_pairs, read_windows
+from avs_jax.data.video import read_pairs, read_windows
 from avs_jax.generate import datasets
 from avs_jax.inference import dataset_flow
 from avs_jax.inference.clip_video import make_estimator

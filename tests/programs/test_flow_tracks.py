@@ -7,8 +7,9 @@ import pytest
 
 from avs_jax import flow
 from avs_jax.data.clip import ClipRows
+from avs_jax.data.container import VideoError
 from avs_jax.data.records import open_records
-from avs_jax.data.video import VideoError, probe
+from avs_jax.data.video import probe
 from avs_jax.generate import datasets
 from avs_jax.inference.video_tracks import make_track_estimator, video_tracks
 from avs_jax.programs import build_dataset

@@ -1,0 +1,87 @@
+"""Files that are odd, damaged or no video at all: read, or refused with the reason."""
+
+import os
+
+import av
+import numpy as np
+import pytest
+
+from avs_jax.data import container
+from avs_jax.data.container import VideoError
+from avs_jax.data.video import probe, read_pairs, read_windows
+from tests.video_files import HEIGHT, WIDTH, steady, write
+
+
+def count_seconds(path):
+    return sum(len(frames) for frames, _, _ in read_windows(path, 5))
+
+
+def test_tags_in_another_encoding(tmp_path):
+    """A title in Latin-1, which is not UTF-8."""
+    path = write(tmp_path / "plain.mp4", steady(2), title="CAFEXXXX")
+    data = path.read_bytes()
+    assert data.count(b"CAFEXXXX") == 1
+    path.write_bytes(data.replace(b"CAFEXXXX", b"Caf\xe9 M\xfcr"))
+    assert probe(path).num_seconds == 2 and count_seconds(path) == 2
+    assert len(list(read_pairs(path))) == 2
+
+
+def test_frames_larger_than_memory_allows(tmp_path, monkeypatch):
+    path = write(tmp_path / "in.mp4", steady(1))
+    monkeypatch.setattr(container, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    for reading in (read_windows(path, 5), read_pairs(path, 1)):
+        with pytest.raises(VideoError, match=f"frames of {WIDTH}x{HEIGHT} px, expected 1 to"):
+            next(reading)
+
+
+def test_unusable_files(tmp_path):
+    def reason(path):
+        with pytest.raises(VideoError) as error:
+            list(read_windows(path, 5))
+        assert str(path) in str(error.value)
+        return error.value.reason
+
+    whole = write(tmp_path / "whole.mp4", steady(3))
+    silent = write(tmp_path / "silent.mp4", steady(1), rate=0)
+    assert "no sound" in reason(silent)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    assert "truncated" in reason(cut)
+    text = tmp_path / "text.mp4"
+    text.write_text("This is not a video.\n" * 50)
+    assert "not a video" in reason(text)
+    (tmp_path / "empty.mp4").touch()
+    assert "empty" in reason(tmp_path / "empty.mp4")
+    assert "no such file" in reason(tmp_path / "missing.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert "no such file" in reason(tmp_path / "pipe.mp4")
+    only_sound = tmp_path / "sound.mp4"
+    with av.open(str(only_sound), "w") as output:
+        sound = output.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.int16), "s16", "mono")
+        frame.sample_rate = 16_000
+        output.mux(sound.encode(frame))
+        output.mux(sound.encode(None))
+    assert "no frames" in reason(only_sound)
+
+
+@pytest.mark.parametrize("keep", [0.4, 0.7, 0.9])
+def test_truncated_with_the_index_in_front(tmp_path, keep):
+    """Files for the web carry their index first: they open, and only their end is missing."""
+    whole, front = write(tmp_path / "whole.mp4", steady(6)), tmp_path / "front.mp4"
+    with (
+        av.open(str(whole)) as source,
+        av.open(str(front), "w", options={"movflags": "faststart"}) as output,
+    ):
+        copies = {s.index: output.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream.index]
+                output.mux(packet)
+    assert count_seconds(front) == 6
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(front.read_bytes()[: int(front.stat().st_size * keep)])
+    for readings in (read_windows(cut, 5), read_pairs(cut, 6), read_pairs(cut)):
+        with pytest.raises(VideoError, match="truncated|damaged"):
+            list(readings)
+    assert len(list(read_pairs(front, 8))) == 8  # shorter than asked for is no damage
