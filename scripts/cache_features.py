@@ -31,7 +31,7 @@ from avs_jax.data.trunk_features import FACTS, MAPS, file_name, write_features  
 from avs_jax.files import write_atomically  # noqa: E402
 from avs_jax.inference.trunk_weights import encoder_weights  # noqa: E402
 from avs_jax.models import build_model  # noqa: E402
-from avs_jax.models.avs import prepare_images  # noqa: E402
+from avs_jax.models.inputs import prepare_images  # noqa: E402
 from avs_jax.models.sam2.model import SAM2  # noqa: E402
 from avs_jax.runtime.command_line import CommandLine, exit_status, parse  # noqa: E402
 from avs_jax.runtime.lock import locked  # noqa: E402

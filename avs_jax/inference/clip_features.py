@@ -28,7 +28,7 @@ from avs_jax.data import clip_features, transforms
 from avs_jax.data.moments import log_rms
 from avs_jax.data.tokens import WordTokenizer, load_tokenizer, tokenize
 from avs_jax.data.video import Video, probe, read_windows
-from avs_jax.models.avs import prepare_images
+from avs_jax.models.inputs import prepare_images
 from avs_jax.models.parts import find_part, make_part
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import InputError

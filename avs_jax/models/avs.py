@@ -14,19 +14,19 @@ are only mixed by `temporal`: elsewhere, clips and frames are one folded axis N.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.core import FrozenDict
 
 from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from avs_jax.models.decoders.pixel_decoder import PixelDecoder
 from avs_jax.models.decoders.vct_decoder import PROMPTS, VCTDecoder
 from avs_jax.models.fusion.gates import ChannelGate
+from avs_jax.models.inputs import INPUTS, TEXT_FIELDS, prepare_field, prepare_images
 from avs_jax.models.layers import MLP
 from avs_jax.models.parts import (
     MAP_AUDIO_BACKBONES,
@@ -41,31 +41,12 @@ from avs_jax.models.stage import PLACES, Stage, StageInputs, StageResult
 from avs_jax.ops.frames import fold_frames, repeat_clips, unfold_frames
 from avs_jax.spec import (
     MASK_STRIDE,
-    MEL_BANDS,
-    MEL_FRAMES,
-    PIXEL_MEAN,
-    PIXEL_STD,
     SIZE_DIVISOR,
-    SOUND_BANDS,
-    TRACK_CELLS,
     InputError,
     check_shape,
     frame_ids,
 )
 
-INPUTS = {  # which of them the model reads depends on the configuration
-    "images": "B T H W 3",
-    "log_mel": f"B T {MEL_FRAMES} {MEL_BANDS}",
-    "pre_masks": "B T H W 3",
-    "motion": "B T H W C",
-    "motion_track": f"B T U {TRACK_CELLS} {TRACK_CELLS} 2",
-    "sound_track": f"B T U {2 * SOUND_BANDS}",
-    "valid": "B T",
-    "frame_index": "B T",
-    "text_ids": "X N",  # X = B expressions, or as many for every clip: X a multiple of B
-    "text_mask": "X N",
-}
-TEXT_FIELDS = ("text_ids", "text_mask")
 ABSENT = FrozenDict({"name": "none"})
 STAGES = ("refiner", "fusion")  # sections of the configuration, in execution order
 REMAT_POLICIES = ("none", "backbone", "all")  # what the backward pass recomputes
@@ -83,8 +64,28 @@ def gumbel(key: jax.Array, ids: jax.Array, num_queries: int, num_pixels: int) ->
     return jax.vmap(draw)(ids)
 
 
+class Encoded(NamedTuple):
+    """What the encoders and the pixel decoder make of frames and sound; see StageInputs.
+
+    Attributes:
+      ids: of random draws, None in evaluation.
+    """
+
+    features: Mapping[str, jax.Array]
+    levels: Sequence[jax.Array]
+    mask_features: jax.Array
+    audio: jax.Array
+    ids: jax.Array | None
+
+
 class AVS(nn.Module):
-    """The whole model. Its fields are the keys of config.model, explained in configs/base.py."""
+    """The whole model. Its fields are the keys of config.model, explained in configs/segment.py.
+
+    Images are padded at the bottom and right to sides that are multiples of 32, and pred_masks
+    cover the padded image. The output `intermediates` holds, with frames folded ([N, ...]),
+    backbone, pre_sam_backbone, scale_factor, fused, audio_backbone, audio_features, pixel_decoder,
+    ppqg, decoder and each stage by its parameter name.
+    """
 
     num_classes: int
     num_prototypes: int
@@ -149,80 +150,39 @@ class AVS(nn.Module):
             stride 4. None: drawn in training, absent in evaluation.
 
         Returns:
-          Outputs as described in avs_jax.spec; clips with several expressions have a row for each,
-          in the order of text_ids. Images are padded at the bottom and right to sides that are
-          multiples of 32, and pred_masks cover the padded image. `intermediates` holds, with frames
-          folded ([N, ...]), backbone, pre_sam_backbone, scale_factor, fused, audio_backbone,
-          audio_features, pixel_decoder, ppqg, decoder and each stage by its parameter name.
+          Outputs as described in avs_jax.spec, and `intermediates`. Clips with several expressions
+          have a row for each, in the order of text_ids.
 
         Raises:
           ValueError: a missing field or a wrong shape.
           InputError: an unknown part.
         """
         sizes = self._check_batch(batch)
-        ids = _frame_ids(batch, sizes) if train else None  # of random draws
-        features, intermediates = self._encode_images(batch, train, ids)
-        features = self._mix_frames(features, batch, sizes["T"])
-        audio, intermediates["audio_backbone"] = self._encode_audio(batch["log_mel"])
-        intermediates["audio_features"] = audio
-        text = self._encode_text(batch, sizes["T"])
-
-        pixel_decoder = make_part(
-            "pixel_decoder",
-            PixelDecoder,
-            self.pixel_decoder,
-            hidden_dim=self.hidden_dim,
-            remat=self.remat == "all",
-            name="pixel_decoder",
-        )
-        levels, mask_features, intermediates["pixel_decoder"] = pixel_decoder(features)
-        intermediates["pixel_decoder"] |= {"multi_scale": levels, "mask_features": mask_features}
-
-        # The expressions of a clip share its images and its sound up to here.
-        if (times := sizes.get("X", sizes["B"]) // sizes["B"]) != 1:
-            of_frames = (features, levels, mask_features, audio, ids)
-            features, levels, mask_features, audio, ids = jax.tree.map(
-                lambda x: repeat_clips(x, sizes["T"], times), of_frames
-            )
-            batch = _repeat_fields(batch, times)
-
-        predictor = make_part(
-            "decoder",
-            VCTDecoder,
-            self.decoder,
-            num_classes=self.num_classes,
-            num_prototypes=self.num_prototypes,
-            num_queries=self.num_queries,
-            remat=self.remat == "all",
-            dtype=jnp.dtype(self.dtype),
-            name="predictor",
-        )
+        encoded, text, intermediates = self._encode(batch, sizes, train)
+        batch, encoded = _repeat_for_expressions(batch, encoded, sizes)
+        predictor = self._make_predictor()
         now = StageInputs(
-            fields={name: _prepare(batch[name]) for name in self.stage_fields()},
-            audio=audio,
-            features=features,
-            levels=levels,
-            mask_features=mask_features,
+            **encoded._asdict(),
+            # In a fixed order: the program, and so its place in the cache, depends on it.
+            fields={name: prepare_field(batch[name]) for name in sorted(self.stage_fields())},
             valid=fold_frames(batch["valid"]) if "valid" in batch else None,
-            ids=ids,
             train=train,
             progress=progress,
             num_frames=sizes["T"],
             text=text,
             image_size=batch["images"].shape[2:4],
-            mask_prior=lambda: mask_prior(predictor, levels, mask_features, audio),
+            mask_prior=lambda: mask_prior(predictor, encoded),
         )
         now, query_map, vectors, named = self._run_stages(now, intermediates)
         if train and gumbel_noise is None:
-            num_pixels = mask_features.shape[1] * mask_features.shape[2]
-            gumbel_noise = gumbel(self.make_rng("gumbel"), ids, self.num_queries, num_pixels)
+            gumbel_noise = self._draw_gumbel(encoded)
         decoded, steps = predictor(
-            now.levels, now.mask_features, audio, query_map, gumbel_noise, text, vectors
+            now.levels, now.mask_features, now.audio, query_map, gumbel_noise, text, vectors
         )
         outputs = self._unfold(decoded, named, sizes["T"])
         if self.head["name"] != "none":
             queries = steps["decoder"]["ffn"][-1]
-            outputs |= self._refer(queries, audio, text, levels[-1], sizes["T"], progress)
+            outputs |= self._refer(queries, encoded, text, sizes["T"], progress)
         return outputs | {"intermediates": intermediates | steps}
 
     def stages(self) -> dict[str, Stage]:
@@ -299,6 +259,42 @@ class AVS(nn.Module):
         if sizes.get("C", 1) not in (1, 2):
             raise ValueError(f"motion: {sizes['C']} channels, expected 1 (strength) or 2 (u, v)")
         return sizes
+
+    def _encode(self, batch, sizes, train):
+        """Frames and sound; words; what the steps in between have found."""
+        ids = _frame_ids(batch, sizes) if train else None
+        features, intermediates = self._encode_images(batch, train, ids)
+        features = self._mix_frames(features, batch, sizes["T"])
+        audio, audio_map = self._encode_audio(batch["log_mel"])
+        text = self._encode_text(batch, sizes["T"])
+        pixel_decoder = make_part(
+            "pixel_decoder",
+            PixelDecoder,
+            self.pixel_decoder,
+            hidden_dim=self.hidden_dim,
+            remat=self.remat == "all",
+            name="pixel_decoder",
+        )
+        levels, mask_features, steps = pixel_decoder(features)
+        intermediates |= {
+            "audio_backbone": audio_map,
+            "audio_features": audio,
+            "pixel_decoder": steps | {"multi_scale": levels, "mask_features": mask_features},
+        }
+        return Encoded(features, levels, mask_features, audio, ids), text, intermediates
+
+    def _make_predictor(self) -> VCTDecoder:
+        return make_part(
+            "decoder",
+            VCTDecoder,
+            self.decoder,
+            num_classes=self.num_classes,
+            num_prototypes=self.num_prototypes,
+            num_queries=self.num_queries,
+            remat=self.remat == "all",
+            dtype=jnp.dtype(self.dtype),
+            name="predictor",
+        )
 
     def _encode_images(self, batch, train, ids):
         """Feature maps res2..res5 of all frames, with the gated pre-mask branch added."""
@@ -377,12 +373,17 @@ class AVS(nn.Module):
         tokens = encode(batch["text_ids"], mask)
         return jnp.repeat(tokens, num_frames, axis=0), jnp.repeat(mask, num_frames, axis=0)
 
-    def _refer(self, queries, audio, text, features, num_frames, progress):
+    def _draw_gumbel(self, encoded):
+        """Noise for the queries, [N, Q, h*w]."""
+        num_pixels = math.prod(encoded.mask_features.shape[1:3])
+        return gumbel(self.make_rng("gumbel"), encoded.ids, self.num_queries, num_pixels)
+
+    def _refer(self, queries, encoded, text, num_frames, progress):
         """What the head makes of an expression, with axes B and T; align_text has B alone."""
         if text is None:
             raise InputError(f"head.name = {self.head['name']!r} reads text, but text is none")
         head = make_part("head", find_part("head", self.head), self.head, name="head")
-        per_frame, scalars = head(queries, audio, *text, features, progress)
+        per_frame, scalars = head(queries, encoded.audio, *text, encoded.levels[-1], progress)
         outputs = {name: unfold_frames(x, num_frames) for name, x in per_frame.items()}
         return outputs | {"align_text": outputs["align_text"][:, 0]} | scalars
 
@@ -405,18 +406,25 @@ class AVS(nn.Module):
         return outputs | {name: unfold(x) for name, x in named.items()}
 
 
-def mask_prior(predictor, levels, mask_features, audio) -> jax.Array:
+def mask_prior(predictor: VCTDecoder, encoded: Encoded) -> jax.Array:
     """The greatest mask logit of the initial queries, [N, h, w]: where something may be."""
-    decoded, _ = predictor(levels, mask_features, audio)
+    decoded, _ = predictor(encoded.levels, encoded.mask_features, encoded.audio)
     return decoded["predictions"][0]["pred_masks"].max(-1)
 
 
-def _repeat_fields(batch: Mapping[str, jax.Array], times: int) -> dict[str, jax.Array]:
-    """The batch with every clip `times` times in a row; its expressions are as many already."""
-    return {
+def _repeat_for_expressions(
+    batch: Mapping[str, jax.Array], encoded: Encoded, sizes: Mapping[str, int]
+) -> tuple[Mapping[str, jax.Array], Encoded]:
+    """Both with every clip once per expression, in a row; so far, expressions shared a clip."""
+    times = sizes.get("X", sizes["B"]) // sizes["B"]
+    if times == 1:
+        return batch, encoded
+    encoded = jax.tree.map(lambda x: repeat_clips(x, sizes["T"], times), encoded)
+    repeated = {
         name: x if name in TEXT_FIELDS else jnp.repeat(x, times, axis=0)
         for name, x in batch.items()
     }
+    return repeated, encoded
 
 
 def _frame_ids(batch, sizes):
@@ -424,39 +432,6 @@ def _frame_ids(batch, sizes):
     if index is None:
         index = jnp.broadcast_to(jnp.arange(sizes["T"]), (sizes["B"], sizes["T"]))
     return frame_ids(index)
-
-
-def _prepare(x: jax.Array) -> jax.Array:
-    """A field as a stage reads it: frames folded, images padded."""
-    return pad_to_divisor(fold_frames(x)) if x.ndim == 5 else fold_frames(x)
-
-
-def pad_to_divisor(x: jax.Array) -> jax.Array:
-    """Zero-pads [N, H, W, C] at the bottom and right to multiples of SIZE_DIVISOR."""
-    bottom, right = (-x.shape[1]) % SIZE_DIVISOR, (-x.shape[2]) % SIZE_DIVISOR
-    return jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
-
-
-def prepare_images(images: jax.Array) -> jax.Array:
-    """RGB 0..255 [B, T, H, W, 3] to normalized, zero-padded float32 [N, H', W', 3]."""
-    mean, std = (np.array(c, np.float32)[None, None, None] for c in (PIXEL_MEAN, PIXEL_STD))
-    return pad_to_divisor((fold_frames(images).astype(jnp.float32) - mean) / std)
-
-
-def example_inputs(size: tuple[int, int], motion_channels: int = 1) -> dict[str, np.ndarray]:
-    """One empty frame of (H, W) = size with every field a model may read, for initialization."""
-    images = np.zeros((1, 1, *size, 3), np.uint8)
-    return {
-        "images": images,
-        "pre_masks": images,
-        "log_mel": np.zeros((1, 1, MEL_FRAMES, MEL_BANDS), np.float32),
-        "motion": np.zeros((1, 1, *size, motion_channels), np.float32),
-        "motion_track": np.zeros((1, 1, 2, TRACK_CELLS, TRACK_CELLS, 2), np.float16),
-        "sound_track": np.zeros((1, 1, 2, 2 * SOUND_BANDS), np.float32),
-        "valid": np.ones((1, 1), bool),
-        "text_ids": np.zeros((1, 1), np.int32),
-        "text_mask": np.ones((1, 1), bool),
-    }
 
 
 def check_image_size(params: Mapping[str, Any], size: tuple[int, int]) -> None:

@@ -18,8 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models.avs import prepare_images
 from avs_jax.models.decoders.words import DECODERS
+from avs_jax.models.inputs import prepare_images
 from avs_jax.models.layers import Linear
 from avs_jax.models.parts import MAP_BACKBONES, find_part, make_part
 from avs_jax.models.rules import Rule, at_least, one_of, within

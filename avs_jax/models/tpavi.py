@@ -24,10 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.models.avs import DTYPES, INPUTS, REMAT_POLICIES, prepare_images
+from avs_jax.models.avs import DTYPES, REMAT_POLICIES
 from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from avs_jax.models.decoders.dilated_fpn import DilatedSum, FusionBlock
 from avs_jax.models.fusion.tpavi_block import MODES, TPAVIBlock
+from avs_jax.models.inputs import INPUTS, prepare_images
 from avs_jax.models.layers import Conv, Linear
 from avs_jax.models.parts import (
     MAP_AUDIO_BACKBONES,

@@ -37,8 +37,8 @@ from avs_jax.convert.tables import (
 )
 from avs_jax.data.motion import num_channels
 from avs_jax.models import build_model
-from avs_jax.models.avs import example_inputs
 from avs_jax.models.flow.raft import MIN_SIDE, RAFT
+from avs_jax.models.inputs import example_inputs
 from avs_jax.models.parts import find_part, make_part
 from avs_jax.runtime.command_line import UsageError
 from avs_jax.runtime.pretrained import load_parts

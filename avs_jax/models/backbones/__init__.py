@@ -1,1 +1,1 @@
-"""Backbones of the model; avs_jax/models/avs.py has the table of names."""
+"""Backbones of the model; avs_jax/models/parts.py has the tables of names."""

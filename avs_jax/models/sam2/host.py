@@ -25,8 +25,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models.avs import ABSENT, INPUTS, TEXT_FIELDS, prepare_images
+from avs_jax.models.avs import ABSENT
 from avs_jax.models.backbones.hiera import Hiera
+from avs_jax.models.inputs import INPUTS, TEXT_FIELDS, prepare_images
 from avs_jax.models.layers import MLP, LayerNorm, Linear
 from avs_jax.models.parts import MAP_AUDIO_BACKBONES, TOKEN_ENCODERS, find_part, make_part
 from avs_jax.models.rules import at_least, divides, nested, one_of, within

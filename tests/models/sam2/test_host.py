@@ -9,7 +9,7 @@ import pytest
 
 from avs_jax.losses import prompted
 from avs_jax.models import build_model
-from avs_jax.models.avs import prepare_images
+from avs_jax.models.inputs import prepare_images
 from avs_jax.models.sam2.host import SAM2Host, class_scores
 from avs_jax.models.sam2.model import SAM2, no_prompt
 from avs_jax.results.pixel_scores import logit_scores
