@@ -103,6 +103,7 @@ class PredictionFiles:
         self._problems: list[str] = []
         self._known: set[str] = set()
         self._inverted: list[pathlib.Path] = []
+        self._unreadable: dict[pathlib.Path, str] = {}  # file -> why
         self._files: dict[str, pathlib.Path] = {}
         for path in sorted(p for p in self._root.rglob("*") if p.suffix.lower() in SUFFIXES):
             stem = path.relative_to(self._root).with_suffix("").as_posix()
@@ -128,6 +129,8 @@ class PredictionFiles:
             stem = self._layout.stem(truth["clip_id"], truth["category"], int(t))
             self._known.add(stem)
             if not truth["supervised"][t]:
+                if (path := self._files.get(stem)) in self._unreadable:
+                    self._problems.append(f"{path}: {self._unreadable[path]}")
                 continue
             if stem not in self._files:
                 self._problems.append(f"missing: {self._root / stem}.png or .npy")
@@ -168,7 +171,7 @@ class PredictionFiles:
         return notes
 
     def _survey_pngs(self) -> None:
-        """Decides what the gray pngs are; files that cannot be read are left to `read_clip`."""
+        """Decides what the gray pngs are; `read_clip` reports those that cannot be read."""
         brightest: dict[int, tuple[int, pathlib.Path]] = {}  # by the largest value of the depth
         for path in self._files.values():
             if path.suffix.lower() != ".png":
@@ -179,8 +182,9 @@ class PredictionFiles:
                     if is_index_0_brighter(image):
                         self._inverted.append(path)
                     largest = _largest_gray(image)
-            except Exception:
-                continue  # listed by whatever reads it
+            except Exception as error:
+                self._unreadable[path] = first_line(error)
+                continue
             if largest is not None:
                 self._are_masks &= bool(np.isin(values, (0, largest)).all())
                 here = (int(values.max(initial=0)), path)

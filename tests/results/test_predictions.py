@@ -317,6 +317,24 @@ def test_every_problem_is_listed(tmp_path):
         assert all(word in line for word in words), (line, words)
 
 
+def test_a_damaged_png_is_listed_once(tmp_path):
+    """Also that of a frame that is not scored: it may have decided what the gray pngs are."""
+    config = a_config()
+    source = records()
+    write_all(config, source, random_predictions(config), tmp_path)
+    damaged = ["dog/clip.0/clip.0_2", "cat/clip.1/clip.1_2"]  # without and with ground truth
+    for stem in damaged:
+        (tmp_path / f"{stem}.npy").unlink()
+        (tmp_path / f"{stem}.png").write_bytes(b"damaged")
+    with pytest.raises(InputError) as error:
+        score_files(config, source, tmp_path)
+    lines = str(error.value).splitlines()
+    assert "2 problem" in lines[0] and len(lines) == 3
+    for line, stem in zip(lines[1:], damaged, strict=True):
+        assert line.strip().startswith(str(tmp_path / f"{stem}.png: ")), line
+        assert "cannot identify image" in line
+
+
 RGBA_IN_ALPHA = np.zeros((SCORE, SCORE, 4), np.uint8)
 RGBA_IN_ALPHA[2:9, 3:7, 3] = 255
 
