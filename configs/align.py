@@ -6,7 +6,7 @@ change what differs.
 
 import math
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import clips, parts
 from configs.base import vary
@@ -43,10 +43,11 @@ def align_config() -> ConfigDict:
     model.embed_dim = 256  # D
     model.text = parts.tiny_text()
     model.log_scale_init = math.log(1 / 0.07)
+    model.bias_init = config_dict.placeholder(float)  # of the bias, with loss.name "sigmoid": -10.0
 
     # ---- loss: avs_jax/losses/alignment.py ----
     loss = config.loss = ConfigDict()
-    loss.name = "infonce"  # | "sigmoid", with config.model.bias_init | "triplet"
+    loss.name = "infonce"  # | "sigmoid", with model.bias_init | "triplet"
     # of sound and frames: "clip" | "second", whose neighbors within 1 s are no negatives
     loss.unit = "clip"
     loss.same_class = "ignored"  # clips of one category are "negative", "ignored" or "positive"

@@ -31,7 +31,7 @@ def clip_config(name: str, task: str) -> ConfigDict:
     # ---- towers ----
     model = config.model = ConfigDict()
     model.backbone = parts.resnet50()
-    model.audio_backbone = parts.vggish()  # or, of `align`, ast
+    model.audio_backbone = parts.vggish()  # or, of `align`, parts.ast()
     model.audio_mean = 0.0  # log-mels enter as (x - mean) / std
     model.audio_std = 1.0
     model.dtype = "float32"

@@ -155,6 +155,20 @@ def vggish() -> ConfigDict:
     return ConfigDict({"name": "vggish", "width": 64})  # channels of the first convolution
 
 
+def ast() -> ConfigDict:
+    """AST of the published size, for task `align`: a vector per second, no map."""
+    return ConfigDict(
+        {
+            "name": "ast",
+            "hidden_dim": 768,
+            "num_layers": 12,
+            "num_heads": 12,
+            "ffn_dim": 3072,
+            "stride": 10,
+        }
+    )
+
+
 # ---- text encoders ----
 
 

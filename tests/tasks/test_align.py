@@ -14,11 +14,12 @@ from avs_jax.programs import convert_weights, export_weights
 from avs_jax.results.alignment import EmbeddingTable, protocols
 from avs_jax.results.report import Report, to_text
 from avs_jax.runtime import sharding
+from avs_jax.runtime.command_line import override
 from avs_jax.runtime.setup import make_train_setup
 from avs_jax.spec import TRUE_AUDIO, InputError
 from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
-from configs import align_clip, align_generated, align_s4
+from configs import align_clip, align_generated, align_s4, parts
 from tests import small
 from tests.cases_golden import state_dict
 from tests.clip_files import original_from_hf
@@ -87,6 +88,14 @@ def table_of(**embeds):
     columns = {"clip_id": ids.astype(str), "category": np.array(["a", "b", "a", "c"])}
     columns["label"] = np.array([0, 1, 0, 2])
     return EmbeddingTable(columns | {f"{k}_embed": np.float32(x) for k, x in embeds.items()})
+
+
+def test_choices_on_the_command_line_and_in_a_recipe():
+    sigmoid = ["--config.loss.name=sigmoid", "--config.model.bias_init=-10.0"]
+    assert make_task(override(align_generated.get_config("tiny"), sigmoid)).model.bias_init == -10
+    config = align_generated.get_config("tiny")
+    config.model.audio_backbone = parts.ast()
+    assert make_task(config).model.audio_backbone["num_layers"] == 12
 
 
 def test_protocols_by_clip_by_class_and_by_text():
