@@ -23,11 +23,14 @@ python=$venv/bin/python
 
 step() { printf '\n== %s\n' "$*"; }
 
-# ---- what a file of scripts/demos/ sets, or defines anew ----
+# ---- what a file of scripts/demos/ sets or redefines ----
 # dataset     of build_dataset.py
 # clips       folder of the generated clips
+# records     folder of the records, if another than above
 # clip_flags  of make_clips.py
+# build_flags further flags of build_dataset.py
 # starts_from another recipe, whose demo of the same seed runs first
+build_flags=()
 starts_from=
 prepare() { :; } # between clips and records
 questions() { :; } # flags of predict for the video $1, one per line
@@ -59,9 +62,11 @@ step "1/4 generated clips: $clips"
 $python scripts/make_clips.py --output="$clips" "${clip_flags[@]}"
 step "2/4 records: $records"
 prepare
-$python scripts/build_dataset.py --dataset="$dataset" --manual_dir="$clips" --data_dir="$records"
+$python scripts/build_dataset.py --dataset="$dataset" --manual_dir="$clips" --data_dir="$records" \
+  ${build_flags[@]+"${build_flags[@]}"}
 step "3/4 training, then the best checkpoint on val and test, with own and with false inputs: $workdir"
-$python -m avs_jax.main --config="$config" --config.seed="$seed" --workdir="$workdir" ${start[@]+"${start[@]}"}
+$python -m avs_jax.main --config="$config" --config.seed="$seed" --config.data.data_dir="$records" \
+  --workdir="$workdir" ${start[@]+"${start[@]}"}
 step "4/4 prediction on data the model has not seen"
 answer
 

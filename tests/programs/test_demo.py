@@ -58,22 +58,45 @@ def test_generates_builds_trains_and_predicts(project):
         "scripts/make_clips.py --output=demo/clips --setting=s4",
         "scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=demo/clips"
         " --data_dir=demo/tfds",
-        "-m avs_jax.main --config=configs/s4_x.py:demo --config.seed=3 --workdir=demo/s4_x-seed3",
+        "-m avs_jax.main --config=configs/s4_x.py:demo --config.seed=3"
+        " --config.data.data_dir=demo/tfds --workdir=demo/s4_x-seed3",
         "-m avs_jax.predict --checkpoint=demo/s4_x-seed3"
         " --video=demo/clips/raw_videos/test/test_1.mp4 --output=demo/s4_x-seed3/prediction",
     ]
 
 
-def test_starts_from_another_demo(project):
-    for clips in ("clips", "clips_avss"):
+@pytest.mark.parametrize(
+    "recipe, first", [("avss_x", "s4_x"), ("ms3_x", "s4_x"), ("ms3_vct_divided", "s4_vct")]
+)
+def test_starts_from_another_demo(project, recipe, first):
+    for clips in ("clips", "clips_avss", "clips_ms3"):
         (project / "demo" / clips).mkdir(parents=True)
-    status, runs, errors = demo(project, "avss_x")
+    for name in (recipe, first):
+        (project / "configs" / f"{name}.py").touch()
+    status, runs, errors = demo(project, recipe)
     assert status == 0, errors
     trainings = [run for run in runs if "avs_jax.main" in run]
     assert [run.split("--workdir=")[1] for run in trainings] == [
-        "demo/s4_x-seed0",
-        "demo/avss_x-seed0 --config.train.init_from=demo/s4_x-seed0",
+        f"demo/{first}-seed0",
+        f"demo/{recipe}-seed0 --config.train.init_from=demo/{first}-seed0",
     ]
+
+
+def test_records_of_a_kind_are_trained_on(project):
+    """Wherever the recipe's own variant looks for them."""
+    (project / "demo" / "clips_twins").mkdir(parents=True)
+    _, runs, _ = demo(project, "classify_x")
+    folder = "demo/tfds_twins"
+    assert runs[1].endswith(f"--data_dir={folder}") and f".data_dir={folder} --work" in runs[2]
+
+
+def test_synchrony_has_tracks(project):
+    (project / "demo" / "clips").mkdir(parents=True)
+    (project / "configs" / "s4_sync.py").touch()
+    _, runs, _ = demo(project, "s4_sync")
+    assert "--output=demo/tracks --source=track" in runs[1]
+    assert runs[2].endswith("--data_dir=demo/tfds_tracks --track_dir=demo/tracks")
+    assert "data_dir=demo/tfds_tracks" in runs[3]
 
 
 def test_an_expression_may_hold_spaces(project):
