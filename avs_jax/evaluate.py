@@ -1,7 +1,7 @@
 """Evaluation: a checkpoint and a split -> one row per scored item -> every protocol's numbers.
 
-One pass (runtime/evaluation.py) scores the unaltered split, then one each control of the task: the
-same ground truth with another input. A model that uses that input scores lower there.
+One pass (runtime/evaluation.py) scores the unaltered split, and one more each control of the task:
+the same ground truth with another input. A model that uses that input scores lower there.
 
   avs-jax evaluate --checkpoint=DIR [--config=configs/s4_ama.py] [--split=test]
       [--audio=silence,noise,offscreen,shift,late] [--manifest=FILE]

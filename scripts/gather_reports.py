@@ -7,7 +7,7 @@
 A report is NAME=PATH: a report.json, or a folder that is searched for them (a run has one per
 split). Reports with the same name are one row, so the datasets of a run are side by side. Reports
 of scripts/evaluate_rvos.py and the files of docs/results count too. DIR gets table.md, table.csv
-and table.tex; nothing is computed anew.
+and table.tex; nothing is recomputed.
 """
 
 import argparse

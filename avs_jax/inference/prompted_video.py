@@ -1,8 +1,8 @@
 """Prediction of task `track`: objects followed through a video, or a folder of images.
 
 --points, --boxes, --masks and --language say what to follow and on which frames, numbered from 0;
-one object may have several prompts. Coordinates are px of the video. Language is vectors that a
-model of language made, which act on the first frames. The output is
+one object may have several prompts. Coordinates are px of the video. Vectors of a language
+model (--language) act on the first frames. The output is
 
   masks/OBJECT/00000.png ...  one per frame at the video's size: 255 on the object
   overlay/00000.jpg ...       the frames with the objects in color
