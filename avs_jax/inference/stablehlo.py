@@ -25,6 +25,7 @@ from avs_jax.inference.predictor import Predictor
 from avs_jax.runtime.evaluation import apply_model
 from avs_jax.runtime.optim import flatten, unflatten
 from avs_jax.runtime.stored_config import plain_config
+from avs_jax.spec import InputError, first_line
 from avs_jax.task import Task, array_fields
 
 PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
@@ -68,12 +69,23 @@ def make_program(task: Task):
 def export_program(
     predictor: Predictor, platforms: Sequence[str] = ("cpu", "cuda")
 ) -> export.Exported:
-    """Lowers a predictor's program for all platforms, with symbolic B and T."""
+    """Lowers a predictor's program for all platforms, with symbolic B and T.
+
+    Raises:
+      InputError: the model's operations depend on how many clips or frames there are.
+    """
     sizes = zip(FREE_AXES, export.symbolic_shape(", ".join(FREE_AXES)), strict=True)
     weights = jax.eval_shape(lambda: flat_weights(predictor))
     program = jax.jit(make_program(predictor.task))
     inputs = input_shapes(predictor.task, **dict(sizes))
-    return export.export(program, platforms=tuple(platforms))(weights, inputs)
+    try:
+        return export.export(program, platforms=tuple(platforms))(weights, inputs)
+    # What a model says that wants a number where there is only a symbol.
+    except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
+        raise InputError(
+            f"this model of task {predictor.task.name!r} cannot be exported for any number of "
+            f"clips and frames ({first_line(error)}); predict --arrays runs it"
+        ) from error
 
 
 def flat_weights(predictor: Predictor) -> dict[str, jax.Array]:

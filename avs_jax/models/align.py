@@ -158,7 +158,7 @@ class Align(nn.Module):
         backbone = make_part("backbone", module, self.backbone, dtype=self.dtype, name="backbone")
         num_clips, num_frames = batch["images"].shape[:2]
         index = jnp.broadcast_to(jnp.arange(num_frames)[None], (num_clips, num_frames))
-        found = backbone(images, train, frame_ids(index))
+        found = backbone(images, train, frame_ids(index) if train else None)
         return found["res5"] if isinstance(found, Mapping) else found
 
     def _encode_audio(self, batch, train: bool) -> jax.Array:

@@ -189,7 +189,7 @@ class Classify(nn.Module):
         backbone = make_part("backbone", module, self.backbone, dtype=self.dtype, name="backbone")
         num_clips, num_frames = images.shape[:2]
         index = jnp.broadcast_to(jnp.arange(num_frames)[None], (num_clips, num_frames))
-        found = backbone(fold_frames(images), train, frame_ids(index))
+        found = backbone(fold_frames(images), train, frame_ids(index) if train else None)
         found = found["res5"].mean((1, 2)) if isinstance(found, Mapping) else found
         return unfold_frames(found, num_frames)
 

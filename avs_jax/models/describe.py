@@ -160,7 +160,7 @@ class Describe(nn.Module):
         module = find_part("backbone", self.backbone)
         backbone = make_part("backbone", module, self.backbone, dtype=self.dtype, name="backbone")
         index = jnp.broadcast_to(jnp.arange(num_frames)[None], (num_clips, num_frames))
-        found = backbone(prepare_images(images), train, frame_ids(index))
+        found = backbone(prepare_images(images), train, frame_ids(index) if train else None)
         return [unfold_frames(found[level], num_frames) for level in LEVELS]
 
     def _encode_audio(self, log_mel: jax.Array) -> jax.Array:

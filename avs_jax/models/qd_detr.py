@@ -140,7 +140,7 @@ class Encoder(nn.Module):
 
         def prepend(name, x):
             token = self.param(name, nn.initializers.normal(1.0), (width,)).astype(x.dtype)
-            return jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, width)), x], axis=1)
+            return jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, width)), x], axis=1)
 
         x, pos = prepend("global_token", v), prepend("global_pos", pos)
         masked = hide_padding(jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True))

@@ -86,8 +86,8 @@ class CLIPViT(nn.Module):
         )
         grid = patches.shape[1:3]
         class_token = self.param("class_embedding", INIT, (width,)).astype(dtype)
-        first = jnp.broadcast_to(class_token[None, None], (len(x), 1, width))
-        tokens = jnp.concatenate([first, patches.reshape(len(x), -1, width)], axis=1)
+        first = jnp.broadcast_to(class_token[None, None], (x.shape[0], 1, width))
+        tokens = jnp.concatenate([first, patches.reshape(x.shape[0], -1, width)], axis=1)
         tokens = tokens + self._positions(grid)[None].astype(dtype)
         steps["embeddings"] = tokens
         tokens = steps["pre_norm"] = LayerNorm(name="pre_norm")(tokens)

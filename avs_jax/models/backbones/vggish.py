@@ -64,7 +64,7 @@ class VGGish(nn.Module):
         if self.embedding:
             # Rows last, and first again: else XLA:CPU gives the convolutions and the products with
             # few rows to YNNPACK as one kernel, which takes seven times as long as both.
-            x = x.transpose(1, 2, 3, 0).reshape(-1, len(x)).T
+            x = x.transpose(1, 2, 3, 0).reshape(-1, x.shape[0]).T
         for i, features in enumerate(self.embedding):
             linear = Linear(
                 features,

@@ -34,7 +34,7 @@ def sine_code(angle: jax.Array, features: int) -> jax.Array:
     channel = np.arange(features)
     frequency = (10000.0 ** (-2 * (channel // 2) / features)).astype(np.float32)
     angle = angle[..., None] * frequency.reshape((1,) * angle.ndim + (-1,))
-    is_sine = np.broadcast_to(channel % 2 == 0, angle.shape)
+    is_sine = (channel % 2 == 0).reshape((1,) * (angle.ndim - 1) + (-1,))
     return jnp.where(is_sine, jnp.sin(angle), jnp.cos(angle))
 
 
@@ -179,8 +179,8 @@ class MomentDecoder(nn.Module):
         bbox_embed = head("bbox_embed", width, width, 2, is_zero=True)
         norm = LayerNorm(name="norm")
         anchor = nn.sigmoid(Embedding(self.num_queries, 2, name="query_embed")())
-        anchors = [jnp.broadcast_to(anchor[None], (len(memory), *anchor.shape))]
-        t = jnp.zeros((len(memory), self.num_queries, width), dtype)
+        anchors = [jnp.broadcast_to(anchor[None], (memory.shape[0], *anchor.shape))]
+        t = jnp.zeros((memory.shape[0], self.num_queries, width), dtype)
         states, weights = [], []
         for i in range(self.num_layers):
             anchor = jax.lax.stop_gradient(anchors[-1]) if i else anchors[-1]

@@ -45,7 +45,7 @@ class LSTM(nn.Module):
             h = nn.sigmoid(o) * jnp.tanh(c)
             return (h, c), h
 
-        zeros = jnp.zeros((len(x), self.hidden_dim), x.dtype)
+        zeros = jnp.zeros((x.shape[0], self.hidden_dim), x.dtype)
         _, states = jax.lax.scan(step, (zeros, zeros), jnp.swapaxes(given, 0, 1))
         return jnp.swapaxes(states, 0, 1)
 

@@ -265,7 +265,7 @@ class AMA(nn.Module):
         mixed = weights[0] * attention
         for weight, side in zip(weights[1:], self.levels, strict=True):
             cell = self.grid // side
-            pooled = motion.reshape(len(motion), side, cell, side, cell, -1).mean((2, 4))
+            pooled = motion.reshape(motion.shape[0], side, cell, side, cell, -1).mean((2, 4))
             level = MotionLevel(self.temperature_mode, self.dtype, name=f"level_{side}")
             mean = level(query, pooled, train, valid).mean(1).reshape(-1, side, side, 1)
             mean = resize_bilinear(mean, attention.shape[1:])[..., 0]

@@ -93,7 +93,7 @@ class AvigateFusion(nn.Module):
         normal, shape = nn.initializers.normal(0.02), (self.num_audio_queries, width)
         q = self.param("query_tokens", nn.initializers.orthogonal(), shape)
         q = q + self.param("query_positions", normal, shape)
-        q = jnp.broadcast_to(q.astype(self.dtype)[None], (len(x), *shape))
+        q = jnp.broadcast_to(q.astype(self.dtype)[None], (x.shape[0], *shape))
         masked = hide_padding(a_mask) if config.pooling == "masked" else None
         for i in range(self.num_resampler_layers):
             layer = ResamplerLayer(config, self.num_heads, self.dtype, name=f"resampler_{i}")

@@ -113,7 +113,7 @@ def remember(
     """
     if kind == "none":
         return x
-    valid = jnp.ones(len(x), bool) if valid is None else valid
+    valid = jnp.ones(x.shape[0], bool) if valid is None else valid
     fields = {"causal": causal, "dtype": dtype, "name": "memory"}
     memory = MotionGRU(**fields) if kind == "gru" else TimeAttention(num_heads, **fields)
     return fold_frames(memory(unfold_frames(x, num_frames), unfold_frames(valid, num_frames)))

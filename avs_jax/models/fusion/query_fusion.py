@@ -84,7 +84,7 @@ class QueryFusion(nn.Module):
         width = queries.shape[-1]
         heard = jnp.broadcast_to(pool_tokens(audio, None), queries.shape).reshape(-1, width)
         asked = queries.reshape(-1, width).astype(heard.dtype)
-        present = jnp.ones((len(asked), 2), bool)
+        present = jnp.ones((asked.shape[0], 2), bool)
         fused, _ = fuse_vectors(self.kind, asked, heard, present, self.dtype)
         return fused.reshape(queries.shape)
 

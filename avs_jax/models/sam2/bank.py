@@ -75,7 +75,7 @@ def empty_bank(
       num_maps: maps of the latest frames plus one, 7 in SAM2.
       num_pointers: pointers of the latest frames plus one, 16 in SAM2.
     """
-    count = len(memory.map)
+    count = memory.map.shape[0]
 
     def slots(x, number):
         return jnp.zeros((count, number, *x.shape[1:]), x.dtype)
@@ -169,7 +169,7 @@ def recall(
     since = frame - bank.prompted_frames
     return Recalled(
         jnp.concatenate([bank.prompted.map, maps], axis=1),
-        jnp.broadcast_to(ages[None], (len(maps), len(ages))),
+        jnp.broadcast_to(ages[None], (maps.shape[0], len(ages))),
         jnp.concatenate([is_close, has_map], axis=1),
         jnp.concatenate([bank.prompted.pointer, pointers], axis=1),
         jnp.concatenate([since, jnp.broadcast_to(back[None], has_pointer.shape)], axis=1),

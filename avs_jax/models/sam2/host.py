@@ -259,7 +259,7 @@ def as_query(decoded: DecodedMasks) -> dict[str, Array]:
     logits = jnp.array([-CERTAIN, 0.0, -CERTAIN], jnp.float32)[None, None]
     return {
         "pred_masks": mask[..., None],
-        "pred_logits": jnp.broadcast_to(logits, (len(mask), 1, 3)),
+        "pred_logits": jnp.broadcast_to(logits, (mask.shape[0], 1, 3)),
         "presence_logits": decoded.object_score[:, 0],
     }
 
@@ -333,4 +333,4 @@ def decode_with_memory(
 
 def _all(decoded: DecodedMasks) -> Array:
     """Every prompt is ambiguous: bool [N]."""
-    return jnp.ones(len(decoded.ious), bool)
+    return jnp.ones(decoded.ious.shape[0], bool)

@@ -50,7 +50,7 @@ class MemoryAttention(nn.Module):
         height, width, dim = coarse.shape[1:]
         code = sine_position_encoding(height, width, dim)[None].astype(self.dtype)
         x = coarse + POSITION_WEIGHT * jnp.broadcast_to(code, coarse.shape)
-        x = x.reshape(len(x), height * width, dim)
+        x = x.reshape(x.shape[0], height * width, dim)
         angles = axial_angles(height, width, dim)
         keys = memory + positions
         for i in range(self.num_layers):

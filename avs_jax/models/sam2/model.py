@@ -155,7 +155,7 @@ class SAM2(nn.Module):
 
     def choose_single(self, decoded: DecodedMasks) -> ChosenMask:
         """The mask of an unambiguous prompt."""
-        never = jnp.zeros(len(decoded.ious), bool)
+        never = jnp.zeros(decoded.ious.shape[0], bool)
         return choose(decoded, never, stability_threshold=self.stability_threshold)
 
     def segment(
@@ -386,7 +386,7 @@ class SAM2(nn.Module):
 
 def no_prompt(features: ImageFeatures) -> tuple[Array, Array, Array, Array]:
     """Points, labels, mask logits and has_mask of a prompt without any of them, for N images."""
-    num = len(features.coarse)
+    num = features.coarse.shape[0]
     low = jnp.zeros((num, *features.fine.shape[1:3]))
     return jnp.zeros((num, 0, 2)), jnp.zeros((num, 0), jnp.int32), low, jnp.zeros(num, bool)
 

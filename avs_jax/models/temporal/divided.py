@@ -149,7 +149,7 @@ class DividedEncoder(nn.Module):
         x = Linear(self.hidden_dim, dtype=self.dtype, name="input_projection")(level)
         places = sine_position_encoding(height, width, self.hidden_dim).reshape(1, -1, x.shape[-1])
         times = time_encoding(num_frames, self.hidden_dim)
-        x = unfold_frames(x.reshape(len(x), height * width, -1), num_frames)
+        x = unfold_frames(x.reshape(x.shape[0], height * width, -1), num_frames)
         x = x + (places + times[:, None])[None].astype(x.dtype)
         for i in range(self.num_layers):
             block = DividedBlock(self.num_heads, self.ffn_dim, self.dtype, name=f"layers_{i}")

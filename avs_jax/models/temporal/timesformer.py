@@ -100,9 +100,9 @@ class TimeSformer(nn.Module):
         grid = grid[nearest_index(height, side)][:, nearest_index(columns, side)]
         times = times[nearest_index(num_frames, self.num_frames)]
         codes = times[:, None] + grid.reshape(1, -1, width)
-        x = unfold_frames(x.reshape(len(x), -1, width), num_frames)
+        x = unfold_frames(x.reshape(x.shape[0], -1, width), num_frames)
         x = x + (codes + bias[None, None])[None].astype(dtype)
-        first = jnp.broadcast_to((token + places[0])[None], (len(video), width))
+        first = jnp.broadcast_to((token + places[0])[None], (video.shape[0], width))
         return x, first.astype(dtype)
 
 
@@ -113,5 +113,5 @@ def nearest_index(count: int, size: int) -> np.ndarray:
 
 def join_tokens(class_token: jax.Array, x: jax.Array) -> jax.Array:
     """[B, D] and [B, T, S, D] to [B, 1 + S T, D]: the class first, then patch by patch."""
-    patches = jnp.swapaxes(x, 1, 2).reshape(len(x), -1, x.shape[-1])
+    patches = jnp.swapaxes(x, 1, 2).reshape(x.shape[0], -1, x.shape[-1])
     return jnp.concatenate([class_token[:, None], patches], axis=1)
