@@ -111,7 +111,8 @@ def make_table(
         row = rows.setdefault((number.run, number.condition if conditions else ""), {})
         if number.column in row:
             raise InputError(
-                f"{number.run}: two reports with {' '.join(number.column)}; name them differently"
+                f"{number.run}: two reports with {' '.join(number.column)}; give each its own "
+                "name, and a report.json instead of a folder that holds several"
             )
         row[number.column] = "–" if number.value is None else f"{number.value:.2f}"
         columns[number.column] = None
