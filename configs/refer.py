@@ -81,11 +81,11 @@ def shrink(config: ConfigDict, variant: str) -> ConfigDict:
     config.model.text.vocab_size = 256
     config.model.head.embed_dim = 64
     shrink_for_demo(config)
-    config.data.num_supervised = 2
+    config.data.num_supervised = 1
     config.evaluate.score_size = 96
     if config.model.fusion.name == "cma":
         config.model.fusion.num_heads = 4
-    config.train.steps = 4000  # from the checkpoint of demo s4_ama
+    config.train.steps = 2000  # from the checkpoint of demo s4_ama
     if variant == "tiny":
         shrink_to_tiny(config)
         config.model.text.update(hidden_dim=16, num_layers=1, num_heads=2, ffn_dim=16)
