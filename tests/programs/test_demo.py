@@ -82,6 +82,16 @@ def test_starts_from_another_demo(project, recipe, first):
     ]
 
 
+@pytest.mark.parametrize("recipe", ["refer_sam2", "describe_x"])
+def test_starts_from_nothing(project, recipe):
+    """Although other recipes on the same clips start from S4's."""
+    (project / "demo" / "clips_refer").mkdir(parents=True)
+    (project / "configs" / f"{recipe}.py").touch()
+    status, runs, errors = demo(project, recipe)
+    assert status == 0, errors
+    assert "--output=demo/clips_refer" in runs[0] and not any("init_from" in run for run in runs)
+
+
 def test_records_of_a_kind_are_trained_on(project):
     """Wherever the recipe's own variant looks for them."""
     (project / "demo" / "clips_twins").mkdir(parents=True)
@@ -103,6 +113,7 @@ def test_an_expression_may_hold_spaces(project):
     clips = project / "demo" / "clips_refer"
     (clips / "videos").mkdir(parents=True)
     (clips / "videos" / "test_s_0.mp4").touch()
+    (project / "demo" / "s4_ama-seed0" / "evaluation").mkdir(parents=True)  # it starts from that
     rows = ["vid,uid,split,fid,exp", "test_s_0,a,test_s,1,the red star", "train_0,b,train,0,no"]
     (clips / "metadata.csv").write_text("\n".join(rows) + "\n")
     status, runs, errors = demo(project, "refer_x")
