@@ -9,6 +9,8 @@ values are linear between centers. The functions differ beyond the edge and when
                                             detectron2's point_sample)
 """
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +38,38 @@ def resize_bilinear(
 
 
 def _interpolate_axis(x: jax.Array, axis: int, size_out: int, align_corners: bool) -> jax.Array:
+    """Interpolates one axis; the gradient gathers too, where autodiff would scatter.
+
+    XLA:CPU scatters one index after the other, on one core.
+    """
     size_in = x.shape[axis]
+    low, high, fraction = _neighbors(size_in, size_out, align_corners)
+
+    def along_axis(values: np.ndarray) -> np.ndarray:
+        shape = [len(values) if a == axis else 1 for a in range(x.ndim)]
+        return values.astype(x.dtype).reshape(shape)
+
+    @jax.custom_vjp
+    def interpolate(x):
+        below, above = (jnp.take(x, i, axis=axis, mode="clip") for i in (low, high))
+        return along_axis(1 - fraction) * below + along_axis(fraction) * above
+
+    def pull_back(_, gradient):
+        return (
+            sum(
+                along_axis(weight) * jnp.take(gradient, index, axis=axis, mode="clip")
+                for index, weight in _readers(low, high, fraction, size_in)
+            ),
+        )
+
+    interpolate.defvjp(lambda x: (interpolate(x), None), pull_back)
+    return interpolate(x)
+
+
+def _neighbors(
+    size_in: int, size_out: int, align_corners: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each new pixel [size_out]: the old pixels at its sides, and how far the second counts."""
     index = np.arange(size_out, dtype=np.float64)
     if align_corners:
         position = index * ((size_in - 1) / max(size_out - 1, 1))
@@ -44,11 +77,26 @@ def _interpolate_axis(x: jax.Array, axis: int, size_out: int, align_corners: boo
         position = (index + 0.5) * (size_in / size_out) - 0.5
     position = np.clip(position, 0, size_in - 1)
     low = np.floor(position).astype(np.int32)
-    high = np.minimum(low + 1, size_in - 1)
-    along_axis = [size_out if a == axis else 1 for a in range(x.ndim)]
-    fraction = (position - low).astype(x.dtype).reshape(along_axis)
-    below, above = (jnp.take(x, i, axis=axis, mode="clip") for i in (low, high))
-    return (1 - fraction) * below + fraction * above
+    return low, np.minimum(low + 1, size_in - 1), position - low
+
+
+def _readers(
+    low: np.ndarray, high: np.ndarray, fraction: np.ndarray, size_in: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (index, weight), [size_in] each: a new pixel per old one, until all readers are met.
+
+    New pixels that read an old one are neighbors. Past the last one, the weight is zero.
+    """
+    weights = np.zeros((size_in, len(low)))
+    np.add.at(weights, (low, np.arange(len(low))), 1 - fraction)
+    np.add.at(weights, (high, np.arange(len(low))), fraction)
+    is_read = weights != 0
+    first, last = is_read.argmax(1), len(low) - 1 - is_read[:, ::-1].argmax(1)
+    count = np.where(is_read.any(1), last - first + 1, 0).max()
+    padded = np.pad(weights, ((0, 0), (0, count)))
+    for k in range(count):
+        index = (first + k).astype(np.int32)
+        yield index, padded[np.arange(size_in), index]
 
 
 def resize_antialiased(x: jax.Array, size: tuple[int, int]) -> jax.Array:

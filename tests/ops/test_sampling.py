@@ -1,5 +1,7 @@
 """Resizing and point sampling against plain loops and SciPy, on ordinary and degenerate input."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,18 @@ def test_resize_is_separable_linear_interpolation(shape, size, align_corners):
     expected = np.moveaxis(interpolate_axis(expected, size[1], align_corners), 0, -2)
     result = jax.jit(lambda x: resize_bilinear(x, size, align_corners=align_corners))(x)
     np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("old", "new"), [((5, 3), (13, 9)), ((7, 9), (3, 4)), ((1, 4), (6, 1))])
+def test_gradient_of_a_resize_is_its_transposed_matrix(old, new, align_corners):
+    """The matrix, from the resized images of single pixels."""
+    pixels = np.eye(old[0] * old[1], dtype=np.float32).reshape(-1, *old, 1)
+    resize = functools.partial(resize_bilinear, size=new, align_corners=align_corners)
+    gradient = np.random.default_rng(0).normal(size=(1, *new, 1)).astype(np.float32)
+    matrix = np.asarray(jax.jit(resize)(pixels)).reshape(len(pixels), -1)
+    found = jax.jit(lambda g: jax.vjp(resize, jnp.zeros((1, *old, 1)))[1](g)[0])(gradient)
+    np.testing.assert_allclose(found.ravel(), matrix @ gradient.ravel(), atol=1e-6)
 
 
 def test_resize_of_equal_size_is_identity_and_dtypes_are_kept():
