@@ -32,19 +32,27 @@ def pull_back(function, x, kernel, direction):
     return value, *pull(direction)
 
 
-def plain_convolution(x, kernel):
+def plain_convolution(x, kernel, dilation=1):
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("size", [1, 3, 5])
-def test_gradients_of_a_convolution(size, dtype):
+@pytest.mark.parametrize(("size", "dilation"), [(1, 1), (3, 1), (5, 1), (3, 2), (3, 6)])
+def test_gradients_of_a_convolution(size, dilation, dtype):
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = (2, 7, 4, 3), (size, size, 3, 6), (2, 7, 4, 6)
     given = [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
-    ours, expected = pull_back(convolve, *given), pull_back(plain_convolution, *given)
+    ours, expected = (
+        pull_back(lambda x, kernel, f=f: f(x, kernel, dilation), *given)
+        for f in (convolve, plain_convolution)
+    )
     tolerance = {"float32": 1e-5, "bfloat16": 0.01}[dtype]
     for a, b in zip(ours, expected, strict=True):
         assert a.dtype == b.dtype == dtype

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models.layers import Conv, torch_uniform
+from avs_jax.models.layers import Conv, convolve, torch_uniform
 from avs_jax.ops.sampling import resize_bilinear
 
 DILATIONS = (3, 6, 12, 18)
@@ -62,14 +62,7 @@ def dilated_convolve(x: Array, kernel: Array, dilation: int) -> Array:
     """
     n, h, w, channels = x.shape
     if _seen_share(h, dilation) * _seen_share(w, dilation) > TAP_SHARE:
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (1, 1),
-            [(dilation, dilation)] * 2,
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        return convolve(x, kernel, dilation)
     features = kernel.shape[-1]
     y = jnp.zeros((n, h, w, features), x.dtype)
     for i in range(3):
