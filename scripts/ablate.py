@@ -9,7 +9,9 @@
 A variant is a name and the flags of avs_jax.main that make it; further --config flags apply to all
 variants. Each variant is trained with each seed (so runs with the same seed see the same clips in
 the same order) in a process of its own, in DIR/VARIANT-seedN, with the output in
-DIR/VARIANT-seedN.log. Each run ends in the report of its best checkpoint. From the reports:
+DIR/VARIANT-seedN.log. In a variant's flags, {seed} is the seed of the run, as in
+--config.train.init_from=S4/vct-seed{seed}. Each run ends in the report of its best checkpoint. From
+the reports:
 
   table.md, .csv, .tex   mean and deviation over seeds, and against the baseline (the first variant)
                          the difference, its intervals over seeds and over clips, p values
@@ -32,11 +34,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from avs_jax.files import write_atomically
 from avs_jax.results import ablation
-from avs_jax.results.table import Table
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import TRUE_AUDIO, InputError, nearest
 from avs_jax.tasks import make_task
@@ -146,7 +145,8 @@ def train_all(
             workdir = output / f"{name}-seed{seed}"
             _check_flags(workdir, flags)
             if find_report(workdir, split) is None:
-                waiting.append((workdir, [*flags, f"--config.seed={seed}"]))
+                own = [flag.replace("{seed}", str(seed)) for flag in flags]
+                waiting.append((workdir, [*own, f"--config.seed={seed}"]))
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         lines = list(pool.map(lambda job: _train(*job), waiting))
     return [line for line in lines if line]
@@ -217,18 +217,18 @@ def make_tables(
         kind.load(_counts_file(folder, condition, r))
         for (*_, folder), r in zip(found, reports, strict=True)
     ]
-    known = _flat(reports[0]["scores"][condition])
+    known = ablation.flatten(reports[0]["scores"][condition])
     chosen = list(measures) or [name for name in MEASURES if name in known]
     chosen = chosen or [next(name for name in known if name.endswith(f"/{task.measure}"))]
     tables = {}
     for measure in chosen:
         runs = []
         for (variant, seed, folder), report, table in zip(found, reports, counts, strict=True):
-            numbers = _flat(report["scores"][condition])
+            numbers = ablation.flatten(report["scores"][condition])
             if numbers.get(measure) is None:
                 near = ", ".join(nearest(measure, list(numbers)) or numbers)
                 raise InputError(f"{folder}: no measure {measure!r}; nearest: {near}")
-            names, scores = clip_scores(table, task.protocols, measure)
+            names, scores = ablation.clip_scores(table, task.protocols, measure)
             runs.append(
                 ablation.Run(variant, seed, report["facts"], numbers[measure], names, scores)
             )
@@ -243,20 +243,6 @@ def _counts_file(folder: pathlib.Path, condition: str, report: Mapping[str, Any]
         )
     is_first = condition == next(iter(report["scores"]))
     return folder / ("counts.npz" if is_first else f"counts_{condition}.npz")
-
-
-def clip_scores(table: Table, protocols: Any, measure: str) -> tuple[list[str], np.ndarray]:
-    """A measure of each clip (or other scored item) alone; NaN where it is not defined."""
-    by, (names, scores) = next(iter(table.schema)), ([], [])
-    for group in table.groups(by):
-        names.append(str(table[by][group.start]))
-        value = _flat(protocols(table.take(group))).get(measure)
-        scores.append(np.nan if value is None else value)
-    return names, np.array(scores, np.float64)
-
-
-def _flat(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
-    return {f"{p}/{m}": value for p, values in scores.items() for m, value in values.items()}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,13 +9,17 @@ without runs has dashes.
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from avs_jax.results.statistics import Contrast, compare, holm
+from avs_jax.results.table import Table
 from avs_jax.spec import InputError
+
+Scores = Mapping[str, Mapping[str, float | None]]  # protocol -> measure -> 0..1
+Protocols = Callable[[Table], Scores]
 
 SAME_FACTS = (  # of all runs: what the predictions were compared with
     "dataset", "split", "ground_truth", "clips_skipped_when_built", "weights", "manifest_sha256",
@@ -63,6 +67,26 @@ class Row:
     numbers: Mapping[int, float]
     contrast: Contrast | None = None
     p_holm: float = np.nan
+
+
+def clip_scores(table: Table, protocols: Protocols, measure: str) -> tuple[list[str], np.ndarray]:
+    """A measure of each clip (or other scored item) alone; NaN where it is not defined.
+
+    Args:
+      protocols: table -> {protocol: {measure: number}}.
+      measure: PROTOCOL/MEASURE.
+    """
+    by, (names, scores) = next(iter(table.schema)), ([], [])
+    for group in table.groups(by):
+        names.append(str(table[by][group.start]))
+        value = flatten(protocols(table.take(group))).get(measure)
+        scores.append(np.nan if value is None else value)
+    return names, np.array(scores, np.float64)
+
+
+def flatten(scores: Scores) -> dict[str, float | None]:
+    """PROTOCOL/MEASURE -> number."""
+    return {f"{p}/{m}": value for p, values in scores.items() for m, value in values.items()}
 
 
 def make_rows(variants: Sequence[str], baseline: str, runs: Sequence[Run]) -> list[Row]:

@@ -172,7 +172,7 @@ def test_scores_of_clips_average_to_the_protocol(tmp_path):
     number = write_report(tmp_path, 3, 0.7)
     folder = ablate.find_report(tmp_path, "test")
     loaded = FrameCounts.load(folder / "counts.npz")
-    names, scores = ablate.clip_scores(loaded, metrics.all_protocols, "avsbench(batch=1)/mIoU")
+    names, scores = ablation.clip_scores(loaded, metrics.all_protocols, "avsbench(batch=1)/mIoU")
     assert names == list(CLIPS) and scores.mean() == pytest.approx(number, abs=1e-12)
 
 
@@ -215,6 +215,15 @@ def test_the_study_of_look_alikes_has_only_flags_that_exist():
         assert motion_controls(config.evaluate.motion) == ["scrambled_track"]
         at = config.model.fusion.get("at", "")
         assert at == {"ama": "queries", "ama_both": "both", "sync": "both"}.get(name, "")
+
+
+def test_a_run_starts_from_that_of_its_seed(trainer, tmp_path):
+    variant = "--variant=both --config=configs/s4_vct.py:demo --config.train.init_from=s4/{seed}"
+    assert ablate.main([f"--output={tmp_path}", "--seeds=0,3", variant]) == 0
+    starts = [command[1] for _, command in trainer.calls]
+    assert starts == ["--config.train.init_from=s4/0", "--config.train.init_from=s4/3"]
+    assert ablate.main([f"--output={tmp_path}", "--seeds=0,3", variant]) == 0
+    assert len(trainer.calls) == 2
 
 
 def test_another_variant_of_the_same_name_is_an_error(trainer, tmp_path, capsys):
