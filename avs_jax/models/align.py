@@ -9,14 +9,17 @@ scaled to unit length. Backbones that give one vector per frame, example or text
 read as they are. `logit_scale` is the log of the learned scale of similarities, `logit_bias` their
 offset in the sigmoid loss.
 
+With several `levels` of the backbone, each has a W_v, and a frame's vector is the sum.
+
 With frames from a backbone that gives maps, and sound, `sound_map` says where in a frame its second
-of sound is: the cosine of the sound's vector with each cell of the map through W_v.
+of sound is: the cosine of the sound's vector with each cell of the map through W_v. Several levels
+are resized to the finest one and added.
 
 Source: CLIP (Radford et al., ICML 2021); with the towers of CLIP this is CLIP.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +31,7 @@ from avs_jax.models.layers import Linear
 from avs_jax.models.parts import find_part, make_part
 from avs_jax.models.rules import Rule, at_least, one_of, within
 from avs_jax.ops.frames import fold_frames, unfold_frames
+from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.ops.unit_length import normalize
 from avs_jax.spec import (
     MEL_BANDS,
@@ -50,6 +54,11 @@ INPUTS = {
     "audio": {"log_mel": f"B T {MEL_FRAMES} {MEL_BANDS}", "valid": "B T"},
     "text": {"text_ids": "B P L", "text_mask": "B P L"},
 }
+LEVELS = ("res2", "res3", "res4", "res5")
+
+
+def _are_levels(value: Sequence[str]) -> bool:
+    return bool(value) and set(value) <= set(LEVELS) and len(set(value)) == len(value)
 
 
 def modalities(pairs: str) -> list[str]:
@@ -64,6 +73,7 @@ class Align(nn.Module):
       pairs: key of PAIRS.
       embed_dim: width of the common space.
       backbone, audio_backbone, text: sections of the towers.
+      levels: maps of the backbone that are read; a backbone of vectors has none.
       audio_mean, audio_std: log-mels enter as (x - mean) / std.
       log_scale_init: first value of logit_scale.
       bias_init: first value of logit_bias; None: there is none.
@@ -75,6 +85,7 @@ class Align(nn.Module):
     backbone: Mapping[str, Any] | None = None
     audio_backbone: Mapping[str, Any] | None = None
     text: Mapping[str, Any] | None = None
+    levels: Sequence[str] = ("res5",)
     audio_mean: float = 0.0
     audio_std: float = 1.0
     log_scale_init: float = math.log(1 / 0.07)
@@ -87,6 +98,7 @@ class Align(nn.Module):
         *at_least(1, "embed_dim"),
         within("audio_std", lambda x: x > 0, "above 0"),
         one_of("dtype", ("float32", "bfloat16")),
+        within("levels", _are_levels, f"any of {list(LEVELS)}, each once"),
         Rule(
             "pairs",
             lambda pairs, config: all(config.get(SECTIONS[name]) for name in modalities(pairs)),
@@ -131,16 +143,15 @@ class Align(nn.Module):
             if name == "text":
                 outputs["text_embed"] = self._embed_texts(batch)
                 continue
-            encode = self._encode_frames if name == "frames" else self._encode_audio
-            found = encode(batch, train)
-            project = self._projection(f"{name}_projection", found.shape[-1])
-            if name == "frames" and found.ndim == 4:
-                cells = normalize(unfold_frames(project(found).astype(jnp.float32), sizes["T"]))
-            found = found.mean((1, 2)) if found.ndim == 4 else found
-            seconds = unfold_frames(project(found).astype(jnp.float32), sizes["T"])
+            if name == "frames":
+                found, cells = self._project_frames(batch, train)
+            else:
+                found = self._project_audio(batch)
+            seconds = unfold_frames(found, sizes["T"])
             outputs[f"{name}_seconds"] = normalize(seconds)
             outputs[f"{name}_embed"] = normalize(_mean_of_valid(seconds, batch.get("valid")))
         if cells is not None and "audio" in used:
+            cells = normalize(unfold_frames(cells, sizes["T"]))
             outputs["sound_map"] = jnp.einsum("bthwd,btd->bthw", cells, outputs["audio_seconds"])
         constant = nn.initializers.constant
         outputs["logit_scale"] = self.param("logit_scale", constant(self.log_scale_init), ())
@@ -148,8 +159,8 @@ class Align(nn.Module):
             outputs["logit_bias"] = self.param("logit_bias", constant(self.bias_init), ())
         return outputs
 
-    def _encode_frames(self, batch, train: bool) -> jax.Array:
-        """[N, C] or, from a backbone of maps, [N, h, w, C] of all frames."""
+    def _project_frames(self, batch, train: bool) -> tuple[jax.Array, jax.Array | None]:
+        """float32 [N, D] of all frames and, where there are maps, [N, h, w, D] of their cells."""
         module = find_part("backbone", self.backbone)
         mean = getattr(module, "PIXEL_MEAN", PIXEL_MEAN)
         std = getattr(module, "PIXEL_STD", PIXEL_STD)
@@ -159,16 +170,28 @@ class Align(nn.Module):
         num_clips, num_frames = batch["images"].shape[:2]
         index = jnp.broadcast_to(jnp.arange(num_frames)[None], (num_clips, num_frames))
         found = backbone(images, train, frame_ids(index) if train else None)
-        return found["res5"] if isinstance(found, Mapping) else found
+        if not isinstance(found, Mapping):
+            project = self._projection("frames_projection", found.shape[-1])
+            return project(found).astype(jnp.float32), None
+        vectors, maps = [], []
+        for level in self.levels:
+            x, suffix = found[level], "" if level == "res5" else f"_{level}"
+            project = self._projection(f"frames_projection{suffix}", x.shape[-1])
+            vectors.append(project(x.mean((1, 2))).astype(jnp.float32))
+            maps.append(project(x).astype(jnp.float32))
+        finest = max(x.shape[1:3] for x in maps)
+        return sum(vectors), sum(resize_bilinear(x, finest) for x in maps)
 
-    def _encode_audio(self, batch, train: bool) -> jax.Array:
-        """[N, C] or [N, h, w, C] of all examples."""
-        del train
+    def _project_audio(self, batch) -> jax.Array:
+        """float32 [N, D] of all examples."""
         module = find_part("audio_backbone", self.audio_backbone)
         backbone = make_part(
             "audio_backbone", module, self.audio_backbone, dtype=self.dtype, name="audio_backbone"
         )
-        return backbone((fold_frames(batch["log_mel"]) - self.audio_mean) / self.audio_std)
+        found = backbone((fold_frames(batch["log_mel"]) - self.audio_mean) / self.audio_std)
+        found = found.mean((1, 2)) if found.ndim == 4 else found
+        project = self._projection("audio_projection", found.shape[-1])
+        return project(found).astype(jnp.float32)
 
     def _embed_texts(self, batch) -> jax.Array:
         """[B, D]: every prompt to unit length, their mean, and to unit length again."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from scipy import ndimage
 
 from avs_jax.convert.clip_names import clip_names, clip_rules
 from avs_jax.convert.rules import apply_rules, invert_rules
@@ -17,7 +18,7 @@ from avs_jax.models.backbones.ast import AST
 from avs_jax.models.backbones.clip_vit import CLIPViT
 from avs_jax.models.text.clip_text import CLIPText
 from avs_jax.spec import InputError
-from configs import s4_vct
+from configs import align_ms3, s4_vct
 from tests.cases_golden import arrays, assert_golden, meta, state_dict
 from tests.golden.compare import shapes_of
 
@@ -216,6 +217,38 @@ def test_ast_stages_and_gradients():
         rtol=0,
         atol=10 * noise + 1e-6 * largest,
     )
+
+
+def test_levels_are_projected_and_added():
+    config = align_ms3.get_config("tiny").model.to_dict()
+    module, rng = build_model(config, Align), np.random.default_rng(0)
+    batch = {
+        "images": rng.integers(0, 256, (1, 2, 64, 64, 3), dtype=np.uint8),
+        "log_mel": rng.normal(size=(1, 2, 96, 64)).astype(np.float32),
+    }
+    shapes = jax.eval_shape(module.init, jax.random.key(0), batch)["params"]
+    tree = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
+    out, state = module.apply(
+        {"params": tree}, batch, capture_intermediates=lambda part, _: part.name == "backbone"
+    )
+    maps = state["intermediates"]["backbone"]["__call__"][0]
+    fine, coarse = (
+        np.asarray(maps[level]) @ tree[f"frames_projection{suffix}"]["kernel"]
+        for level, suffix in (("res4", "_res4"), ("res5", ""))
+    )
+    assert fine.shape[1:3] == (4, 4) and coarse.shape[1:3] == (2, 2)
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    vectors = fine.mean((1, 2)) + coarse.mean((1, 2))
+    np.testing.assert_allclose(out["frames_seconds"][0], unit(vectors), atol=2e-6)
+    cells = unit(fine + ndimage.zoom(coarse, (1, 2, 2, 1), order=1, mode="nearest", grid_mode=True))
+    wanted = np.einsum("thwd,td->thw", cells, out["audio_seconds"][0])
+    np.testing.assert_allclose(out["sound_map"][0], wanted, atol=2e-6)
+    for levels in (("res6",), ("res5", "res5"), "res5", ()):
+        with pytest.raises(InputError, match="model.levels = .*: expected any of"):
+            build_model(config | {"levels": levels}, Align)
 
 
 def test_the_other_models_refuse_towers_without_maps():
