@@ -2,6 +2,8 @@
 
   python scripts/write_results.py add --report=runs/s4_ama/evaluation/NAME --name=demo_s4_ama_seed0
       --title="S4 + AMA, demo, seed 0" --command="./scripts/demo.sh"
+  python scripts/write_results.py table --csv=runs/ablation/table.csv --name=... --title=...
+      --command=... --machine="what the rows are of"
   python scripts/write_results.py
 
 A stored result is a JSON file: either a report (the numbers of every condition and protocol, and
@@ -10,6 +12,7 @@ never typed into the page.
 """
 
 import argparse
+import csv
 import json
 import pathlib
 import sys
@@ -31,9 +34,11 @@ FACTS = (
     "frames",
     "queries",
     "videos",
+    "objects",
 )
 OF_MASKS, OF_WINDOWS = ("mIoU", "f_beta"), ("R1@0.5", "mAP")
 OF_PAIRS, OF_CLASSES = ("R@1", "mAP"), ("top-1", "F1")
+OF_WORDS = ("BLEU-4", "CIDEr-D / 10", "exact", "distinct")
 PROTOCOLS = {  # that the page shows -> their measures there
     "stream": OF_MASKS,
     "dataset": OF_MASKS,
@@ -47,6 +52,7 @@ PROTOCOLS = {  # that the page shows -> their measures there
     "fused": OF_CLASSES,
     "frames alone": OF_CLASSES,
     "sound alone": OF_CLASSES,
+    "words": OF_WORDS,
 }
 INTRODUCTION = """# Results
 
@@ -72,8 +78,31 @@ def store_report(report: pathlib.Path, name: str, title: str, command: str) -> p
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{report}: no report.json of an evaluation ({error})") from error
+    return _store(name, content)
+
+
+def store_table(
+    table: pathlib.Path, name: str, title: str, command: str, machine: str
+) -> pathlib.Path:
+    """Stores a table in csv, whose first line is the header.
+
+    Raises:
+      InputError: there is no such table, or it has no rows.
+    """
+    try:
+        with open(table, encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{table}: no table in csv ({error})") from error
+    if not rows:
+        raise InputError(f"{table}: it has no rows")
+    content = {"title": title, "command": command, "machine": machine}
+    return _store(name, content | {"header": header, "rows": rows})
+
+
+def _store(name: str, content: Mapping[str, Any]) -> pathlib.Path:
     path = ROOT / "docs" / "results" / f"{name}.json"
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
@@ -95,7 +124,7 @@ def _render_one(result: Mapping[str, Any]) -> str:
 
 
 def _report_rows(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Measures in percent, a row per condition, two columns per protocol."""
+    """Measures in percent, a row per condition."""
     found = {name for numbers in scores.values() for name in numbers}
     shown = [(name, m) for name, both in PROTOCOLS.items() if name in found for m in both]
     header = ["condition", *(f"{name} {m}, %" for name, m in shown)]
@@ -114,18 +143,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     jobs = parser.add_subparsers(dest="job")
     add = jobs.add_parser("add", help="store a report, then write the page")
-    for flag, text in (
-        ("report", "folder that an evaluation wrote"),
-        ("name", "of the stored file; files are shown in the order of their names"),
-        ("title", "heading on the page"),
-        ("command", "how it was made"),
-    ):
-        add.add_argument(f"--{flag}", required=True, help=text)
+    add.add_argument("--report", required=True, help="folder that an evaluation wrote")
+    table = jobs.add_parser("table", help="store a table, then write the page")
+    table.add_argument("--csv", required=True, help="file with a header")
+    table.add_argument("--machine", required=True, help="where and of what the numbers are")
+    for job in (add, table):
+        for flag, text in (
+            ("name", "of the stored file; files are shown in the order of their names"),
+            ("title", "heading on the page"),
+            ("command", "how it was made"),
+        ):
+            job.add_argument(f"--{flag}", required=True, help=text)
     args = parser.parse_args(argv)
     try:
         if args.job == "add":
             report = pathlib.Path(args.report).expanduser()
             store_report(report, args.name, args.title, args.command)
+        elif args.job == "table":
+            path = pathlib.Path(args.csv).expanduser()
+            store_table(path, args.name, args.title, args.command, args.machine)
         files = sorted((ROOT / "docs" / "results").glob("*.json"))
         results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
         write_atomically(ROOT / "docs" / "results.md", render(results))
