@@ -34,6 +34,7 @@ build_flags=()
 starts_from=
 prepare() { :; } # between clips and records
 questions() { :; } # flags of predict for the video $1, one per line
+check() { :; } # after the prediction
 # the last step: a prediction on the first video of the test split
 answer() {
   local video flags=() flag
@@ -69,6 +70,7 @@ $python -m avs_jax.main --config="$config" --config.seed="$seed" --config.data.d
   --workdir="$workdir" ${start[@]+"${start[@]}"}
 step "4/4 prediction on data the model has not seen"
 answer
+check
 
 step "done"
 echo "numbers     $workdir/evaluation (report.md, report.json, counts.npz)"

@@ -121,6 +121,23 @@ def test_an_expression_may_hold_spaces(project):
     assert "--text=the red star --output=" in runs[-1]
 
 
+def test_a_trained_reader_reads_descriptions(project):
+    masks = project / "demo" / "clips_refer" / "gt_mask" / "test_s_0"
+    for fid in ("fid_2", "fid_1"):
+        (masks / fid).mkdir(parents=True)
+    (project / "demo" / "clips_refer" / "videos").mkdir()
+    (project / "demo" / "clips_refer" / "videos" / "test_s_0.mp4").touch()
+    status, runs, errors = demo(project, "describe_x")
+    assert status == 0, errors
+    assert "--masks=demo/clips_refer/gt_mask/test_s_0/fid_1 --output=" in runs[-1]
+    (project / "demo" / "refer_cma-seed0" / "evaluation").mkdir(parents=True)
+    _, runs, _ = demo(project, "describe_x")
+    assert runs[-1] == (
+        "scripts/check_descriptions.py --checkpoint=demo/describe_x-seed0"
+        " --refer=demo/refer_cma-seed0 --output=demo/describe_x-seed0/check.json"
+    )
+
+
 @pytest.mark.parametrize("recipe", ["track_x", "s4_y"])
 def test_a_recipe_without_a_demo_is_refused(project, recipe):
     status, runs, errors = demo(project, recipe)
