@@ -2,6 +2,7 @@
 
   python scripts/study_alignment.py [--output=demo/study_alignment] [--seeds=0,1,2,3,4] [--jobs=1]
       [--steps=clips,align,maps,runs,page] [--align.KEY=VALUE ...] [--config.KEY=VALUE ...]
+  python scripts/study_alignment.py --output=try --variant=tiny --clips=16,4,6 --seeds=0
 
   clips  1,000 clips whose masks are not read (pairs) and, as MS3 has 296, 300 with masks (masks),
          with the same validation and test clips; their records
@@ -30,7 +31,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CLIPS = {"pairs": "1000,60,100", "masks": "300,60,100"}  # folder -> clips of train, val, test
 SPLITS = ("train", "val", "test")
 DATASET = "avsbench_ms3"
-ALIGN, SEGMENT = "configs/align_ms3.py:demo", "configs/ms3_vct.py:demo"
+ALIGN, SEGMENT = "configs/align_ms3.py", "configs/ms3_vct.py"
 STARTS = {  # variant -> parts that start from the alignment of the same seed
     "scratch": (),
     "sound": ("audio_backbone",),
@@ -38,7 +39,7 @@ STARTS = {  # variant -> parts that start from the alignment of the same seed
     "both": ("audio_backbone", "backbone"),
 }
 MEASURES = ("--measure=stream/mIoU", "--measure=stream/f_beta")
-SEEDS = "0,1,2,3,4"
+SEEDS, VARIANT = "0,1,2,3,4", "demo"
 TABLES = {  # name in docs/results -> table below OUTPUT, title
     "92_study_alignment_maps": (
         "maps/table.csv",
@@ -102,14 +103,14 @@ def make_clips(args: argparse.Namespace) -> list[Command]:
 
 
 def align(args: argparse.Namespace) -> list[Command]:
-    variant = variant_flag("align", ALIGN, data_dir=folder(args, "pairs", "tfds"))
-    return [[*ablation(args, "align"), variant, *args.align]]
+    recipe, data_dir = f"{ALIGN}:{args.variant}", folder(args, "pairs", "tfds")
+    return [[*ablation(args, "align"), variant_flag("align", recipe, data_dir), *args.align]]
 
 
 def score_maps(args: argparse.Namespace) -> list[Command]:
     data_dir, output = folder(args, "masks", "tfds"), folder(args, "maps")
     runs = [f"--checkpoint={aligned(args, seed)}" for seed in args.seeds.split(",")]
-    flags = [f"--config={SEGMENT}", f"--config.data.data_dir={data_dir}"]
+    flags = [f"--config={SEGMENT}:{args.variant}", f"--config.data.data_dir={data_dir}"]
     flags += ["--config.evaluate.audio=silence", f"--output={output}", *MEASURES]
     return [["scripts/score_maps.py", *flags, *runs]]
 
@@ -118,7 +119,7 @@ def train(args: argparse.Namespace) -> list[Command]:
     """Training and the table; then the table of the same runs with another clip's sound."""
     start, data_dir = aligned(args, "{seed}"), folder(args, "masks", "tfds")
     variants = [
-        variant_flag(name, SEGMENT, data_dir=data_dir, init=dict.fromkeys(parts, start))
+        variant_flag(name, f"{SEGMENT}:{args.variant}", data_dir, dict.fromkeys(parts, start))
         for name, parts in STARTS.items()
     ]
     command = [*ablation(args, "runs"), *MEASURES, *variants, *args.segment]
@@ -128,12 +129,13 @@ def train(args: argparse.Namespace) -> list[Command]:
 def write_page(args: argparse.Namespace) -> list[Command]:
     counts = {name: (args.clips or default).split(",") for name, default in CLIPS.items()}
     about = (
-        f"Generated MS3-like clips, seeds {args.seeds.replace(',', ', ')}: {ALIGN} on "
-        f"{counts['pairs'][0]} clips, {SEGMENT} on {counts['masks'][0]}, scored on "
-        f"{counts['masks'][2]} test clips"
+        f"Generated MS3-like clips, seeds {args.seeds.replace(',', ', ')}: "
+        f"{ALIGN}:{args.variant} on {counts['pairs'][0]} clips, {SEGMENT}:{args.variant} on "
+        f"{counts['masks'][0]}, scored on {counts['masks'][2]} test clips"
     )
     shown = [] if args.seeds == SEEDS else [f"--seeds={args.seeds}"]
     shown += [f"--clips={args.clips}"] if args.clips else []
+    shown += [] if args.variant == VARIANT else [f"--variant={args.variant}"]
     command = shlex.join(["python", "scripts/study_alignment.py", *shown, *args.more])
     return [
         ["scripts/write_results.py", "table", f"--csv={folder(args, table)}", f"--name={name}"]
@@ -184,6 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", default=SEEDS, help="joined by commas (%(default)s)")
     add("--jobs", default="1", help="models trained at the same time (%(default)s)")
     add("--steps", default=",".join(STEPS), help="joined by commas (%(default)s)")
+    text = "of both recipes (%(default)s); tiny tries all steps and learns nothing"
+    add("--variant", default=VARIANT, choices=("demo", "tiny"), help=text)
     add("--clips", help="numbers of train, val and test clips, of pairs and masks alike")
     return parser
 
