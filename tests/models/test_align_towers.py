@@ -12,7 +12,7 @@ from scipy import ndimage
 from avs_jax.convert.clip_names import clip_names, clip_rules
 from avs_jax.convert.rules import apply_rules, invert_rules
 from avs_jax.losses.alignment import infonce, scale_of
-from avs_jax.models import build_model
+from avs_jax.models import align, build_model
 from avs_jax.models.align import Align
 from avs_jax.models.backbones.ast import AST
 from avs_jax.models.backbones.clip_vit import CLIPViT
@@ -219,32 +219,32 @@ def test_ast_stages_and_gradients():
     )
 
 
-def test_levels_are_projected_and_added():
+def test_levels_are_projected_and_added(monkeypatch):
+    rng = np.random.default_rng(0)
+    shapes = {"res4": (2, 4, 4, 16), "res5": (2, 2, 2, 32)}
+    maps = {level: rng.normal(size=shape).astype(np.float32) for level, shape in shapes.items()}
+    heard = rng.normal(size=(2, 12)).astype(np.float32)
+    found = {"backbone": maps, "audio_backbone": heard}
+    monkeypatch.setattr(align, "make_part", lambda *_, name, **__: lambda *_: found[name])
     config = align_ms3.get_config("tiny").model.to_dict()
-    module, rng = build_model(config, Align), np.random.default_rng(0)
     batch = {
-        "images": rng.integers(0, 256, (1, 2, 64, 64, 3), dtype=np.uint8),
-        "log_mel": rng.normal(size=(1, 2, 96, 64)).astype(np.float32),
+        "images": np.zeros((1, 2, 64, 64, 3), np.uint8),
+        "log_mel": np.zeros((1, 2, 96, 64), np.float32),
     }
-    shapes = jax.eval_shape(module.init, jax.random.key(0), batch)["params"]
-    tree = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
-    out, state = module.apply(
-        {"params": tree}, batch, capture_intermediates=lambda part, _: part.name == "backbone"
-    )
-    maps = state["intermediates"]["backbone"]["__call__"][0]
-    fine, coarse = (
-        np.asarray(maps[level]) @ tree[f"frames_projection{suffix}"]["kernel"]
-        for level, suffix in (("res4", "_res4"), ("res5", ""))
-    )
-    assert fine.shape[1:3] == (4, 4) and coarse.shape[1:3] == (2, 2)
+    out, state = build_model(config, Align).init_with_output(jax.random.key(0), batch)
+    kernels = {
+        name: np.asarray(x["kernel"]) for name, x in state["params"].items() if "pro" in name
+    }
 
     def unit(x):
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
+    fine = maps["res4"] @ kernels["frames_projection_res4"]
+    coarse = maps["res5"] @ kernels["frames_projection"]
     vectors = fine.mean((1, 2)) + coarse.mean((1, 2))
     np.testing.assert_allclose(out["frames_seconds"][0], unit(vectors), atol=2e-6)
     cells = unit(fine + ndimage.zoom(coarse, (1, 2, 2, 1), order=1, mode="nearest", grid_mode=True))
-    wanted = np.einsum("thwd,td->thw", cells, out["audio_seconds"][0])
+    wanted = np.einsum("thwd,td->thw", cells, unit(heard @ kernels["audio_projection"]))
     np.testing.assert_allclose(out["sound_map"][0], wanted, atol=2e-6)
     for levels in (("res6",), ("res5", "res5"), "res5", ()):
         with pytest.raises(InputError, match="model.levels = .*: expected any of"):
