@@ -42,6 +42,8 @@ def align_config() -> ConfigDict:
     model.pairs = "avt"  # what is compared: "av" | "at" | "vt" | "avt", the mean of all three
     model.embed_dim = 256  # D
     model.text = parts.tiny_text()
+    # maps of the backbone that are read, resized to the finest; backbones of vectors have none
+    model.levels = ("res5",)
     model.log_scale_init = math.log(1 / 0.07)
     model.bias_init = config_dict.placeholder(float)  # of the bias, with loss.name "sigmoid": -10.0
 

@@ -20,7 +20,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config = align_config()
     config.name = "align_ms3"
     config.data.dataset = "avsbench_ms3"
-    config.data.train_frames = 5
     config.model.pairs = "av"
     config.model.backbone = parts.swin()
     config.model.levels = ("res4", "res5")
@@ -28,6 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     for section in (config.model, config.data, config.init):
         del section["text"]
     shrink(config, variant)
+    config.data.train_frames = 5
     if variant == "demo":
         config.data.image_size = 96
         config.data.augment.update(min_sizes=(80, 96, 112, 128), max_size=192)

@@ -60,7 +60,7 @@ ADDED_UNDER: dict[tuple[str, str], dict[str, Any]] = {
         "model.sam2.hides_absent": True,
     },
     ("task", "track"): {"model.language_dim": 0, "model.hides_absent": True},
-    ("task", "align"): {"model.bias_init": None},
+    ("task", "align"): {"model.bias_init": None, "model.levels": ["res5"]},
     ("model.fusion.name", "ama"): {
         "model.fusion.at": "queries",
         "model.fusion.gate": False,
