@@ -133,9 +133,9 @@ def shrink_for_demo(config: ConfigDict) -> None:
     groups = ((pattern, 1.0, decay) for pattern, _, decay in config.optim.groups)
     config.optim.groups = ((r"audio_prompts/.*", 3.0, 1.0), *groups)
     config.optim.frozen = PROMPTS if model.memory else UNUSED
-    config.train.steps = 3000
+    config.train.steps = 1500
     config.train.batch_size = 8
-    config.train.eval_every = 1000
+    config.train.eval_every = 500
     config.train.checkpoint_every = 500
     config.evaluate.batch_size = 8
 
