@@ -25,7 +25,8 @@ SciPy's matching, and AdamW. It lacks VGGish, the audio MLP, PPQG and AMA, so it
 `step` it gets the frames of `data.train_frames`, or with --original-frames all five, as in the
 original.
 
-With --config.model.dtype=bfloat16, `clip` and `step` of PyTorch run under autocast to bfloat16.
+With --config.model.dtype=bfloat16, `clip` and `step` of PyTorch's VCT run under autocast to
+bfloat16; TPAVI is compared in float32 only.
 On a GPU, JAX multiplies float32 numbers in TF32 by default, and PyTorch does not. To compare like
 with like, set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, or JAX_DEFAULT_MATMUL_PRECISION=highest.
 

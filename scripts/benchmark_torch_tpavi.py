@@ -202,8 +202,9 @@ def make_model(config: ConfigDict, values: flags.FlagValues, device: str) -> Mod
         "tpavi_stages": tuple(model.tpavi_stages),
         "tpavi_va": model.tpavi_va,
         "tpavi_vv": model.tpavi_vv,
+        "dtype": model.dtype,
     }
-    known = ("resnet50", "dot", (0, 1, 2, 3), True, False)
+    known = ("resnet50", "dot", (0, 1, 2, 3), True, False, "float32")
     for (name, value), expected in zip(given.items(), known, strict=True):
         if value != expected:
             raise InputError(
