@@ -11,6 +11,7 @@ ResNet-50; depths (3, 4, 23, 3) are ResNet-101.
 Source: torchvision/models/resnet.py; AVSBench's two-branch net computes the same.
 """
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -60,10 +61,10 @@ class ResNet(nn.Module):
         """
         check_shape("x", x, "N H W 3")
         dtype = jnp.dtype(self.dtype)
-        x = convolution(self.width, 7, 2, dtype, "conv1")(x.astype(dtype))
+        x = Convolution(self.width, 7, 2, dtype, name="conv1")(x)
         train = train and self.trained_norms
         x = nn.relu(BatchNorm(name="bn1")(x, train=train, valid=valid))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x)
         block, outputs = (nn.remat(Bottleneck) if self.remat else Bottleneck), {}
         for stage, (level, depth) in enumerate(
             zip(FEATURE_LEVELS, self.depths, strict=True), start=1
@@ -90,7 +91,7 @@ class Bottleneck(nn.Module):
         """[N, h, w, C], bool [N] -> [N, ceil(h / stride), ceil(w / stride), 4 * width]."""
 
         def conv_norm(x, width, kernel, stride, names):
-            x = convolution(width, kernel, stride, self.dtype, names[0])(x)
+            x = Convolution(width, kernel, stride, self.dtype, name=names[0])(x)
             return BatchNorm(name=names[1])(x, train=self.train, valid=valid)
 
         y = x
@@ -104,16 +105,43 @@ class Bottleneck(nn.Module):
         return nn.relu(x + y)
 
 
-def convolution(features: int, kernel: int, stride: int, dtype: jnp.dtype, name: str) -> nn.Conv:
+class Convolution(nn.Module):
     """A convolution without bias, zero-padded by half its odd kernel as in PyTorch."""
-    half = kernel // 2
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=stride,
-        padding=((half, half), (half, half)),
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=kaiming_normal,
-        name=name,
+
+    features: int
+    kernel_size: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[N, h, w, C] -> [N, ceil(h / stride), ceil(w / stride), features]."""
+        size, channels = self.kernel_size, x.shape[-1]
+        kernel = self.param("kernel", kaiming_normal, (size, size, channels, self.features))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if size == 1:  # XLA:CPU takes half as long for a product, and its gradients
+            x = x[:, :: self.stride, :: self.stride]
+            return (x.reshape(-1, channels) @ kernel[0, 0]).reshape(*x.shape[:3], self.features)
+        half = size // 2
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride, self.stride),
+            ((half, half), (half, half)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+def max_pool(x: Array) -> Array:
+    """The largest of 3 x 3 pixels at stride 2: [N, h, w, C] -> [N, ceil(h / 2), ceil(w / 2), C].
+
+    On a CPU, the gradient of nn.max_pool takes nine times as long. Here, equal pixels share it.
+    """
+    rows, columns = (-(-size // 2) for size in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    views = (
+        x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
+        for i in range(3)
+        for j in range(3)
     )
+    return functools.reduce(jnp.maximum, views)

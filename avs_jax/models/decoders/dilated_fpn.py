@@ -18,7 +18,7 @@ from avs_jax.models.layers import Conv, convolve, torch_uniform
 from avs_jax.ops.sampling import resize_bilinear
 
 DILATIONS = (3, 6, 12, 18)
-TAP_SHARE = 0.8  # of the pixels that taps see; up to here, they are convolved tap by tap
+TAP_SHARE = 0.7  # of the pixels that taps see; up to here, they are convolved tap by tap
 
 Array = jax.Array
 
