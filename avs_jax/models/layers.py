@@ -83,6 +83,7 @@ class Conv(nn.Module):
     kernel_size: int
     use_bias: bool = True
     kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -93,7 +94,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init or default, shape)
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
-            bias = self.param("bias", default, (self.features,))
+            bias = self.param("bias", self.bias_init or default, (self.features,))
             y += jnp.broadcast_to(bias.astype(self.dtype), y.shape)
         return y
 
@@ -164,6 +165,20 @@ def views_of_entries(
         for j in range(kernel_size[1]):
             top, left = i * dilation, j * dilation
             yield i, j, padded[:, top : top + h, left : left + w]
+
+
+def max_pool(x: jax.Array, size: int, padding: int = 0) -> jax.Array:
+    """The largest of each size x size pixels, two pixels apart.
+
+    [N, h, w, C] -> [N, (h + 2 padding - size) // 2 + 1, .., C]. Padding is never the largest. On
+    CPUs, XLA takes 9 to 60 times as long for the gradient of nn.max_pool. Here, equal pixels share
+    the gradient.
+    """
+    edge = (padding, padding)
+    x = jnp.pad(x, ((0, 0), edge, edge, (0, 0)), constant_values=-jnp.inf)
+    rows, columns = (2 * ((length - size) // 2) + 1 for length in x.shape[1:3])
+    views = (x[:, i : i + rows : 2, j : j + columns : 2] for i in range(size) for j in range(size))
+    return functools.reduce(jnp.maximum, views)
 
 
 class NormedConv(nn.Module):

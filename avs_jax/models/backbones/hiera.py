@@ -22,11 +22,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, reduce
+from einops import rearrange
 
 from avs_jax.models.attention import attend, split_heads
 from avs_jax.models.backbones.stages import DROP_PATH_RULE, FEATURE_LEVELS, draw_drop_path
-from avs_jax.models.layers import LayerNorm, Linear
+from avs_jax.models.layers import LayerNorm, Linear, max_pool
 from avs_jax.models.rules import at_least, divides, per_stage
 from avs_jax.ops.bicubic import bicubic_matrix
 from avs_jax.spec import check_shape
@@ -153,7 +153,7 @@ class Block(nn.Module):
 
         normed = LayerNorm(EPSILON, name="norm1")(x)
         if self.pools:
-            x = _max_pool(Linear(self.dim, dtype=self.dtype, name="proj")(normed))
+            x = max_pool(Linear(self.dim, dtype=self.dtype, name="proj")(normed), 2)
         attention = WindowAttention(
             self.dim, self.num_heads, self.window, self.pools, self.dtype, name="attn"
         )
@@ -186,7 +186,7 @@ class WindowAttention(nn.Module):
 
         q, k, v = jnp.split(Linear(3 * self.dim, dtype=self.dtype, name="qkv")(x), 3, axis=-1)
         if self.pools:
-            q = _max_pool(q)
+            q = max_pool(q, 2)
             height, width = height // 2, width // 2
         a = q.shape[1]
         tokens = (rearrange(y, "n a b c -> n (a b) c") for y in (q, k, v))
@@ -194,8 +194,3 @@ class WindowAttention(nn.Module):
         x = Linear(self.dim, dtype=self.dtype, name="proj")(x)
         x = rearrange(x, "(n i j) (a b) c -> n (i a) (j b) c", a=a, **grid)
         return x[:, :height, :width]
-
-
-def _max_pool(x: Array) -> Array:
-    """The maximum of 2 x 2 tokens: [N, h, w, C] -> [N, h / 2, w / 2, C]."""
-    return reduce(x, "n (h p) (w q) c -> n h w c", "max", p=2, q=2)

@@ -11,7 +11,6 @@ ResNet-50; depths (3, 4, 23, 3) are ResNet-101.
 Source: torchvision/models/resnet.py; AVSBench's two-branch net computes the same.
 """
 
-import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax.models.backbones.stages import FEATURE_LEVELS
-from avs_jax.models.layers import BatchNorm
+from avs_jax.models.layers import BatchNorm, max_pool
 from avs_jax.models.rules import at_least, per_stage
 from avs_jax.spec import check_shape
 
@@ -64,7 +63,7 @@ class ResNet(nn.Module):
         x = Convolution(self.width, 7, 2, dtype, name="conv1")(x)
         train = train and self.trained_norms
         x = nn.relu(BatchNorm(name="bn1")(x, train=train, valid=valid))
-        x = max_pool(x)
+        x = max_pool(x, 3, padding=1)
         block, outputs = (nn.remat(Bottleneck) if self.remat else Bottleneck), {}
         for stage, (level, depth) in enumerate(
             zip(FEATURE_LEVELS, self.depths, strict=True), start=1
@@ -130,18 +129,3 @@ class Convolution(nn.Module):
             ((half, half), (half, half)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-
-
-def max_pool(x: Array) -> Array:
-    """The largest of 3 x 3 pixels at stride 2: [N, h, w, C] -> [N, ceil(h / 2), ceil(w / 2), C].
-
-    On a CPU, the gradient of nn.max_pool takes nine times as long. Here, equal pixels share it.
-    """
-    rows, columns = (-(-size // 2) for size in x.shape[1:3])
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    views = (
-        x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
-        for i in range(3)
-        for j in range(3)
-    )
-    return functools.reduce(jnp.maximum, views)

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models.layers import Linear
+from avs_jax.models.layers import Conv, Linear, max_pool
 from avs_jax.models.rules import at_least
 from avs_jax.spec import MEL_BANDS, MEL_FRAMES, check_shape
 
@@ -52,15 +52,16 @@ class VGGish(nn.Module):
         x = log_mel[..., None].astype(self.dtype)
         for group in GROUPS:
             for number, factor in group:
-                conv = nn.Conv(
+                conv = Conv(
                     factor * self.width,
-                    (3, 3),
-                    dtype=jnp.dtype(self.dtype),
+                    kernel_size=3,
                     kernel_init=he_normal,
+                    bias_init=nn.initializers.zeros,
+                    dtype=jnp.dtype(self.dtype),
                     name=f"features_{number}",
                 )
                 x = nn.relu(conv(x))
-            x = nn.max_pool(x, (2, 2), (2, 2))
+            x = max_pool(x, 2)
         if self.embedding:
             # Rows last, and first again: else XLA:CPU gives the convolutions and the products with
             # few rows to YNNPACK as one kernel, which takes seven times as long as both.
