@@ -242,6 +242,15 @@ def test_grids_and_levels_that_do_not_fit(ours):
         module.clone(mask_gate="prior").apply({"params": params}, maps, text, mask)
 
 
+def test_raw_tokens_need_the_width_of_the_attention(ours):
+    module, _, maps, text, mask = ours
+    raw = module.clone(raw_text=True)
+    with pytest.raises(InputError, match=f"hidden_dim = {text.shape[-1]} makes them equal"):
+        raw.init(jax.random.key(0), maps, text, mask)
+    fits = raw.clone(hidden_dim=text.shape[-1])
+    assert "text_proj" not in fits.init(jax.random.key(0), maps, text, mask)["params"]
+
+
 def test_bfloat16_is_finite_and_close(ours):
     module, params, maps, text, mask = ours
     exact, _ = module.apply({"params": params}, maps, text, mask)
