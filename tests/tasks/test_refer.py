@@ -22,10 +22,10 @@ from avs_jax.inference.predictor import Predictor
 from avs_jax.programs import build_dataset
 from avs_jax.results.pixel_scores import FALLBACKS, expression_score
 from avs_jax.runtime.checkpoint import Checkpoint
-from avs_jax.spec import InputError
-from avs_jax.tasks import complete_config, make_task
 from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.runtime.stored_config import check_same_config, flat_config, update_stored
+from avs_jax.spec import InputError
+from avs_jax.tasks import complete_config, make_task
 from configs import parts, refer_cma, refer_sam2, refer_vct
 from scripts import plot_words
 from tests import video_files
