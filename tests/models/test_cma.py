@@ -236,7 +236,7 @@ def test_grids_and_levels_that_do_not_fit(ours):
     assert found["res5"].shape == wide["res5"].shape
     with pytest.raises(InputError, match="2 x 2 cells"):
         fits.clone(on_mismatch="error").apply({"params": some}, wide, text, mask)
-    with pytest.raises(InputError, match="'res4' is no map"):
+    with pytest.raises(InputError, match="'res4' is not one of the maps"):
         module.apply({"params": params}, wide, text, mask)
     with pytest.raises(InputError, match="no mask prior"):
         module.clone(mask_gate="prior").apply({"params": params}, maps, text, mask)

@@ -190,7 +190,7 @@ class CMA(nn.Module):
         """
         missing = [level for level in self.levels if level not in maps]
         if missing:
-            raise InputError(f"fusion.levels: {missing[0]!r} is no map of {sorted(maps)}")
+            raise InputError(f"fusion.levels: {missing[0]!r} is not one of the maps {sorted(maps)}")
         if self.mask_gate == "prior" and prior is None:
             raise InputError("fusion.mask_gate = 'prior', but there is no mask prior")
         width = self.hidden_dim or maps[self.levels[0]].shape[-1]
