@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="avs_jax",
-    version="0.1.0",
+    version="0.2.0.dev0",
     description="Audio-visual segmentation in JAX: VCT with audio-motion alignment on AVSBench",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -19,7 +19,7 @@ setup(
     package_dir={"avs_jax.configs": "configs"},
     entry_points={"console_scripts": ["avs-jax = avs_jax.cli:run"]},
     install_requires=[
-        "jax>=0.10,<0.13",  # avs_jax/xla_flags.py avoids a fault of 0.11.2 and later on CPUs
+        "jax>=0.10,<0.13",  # avs_jax/xla_flags.py avoids a bug of 0.11.2 and later on CPUs
         "flax>=0.12",
         "optax>=0.2.8",
         "flatbuffers",  # jax.export needs it and does not ask for it

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name not in COMMANDS:
         near = ", ".join(nearest(name, group or list(COMMANDS)) or group or COMMANDS)
-        print(f"error: {name!r} is no command; nearest: {near}", file=sys.stderr)
+        print(f"error: there is no command {name!r}; nearest: {near}", file=sys.stderr)
         return 1
     command = COMMANDS[name]
     return importlib.import_module(command.module).main([*command.before, *rest])

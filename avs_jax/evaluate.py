@@ -382,7 +382,9 @@ def run(line: CommandLine) -> None:
         )
         return
     if config.evaluate.get("audio"):
-        raise UsageError("negative audio needs a --checkpoint that can hear it")
+        raise UsageError(
+            "--audio needs --checkpoint: stored predictions cannot react to another sound"
+        )
     evaluate_predictions(config, values.predictions, split, values.output)
 
 

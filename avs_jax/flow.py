@@ -21,9 +21,9 @@ frame just before it, divided by the time between them; file 0 is no exception.
 24 x 24 cells, --rate times per second (data/motion_track.py), for models with synchrony. Frames are
 squashed to --size px (96), and --model=lucas_kanade needs no weights. It needs a folder of its own:
 
-  python -m avs_jax.flow --dataset=s4 --root=Single-source --output=tracks --source=track
+  avs-jax flow --dataset=s4 --root=Single-source --output=tracks --source=track
       --model=lucas_kanade
-  python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source
+  avs-jax data build --dataset=avsbench_s4 --manual_dir=Single-source
       --track_dir=tracks --data_dir=DIR
 
 Run it again to resume: a file counts only if it is whole, of the right shape and finite, and any
@@ -176,7 +176,7 @@ def _parser() -> FlagParser:
     )
     models = sorted({*MODELS, *motion_track.MODELS})
     add("model", "estimator (%(default)s)", choices=models, default="raft_large")
-    add("weights", "of RAFT, as convert_weights.py --source=raft writes them")
+    add("weights", "of RAFT, as avs-jax convert --source=raft writes them")
     add("layout", "of s4 and ms3: object224 or vct384, where the root holds both", default="")
     add("size", "squash frames to this many px per side first (avss: 384)", type=int)
     add("rate", "samples of a track per second (%(default)s)", type=float, default=25.0)

@@ -5,7 +5,12 @@ Axis letters (upper case in shapes, the same letters lower case in einops):
   B clips   T frames of a clip   H W image   h w feature map   C channels   D model width
   Q queries   M padded targets   K classes (background is class 0)   L levels   P points
   N frames of all clips folded together, n = b * T + t (or tokens, where said)   G heads
-  U samples of a motion track   X expressions of all clips
+  U samples of a motion track   X expressions of all clips   E width of an embedding
+  S cells or tokens of a sequence; S S, the side of the square at which predictions are scored
+
+In tasks on sequences, L is also a length (clips of a video, words of a text), W counts words,
+windows or beams, A channels of the sound or annotators, V channels of the video or a vocabulary;
+the docstring says which.
 
 Images are channel-last everywhere. Frames are an axis of their own outside the model, which folds
 them into N on entry and unfolds them on exit.

@@ -38,7 +38,7 @@ from avs_jax.tasks import complete_config, make_task
 VALIDATION_SPLIT = "val"
 NO_DATA = """{error}
 
-docs/data.md says who gives the dataset out. With its folder on this machine, prepare it by
+docs/data.md says where to get the dataset. With its folder on this machine, prepare it by
   avs-jax data build --dataset={dataset} --manual_dir=FOLDER --data_dir={data_dir}
 To see everything work without it, train a `:demo` variant; scripts/demo.sh makes its clips."""
 
@@ -161,7 +161,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
 
         # ---- loop ----
         if not is_over:
-            log.say("compiling the training step (XLA may remark that it is slow; it is cached)")
+            log.say(
+                "compiling the training step (XLA may warn that this is slow; the result is cached)"
+            )
             train_step, used = compile_ahead(train_step, setup.state, setup.batch_shapes())
             log.say(str(used))
             log.scalars(start_step, used.as_scalars())
@@ -272,12 +274,15 @@ def _describe(setup: TrainSetup, records: Mapping[str, Sequence[Record]]) -> str
 
 
 def _return_compiler_memory(log: Log, step: int) -> None:
-    """Gives back what the compiler freed, and logs the memory of the process."""
+    """Returns the memory that the compiler freed to the system, and logs that of the process."""
     before = ProcessMemory.now()
     return_freed_memory()
     after = ProcessMemory.now()
     if before is not None and after is not None:
-        log.say(f"memory of the process: {before}; after the compiler's was given back: {after}")
+        log.say(
+            f"memory of the process: {before}; "
+            f"after returning the compiler's memory to the system: {after}"
+        )
         log.scalars(step, before.as_scalars("compiled") | after.as_scalars("returned"))
 
 

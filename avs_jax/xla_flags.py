@@ -1,4 +1,4 @@
-"""A fault of XLA's CPU compiler, avoided by a flag before JAX starts.
+"""A bug of XLA's CPU compiler, avoided by a flag before JAX starts.
 
 From jaxlib 0.11.2 on, XLA:CPU hands products to YNNPACK together with the operations around them.
 Of a bfloat16 product between two ReLUs (VGGish), the result has NaN. The flag lets YNNPACK take
@@ -18,7 +18,7 @@ FLAG = f"{NAME}=individual_dot"
 
 
 def needs_flag(jaxlib: str, platforms: str) -> bool:
-    """Whether programs for the CPU may meet the fault.
+    """Whether programs for the CPU may meet the bug.
 
     Args:
       jaxlib: its version.

@@ -1,6 +1,7 @@
 """Frames, sound and text of AVSBench S4 in one space, from pretrained backbones.
 
-Data:    avs-jax data build --dataset=avsbench_s4 --manual_dir=Single-source
+Data:    avs-jax data build --dataset=avsbench_s4 --manual_dir=Single-source \
+             --data_dir=~/tensorflow_datasets
 Command: avs-jax train --config=configs/align_s4.py --workdir=DIR \
              --config.init.backbone=RESNET50 --config.init.audio_backbone=VGGISH
 Weights: avs-jax convert --source=resnet50 and --source=vggish.

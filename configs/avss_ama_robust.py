@@ -1,4 +1,4 @@
-"""VCT + AMA on AVSBench-semantic that learns to fall silent: avss_ama.py with false sounds.
+"""VCT + AMA on AVSBench-semantic, trained to mark nothing under a false sound; else avss_ama.py.
 
 Command: avs-jax train --config=configs/avss_ama_robust.py --workdir=DIR
 Of the training clips, 30 % get silence, noise or an off-screen sound; their frames are all

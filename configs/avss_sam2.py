@@ -1,17 +1,14 @@
 """SAM2 on AVSBench-semantic (AVSS), prompted by sounds, with memory over the frames of a clip.
 
-Data:    python scripts/build_dataset.py --dataset=avsbench_semantic \
+Data:    avs-jax data build --dataset=avsbench_semantic \
              --manual_dir=AVSBench_semantic --data_dir=~/tensorflow_datasets
 Weights: as s4_sam2.py.
-Command: python -m avs_jax.main --config=configs/avss_sam2.py --workdir=DIR \
+Command: avs-jax train --config=configs/avss_sam2.py --workdir=DIR \
              --config.init.sam2=checkpoints/sam2_base_plus \
              --config.init.audio_backbone=checkpoints/vggish
 Hardware: 86 M parameters, 12.4 M of them trained. Not timed here.
 A class head reads the decoder's map; frames without a sounding object train the object score.
-Published: AuralSAM2 (arXiv 2506.01015) prompts SAM2 with VGGish's sounds, sparse and dense; TAViS
-(arXiv 2506.11436) with ImageBind's. Both report on AVSBench; their numbers are not quoted, because
-we could not check them. SAM2-LOVE (arXiv 2506.01558), with text as well, reports J&f_beta 47.7 on
-the seen and 69.4 on the unseen test split of Ref-AVS, S 0.23 on its null split.
+Published: see s4_sam2.py.
 This recipe was not trained on AVSBench here.
 `:demo` is a small version for generated clips; its weights may start from those of s4_sam2:demo.
 """
@@ -34,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.num_frames = 10
     config.data.num_supervised = 10
     config.data.num_classes = 71
-    config.data.max_targets = 8  # `prepare_avsbench.py check` reports how many a download needs
+    config.data.max_targets = 8  # `avs-jax data check` reports how many a download needs
     config.data.short_audio = "zeros"
     config.data.train_frames = "all"  # frames meet in the memory
     config.data.false_sounds.share = 0.0  # AVSS has silent frames

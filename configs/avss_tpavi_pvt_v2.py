@@ -10,8 +10,8 @@ Command: avs-jax train --config=configs/avss_tpavi_pvt_v2.py --workdir=DIR \
              --config.init.backbone=checkpoints/pvt_v2 \
              --config.init.audio_backbone=checkpoints/vggish_embedding
 Hardware: 100 M parameters and VGGish's 72 M, which are frozen. Not timed here.
-Aims at: 29.77 mIoU, .352 F_beta on the test split (as CAVP's README quotes
-the IJCV 2024 paper).
+Target: 29.77 mIoU, .352 F_beta on the test split (as CAVP's README quotes the
+IJCV 2024 paper).
 Padded frames count in the batch statistics of the training, as in the original;
 --config.model.padded_in_statistics=False leaves them out.
 `:demo` is the same recipe, small, on generated clips (scripts/demo.sh).

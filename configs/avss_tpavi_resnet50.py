@@ -10,8 +10,8 @@ Command: avs-jax train --config=configs/avss_tpavi_resnet50.py --workdir=DIR \
              --config.init.backbone=checkpoints/resnet50 \
              --config.init.audio_backbone=checkpoints/vggish_embedding
 Hardware: 68 M parameters and VGGish's 72 M, which are frozen. Not timed here.
-Aims at: 20.18 mIoU, .252 F_beta on the test split (as CAVP's README quotes
-the IJCV 2024 paper).
+Target: 20.18 mIoU, .252 F_beta on the test split (as CAVP's README quotes the
+IJCV 2024 paper).
 Padded frames count in the batch statistics of the training, as in the original;
 --config.model.padded_in_statistics=False leaves them out.
 `:demo` is the same recipe, small, on generated clips (scripts/demo.sh).
@@ -40,7 +40,7 @@ def recipe(name: str) -> ConfigDict:
     config.data.num_frames = 10
     config.data.num_supervised = 10
     config.data.num_classes = 71
-    config.data.max_targets = 8  # `prepare_avsbench.py check` says how many a download needs
+    config.data.max_targets = 8  # `avs-jax data check` says how many a download needs
     config.data.short_audio = "zeros"
     config.model.tpavi_audio_bias = False
     config.model.padded_in_statistics = True

@@ -41,7 +41,7 @@ def recipe() -> ConfigDict:
     config.data.num_frames = 10
     config.data.num_supervised = 10
     config.data.num_classes = 71
-    config.data.max_targets = 8  # `prepare_avsbench.py check` reports how many a download needs
+    config.data.max_targets = 8  # `avs-jax data check` reports how many a download needs
     config.data.prototype_target = "classes"
     config.data.num_prototypes = 71
     config.data.short_audio = "zeros"

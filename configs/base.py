@@ -21,7 +21,7 @@ def base_config() -> ConfigDict:
     # ---- data: where the records are and how they are read ----
     data = config.data = ConfigDict()
     data.dataset = ""  # TFDS builder
-    data.data_dir = "~/tensorflow_datasets"  # where build_dataset.py put the records
+    data.data_dir = "~/tensorflow_datasets"  # where `avs-jax data build` put the records
     data.num_workers = 2  # loader processes; 0 = in the training process
     data.prefetch = 4  # batches each worker keeps ready
 

@@ -1,7 +1,8 @@
 """The classes of what sounds in a clip of AVSBench-semantic, any number of 70.
 
-Data:    python scripts/build_dataset.py --dataset=avsbench_semantic --manual_dir=AVSBench-semantic
-Command: python -m avs_jax.main --config=configs/classify_avss.py --workdir=DIR \
+Data:    avs-jax data build --dataset=avsbench_semantic \
+             --manual_dir=AVSBench_semantic --data_dir=~/tensorflow_datasets
+Command: avs-jax train --config=configs/classify_avss.py --workdir=DIR \
              --config.init.backbone=RESNET50 --config.init.audio_backbone=VGGISH
 The classes of a clip are those of its masks. Not trained here.
 """

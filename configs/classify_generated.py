@@ -1,10 +1,10 @@
 """The category of what sounds in generated clips: several objects are in the frame, one sounds.
 
-Data:    python scripts/make_clips.py --setting=twins --kind=still --output=demo/clips_twins \
+Data:    avs-jax clips --setting=twins --kind=still --output=demo/clips_twins \
              --train=240 --val=60 --test=60 --size=96
-         python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=demo/clips_twins \
+         avs-jax data build --dataset=avsbench_s4 --manual_dir=demo/clips_twins \
              --data_dir=demo/tfds_twins
-Command: python -m avs_jax.main --config=configs/classify_generated.py:demo --workdir=DIR
+Command: avs-jax train --config=configs/classify_generated.py:demo --workdir=DIR
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,10 @@
 """The category of what sounds in a clip of AVSBench S4, from pretrained backbones.
 
-Data:    python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source
-Command: python -m avs_jax.main --config=configs/classify_s4.py --workdir=DIR \
+Data:    avs-jax data build --dataset=avsbench_s4 --manual_dir=Single-source \
+             --data_dir=~/tensorflow_datasets
+Command: avs-jax train --config=configs/classify_s4.py --workdir=DIR \
              --config.init.backbone=RESNET50 --config.init.audio_backbone=VGGISH
-Weights: scripts/convert_weights.py --source=resnet50 and --source=vggish, or a run of task align.
+Weights: avs-jax convert --source=resnet50 and --source=vggish, or a run of task align.
 Not trained here; there is no published number for this split.
 """
 

@@ -1,7 +1,8 @@
 """The category of what sounds in a clip of AVSBench S4, with TimeSformer for the frames.
 
-Data:    python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source
-Command: python -m avs_jax.main --config=configs/classify_timesformer.py --workdir=DIR \
+Data:    avs-jax data build --dataset=avsbench_s4 --manual_dir=Single-source \
+             --data_dir=~/tensorflow_datasets
+Command: avs-jax train --config=configs/classify_timesformer.py --workdir=DIR \
              --config.init.audio_backbone=VGGISH
 Not trained here. TimeSformer starts from random weights.
 """

@@ -1,7 +1,8 @@
 """Expressions for the objects of Ref-AVS, with a two-layer transformer; `:lstm` is the LSTM.
 
-Data:    python scripts/build_dataset.py --dataset=refavs --manual_dir=REFAVS
-Command: python -m avs_jax.main --config=configs/describe_refavs.py --workdir=DIR \
+Data:    avs-jax data build --dataset=refavs --manual_dir=REFAVS \
+             --data_dir=~/tensorflow_datasets
+Command: avs-jax train --config=configs/describe_refavs.py --workdir=DIR \
              --config.init.backbone=RESNET50 --config.init.audio_backbone=VGGISH
 Not trained here; there is no published number for this task.
 """

@@ -114,7 +114,11 @@ def avigate() -> ConfigDict:
 
 
 def custom(granularity: str, film: bool = False, bias: float = 1.0) -> ConfigDict:
-    """The notes' gated fusion (family B): "global", "clipwise" or "elementwise" gates."""
+    """The gated fusion of QD-DETR's fork (family B; commit dd81d7c).
+
+    Args:
+      granularity: "global", "clipwise" or "elementwise" gates.
+    """
     gate = {"granularity": granularity, "film": film, "bias_init": bias}
     return ConfigDict({"name": "custom", "num_layers": 4, "num_heads": 4, "gate": gate})
 

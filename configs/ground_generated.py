@@ -1,4 +1,4 @@
-"""QD-DETR with the notes' gates on generated videos with sound, or on a folder of your own.
+"""QD-DETR with its fork's gates on generated videos with sound, or on a folder of your own.
 
 Data:    avs-jax clips --setting=moments --output=clips
          python scripts/extract_features.py --config=configs/ground_generated.py --folder=clips

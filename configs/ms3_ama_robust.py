@@ -1,4 +1,4 @@
-"""VCT + AMA on AVSBench MS3 that learns to fall silent: ms3_ama.py with false sounds in training.
+"""VCT + AMA on AVSBench MS3, trained to mark nothing under a false sound; else ms3_ama.py.
 
 Command: avs-jax train --config=configs/ms3_ama_robust.py --workdir=DIR \
              --config.train.init_from=S4_AMA_ROBUST_RUN --config.train.batch_size=4

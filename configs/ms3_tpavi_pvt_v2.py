@@ -11,8 +11,8 @@ Command: avs-jax train --config=configs/ms3_tpavi_pvt_v2.py --workdir=DIR \
              --config.init.audio_backbone=checkpoints/vggish_embedding
          --config.train.init_from=S4_RUN starts from S4, as the paper's second row does.
 Hardware: 100 M parameters and VGGish's 72 M, which are frozen. Not timed here.
-Aims at: 54.00 mIoU, .645 F_beta on the test split (ECCV 2022 paper, quoted from
-memory).
+Target: 54.00 mIoU, .645 F_beta on the test split (ECCV 2022 paper; quoted from memory,
+not checked against it).
 loss_av is a sum over frames (reduction "sum"): a larger batch gives it more weight.
 `:demo` is the same recipe, small, on generated clips (scripts/demo.sh).
 """

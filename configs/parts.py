@@ -296,6 +296,7 @@ def cma() -> ConfigDict:
     fusion = ConfigDict({"name": "cma"})
     # res2 are the mask features, from which the queries are generated
     fusion.levels = ("res5", "res4", "res3", "res2")
+    fusion.hidden_dim = 0  # of the attention; 0: the width of the first level
     fusion.num_heads = 8
     fusion.num_layers = 1
     fusion.share_layers = True  # the layers, if several, have the same weights
@@ -306,6 +307,8 @@ def cma() -> ConfigDict:
     fusion.mask_gate = "none"  # "prior": only where the initial queries see something
     fusion.tau = 1.0  # temperature of the prior
     fusion.warmup = 0.1  # fraction of the training over which the strength rises to 1
+    # tokens enter without projection and norm, as published; hidden_dim must be their width
+    fusion.raw_text = False
     return fusion
 
 

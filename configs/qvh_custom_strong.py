@@ -3,7 +3,7 @@
 Data:    avs-jax data build --dataset=qvhighlights --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets
 Command: avs-jax train --config=configs/qvh_custom_strong.py --workdir=DIR
-Target: no published number: the notes' script for gates that collapse. Not trained here.
+Target: no published number: the fork's script for gates that collapse. Not trained here.
 `:tiny` is the same recipe, as small as it can be, for tests.
 """
 

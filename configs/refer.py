@@ -27,6 +27,7 @@ def refer_config() -> ConfigDict:
     data.pre_masks = False
     data.augment.color = False  # expressions name colors and sides
     data.augment.flip = 0.0
+    del data.false_sounds  # null expressions already train empty masks
     data.text = ConfigDict()
     data.text.source = "roberta"  # of tokens: "roberta" | "tiny"; model.text.name must be the same
     # tokenizer.json or the folder of vocab.json and merges.txt; for "tiny" a vocabulary.json
@@ -60,7 +61,8 @@ def refer_config() -> ConfigDict:
     )
 
     evaluate = config.evaluate
-    for key in ("swapped_audio", "manifest", "motion"):
+    # the controls of this task are always scored (avs_jax/controls/expression_controls.py)
+    for key in ("swapped_audio", "audio", "manifest", "motion", "moving_threshold"):
         del evaluate[key]
     evaluate.split = "test_s"
     evaluate.score_size = 256

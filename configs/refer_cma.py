@@ -5,7 +5,7 @@ Command: avs-jax train --config=configs/refer_cma.py --workdir=DIR
 Published: see refer_vct.py; no published model puts CMA into VCT. SALMA's ablation on Ref-DAVIS17,
 single runs without seeds: J&F 68.5 without CMA, 69.2 with it, 70.8 with the mask gate.
 gamma starts at 0, so the masks of the checkpoint it starts from are those of the first step.
-`:demo` is a small version for generated clips (make_clips.py --setting=refer).
+`:demo` is a small version for generated clips (avs-jax clips --setting=refer).
 """
 
 from ml_collections import ConfigDict

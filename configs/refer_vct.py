@@ -7,7 +7,7 @@ checkpoint of task segment (S4 at 384 px).
 Published, J / f_beta(batch=4): AVSegFormer with text 34.76 / 0.486 on seen and unseen together, S
 0.171; EEMC, the model of this size to compare with, seen 34.20 / 0.513, unseen 49.54 / 0.648, null
 S 0.007 (Wang et al., ECCV 2024, table 2). We have not trained on Ref-AVS.
-`:demo` is a small version for generated clips (make_clips.py --setting=refer).
+`:demo` is a small version for generated clips (avs-jax clips --setting=refer).
 """
 
 from ml_collections import ConfigDict

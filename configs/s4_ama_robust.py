@@ -1,4 +1,4 @@
-"""VCT + AMA on AVSBench S4 that learns to fall silent: s4_ama.py with false sounds in training.
+"""VCT + AMA on AVSBench S4, trained to mark nothing under a false sound; else s4_ama.py.
 
 Command: avs-jax train --config=configs/s4_ama_robust.py --workdir=DIR
 Of the training clips, 30 % get silence, noise or the sound of something that is not in the frame,

@@ -1,6 +1,6 @@
 """VCT + AMA with synchrony on AVSBench S4: s4_ama.py and s4_sync.py together.
 
-Command: python -m avs_jax.main --config=configs/s4_ama_sync.py --workdir=DIR
+Command: avs-jax train --config=configs/s4_ama_sync.py --workdir=DIR
 Records and target are those of s4_sync.py; the fusion is a list of two rows, "ama+sync".
 `:demo` is a small version for generated clips.
 """

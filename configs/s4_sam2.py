@@ -1,10 +1,10 @@
 """SAM2 on AVSBench S4, prompted by sounds: a frozen image encoder, a trained mask decoder.
 
-Weights: python scripts/convert_weights.py --source=sam2 --input=sam2.1_hiera_base_plus.pt \
+Weights: avs-jax convert --source=sam2 --input=sam2.1_hiera_base_plus.pt \
              --config=configs/sam2_base_plus.py --output=checkpoints/sam2_base_plus
-         python scripts/convert_weights.py --source=vggish --input=vggish-10086976.pth \
+         avs-jax convert --source=vggish --input=vggish-10086976.pth \
              --config=configs/s4_sam2.py --output=checkpoints/vggish
-Command: python -m avs_jax.main --config=configs/s4_sam2.py --workdir=DIR \
+Command: avs-jax train --config=configs/s4_sam2.py --workdir=DIR \
              --config.init.sam2=checkpoints/sam2_base_plus \
              --config.init.audio_backbone=checkpoints/vggish
 Hardware: 86 M parameters, 4.7 M of them trained. Not timed here. `avs-jax plan` on a CPU: a step of

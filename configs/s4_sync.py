@@ -1,12 +1,12 @@
 """VCT with synchrony on AVSBench S4: s4_vct.py with motion at the video's own rate.
 
-Command: python -m avs_jax.main --config=configs/s4_sync.py --workdir=DIR
+Command: avs-jax train --config=configs/s4_sync.py --workdir=DIR
 It needs records with motion tracks:
-  python -m avs_jax.flow --dataset=s4 --root=Single-source --output=tracks --source=track
+  avs-jax flow --dataset=s4 --root=Single-source --output=tracks --source=track
       --model=lucas_kanade
-  python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir=Single-source
+  avs-jax data build --dataset=avsbench_s4 --manual_dir=Single-source
       --track_dir=tracks --data_dir=DIR
-Target: ours: on look-alikes that both move (make_clips.py --setting=twins --kind=moving), the one
+Target: ours: on look-alikes that both move (avs-jax clips --setting=twins --kind=moving), the one
 that sounds; elsewhere s4_vct.py's numbers. Not trained yet, neither on AVSBench nor on look-alikes.
 `:demo` is a small version for generated clips.
 """

@@ -8,8 +8,8 @@ Command: avs-jax train --config=configs/s4_tpavi_pvt_v2.py --workdir=DIR \
              --config.init.backbone=checkpoints/pvt_v2 \
              --config.init.audio_backbone=checkpoints/vggish_embedding
 Hardware: 100 M parameters and VGGish's 72 M, which are frozen. Not timed here.
-Aims at: 78.74 mIoU, .879 F_beta on the test split (ECCV 2022 paper, quoted from
-memory).
+Target: 78.74 mIoU, .879 F_beta on the test split (ECCV 2022 paper; quoted from memory,
+not checked against it).
 `:demo` is the same recipe, small, on generated clips (scripts/demo.sh); some sounds are false.
 """
 

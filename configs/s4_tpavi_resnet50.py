@@ -8,8 +8,8 @@ Command: avs-jax train --config=configs/s4_tpavi_resnet50.py --workdir=DIR \
              --config.init.backbone=checkpoints/resnet50 \
              --config.init.audio_backbone=checkpoints/vggish_embedding
 Hardware: 68 M parameters and VGGish's 72 M, which are frozen. Not timed here.
-Aims at: 72.79 mIoU, .848 F_beta on the test split (ECCV 2022 paper, quoted from
-memory).
+Target: 72.79 mIoU, .848 F_beta on the test split (ECCV 2022 paper; quoted from memory,
+not checked against it).
 `:demo` is the same recipe, small, on generated clips (scripts/demo.sh); some sounds are false.
 """
 

@@ -1,8 +1,8 @@
 """VCT on AVSBench S4 with SAM2's image encoder, Hiera and its feature pyramid, instead of Swin-B.
 
-Weights: python scripts/convert_weights.py --source=hiera_fpn --input=sam2.1_hiera_base_plus.pt \
+Weights: avs-jax convert --source=hiera_fpn --input=sam2.1_hiera_base_plus.pt \
              --config=configs/s4_vct_hiera.py --output=checkpoints/hiera_base_plus
-Command: python -m avs_jax.main --config=configs/s4_vct_hiera.py --workdir=DIR \
+Command: avs-jax train --config=configs/s4_vct_hiera.py --workdir=DIR \
              --config.init.backbone=checkpoints/hiera_base_plus
 Hardware: 186 M parameters, 138 M of them in the two backbones (Swin-B: 174 M). Not timed here.
 Target: none. VCT's published checkpoints use Swin-B, and this was not trained here.

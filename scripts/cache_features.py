@@ -2,7 +2,7 @@
 
   python scripts/cache_features.py --config=configs/s4_sam2.py --output=DIR
       --config.init.sam2=checkpoints/sam2_base_plus [--splits=train,val,test]
-  python -m avs_jax.main --config=configs/s4_sam2.py --workdir=RUN
+  avs-jax train --config=configs/s4_sam2.py --workdir=RUN
       --config.init.sam2=checkpoints/sam2_base_plus --config.data.augment.flip=0
       --config.data.trunk_features=DIR
 

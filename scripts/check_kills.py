@@ -1,4 +1,6 @@
-"""Kills every program with -9 at random moments; what it starts again must end bit for bit alike.
+"""Kills every program with -9 at random moments and checks that it recovers.
+
+The restarted program must end bit for bit like an uninterrupted one.
 
   python scripts/check_kills.py --output=DIR [--kills=200] [--seed=0] [--kinds=training,build]
 

@@ -4,16 +4,8 @@ import transformers
 from ml_collections import ConfigDict
 
 
-def image_config(model: ConfigDict, side: int) -> transformers.Sam2Config:
-    """Of Sam2Model, for squares of `side` px; `model` is our config.model."""
-    return transformers.Sam2Config(
-        vision_config=vision_config(model, side),
-        prompt_encoder_config=transformers.Sam2PromptEncoderConfig(image_size=side),
-    )
-
-
 def video_config(model: ConfigDict, side: int) -> transformers.Sam2VideoConfig:
-    """Of Sam2VideoModel, likewise."""
+    """Of Sam2VideoModel, for squares of `side` px; `model` is our config.model."""
     return transformers.Sam2VideoConfig(
         vision_config=vision_config(model, side),
         prompt_encoder_config=transformers.Sam2VideoPromptEncoderConfig(image_size=side),

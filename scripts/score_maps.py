@@ -64,7 +64,7 @@ def run(line: CommandLine) -> None:
     """`main` after parsing, with exceptions."""
     config, output = line.config, pathlib.Path(line.values.output).expanduser()
     if config.task != "segment" or config.data.num_classes != 2:
-        raise InputError(f"--config: {config.name} is no recipe of binary segmentation")
+        raise InputError(f"--config: {config.name} is not a recipe of binary segmentation")
     checkpoints = [Checkpoint.find(path) for path in line.values.checkpoint]
     check_runs(checkpoints)
     use_compilation_cache()

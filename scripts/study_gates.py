@@ -8,9 +8,9 @@ bursts of noise, as many, as long and as loud, at unrelated times. Words, frames
 tell the halves apart; only the direction of the sound's features does.
 
   silent         no sound, the baseline
-  global, clipwise, elementwise    the notes' gates (family B)
+  global, clipwise, elementwise    those of the QD-DETR fork (family B; fork commit dd81d7c)
   avigate        AVIGATE's (family A)
-  b0             the older gates of the notes (tanh, per clip)
+  b0             the fork's older gates (tanh, per clip; commit 73b09d9)
   energy, text   clipwise, with the sound's log-RMS, with the words as a gate input
   both           clipwise, with both
 

@@ -13,17 +13,59 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from avs_jax.convert.ground_names import qd_detr_names, qd_detr_rules
-from avs_jax.convert.rules import apply_rules, invert_rules
+from avs_jax.convert.ground_names import (
+    _attention,
+    _linear,
+    _norm,
+    qd_detr_names,
+    qd_detr_rules,
+)
+from avs_jax.convert.rules import Rule, apply_rules, invert_rules
 from avs_jax.models.qd_detr import QDDETR
 from tests.golden.compare import shapes_of
 from tests.golden.ground.weights_ground import ground_value
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "golden" / "ground"
 SCALARS = {"mha_bias": 1.0, "mha_scale": 1.0, "ffn_alpha": 0.3, "ffn_beta": 0.3}
+# AVIGATE numbers the norms of the refining half first: its number -> ours.
+AVIGATE_NORMS = {3: 1, 4: 2, 1: 3, 2: 4}
 NO_DROPOUT = {"dropout": 0.0, "input_dropout": 0.0}
 SMALL = {"hidden_dim": 64, "num_heads": 4, "ffn_dim": 128} | NO_DROPOUT
 CONFIGS = {"v": SMALL, "va": SMALL, "w": NO_DROPOUT}
+
+
+def avigate_rules(target_prefix=""):
+    """Rules from AVIGATE's fusion (ca03ede) to models.fusion.avigate.AvigateFusion.
+
+    Args:
+      target_prefix: of the paths in the tree, with its "/": "fusion/" in QDDETR.
+    """
+    resampler = rf"{target_prefix}resampler_\1/"
+    gated = rf"{target_prefix}gated/layers_\1/"
+    rules = [
+        Rule("query_tokens", f"{target_prefix}query_tokens", "linear"),
+        Rule(r"(query|frame)_position_embeddings\.weight", rf"{target_prefix}\1_positions"),
+    ]
+    for theirs, target, mlp, norms in (
+        ("transformer_Fusion", resampler, "mlp", {1: 1, 2: 2, 3: 3}),
+        ("transformerClip", gated, "ffn2", AVIGATE_NORMS),
+    ):
+        source = rf"{theirs}\.resblocks\.(\d+)\."
+        rules += _attention(rf"{source}attn\.", f"{target}self_attn/")
+        rules += _attention(rf"{source}cross_attn\.", f"{target}cross_attn/")
+        for name, place in (("fc", 0), ("proj", 2)):
+            rules += _linear(rf"{source}mlp\.c_{name}\.", f"{target}{mlp}/layers_{place}/")
+        for norm, place in norms.items():
+            rules += _norm(rf"{source}ln_{norm}\.", f"{target}norm{place}/")
+    source = r"transformerClip\.resblocks\.(\d+)\."
+    for name, place in (("fc", 0), ("proj", 2)):
+        for theirs, ours in (
+            (r"cross_ff\.cross", "ffn1"),
+            (r"attn_gate\.ag", "gates/mlp_mha"),
+            (r"ff_gate\.fg", "gates/mlp_ffn"),
+        ):
+            rules += _linear(rf"{source}{theirs}_{name}\.", f"{gated}{ours}/layers_{place}/")
+    return rules
 
 
 @functools.cache

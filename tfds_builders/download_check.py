@@ -47,7 +47,7 @@ def _new_report(setting: Setting, layout: str, root: pathlib.Path) -> Report:
         numbers = read_json(root / MANIFEST)
         expected = {split: numbers.get(f"num_{split}") for split in SPLITS}
         if not all(isinstance(number, int) for number in expected.values()):
-            raise InputError(f"{root / MANIFEST}: num_train, num_val and num_test are no numbers")
+            raise InputError(f"{root / MANIFEST}: num_train, num_val and num_test are not numbers")
     return {
         "setting": setting.title,
         "layout": layout,

@@ -114,7 +114,7 @@ class MomentSetting:
         if any(layout.annotation_files(root) for layout in self.layouts):
             return root
         looked = _names(root, self.layouts[0].annotations)
-        absent = "" if root.is_dir() else f" ({root} is no folder)"
+        absent = "" if root.is_dir() else f" ({root} is not a folder)"
         raise DatasetLayoutError(
             f"no annotations: looked for {looked}, split being one of {', '.join(SPLITS)}{absent}\n"
             f"{self.how_to_get}"

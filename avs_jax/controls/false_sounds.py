@@ -107,11 +107,11 @@ def conditions(types: str) -> list[str]:
         if word not in NEGATIVE_AUDIO:
             near = ", ".join(nearest(word, list(NEGATIVE_AUDIO))) or ", ".join(NEGATIVE_AUDIO)
             raise InputError(
-                f"negative audio {word!r} of {types!r} does not exist; choose from "
+                f"false sound {word!r} of {types!r} does not exist; choose from "
                 f"{', '.join(NEGATIVE_AUDIO)} (nearest: {near})"
             )
     if len(set(asked)) < len(asked):
-        raise InputError(f"negative audio {types!r} names a type twice")
+        raise InputError(f"false sounds {types!r} name a type twice")
     return [
         condition for kind in NEGATIVE_AUDIO if kind in asked for condition in NEGATIVE_AUDIO[kind]
     ]
@@ -247,7 +247,7 @@ def load_manifest(path: str | pathlib.Path, ids: Iterable[str]) -> dict[str, Any
     path, ids = pathlib.Path(path).expanduser(), set(ids)
     manifest = read_json(path)
     if not isinstance(manifest.get("clips"), dict):
-        raise InputError(f"{path}: not a manifest of negative audio, lacks `clips`")
+        raise InputError(f"{path}: not a manifest of false sounds, lacks `clips`")
     if manifest.get("version") != VERSION:
         raise InputError(f"{path}: version {manifest.get('version')!r}, expected {VERSION}")
     found, stated = manifest_digest(manifest), manifest.get("sha256")
@@ -271,7 +271,7 @@ def _check_entry(entry: Any, ids: set[str], where: str) -> None:
     for field in ("offscreen", "motion"):
         value = entry[field]
         if value is not None and not (isinstance(value, str) and value in ids):
-            raise InputError(f"{where}: {field} is {value!r}, which is no clip of the split")
+            raise InputError(f"{where}: {field} is {value!r}, which is not a clip of the split")
     for field, optional in (("noise_seed", False), ("shift", True)):
         value = entry[field]
         if not (type(value) is int and value >= 0 or optional and value is None):

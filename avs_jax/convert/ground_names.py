@@ -1,8 +1,8 @@
-"""Names of QD-DETR's and AVIGATE's state dicts, and where each tensor goes in the parameter tree.
+"""Names of QD-DETR's state dicts, and where each tensor goes in the parameter tree.
 
 The rules (rules.py) map a state dict both ways. Export writes the names in the order of the state
-dict. Sources: wjun0830/QD-DETR (commit 56c63b2), its fork with gated fusion
-(dd81d7c; the older gate 73b09d9), BoseungJeong/AVIGATE-CVPR2025 (ca03ede).
+dict. Sources: wjun0830/QD-DETR (commit 56c63b2) and its fork with gated fusion (dd81d7c; the older
+gate 73b09d9).
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,6 @@ UNUSED_SOURCE_TENSORS = r"txt_position_embed\..*"
 
 ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
 HEAD_DEPTHS = {"query_scale": 2, "ref_point_head": 2, "bbox_embed": 3, "ref_anchor_head": 2}
-# AVIGATE numbers the norms of the refining half first: its number -> ours.
-AVIGATE_NORMS = {3: 1, 4: 2, 1: 3, 2: 4}
 
 
 def qd_detr_rules() -> list[Rule]:
@@ -64,40 +62,6 @@ def _custom_rules() -> list[Rule]:
         *_norm(rf"{source}(norm\d|delta_norm_mha|delta_norm_ffn)\.", rf"{target}\2/"),
         *_attention(rf"{source}self_attention\.", f"{target}self_attn/"),
     ]
-
-
-def avigate_rules(target_prefix: str = "") -> list[Rule]:
-    """AVIGATE's fusion -> models.fusion.avigate.AvigateFusion.
-
-    Args:
-      target_prefix: of the paths in the tree, with its "/": "fusion/" in QDDETR.
-    """
-    resampler = rf"{target_prefix}resampler_\1/"
-    gated = rf"{target_prefix}gated/layers_\1/"
-    rules = [
-        Rule("query_tokens", f"{target_prefix}query_tokens", "linear"),
-        Rule(r"(query|frame)_position_embeddings\.weight", rf"{target_prefix}\1_positions"),
-    ]
-    for theirs, target, mlp, norms in (
-        ("transformer_Fusion", resampler, "mlp", {1: 1, 2: 2, 3: 3}),
-        ("transformerClip", gated, "ffn2", AVIGATE_NORMS),
-    ):
-        source = rf"{theirs}\.resblocks\.(\d+)\."
-        rules += _attention(rf"{source}attn\.", f"{target}self_attn/")
-        rules += _attention(rf"{source}cross_attn\.", f"{target}cross_attn/")
-        for name, place in (("fc", 0), ("proj", 2)):
-            rules += _linear(rf"{source}mlp\.c_{name}\.", f"{target}{mlp}/layers_{place}/")
-        for norm, place in norms.items():
-            rules += _norm(rf"{source}ln_{norm}\.", f"{target}norm{place}/")
-    source = r"transformerClip\.resblocks\.(\d+)\."
-    for name, place in (("fc", 0), ("proj", 2)):
-        for theirs, ours in (
-            (r"cross_ff\.cross", "ffn1"),
-            (r"attn_gate\.ag", "gates/mlp_mha"),
-            (r"ff_gate\.fg", "gates/mlp_ffn"),
-        ):
-            rules += _linear(rf"{source}{theirs}_{name}\.", f"{gated}{ours}/layers_{place}/")
-    return rules
 
 
 def qd_detr_names(model_config: Mapping[str, Any]) -> list[str]:

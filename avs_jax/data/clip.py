@@ -124,7 +124,9 @@ class ClipRows:
     def __init__(self, config: Any):
         data = self._data = config.data.copy_and_resolve_references()
         _check_data(data)
-        self._threshold = config.evaluate.moving_threshold
+        evaluate = config.evaluate
+        # task refer has neither key: it has no false sounds, whose report counts moving pixels
+        self._threshold = evaluate.moving_threshold if "audio" in evaluate else None
         off = set()
         if not data.pre_masks:
             off.add("pre_masks")
@@ -133,7 +135,7 @@ class ClipRows:
         self._has_track = "track" in data and data.track.source != "none"
         if not self._has_track:
             off |= {"motion_track", "sound_track"}
-        if not config.evaluate.audio:
+        if not evaluate.get("audio"):
             off.add("moving")
         self.fields: Mapping[str, Field] = {k: v for k, v in FIELDS.items() if k not in off}
         self.sizes: Mapping[str, int] = {
@@ -143,7 +145,7 @@ class ClipRows:
             "C": motion.num_channels(data.motion),
             "M": data.max_targets,
             "K'": data.num_prototypes,
-            "S": config.evaluate.score_size,
+            "S": evaluate.score_size,
             "U": synchrony.num_samples(data.track) if self._has_track else 0,
         }
 

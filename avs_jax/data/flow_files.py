@@ -134,7 +134,7 @@ def track_rate(root: pathlib.Path) -> float:
     if not isinstance(rate, (int, float)) or not rate > 0:
         raise InputError(
             f"{root / SETTINGS_FILE}: rate {rate!r}, expected the samples per second of motion "
-            "tracks (python -m avs_jax.flow --source=track)"
+            "tracks (avs-jax flow --source=track)"
         )
     return float(rate)
 

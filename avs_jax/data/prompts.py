@@ -49,7 +49,7 @@ class Prompt:
         if not np.isfinite(numbers).all():
             raise InputError("a coordinate is NaN or infinite")
         if any(len(point) != 2 for point in self.points):
-            raise InputError("a point is no pair (x, y)")
+            raise InputError("a point is not a pair (x, y)")
         if self.box is not None and len(self.box) != 4:
             raise InputError(f"box {list(self.box)}: expected (left, top, right, bottom)")
         has_more = bool(len(self.points)) or self.box is not None or self.language is not None

@@ -19,7 +19,6 @@ RLE is COCO's: column by column, runs of background and foreground in turn, as t
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -227,24 +226,6 @@ def _unpack(counts: str | bytes, where: str) -> list[int]:
     return runs
 
 
-def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """A mask, bool [H, W], as an RLE with counts as text."""
-    flat = np.concatenate([[False], mask.T.ravel(), [not mask.T.ravel()[-1]]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    runs = np.diff(np.concatenate([[0], edges])).tolist()
-    text = ""
-    for i, run in enumerate(runs):
-        value = run - (runs[i - 2] if i > 2 else 0)
-        while True:
-            bits = value & 0x1F
-            value >>= 5
-            is_last = value == (-1 if bits & 0x10 else 0)
-            text += chr((bits if is_last else bits | 0x20) + 48)
-            if is_last:
-                break
-    return {"size": list(mask.shape), "counts": text}
-
-
 def read_predictions(path: pathlib.Path) -> dict[str, dict[str, list]]:
     """{video: {expression: [RLE per frame]}} of a file of that form, as Sa2VA's."""
     found = {}
@@ -256,12 +237,3 @@ def read_predictions(path: pathlib.Path) -> dict[str, dict[str, list]]:
                 f"{path}: {video!r} has no expressions with prediction_masks"
             ) from error
     return found
-
-
-def predictions_text(predictions: Mapping[str, Mapping[str, Sequence[np.ndarray]]]) -> str:
-    """The file of masks, bool [H, W] each, that `read_predictions` reads."""
-    coded = {
-        video: {e: {"prediction_masks": [encode_rle(m) for m in masks]} for e, masks in x.items()}
-        for video, x in predictions.items()
-    }
-    return json.dumps(coded)

@@ -274,7 +274,7 @@ def _pair(path: _Path, before, shown) -> tuple[np.ndarray, np.ndarray, float]:
         raise VideoError(
             path,
             f"frames of {previous.shape} and {frame.shape} at {time_of(path, before):.3f} s and "
-            f"{time_of(path, shown):.3f} s are no pair",
+            f"{time_of(path, shown):.3f} s differ in size or order",
         )
     return previous, frame, interval
 

@@ -116,24 +116,34 @@ def predict_video(
         source = None
         if config.data.pre_masks:
             source = str(pre_masks) if pre_masks else FELZENSZWALB
-        motion = None
-        if "motion" in reads:
-            motion = estimator.model if estimator else "difference"
-        results = {
-            "video": str(path),
-            "size": {"width": video.width, "height": video.height},
-            "duration_seconds": round(video.duration, 3),
-            "window_seconds": config.data.num_frames,
-            "pre_masks": source,
-            "motion": motion,
-            "motion_track": config.data.track.model if "motion_track" in reads else None,
-            "seconds": seconds,
-        }
+        about = _about(path, video, config, reads, estimator)
+        results = {**about, "pre_masks": source, "seconds": seconds}
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     lines = [f"{output}: {len(seconds)} masks, overlay.mp4, results.json"]
     if source == FELZENSZWALB:
         lines.insert(0, f"color masks: none given, made with {FELZENSZWALB} (--pre_masks=DIR)")
     return lines
+
+
+def _about(
+    path: str | os.PathLike,
+    video: Video,
+    config: ConfigDict,
+    reads: Collection[str],
+    estimator: FlowEstimator | None,
+) -> dict[str, Any]:
+    """What results.json says of the video and of the motion that the model read."""
+    motion = None
+    if "motion" in reads:
+        motion = estimator.model if estimator else "difference"
+    return {
+        "video": str(path),
+        "size": {"width": video.width, "height": video.height},
+        "duration_seconds": round(video.duration, 3),
+        "window_seconds": config.data.num_frames,
+        "motion": motion,
+        "motion_track": config.data.track.model if "motion_track" in reads else None,
+    }
 
 
 def _labels(outputs, inputs, size, *, scores):

@@ -1,6 +1,6 @@
 """Search of task `align`: which clips of an index go with a sound, an image, a text or a video.
 
-  python -m avs_jax.predict --checkpoint=DIR --search=INDEX.npz --output=DIR
+  avs-jax predict --checkpoint=DIR --search=INDEX.npz --output=DIR
       and one of --audio=x.wav, --image=x.jpg, --text="...", --video=clip.mp4
 
 scripts/index.py makes the index; with --approximate, FAISS chooses the candidates

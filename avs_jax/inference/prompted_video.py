@@ -186,7 +186,7 @@ def _entries(path: _Path | None) -> Iterator[tuple[str, int, Any]]:
             raise InputError(f"{path}: object {name!r}: letters, digits, spaces, '.' and '-' only")
         for frame, value in frames.items():
             if not frame.isdecimal():
-                raise InputError(f"{path}: {name}: frame {frame!r} is no number from 0 on")
+                raise InputError(f"{path}: {name}: frame {frame!r} is not a whole number from 0 up")
             yield name, int(frame), value
 
 

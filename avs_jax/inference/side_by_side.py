@@ -1,4 +1,4 @@
-"""Work before and after a loop's own, in threads beside it, a bounded number of items ahead.
+"""Reads ahead of a loop and writes behind it, in threads, at most a bounded number of items apart.
 
   with behind() as later, ahead(read()) as items:
       for item in items:
@@ -6,8 +6,8 @@
 
 While item k is computed, k + 1 is read and k - 1 is written, each in its order. At most NUM_WAITING
 items wait on either side, so memory does not grow. An error of the reader is raised by the loop
-over the items; one of the writer by a later call or at the end. Whatever ends the block, also
-Ctrl-C, no thread is left behind and nothing that waited is started any more.
+over the items; one of the writer by a later call or at the end. However the block ends (Ctrl-C
+included), no thread is left running and no queued item is started.
 """
 
 import collections

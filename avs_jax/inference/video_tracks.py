@@ -1,4 +1,4 @@
-"""The motion track of an own video, window by window, as avs_jax.flow --source=track stores it."""
+"""The motion track of an own video, window by window, as avs-jax flow --source=track stores it."""
 
 import itertools
 import os

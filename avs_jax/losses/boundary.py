@@ -14,8 +14,9 @@ Both are means over the supervised frames. The total gets weight * loss, with
 or boundary.weight alone if max_share is 0. The numerator holds the last decoder layer's weighted
 terms, so the edge loss cannot outweigh the mask losses it supports.
 
-"weighted" follows the notes on VCT + AMA. "balanced" and the cap are departures: with the plain
-BCE, a constant prediction explains most of the early drop (it costs 0.15 at 3.5 % prevalence).
+"weighted" follows the AMA authors' notes (see models/fusion/ama.py). "balanced" and the cap are
+departures: with the plain BCE, a constant prediction explains most of the early drop (it costs 0.15
+at 3.5 % prevalence).
 """
 
 from collections.abc import Callable, Mapping

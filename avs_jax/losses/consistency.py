@@ -5,9 +5,10 @@
   loss = mean over i of (-log softmax_j(s_ij)[i] - log softmax_j(s_ji)[i]) / 2
 
 Frames take part if they are supervised, show an object (so not those with a false sound) and move.
-Other frames of the same clip are no negatives, because neighboring seconds sound alike.
+Other frames of the same clip are not negatives, because neighboring seconds sound alike.
 
-Source: the notes on VCT + AMA propose the loss; the choice of frames is ours.
+Source: the AMA authors' notes (see models/fusion/ama.py) propose the loss; the choice of frames is
+ours.
 """
 
 from collections.abc import Mapping

@@ -21,13 +21,13 @@ a and v unit length first. Distances are averaged over the frames of `frames`, "
 "valid"; `reduction` = "sum" adds up those of "kl" instead, as MS3 does, so the term grows with the
 batch.
 
-Source: Zhou et al., ECCV 2022 and IJCV 2024; OpenNLPLab/AVSBench, avs_*/loss.py. Mended: a logit
-beyond 17 of the wrong sign has its own loss and a gradient (there, 100 and none); KL is finite
-where a softmax underflows; a neighbor is another frame and a valid one, whatever the distances
-(there, a frame itself where all others are 10 away); for 71 classes the neighbor's KL compares with
-the neighbor (there, with the frame's own audio); pixels of the image that have no label count for
-nothing. No published number rests on any of these but the first, for which it is a matter of
-logits that training hardly reaches.
+Source: Zhou et al., ECCV 2022 and IJCV 2024; OpenNLPLab/AVSBench, avs_*/loss.py. Fixed here: a
+logit beyond 17 of the wrong sign has its own loss and a gradient (there, 100 and none); KL is
+finite where a softmax underflows; a neighbor is another frame and a valid one, whatever the
+distances (there, a frame itself where all others are 10 away); for 71 classes the neighbor's KL
+compares with the neighbor (there, with the frame's own audio); pixels of the image that have no
+label count for nothing. No published number rests on any of these but the first, for which it is a
+matter of logits that training hardly reaches.
 """
 
 from collections.abc import Mapping

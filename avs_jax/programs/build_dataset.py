@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--manual_dir", required=True, help="the folder to read")
     parser.add_argument("--data_dir", required=True, help="where the records go")
     parser.add_argument("--flow_dir", help="folder of stored optical flow")
-    parser.add_argument("--track_dir", help="folder of motion tracks (avs_jax.flow --source=track)")
+    parser.add_argument("--track_dir", help="folder of motion tracks (avs-jax flow --source=track)")
     parser.add_argument(
         "--beam", metavar="KEY=VALUE,...", help="write through Apache Beam with these options"
     )

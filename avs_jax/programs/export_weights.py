@@ -5,10 +5,9 @@
 
 --format=torch|safetensors|npz  the original's state dict (VCT, TPAVI, QD-DETR, SAM2, the part of
     Sa2VA that segments, or CLIP in Hugging Face's names) with its names, shapes and order, AMA's
-    last. Tensors that
-    convert_weights.py read come back bit for bit. It also stored those that no parameter uses (such
-    as VGGish's unused MLP); a run that started from converted weights takes them from
-    --kept_from=CONVERTED, or omits them with --allow_missing.
+    last. Tensors that `avs-jax convert` read come back bit for bit. It also stored those that no
+    parameter uses (such as VGGish's unused MLP); a run that started from converted weights takes
+    them from --kept_from=CONVERTED, or omits them with --allow_missing.
     PyTorch is not needed; `torch.load(FILE, weights_only=True)["model"]` reads the file.
 --format=orbax      parameters and configuration without the optimizer state: a folder for predict,
     evaluate and config.train.init_from; --weights=raw|ema chooses which.

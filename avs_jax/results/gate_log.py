@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from avs_jax.files import read_regular, write_atomically
+from avs_jax.files import read_regular
 from avs_jax.spec import Array, InputError, first_line
 
 STATISTICS = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max}
@@ -79,16 +79,6 @@ class GateLog:
         if gate.shape[1] == 1 or self._every_channel:
             return gate.tolist()
         return {name: reduce(gate, axis=1).tolist() for name, reduce in STATISTICS.items()}
-
-
-def write_gate_log(
-    lines: Sequence[Line], folder: str | os.PathLike, split: str, num_samples: int = -1
-) -> pathlib.Path:
-    """Writes FOLDER/gate_logs_{split}_N{num_samples or all}.jsonl and returns its path."""
-    count = "all" if num_samples < 0 else num_samples
-    path = pathlib.Path(folder) / f"gate_logs_{split}_N{count}.jsonl"
-    write_atomically(path, gate_log_text(lines))
-    return path
 
 
 def gate_log_text(lines: Sequence[Line]) -> str:

@@ -25,7 +25,6 @@ QD-DETR uses too. Departures:
 - "long" and "full" have no upper limit; the script's is 150 s, the longest video of QVHighlights.
 """
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -197,36 +196,6 @@ def tvsum(table: MomentTable) -> Scores:
     return {"mAP": _mean([top_clips_ap(*pair).mean() for pair in _rated(table)])}
 
 
-# ---- all of them ----
-
-PROTOCOLS = {"moments": moments}
-PROTOCOLS |= {f"moments({x})": functools.partial(moments, length=x) for x in [*LENGTHS][1:]}
-PROTOCOLS |= {f"highlights({x})": functools.partial(highlights, level=x) for x in LEVELS}
-TVSUM_PROTOCOLS = {"tvsum": tvsum}
-
-
-def qvhighlights_metrics(table: MomentTable) -> dict[str, dict]:
-    """Everything that QVHighlights' script prints, under its names: percent, two decimals."""
-    metrics = {}
-    for length in LENGTHS:
-        precisions, top = window_scores(table, length)
-        recalls = {f"{t:g}": _percent(top >= t) for t in THRESHOLDS}
-        means = {f"{t:g}": _percent(p) for t, p in zip(THRESHOLDS, precisions.T, strict=True)}
-        metrics[length] = {"MR-mAP": means | {"average": _percent(precisions)}, "MR-R1": recalls}
-    for level in LEVELS:
-        precisions, hits = highlight_scores(table, level)
-        metrics[f"HL-min-{level}"] = {"HL-mAP": _percent(precisions), "HL-Hit1": _percent(hits)}
-    recalls, means = metrics["full"]["MR-R1"], metrics["full"]["MR-mAP"]
-    brief = {f"MR-full-R1@{t}": recalls[t] for t in ("0.5", "0.7")}
-    brief |= {"MR-full-mAP": means["average"]}
-    brief |= {f"MR-full-mAP@{t}": means[t] for t in ("0.5", "0.75")}
-    brief |= {f"MR-{x}-mAP": metrics[x]["MR-mAP"]["average"] for x in ("long", "middle", "short")}
-    for level in reversed(LEVELS):
-        for name in ("mAP", "Hit1"):
-            brief[f"HL-min-{level}-{name}"] = metrics[f"HL-min-{level}"][f"HL-{name}"]
-    return {"brief": brief} | metrics
-
-
 def _unpad(value: Any) -> Any:
     """A row's value without the padding; what holds no numbers per clip or window as it is."""
     if np.ndim(value) == 0:
@@ -244,8 +213,3 @@ def _rated(table: MomentTable) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def _mean(values) -> float | None:
     return float(np.mean(values)) if np.size(values) else None
-
-
-def _percent(values) -> float | None:
-    mean = _mean(values)
-    return None if mean is None else round(100 * mean, 2)

@@ -22,7 +22,7 @@ class Report:
       facts: what was evaluated on what: checkpoint, configuration, dataset, source of the ground
         truth, sizes. Strings and numbers.
       negatives: numbers of `negatives.summarize`, with what `negative_report` reads under "facts";
-        None without negative audio.
+        None without false sounds.
     """
 
     facts: Mapping[str, Any]
@@ -37,7 +37,7 @@ def table(report: Report) -> list[list[str]]:
     Percentages, but measures called "... rank" are places in a list. A cell is empty where a
     protocol does not have the measure, and a dash where the number is not defined. With several
     conditions, the first column names them, and the last one is the difference of the protocol's
-    first measure to the true audio's, in points. Negative audio and motion controls have tables of
+    first measure to the true audio's, in points. False sounds and motion controls have tables of
     their own.
     """
     shown = _shown(report)
@@ -60,7 +60,7 @@ def table(report: Report) -> list[list[str]]:
 
 
 def to_text(report: Report) -> str:
-    """For a terminal: facts, an aligned table, notes, then the tables of negative audio."""
+    """For a terminal: facts, an aligned table, notes, then the tables of false sounds."""
     lines = [f"{name}: {value}" for name, value in report.facts.items()]
     lines += ["", *_text_table(table(report), num_names(report))]
     lines += [f"note: {note}" for note in report.notes]
@@ -70,7 +70,7 @@ def to_text(report: Report) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    """The table, facts and notes as a list, then the tables of negative audio."""
+    """The table, facts and notes as a list, then the tables of false sounds."""
     lines = _markdown_table(table(report), num_names(report))
     lines += ["", *(f"- {name}: {value}" for name, value in report.facts.items())]
     lines += [f"- note: {note}" for note in report.notes]
@@ -93,7 +93,7 @@ def write(report: Report, directory: str | pathlib.Path) -> None:
 
 
 def sections(report: Report) -> list[negative_report.Section]:
-    """The tables of negative audio and motion, with headings and legends."""
+    """The tables of false sounds and motion, with headings and legends."""
     return [] if report.negatives is None else negative_report.sections(report.negatives)
 
 

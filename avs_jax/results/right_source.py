@@ -14,7 +14,6 @@ from collections.abc import Mapping
 import numpy as np
 
 SOUNDING, SILENT = 1, 2  # in an object mask
-UNNAMED = 255  # in an object mask: the clip does not name its objects
 
 COLUMNS = ("object_pixels", "object_pred")
 

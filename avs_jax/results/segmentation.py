@@ -55,7 +55,7 @@ def sizes(table: FrameCounts, num_records: int) -> dict[str, int]:
 
 
 def summarize(tables: Mapping[str, FrameCounts], facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The numbers of negative audio, where the facts name a manifest."""
+    """The numbers of false sounds, where the facts name a manifest."""
     if "manifest_sha256" not in facts:
         return None
     mentioned = {name: facts[name] for name in ("manifest_sha256", "moving_threshold")}

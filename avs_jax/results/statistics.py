@@ -12,12 +12,10 @@ floor belongs next to it. Several contrasts at once: `holm`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import special
-
-from avs_jax.results.table import Table
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -131,30 +129,3 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     scaled = adjusted[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
     return adjusted
-
-
-def stack_runs(
-    tables: Sequence[Table],
-    protocol: Callable[[Table], Mapping[str, float]],
-    measure: str,
-    by: str = "clip_id",
-) -> np.ndarray:
-    """Scores [R, C] of several runs on the same clips, for `compare`.
-
-    Args:
-      tables: one per run.
-      protocol: applied to each clip's rows alone. The mean over clips is the protocol's own number
-        where that averages over clips: avsbench(batch=1), davis.
-      measure: of the protocol.
-      by: the column that names a row's clip.
-
-    Raises:
-      ValueError: the runs were scored on different clips.
-    """
-    names = [[str(table[by][group.start]) for group in table.groups(by)] for table in tables]
-    for i, other in enumerate(names):
-        if other != names[0]:
-            raise ValueError(f"run {i} was scored on other clips than run 0")
-    return np.array(
-        [[protocol(table.take(group))[measure] for group in table.groups(by)] for table in tables]
-    )

@@ -33,6 +33,11 @@ HARMLESS_KEYS = (
 )
 # Regexes of keys that no longer exist.
 REMOVED_KEYS = (r"model\.backbone\.remat",)  # now model.remat
+# The same, where another key has a value.
+REMOVED_UNDER: dict[tuple[str, str], tuple[str, ...]] = {
+    # inherited from segment; the task never read them
+    ("task", "refer"): (r"data\.false_sounds\..*", r"evaluate\.(audio|moving_threshold)"),
+}
 # Old key -> new key. The value stays the same.
 RENAMED_KEYS: dict[str, str] = {"model.fusion.lambda_init": "model.decoder.lambda_init"}
 # Key that was added later -> the value that reproduces what happened before it existed.
@@ -61,6 +66,7 @@ ADDED_UNDER: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("task", "track"): {"model.language_dim": 0, "model.hides_absent": True},
     ("task", "align"): {"model.bias_init": None, "model.levels": ["res5"]},
+    ("model.fusion.name", "cma"): {"model.fusion.hidden_dim": 0, "model.fusion.raw_text": False},
     ("model.fusion.name", "ama"): {
         "model.fusion.at": "queries",
         "model.fusion.gate": False,
@@ -80,7 +86,7 @@ def plain_config(config: ConfigDict) -> dict:
 
 
 def update_stored(config: ConfigDict) -> ConfigDict:
-    """A stored configuration in today's keys: RENAMED_KEYS, REMOVED_KEYS, then those added.
+    """A stored configuration in today's keys: renamed, removed, then added, by the tables above.
 
     A key is added where its section exists; top-level keys are added to whole configurations that
     are older than tasks.
@@ -92,7 +98,10 @@ def update_stored(config: ConfigDict) -> ConfigDict:
     if is_component:
         flat = {k if k == "part" else f"model.{k}": value for k, value in flat.items()}
     flat = {RENAMED_KEYS.get(key, key): value for key, value in flat.items()}
-    flat = {key: value for key, value in flat.items() if not _matches(key, REMOVED_KEYS)}
+    removed = list(REMOVED_KEYS)
+    for (key, wanted), rules in REMOVED_UNDER.items():
+        removed += rules if flat.get(key) == wanted else ()
+    flat = {key: value for key, value in flat.items() if not _matches(key, removed)}
     flat = {key: value for key, value in flat.items() if not _is_of_no_component(key, flat)}
     for key, value in ADDED_KEYS.items():
         section = key.rpartition(".")[0] or "model"

@@ -1,4 +1,4 @@
-# AVSBench S4: one object sounds, silent ones move just as much.
+# AVSBench S4: one object sounds; in half of the clips a silent one moves just as much.
 dataset=avsbench_s4
 clips=demo/clips
 clip_flags=(--setting=s4)

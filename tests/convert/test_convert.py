@@ -300,7 +300,7 @@ def test_disagreements_leave_nothing_behind(tmp_path, small, capsys, damage, mes
     assert [p.name for p in tmp_path.iterdir()] == ["vct.npz"]
 
 
-def test_strict_refuses_to_initialise(tmp_path, small, capsys):
+def test_strict_refuses_to_initialize(tmp_path, small, capsys):
     np.savez(tmp_path / "vct.npz", **small[1])
     args = (tmp_path / "vct.npz", tmp_path / "ours", "configs/s4_ama.py:demo", OTHER, "--strict")
     assert convert(*args) == 1

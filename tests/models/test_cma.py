@@ -236,10 +236,19 @@ def test_grids_and_levels_that_do_not_fit(ours):
     assert found["res5"].shape == wide["res5"].shape
     with pytest.raises(InputError, match="2 x 2 cells"):
         fits.clone(on_mismatch="error").apply({"params": some}, wide, text, mask)
-    with pytest.raises(InputError, match="'res4' is no map"):
+    with pytest.raises(InputError, match="'res4' is not one of the maps"):
         module.apply({"params": params}, wide, text, mask)
     with pytest.raises(InputError, match="no mask prior"):
         module.clone(mask_gate="prior").apply({"params": params}, maps, text, mask)
+
+
+def test_raw_tokens_need_the_width_of_the_attention(ours):
+    module, _, maps, text, mask = ours
+    raw = module.clone(raw_text=True)
+    with pytest.raises(InputError, match=f"hidden_dim = {text.shape[-1]} makes them equal"):
+        raw.init(jax.random.key(0), maps, text, mask)
+    fits = raw.clone(hidden_dim=text.shape[-1])
+    assert "text_proj" not in fits.init(jax.random.key(0), maps, text, mask)["params"]
 
 
 def test_bfloat16_is_finite_and_close(ours):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from avs_jax.convert.ground_names import _custom, avigate_rules, qd_detr_rules
+from avs_jax.convert.ground_names import _custom, qd_detr_rules
 from avs_jax.convert.rules import invert_rules
 from avs_jax.models.attention import Attention, attend
 from avs_jax.models.fusion.avigate import AvigateFusion
@@ -21,6 +21,7 @@ from tests.ground_golden import (
     SCALARS,
     arrays,
     assert_golden,
+    avigate_rules,
     fill,
     golden_model,
     golden_params,

@@ -12,7 +12,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from avs_jax.convert.ground_names import (
     UNUSED_SOURCE_TENSORS,
-    avigate_rules,
     qd_detr_names,
     qd_detr_rules,
 )
@@ -27,6 +26,7 @@ from tests.ground_golden import (
     SMALL,
     arrays,
     assert_golden,
+    avigate_rules,
     golden_model,
     golden_params,
     inputs,

@@ -38,7 +38,7 @@ def random_input(seed=0):
 
 
 def degenerate(locations):
-    """Corners of the image, pixel centres, and points that overflow an int32."""
+    """Corners of the image, pixel centers, and points that overflow an int32."""
     locations = locations.copy()
     locations[:, 0] = 0
     locations[:, 1] = 1

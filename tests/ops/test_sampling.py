@@ -101,7 +101,7 @@ def test_sampling_at_pixel_centers_reads_the_pixels():
 def test_gradients_of_sampling_equal_finite_differences():
     rng = np.random.default_rng(4)
     x = jnp.asarray(rng.normal(size=(2, 5, 4, 2)), jnp.float32)
-    # Away from the pixel centres, where the slope jumps.
+    # Away from the pixel centers, where the slope jumps.
     cells = rng.integers(-1, 4, size=(2, 9, 2)) + rng.uniform(0.2, 0.8, size=(2, 9, 2)) + 0.5
     points = jnp.asarray(cells / [4, 5], jnp.float32)
     check_grads(sample_bilinear, (x, points), order=1, modes=["rev"], eps=1e-3, rtol=2e-3)

@@ -34,8 +34,8 @@ def test_the_list_names_every_subcommand(capsys):
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (["trian"], "'trian' is no command; nearest: train"),
-        (["data", "buidl"], "'data buidl' is no command; nearest: data build"),
+        (["trian"], "there is no command 'trian'; nearest: train"),
+        (["data", "buidl"], "there is no command 'data buidl'; nearest: data build"),
         (["???"], "nearest: train, evaluate, "),
         (["evaluate"], "either --checkpoint or --predictions"),
         (["plan", "--devices=2"], "--config is missing"),

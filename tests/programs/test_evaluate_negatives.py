@@ -1,4 +1,4 @@
-"""The whole job with negative audio, for a model that hears nothing but how loud a sound is.
+"""The whole job with false sounds, for a model that hears nothing but how loud a sound is.
 
 Silence silences it. Noise, off-screen sound and another second have the clip's own level, so it
 takes them for the clip's own: every number follows.

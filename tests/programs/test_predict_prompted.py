@@ -98,7 +98,7 @@ def test_video_and_arrays(checkpoint, prompts, tmp_path, capsys):
         ("[", "not JSON"),
         ("[1]", "a JSON list, expected an object"),
         ('{"../x": {"0": [[1, 2, 1]]}}', "'../x': letters"),
-        ('{"a": {"first": [[1, 2, 1]]}}', "frame 'first' is no number"),
+        ('{"a": {"first": [[1, 2, 1]]}}', "frame 'first' is not a whole number"),
         ('{"a": {"0": [[1, 2]]}}', "a, frame 0: expected points"),
         ('{"a": {"0": [["x", 2, 1]]}}', "a, frame 0: could not convert"),
         ('{"a": {"0": [[1, 2, 5]]}}', "expected 0 or 1"),

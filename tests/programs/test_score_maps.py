@@ -94,7 +94,7 @@ def test_what_cannot_be_compared_is_refused(program, capsys):
     refused(known, "--checkpoint=run0", "--measure=stream/IoU")
     program.runs["run0"].config.task = "segment"
     refused("task 'segment', not 'align'", "--checkpoint=run0")
-    with pytest.raises(InputError, match="align_ms3_tiny is no recipe of binary segmentation"):
+    with pytest.raises(InputError, match="align_ms3_tiny is not a recipe of binary segmentation"):
         score_maps.run(types.SimpleNamespace(config=align_ms3.get_config("tiny"), values=VALUES))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax.results.gate_log import GateLog, flatten_gates, read_gate_log, write_gate_log
+from avs_jax.results.gate_log import GateLog, flatten_gates, gate_log_text, read_gate_log
 from avs_jax.spec import InputError
 from scripts import plot_gates
 from tests.conftest import GOLDEN
@@ -69,9 +69,15 @@ def random_log(channels, positions=True, every_channel=False, num_samples=-1, se
     return log, layers, mask, energy
 
 
+def write(log, folder):
+    path = folder / "gates.jsonl"
+    path.write_text(gate_log_text(log.lines))
+    return path
+
+
 def test_statistics_over_channels(tmp_path):
     log, layers, mask, energy = random_log(channels=16)
-    lines = read_gate_log(write_gate_log(log.lines, tmp_path, "val"))
+    lines = read_gate_log(write(log, tmp_path))
     assert [line["qid"] for line in lines] == [str(i) for i in range(7)]
     for b, line in enumerate(lines):
         assert line["energy"] == energy[b][mask[b]].tolist()
@@ -89,18 +95,16 @@ def test_statistics_over_channels(tmp_path):
         np.testing.assert_allclose(ours[name], means, atol=1e-7)
 
 
-def test_a_file_has_the_name_and_number_of_samples(tmp_path):
+def test_the_first_samples_are_logged(tmp_path):
     log, *_ = random_log(channels=1, num_samples=5)
-    path = write_gate_log(log.lines, tmp_path, "val", 5)
-    assert path.name == "gate_logs_val_N5.jsonl" and len(read_gate_log(path)) == 5
-    assert read_gate_log(path) == json.loads(json.dumps(log.lines))
-    assert write_gate_log(log.lines, tmp_path, "test").name == "gate_logs_test_Nall.jsonl"
+    lines = read_gate_log(write(log, tmp_path))
+    assert len(lines) == 5 and lines == json.loads(json.dumps(log.lines))
 
 
 @pytest.mark.parametrize(("channels", "positions"), [(1, True), (1, False), (8, True)])
 def test_figures_agree_with_the_gates(tmp_path, channels, positions):
     log, layers, mask, energy = random_log(channels, positions)
-    path = write_gate_log(log.lines, tmp_path, "val")
+    path = write(log, tmp_path)
     assert plot_gates.main([f"--log={path}", f"--output={tmp_path}/figures", "--top=2"]) == 0
     numbers = json.loads((tmp_path / "figures/gates.json").read_text())
     for name in ("gate_mha", "gate_ffn"):

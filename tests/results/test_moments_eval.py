@@ -10,6 +10,7 @@ from avs_jax.results.moments import LEVELS, MomentTable
 from avs_jax.results.table import concatenate, interleave
 from avs_jax.results.windows import MomentMeter, PostProcess, read_submission, write_submission
 from avs_jax.spec import InputError
+from avs_jax.tasks.ground import PROTOCOLS
 from tests.conftest import GOLDEN
 
 
@@ -68,6 +69,34 @@ def assert_metrics(found, measured):
                 assert value == pytest.approx(expected, abs=0.011), (group, name)
 
 
+def qvhighlights_metrics(table: MomentTable) -> dict[str, dict]:
+    """Everything that QVHighlights' script prints, under its names: percent, two decimals."""
+    metrics = {}
+    for length in moments.LENGTHS:
+        precisions, top = moments.window_scores(table, length)
+        recalls = {f"{t:g}": _percent(top >= t) for t in moments.THRESHOLDS}
+        means = {
+            f"{t:g}": _percent(p) for t, p in zip(moments.THRESHOLDS, precisions.T, strict=True)
+        }
+        metrics[length] = {"MR-mAP": means | {"average": _percent(precisions)}, "MR-R1": recalls}
+    for level in LEVELS:
+        precisions, hits = moments.highlight_scores(table, level)
+        metrics[f"HL-min-{level}"] = {"HL-mAP": _percent(precisions), "HL-Hit1": _percent(hits)}
+    recalls, means = metrics["full"]["MR-R1"], metrics["full"]["MR-mAP"]
+    brief = {f"MR-full-R1@{t}": recalls[t] for t in ("0.5", "0.7")}
+    brief |= {"MR-full-mAP": means["average"]}
+    brief |= {f"MR-full-mAP@{t}": means[t] for t in ("0.5", "0.75")}
+    brief |= {f"MR-{x}-mAP": metrics[x]["MR-mAP"]["average"] for x in ("long", "middle", "short")}
+    for level in reversed(LEVELS):
+        for name in ("mAP", "Hit1"):
+            brief[f"HL-min-{level}-{name}"] = metrics[f"HL-min-{level}"][f"HL-{name}"]
+    return {"brief": brief} | metrics
+
+
+def _percent(values) -> float | None:
+    return round(100 * float(np.mean(values)), 2) if np.size(values) else None
+
+
 @pytest.mark.parametrize("case", ["", "_windows_only", "_saliency_only"])
 def test_every_number_of_the_script(golden, tmp_path, case):
     numbers = golden[0]["moment"]
@@ -78,7 +107,7 @@ def test_every_number_of_the_script(golden, tmp_path, case):
     ]
     table = score_lines(tmp_path, numbers["ground_truth"], submission)
     measured = numbers[f"metrics{case}"]
-    found = moments.qvhighlights_metrics(table)
+    found = qvhighlights_metrics(table)
     assert_metrics(found, measured)
     assert set(measured) <= set(found)
     if not case:
@@ -92,7 +121,7 @@ def test_half_of_the_queries(golden, tmp_path):
     annotations = [line for line in numbers["ground_truth"] if line["qid"] in kept]
     table = score_lines(tmp_path, annotations, half)
     measured = numbers["metrics_first_half_of_submission"]
-    assert_metrics(moments.qvhighlights_metrics(table), measured)
+    assert_metrics(qvhighlights_metrics(table), measured)
 
 
 def test_three_queries_by_hand(tmp_path):
@@ -120,7 +149,7 @@ def test_three_queries_by_hand(tmp_path):
         }
         for i, (listed, text) in enumerate(predicted)
     ]
-    metrics = moments.qvhighlights_metrics(score_lines(tmp_path, annotations, submission))
+    metrics = qvhighlights_metrics(score_lines(tmp_path, annotations, submission))
     assert metrics["full"]["MR-R1"]["0.5"] == metrics["full"]["MR-R1"]["0.7"] == 66.67
     curve = [83.33] * 4 + [66.67, 66.67, 50.0, 16.67, 0.0, 0.0]
     assert list(metrics["full"]["MR-mAP"].values()) == [*curve, 53.33]
@@ -323,14 +352,14 @@ def test_batches_and_processes_change_nothing(tmp_path):
     for other in (single, interleave(parts, share=2, by="qid")):
         for name, column in whole.columns.items():
             np.testing.assert_array_equal(other[name], column, err_msg=name)
-    numbers = {name: protocol(whole) for name, protocol in moments.PROTOCOLS.items()}
+    numbers = PROTOCOLS["qvhighlights"](whole)
     wider = concatenate(
         [whole, MomentTable.from_rows([random_row(np.random.default_rng(9), 99)], {})]
     )
-    assert {n: p(wider.take(slice(0, 7))) for n, p in moments.PROTOCOLS.items()} == numbers
+    assert PROTOCOLS["qvhighlights"](wider.take(slice(0, 7))) == numbers
     whole.save(tmp_path / "table.npz")
     loaded = MomentTable.load(tmp_path / "table.npz")
-    assert {n: p(loaded) for n, p in moments.PROTOCOLS.items()} == numbers
+    assert PROTOCOLS["qvhighlights"](loaded) == numbers
 
 
 def test_diverged_predictions_are_an_error():
@@ -343,13 +372,13 @@ def test_diverged_predictions_are_an_error():
 def test_groups_without_a_query_have_no_number():
     row = row_of(1, windows=np.array([[0.0, 40]]), pred_windows=np.array([[0.0, 40, 1]]))
     table = MomentTable.from_rows([row, row_of(2)], {})
-    scores = {name: protocol(table) for name, protocol in moments.PROTOCOLS.items()}
+    scores = PROTOCOLS["qvhighlights"](table)
     assert set(scores["moments"].values()) == {1.0} == set(scores["moments(long)"].values())
     for name in ("moments(short)", "moments(middle)", "highlights(VeryGood)"):
         assert set(scores[name].values()) == {None}
     assert moments.tvsum(table) == {"mAP": None}
-    assert moments.qvhighlights_metrics(table)["short"]["MR-mAP"]["average"] is None
-    json.dumps(moments.qvhighlights_metrics(table), allow_nan=False)
+    assert qvhighlights_metrics(table)["short"]["MR-mAP"]["average"] is None
+    json.dumps(qvhighlights_metrics(table), allow_nan=False)
     nothing = MomentTable.from_rows([], {})
     assert set(moments.moments(nothing).values()) == {None}
 

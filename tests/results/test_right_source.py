@@ -4,8 +4,9 @@ import numpy as np
 
 from avs_jax.data.clip import ClipRows
 from avs_jax.results import metrics
-from avs_jax.results.right_source import UNNAMED, count_sources, right_source
+from avs_jax.results.right_source import count_sources, right_source
 from avs_jax.results.segmentation import ClipMeter
+from avs_jax.spec import IGNORE_LABEL
 from avs_jax.task import stack_rows
 from tests.data.test_pipeline import make_config, make_record, png
 
@@ -64,4 +65,4 @@ def test_a_report_has_it_where_clips_name_their_objects():
     assert numbers(named, record | {"clip_id": "other"})["look_alikes"] == {"right_source": 0.75}
     labels = rows.prepare_labels(named)["objects"]
     np.testing.assert_array_equal(labels, rows.prepare(named)["objects"])
-    assert (rows.prepare(record)["objects"] == UNNAMED).all()
+    assert (rows.prepare(record)["objects"] == IGNORE_LABEL).all()

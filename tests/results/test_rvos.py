@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from avs_jax.data import rvos_folders
-from avs_jax.data.rvos_folders import VideoSet, decode_rle, encode_rle
+from avs_jax.data.rvos_folders import VideoSet, decode_rle
 from avs_jax.results import rvos
 from avs_jax.spec import InputError
 from scripts import evaluate_rvos
@@ -141,6 +141,24 @@ def test_png_folders_score_the_same_whatever_the_value_of_the_object(golden_dir,
     found, _ = score(root, "revos", tmp_path / "out2", f"--predictions={tmp_path / 'png'}")
     assert found["coverage"]["without_prediction"] == 1
     assert found["revos"]["J (referring)"] < want["revos"]["J (referring)"]
+
+
+def encode_rle(mask):
+    """A mask, bool [H, W], as an RLE with counts as text."""
+    flat = np.concatenate([[False], mask.T.ravel(), [not mask.T.ravel()[-1]]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    runs = np.diff(np.concatenate([[0], edges])).tolist()
+    text = ""
+    for i, run in enumerate(runs):
+        value = run - (runs[i - 2] if i > 2 else 0)
+        while True:
+            bits = value & 0x1F
+            value >>= 5
+            is_last = value == (-1 if bits & 0x10 else 0)
+            text += chr((bits if is_last else bits | 0x20) + 48)
+            if is_last:
+                break
+    return {"size": list(mask.shape), "counts": text}
 
 
 def test_rle_there_and_back_and_damaged():

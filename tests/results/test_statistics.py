@@ -1,14 +1,12 @@
 """Statistics of comparisons against SciPy, enumeration and resampling one by one."""
 
-import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from avs_jax.results import metrics, statistics
-from tests.results.test_metrics import count, random_clips
+from avs_jax.results import statistics
 
 THREE, FIVE = (0.8, 1.1, 0.5), (0.8, 1.1, 0.5, 0.9, 0.4)
 
@@ -97,20 +95,3 @@ def test_holm():
     np.testing.assert_allclose(found, [0.06, 0.2, 0.04, 0.06])
     np.testing.assert_allclose(statistics.holm([0.6, 0.7]), [1, 1])
     np.testing.assert_allclose(statistics.holm([np.nan, 0.02, 0.03]), [np.nan, 0.04, 0.04])
-
-
-def test_scores_of_clips_average_to_the_protocol():
-    prob, labels = random_clips()
-    runs = [count(prob, labels), count(np.sqrt(prob), labels)]
-    for protocol, measure in ((metrics.davis, "J"), (metrics.BINARY["avsbench(batch=1)"], "mIoU")):
-        scores = statistics.stack_runs(runs, protocol, measure)
-        assert scores.shape == (2, len(prob))
-        want = [protocol(run)[measure] for run in runs]
-        np.testing.assert_allclose(scores.mean(axis=1), want, atol=1e-12)
-    fewer = runs[1].take(np.arange(len(runs[1])) >= 3)
-    with pytest.raises(ValueError, match="run 1 was scored on other clips"):
-        statistics.stack_runs([runs[0], fewer], metrics.davis, "J")
-    names = np.roll(runs[1]["clip_id"], 3)
-    renamed = dataclasses.replace(runs[1], columns={**runs[1].columns, "clip_id": names})
-    with pytest.raises(ValueError, match="run 1 was scored on other clips"):
-        statistics.stack_runs([runs[0], renamed], metrics.davis, "J")

@@ -22,6 +22,8 @@ from avs_jax.inference.predictor import Predictor
 from avs_jax.programs import build_dataset
 from avs_jax.results.pixel_scores import FALLBACKS, expression_score
 from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.stored_config import check_same_config, flat_config, update_stored
 from avs_jax.spec import InputError
 from avs_jax.tasks import complete_config, make_task
 from configs import parts, refer_cma, refer_sam2, refer_vct
@@ -205,6 +207,28 @@ def test_fallbacks_fire_only_where_something_is_meant(fallback):
     if fallback == "top_query":
         assert found["pred"][0, 1, 7, 7] > 0.9 and found["pred"][0, 1, 0, 0] < 0.1
     assert found["presence"][0, 2] == pytest.approx(float(jax.nn.sigmoid(jnp.float32(-3))))
+
+
+@pytest.mark.parametrize("recipe", [refer_cma, refer_sam2])
+def test_false_sounds_are_refused(recipe, monkeypatch, capsys):
+    """Also of a checkpoint whose configuration has their keys, which nothing read."""
+    today = recipe.get_config("tiny")
+    old = today.copy_and_resolve_references()
+    with old.unlocked():
+        old.data.false_sounds = {"share": 0.0, "types": "silence,noise,offscreen"}
+        old.evaluate.update(audio="", moving_threshold=0.2)
+        del old.model.fusion.raw_text, old.model.fusion.hidden_dim
+    stored = update_stored(old)
+    assert flat_config(stored) == flat_config(today)
+    check_same_config(old, today, "run")
+    checkpoint = types.SimpleNamespace(config=stored, directory="run")
+    monkeypatch.setattr(evaluation.Checkpoint, "find", lambda path: checkpoint)
+    assert evaluation.main(["evaluate", "--checkpoint=run", "--audio=silence"]) == 1
+    assert "--audio: task 'refer' has no such controls" in capsys.readouterr().err
+    for key in ("data.false_sounds.share=0.5", "evaluate.audio=silence"):
+        flags = [f"--config=configs/{recipe.__name__.split('.')[-1]}.py:tiny", f"--config.{key}"]
+        with pytest.raises(UsageError, match="no such key"):
+            parse(["train", *flags], lambda values: None, "")
 
 
 def test_mistakes_are_named(tmp_path):

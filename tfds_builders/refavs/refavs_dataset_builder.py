@@ -1,6 +1,6 @@
 """Ref-AVS Bench: expressions for the objects of clips with sound, or for nothing in them.
 
-manual_dir holds the published folder, or generated clips (make_clips.py --setting=refer):
+manual_dir holds the published folder, or generated clips (avs-jax clips --setting=refer):
 
   metadata.csv                            vid,uid,split,fid,exp
   media/{DIR}/audio.wav                   the clip's 10 s

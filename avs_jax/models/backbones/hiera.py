@@ -88,7 +88,7 @@ class Hiera(nn.Module):
         """
         sizes = check_shape("x", x, "N H W 3")
         if sizes["H"] % 32 or sizes["W"] % 32:
-            raise ValueError(f"x: sides {sizes['H']} x {sizes['W']} are no multiples of 32")
+            raise ValueError(f"x: sides {sizes['H']} x {sizes['W']} are not multiples of 32")
         dtype = jnp.dtype(self.dtype)
         scales = draw_drop_path(self, sizes["N"], frame_ids, train)
 

@@ -9,7 +9,7 @@ F are the mask features and R is res2, per frame, at stride 4. Queries and masks
 refined features. X~ = sg(X) + r (X - sg(X)) has the value of X and r times its gradient: r ramps
 from 0 to 1 during training, so the head first learns on features that it does not change.
 
-`auxiliary` is the head in the AMA notes of spyflying/VCT_AVS's users (SKA-VCT's "boundary"). It
+`auxiliary` is the head in the AMA authors' notes (see fusion/ama.py; SKA-VCT's "boundary"). It
 shapes features in training; masks do not read it. `refine` is a departure of this package. Because
 its last convolution starts at zero, it does not change the masks of a checkpoint without BRM.
 """

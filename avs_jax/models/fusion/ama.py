@@ -23,8 +23,9 @@ With `consistency`, values V get a reader: the embeddings that losses/consistenc
 
 They change no mask by themselves.
 
-Source: the VCT + AMA notes of spyflying/VCT_AVS's users (SKA-VCT's "motion verification"). Their
-value projection is computed but never read, so it is left out unless `consistency` reads it.
+Source: the AMA authors' notes on VCT + AMA (users of spyflying/VCT_AVS; in their repository,
+Jackey0903/SKA-VCT, AMA is "motion verification"). Their value projection is computed but never
+read, so it is left out unless `consistency` reads it.
 
 Dropouts against over-fitting, off by default (the notes name the rates, not the places):
 

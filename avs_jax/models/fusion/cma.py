@@ -19,8 +19,8 @@ per cell. `text_pool` says what the keys are:
 `mask_gate = "prior"` multiplies o by sigmoid(m / tau), m a mask prior that has not seen the text,
 without gradient. The same code runs in training and inference.
 
-Source: the notes on CrossModalAttention2D, and repository pengrui-art/SALMA, whose module is
-`raw_text = True`: tokens enter without projection and norm, and without the null key. Departures:
+Source: repository pengrui-art/SALMA, module CrossModalAttention2D, which is `raw_text = True` and
+`null_key = False`: tokens enter without projection and norm. Departures:
 the sigmoid of top-k; the original's phrase routing and FiLM are left out, as is its mode "bias",
 which adds the same number to every key and cancels in the softmax; levels that cannot be served
 raise, where the original skips them.
@@ -131,7 +131,7 @@ class CMA(nn.Module):
       grid: cells per side of res5 that the module is made for; another size is resized to it
         (finer levels to its multiples) and back, with a warning, or is an error if `on_mismatch` is
         "error". 0: any.
-      raw_text: as published.
+      raw_text: as published; needs `hidden_dim` = Dt.
       dtype: of the computation; norms and softmax are float32 at least.
     """
 
@@ -185,11 +185,12 @@ class CMA(nn.Module):
           the maps; and by level the attention over the keys, float32 [N, h, w, L (+ 1)].
 
         Raises:
-          InputError: a level or the prior is missing, or a grid differs and must not.
+          InputError: a level or the prior is missing, a grid differs and must not, or raw tokens
+            have another width than the attention.
         """
         missing = [level for level in self.levels if level not in maps]
         if missing:
-            raise InputError(f"fusion.levels: {missing[0]!r} is no map of {sorted(maps)}")
+            raise InputError(f"fusion.levels: {missing[0]!r} is not one of the maps {sorted(maps)}")
         if self.mask_gate == "prior" and prior is None:
             raise InputError("fusion.mask_gate = 'prior', but there is no mask prior")
         width = self.hidden_dim or maps[self.levels[0]].shape[-1]
@@ -197,6 +198,11 @@ class CMA(nn.Module):
         if not self.raw_text:
             text = Linear(width, dtype=self.dtype, name="text_proj")(text)
             text = LayerNorm(name="text_norm")(text)
+        elif text.shape[-1] != width:
+            raise InputError(
+                f"fusion.raw_text = True: tokens have {text.shape[-1]} channels, the attention "
+                f"{width}; fusion.hidden_dim = {text.shape[-1]} makes them equal"
+            )
         keys, exists = TextKeys(self.text_pool, self.top_k, self.dtype, name="keys")(
             text, text_mask
         )

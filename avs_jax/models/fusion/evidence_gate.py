@@ -5,7 +5,7 @@
 The last layer starts at zero, so g starts at exactly 1 and changes nothing; it stays in 0..2. The
 energies are log(mean |motion|^2 + 1e-6) over pixels and log(mean mel) over the frame's sound.
 
-Source: the notes on VCT + AMA propose a gated AMA; inputs, range and start are ours.
+Source: the AMA authors' notes (see ama.py) propose a gated AMA; inputs, range and start are ours.
 """
 
 import flax.linen as nn

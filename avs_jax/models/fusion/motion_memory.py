@@ -9,8 +9,8 @@ W_o starts at zero, so both start as the identity. With `causal`, frame t reads 
 (the GRU has no backward half), as a stream needs it. Frames that do not exist are neither read nor
 remembered.
 
-Source: the notes on VCT + AMA propose time-only attention or a ConvGRU over encoded motion; the
-form is ours.
+Source: the AMA authors' notes (see ama.py) propose time-only attention or a ConvGRU over encoded
+motion; the form is ours.
 """
 
 import flax.linen as nn

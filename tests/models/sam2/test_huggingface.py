@@ -52,13 +52,17 @@ def test_agrees_with_transformers(size, version):
     transformers = pytest.importorskip("transformers")
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
-    from scripts.sam2_transformers import image_config, video_config
+    from scripts.sam2_transformers import video_config, vision_config
 
     config = vary(sam2_config(size), version).model
     tracker = transformers.Sam2VideoModel(video_config(config, SIDE)).eval()
     arrays = golden_state(tracker.state_dict())
     tracker.load_state_dict({name: torch.from_numpy(x.copy()) for name, x in arrays.items()})
-    segmenter = transformers.Sam2Model(image_config(config, SIDE)).eval()
+    image_config = transformers.Sam2Config(
+        vision_config=vision_config(config, SIDE),
+        prompt_encoder_config=transformers.Sam2PromptEncoderConfig(image_size=SIDE),
+    )
+    segmenter = transformers.Sam2Model(image_config).eval()
     kept = {name: torch.from_numpy(arrays[name].copy()) for name in segmenter.state_dict()}
     segmenter.load_state_dict(kept)
 
