@@ -60,6 +60,7 @@ def parse(
     description: str,
     required: Sequence[str] = (),
     needs_config: bool = True,
+    more_help: Callable[[CommandLine], str] | None = None,
 ) -> CommandLine:
     """Parses a command line.
 
@@ -68,6 +69,7 @@ def parse(
       define: registers the program's own flags.
       description: printed by --help.
       required: own flags that must have a value.
+      more_help: what --help adds for the other arguments.
 
     Raises:
       UsageError: unknown flag, key, file or variant, or a value of the wrong type; names the
@@ -79,14 +81,22 @@ def parse(
     find_configs()
     own = [arg for arg in argv if not arg.startswith(("--config.", "-config."))]
     overrides = [arg for arg in argv if arg not in own]
-    values, config = _parse_own(own, define, description)
-    needed = ("config", *required) if needs_config else required
-    missing = [name for name in needed if getattr(values, name) is None]
-    if missing:
-        raise UsageError(f"--{missing[0]} is missing; --help lists the flags")
+    values, config = _parse_own(own, define)
+    if values.help:
+        print(description, describe_flags(values), sep="\n")
+    else:
+        needed = ("config", *required) if needs_config else required
+        missing = [name for name in needed if getattr(values, name) is None]
+        if missing:
+            raise UsageError(f"--{missing[0]} is missing; --help lists the flags")
     if config is not None:
         config = override(config, overrides)
-    return CommandLine(config, values, overrides)
+    line = CommandLine(config, values, overrides)
+    if values.help:
+        if more_help is not None:
+            print(more_help(line), end="")
+        raise SystemExit(0)
+    return line
 
 
 def exit_status(program: Callable[[], None]) -> int:
@@ -233,7 +243,7 @@ def _config_files(path: pathlib.Path) -> list[str]:
     return there or [f"configs/{file.name}" for file in own]
 
 
-def _parse_own(argv, define, description) -> tuple[flags.FlagValues, ConfigDict | None]:
+def _parse_own(argv, define) -> tuple[flags.FlagValues, ConfigDict | None]:
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file(
         "config",
@@ -255,10 +265,7 @@ def _parse_own(argv, define, description) -> tuple[flags.FlagValues, ConfigDict 
         raise UsageError(f"--config: {error.filename}, line {error.lineno}: {error.msg}") from error
     except (flags.Error, OSError) as error:
         raise UsageError(_one_line(error)) from error
-    if values.help:
-        print(description, describe_flags(values), sep="\n")
-        raise SystemExit(0)
-    if len(rest) > 1:
+    if len(rest) > 1 and not values.help:
         place = argv.index(rest[1]) if rest[1] in argv else 0
         after = f" after {argv[place - 1]}" if place > 1 else ""
         raise UsageError(f"{rest[1]!r}{after}: not a flag; write --name=value")
