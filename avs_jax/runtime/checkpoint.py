@@ -291,6 +291,14 @@ def step_directories(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(steps, key=lambda p: int(p.name))
 
 
+def newest_config(workdir: pathlib.Path) -> ConfigDict | None:
+    """The configuration of a run's newest readable checkpoint, None for a new run."""
+    for directory in reversed(step_directories(workdir / FOLDER)):
+        with contextlib.suppress(DamagedCheckpoint):
+            return Checkpoint(directory).config
+    return None
+
+
 def save_variables(
     directory: str | pathlib.Path,
     variables: Mapping,

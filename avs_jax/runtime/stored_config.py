@@ -22,6 +22,7 @@ from avs_jax.spec import InputError
 # changes the order of float32 sums.
 HARMLESS_KEYS = (
     r"data\.(num_workers|prefetch|data_dir)",
+    r"data\.trunk_features",  # data.trunk_key stands for the folder
     r"data\.(motion\.(model|pairs)|track\.model)",  # of own videos
     r"train\.(log_every|eval_every|checkpoint_every|keep_latest|num_pictures|compilation_cache)",
     r"train\.(patience|final_splits)",

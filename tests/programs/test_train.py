@@ -296,11 +296,18 @@ def test_the_step_takes_nothing_from_the_host_by_itself(never_stopped, tmp_path,
         program.train(small_config(), take_up(never_stopped, tmp_path, 2))
 
 
-def test_another_configuration_in_the_same_directory(never_stopped):
-    config = small_config()
+def test_another_configuration_in_the_same_directory(never_stopped, monkeypatch):
+    config, seen = small_config(), []
     config.optim.clip_norm = 7.0
+
+    def complete(config, stored):
+        seen.append(stored.optim.clip_norm)
+        return config
+
+    monkeypatch.setattr(program, "complete_config", complete)
     with pytest.raises(ValueError, match=r"optim.clip_norm: 0.1 in the checkpoint, 7.0 now"):
         program.train(config, never_stopped)
+    assert seen == [0.1]
 
 
 def test_without_data_the_error_says_how_to_get_it(tmp_path, monkeypatch):
