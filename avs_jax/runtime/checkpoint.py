@@ -116,6 +116,11 @@ class Checkpoint:
         with self.reading("config"):
             return update_stored(ConfigDict(values))
 
+    @functools.cached_property
+    def checksum(self) -> str | None:
+        """Eight hex digits that identify the state, None for a checkpoint without checksums."""
+        return json_checksum(self._checksums["state"]) if "state" in self._checksums else None
+
     @property
     def measure(self) -> str:
         """Name of the measure by which the best checkpoint of the run is chosen."""

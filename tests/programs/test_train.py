@@ -173,6 +173,16 @@ def test_at_the_end_the_best_checkpoint_is_reported_on_both_splits(never_stopped
     assert reports["val", "raw"].exists()
     assert reports["test", "raw"].stat() == kept
 
+    # A report of parameters that are there no more is replaced.
+    found = json.loads(reports["test", "raw"].read_text())
+    checksum = found["facts"].pop("checksum")
+    old = json.dumps(found | {"facts": found["facts"] | {"checksum": "of a run before"}})
+    reports["test", "raw"].write_text(old)
+    program.train(small_config(), never_stopped)
+    found = json.loads(reports["test", "raw"].read_text())
+    assert found["facts"]["checksum"] == checksum == Checkpoint.find(never_stopped).checksum
+    kept = reports["test", "raw"].stat()
+
     # A report of another configuration is another report.
     config = small_config()
     config.evaluate.score_size = 16
