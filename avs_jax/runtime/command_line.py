@@ -22,16 +22,17 @@ from ml_collections import ConfigDict, config_flags
 from avs_jax import xla_flags
 from avs_jax.flag_style import with_underscores
 from avs_jax.runtime.checkpoint import Checkpoint
-from avs_jax.runtime.stored_config import RENAMED_KEYS
+from avs_jax.runtime.stored_config import RENAMED_KEYS, changes_a_number
 from avs_jax.spec import InputError, nearest
 from avs_jax.stopping import stop_status
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # The recipes: inside the installed package, or beside the package in a checkout.
 CONFIGS = next((x for x in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if x.is_dir()), None)
-# Keys of config.data that say where and how records are read, not what the model expects.
+# Keys of config.data that say where and how records are read, not what the model expects. A report
+# names its dataset.
 FREE_DATA_KEYS = (
-    r"data\.(dataset|data_dir|num_frames|num_workers|prefetch)",
+    r"data\.(dataset|data_dir|num_workers|prefetch)",
     r"data\.motion\.(model|pairs)",
     r"data\.track\.model",
 )
@@ -51,7 +52,7 @@ class CommandLine(NamedTuple):
     @property
     def overridden(self) -> set[str]:
         """Dotted keys of the overrides."""
-        return {_key(arg) for arg in self.overrides}
+        return {_key(_with_new_name(arg)) for arg in self.overrides}
 
 
 def parse(
@@ -116,9 +117,9 @@ def exit_status(program: Callable[[], None]) -> int:
 def checkpoint_config(line: CommandLine, checkpoint: Checkpoint) -> tuple[ConfigDict, list[str]]:
     """The configuration for using a checkpoint.
 
-    The task, the model and the data keys that the model depends on come from the checkpoint. The
-    rest comes from --config, if given, else also from the checkpoint. Overrides on the command line
-    win over both.
+    Every key that changes a number comes from the checkpoint, but for the dataset. The rest comes
+    from --config, if given, else also from the checkpoint. Overrides on the command line win over
+    both.
 
     Returns:
       the configuration; and one sentence per override that differs from the checkpoint and per
@@ -142,10 +143,10 @@ def checkpoint_config(line: CommandLine, checkpoint: Checkpoint) -> tuple[Config
         base.model = model
     config = override(base, line.overrides)
     now = _leaves_of(config)
-    for key in sorted(line.overridden & now.keys() & trained.keys()):
-        if now[key] != trained[key] and _belongs_to_checkpoint(key):
-            was = trained[key]
-            notes.append(f"config.{key} = {now[key]!r} by the command line, trained {was!r}")
+    for key in sorted(line.overridden & now.keys()):
+        if _belongs_to_checkpoint(key) and (key not in trained or now[key] != trained[key]):
+            was = repr(trained[key]) if key in trained else "without it"
+            notes.append(f"config.{key} = {now[key]!r} by the command line, trained {was}")
     return config, notes
 
 
@@ -323,7 +324,7 @@ def _with_tuples(config: ConfigDict) -> ConfigDict:
 def _belongs_to_checkpoint(key: str) -> bool:
     if any(re.fullmatch(rule, key) for rule in FREE_DATA_KEYS):
         return False
-    return key.startswith(("model.", "data.")) or key in ("task", "host", "name")
+    return key.startswith(("model.", "data.")) or key == "name" or changes_a_number(key)
 
 
 def _assign(config: ConfigDict, key: str, value: Any) -> None:
