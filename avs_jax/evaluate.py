@@ -9,8 +9,8 @@ the same ground truth with another input. A model that uses that input scores lo
 The first start compiles, which takes a minute or more on a CPU; ~/.cache/avs_jax keeps what it
 compiled.
 
-Task, model and preprocessing come from the checkpoint. --config, by default the checkpoint's own
-configuration, chooses the records and what is evaluated. Model keys change only by an override on
+Every key that changes a number comes from the checkpoint. --config, by default the checkpoint's own
+configuration, chooses the dataset and how it is read. The other keys change only by an override on
 the command line (--config.model.dtype=bfloat16), which the report notes.
 
 To score any method's predictions without a model or checkpoint (--config only chooses the dataset
@@ -24,7 +24,6 @@ npy (0.7 GB for S4's test split), classes as png.
 """
 
 import functools
-import hashlib
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +39,12 @@ from avs_jax.data.pipeline import EvalBatches, Loader
 from avs_jax.data.records import metadata, open_records
 from avs_jax.files import atomic_folder
 from avs_jax.generate.encoding import encode_wav
+from avs_jax.report_identity import (
+    check_same_source,
+    number_digest,
+    predictions_folder,
+    report_folder,
+)
 from avs_jax.results import predictions, visualize
 from avs_jax.results.report import Report, to_text, write
 from avs_jax.results.report_page import Curves, read_curves, write_page
@@ -56,23 +61,11 @@ from avs_jax.runtime.evaluation import Evaluation, eval_batch_size, evaluate, ma
 from avs_jax.runtime.lock import locked
 from avs_jax.runtime.sharding import make_mesh, tree_shardings
 from avs_jax.runtime.step import init_variables
-from avs_jax.runtime.stored_config import digest
 from avs_jax.spec import SAMPLE_RATE, TRUE_AUDIO
 from avs_jax.stopping import run_as_program
 from avs_jax.task import Record, Task, stack_rows
 from avs_jax.tasks import make_task
 
-# Keys that change a number of a report; not where records are, how they are loaded, or what only
-# training reads.
-NUMBER_KEYS = (
-    r"task",
-    r"host",
-    r"model\.(?!remat$).*",
-    r"data\.(?!(data_dir|num_workers|prefetch|train_frames|num_supervised|supervised_choice"
-    r"|max_targets|square_first|prototype_target|num_prototypes)$|augment\.|false_sounds\."
-    r"|motion\.(model|pairs)$|track\.model$).*",
-    r"evaluate\.(?!(batch_size|num_pictures|split|weights|manifest)$).*",
-)
 SEARCHED = 8  # records per figure that are read for its sound
 
 
@@ -130,11 +123,20 @@ def evaluate_split(
 
     Returns:
       The report, which process 0 has also printed and written.
+
+    Raises:
+      InputError: `output` has this report of another checkpoint.
     """
+    folder = report_folder(config, checkpoint, split, weights, output)
+    scored = {"checkpoint": str(checkpoint.directory)}
+    if checkpoint.checksum is not None:
+        scored["checksum"] = checkpoint.checksum
+    if output is not None:
+        check_same_source(folder, "checkpoint", scored)
     task, records = make_task(config), open_records(config, split)
     controls = task.controls(records, split)
     facts = {
-        "checkpoint": str(checkpoint.directory),
+        **scored,
         "step": checkpoint.name,
         "weights": weights,
         **data_facts(config, records, split),
@@ -149,7 +151,6 @@ def evaluate_split(
     results |= {name: run(altered, name) for name, altered in controls.records.items()}
     tables = {name: result.table for name, result in results.items()}
     report = make_report(task, facts, tables, len(records), [*notes, *controls.notes])
-    folder = report_folder(config, checkpoint, split, weights, output)
     with locked(folder.parent, "evaluation"):
         if jax.process_index() == 0:
             files = {k: text for recorder in recorders for k, text in recorder.files().items()}
@@ -160,32 +161,6 @@ def evaluate_split(
             )
             _write(report, results, folder, {**controls.files, **files}, sounds, curves)
     return report
-
-
-def report_folder(
-    config: ConfigDict,
-    checkpoint: Checkpoint,
-    split: str,
-    weights: str,
-    output: str | pathlib.Path | None = None,
-) -> pathlib.Path:
-    """OUTPUT/evaluation/STEP_DATASET_SPLIT_WEIGHTS_DIGEST, the folder of `evaluate_split`.
-
-    OUTPUT defaults to the checkpoint's workdir or the directory of converted weights.
-    """
-    root = checkpoint.run_directory if output is None else pathlib.Path(output).expanduser()
-    dataset = config.data.dataset.replace("/", "-")
-    name = f"{checkpoint.name}_{dataset}_{split}_{weights}_{number_digest(config)}"
-    return root / "evaluation" / name
-
-
-def number_digest(config: ConfigDict) -> str:
-    """Eight hex digits that identify everything in the configuration that affects numbers."""
-    code = digest(config, NUMBER_KEYS)
-    if config.evaluate.get("manifest"):
-        content = pathlib.Path(config.evaluate.manifest).expanduser().read_bytes()
-        code = hashlib.sha256(code.encode() + content).hexdigest()
-    return code[:8]
 
 
 class Evaluator:
@@ -254,16 +229,21 @@ def evaluate_predictions(
 
     Returns:
       The report, also printed and written.
+
+    Raises:
+      InputError: `output` has this report of other predictions.
     """
+    directory = pathlib.Path(directory).expanduser().resolve()
+    folder = predictions_folder(config, directory if output is None else output, split)
+    scored = {"predictions": str(directory)}
+    if output is not None:
+        check_same_source(folder, "predictions", scored)
     task, records = make_task(config), open_records(config, split)
-    facts = {"predictions": str(directory), **data_facts(config, records, split)}
+    facts = {**scored, **data_facts(config, records, split)}
     table, notes = task.read_predictions(directory, records, facts)
     report = make_report(task, facts, {"predictions": table}, len(records), notes)
-    root = pathlib.Path(directory if output is None else output).expanduser()
-    code = digest(config, (r"data\.(dataset|num_frames|num_classes)", r"evaluate\.score_size"))
-    name = f"{config.data.dataset.replace('/', '-')}_{split}_{code[:8]}"
-    with locked(root / "evaluation", "evaluation"):
-        _write(report, {"predictions": Evaluation(table, {})}, root / "evaluation" / name, {})
+    with locked(folder.parent, "evaluation"):
+        _write(report, {"predictions": Evaluation(table, {})}, folder, {})
     return report
 
 

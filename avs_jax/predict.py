@@ -15,7 +15,7 @@ The same command resumes; --shard=I/N, with I from 0 to N - 1, takes every N-th 
 processes on one or several machines share the work and the folder.
 
 Arrays have the names of the task's input fields, results those of the model's outputs.
---arrays --checkpoint=DIR, without a file, lists the fields.
+--arrays without a file lists the fields of --checkpoint or --config; so does --arrays --help.
 
 {answers}
 Compiled programs are cached in ~/.cache/avs_jax, so only the first start compiles.
@@ -98,14 +98,17 @@ def main(argv: Sequence[str]) -> int:
     answers = "\n".join(module.__doc__ for module in modules)
     description = __doc__.replace("{answers}", answers)
     argv = [f"{arg}=" if arg in ("--arrays", "-arrays") else arg for arg in argv]
-    return exit_status(lambda: run(parse(argv, _define_flags, description, needs_config=False)))
+    parsing = (argv, _define_flags, description)
+    return exit_status(lambda: run(parse(*parsing, needs_config=False, more_help=_list_fields)))
 
 
 def run(line: CommandLine) -> None:
     """`main` after parsing, with exceptions."""
     values = line.values
-    if values.arrays == "" and (values.checkpoint or line.config is not None):
-        return _list_fields(line)
+    fields = _list_fields(line) if values.arrays == "" else ""
+    if fields:
+        print(fields, end="")
+        return
     for name in ("checkpoint", "output"):
         if getattr(values, name) is None:
             raise UsageError(f"--{name} is missing; --help lists the flags")
@@ -221,14 +224,19 @@ def make_predictor(line: CommandLine, kind: type[Predictor] = Predictor) -> Pred
     return kind(task, config, checkpoint)
 
 
-def _list_fields(line: CommandLine) -> None:
+def _list_fields(line: CommandLine) -> str:
+    """The arrays that --arrays reads and writes; "" without it, or without a configuration."""
     config = line.config
+    if line.values.arrays is None or not (line.values.checkpoint or config is not None):
+        return ""
     if line.values.checkpoint:
         config, _ = checkpoint_config(line, Checkpoint.find(line.values.checkpoint))
     task = make_task(config)
-    print(f"arrays of task {task.name!r} under {config.name}:")
-    print(describe_fields(task.rows.fields))
-    print(f"results: {', '.join(task.outputs)} and what follows from them")
+    return (
+        f"arrays of task {task.name!r} under {config.name}:\n"
+        f"{describe_fields(task.rows.fields)}\n"
+        f"results: {', '.join(task.outputs)} and what follows from them\n"
+    )
 
 
 def _define_flags(values: flags.FlagValues) -> None:

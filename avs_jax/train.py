@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from avs_jax.data.pipeline import EvalBatches, Loader, TrainBatches
 from avs_jax.data.records import open_records
-from avs_jax.evaluate import evaluate_split, report_folder
+from avs_jax.evaluate import evaluate_split
+from avs_jax.report_identity import has_report, report_folder
 from avs_jax.runtime import optim, sharding
-from avs_jax.runtime.checkpoint import FOLDER, Checkpoint, step_directories
+from avs_jax.runtime.checkpoint import FOLDER, Checkpoint, newest_config, step_directories
 from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.evaluation import eval_batch_size, evaluate, make_eval_step
@@ -74,7 +75,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
 
         # ---- task and data ----
         records = _open_splits(config)
-        config = complete_config(config)
+        config = complete_config(config, newest_config(workdir))
         task = make_task(config)
         if not step_directories(workdir / FOLDER):
             check_sources(config)
@@ -222,7 +223,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
         best = Checkpoint.find(workdir)
         for split in config.train.final_splits:
             for weights in best.choose_weights(config.evaluate.weights):
-                if not (report_folder(config, best, split, weights) / "report.json").exists():
+                if not has_report(report_folder(config, best, split, weights), best):
                     evaluate_split(config, best, split, weights)
     return True
 

@@ -26,8 +26,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from avs_jax.data.records import open_records
-from avs_jax.evaluate import Evaluator, data_facts, make_report, number_digest
+from avs_jax.evaluate import Evaluator, data_facts, make_report
 from avs_jax.files import atomic_folder, write_atomically
+from avs_jax.report_identity import number_digest
 from avs_jax.results import ablation
 from avs_jax.results.report import Report, to_text, write
 from avs_jax.results.table import Table

@@ -34,7 +34,7 @@ def vct_names(model_config: Mapping[str, Any]) -> list[str]:
         )
     depths = model_config["backbone"]["depths"]
     has_prototypes = model_config["num_prototypes"] > 0
-    has_ama = model_config["fusion"]["name"] == "ama"
+    has_ama = "ama" in model_config["fusion"]["name"].split("+")
     names = list(_swin("backbone.", depths))
     if model_config["pre_masks"]:
         names += _swin("pre_sam_backbone.", depths)

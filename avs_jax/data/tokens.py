@@ -200,11 +200,9 @@ class HubTokenizer:
             raise InputError(
                 f"{self._path}: reading it takes the package tokenizers: pip install avs_jax[text]"
             ) from error
-        file, vocabulary, merges = (self._path / name for name in _HUB_FILES)
-        if not self._path.is_dir():
-            file = self._path
-        elif not file.is_file() and vocabulary.is_file() and merges.is_file():
-            return _read_pair(tokenizers, vocabulary, merges)
+        file, *merges = tokenizer_files(self._path)
+        if merges:
+            return _read_pair(tokenizers, file, *merges)
         read_json(file)  # a missing or damaged file is an error that names it
         try:
             return tokenizers.Tokenizer.from_file(str(file))
@@ -239,6 +237,16 @@ def _read_pair(tokenizers: Any, vocabulary: pathlib.Path, merges: pathlib.Path) 
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     return tokenizer
+
+
+def tokenizer_files(path: str | pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """The files that a tokenizer is read from: one, or vocab.json and merges.txt of a folder."""
+    path = pathlib.Path(path).expanduser()
+    if not path.is_dir():
+        return (path,)
+    file, *pair = (path / name for name in _HUB_FILES)
+    is_pair = not file.is_file() and all(x.is_file() for x in pair)
+    return tuple(pair) if is_pair else (file,)
 
 
 def load_tokenizer(source: str, path: str | pathlib.Path) -> Tokenizer:

@@ -32,8 +32,11 @@ def encoder_weights(config: ConfigDict) -> tuple[dict[str, Any], str]:
     return params, hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
-def with_trunk_key(config: ConfigDict) -> ConfigDict:
+def with_trunk_key(config: ConfigDict, stored: ConfigDict | None = None) -> ConfigDict:
     """The configuration with the digest of the weights that made its cached features.
+
+    Args:
+      stored: of the run to resume, which knows the digest; nothing needs its first weights anymore.
 
     Raises:
       InputError: other weights made them, or the image encoder is trained.
@@ -44,12 +47,14 @@ def with_trunk_key(config: ConfigDict) -> ConfigDict:
                 f"config.data.trunk_features: config.optim.frozen does not match sam2/{path}, and "
                 "cached features are those of a frozen image encoder"
             )
-    stored = TrunkFeatures(config.data.trunk_features, config.data.image_size).key
-    if encoder_weights(config)[1] != stored:
+    found = TrunkFeatures(config.data.trunk_features, config.data.image_size).key
+    wanted = stored.data.get("trunk_key") if stored is not None else None
+    source = "those of the run" if wanted else config.init.sam2 or config.train.init_from
+    if found != (wanted or encoder_weights(config)[1]):
         raise InputError(
             f"config.data.trunk_features = {config.data.trunk_features!r}: made by other weights "
-            f"than {config.init.sam2 or config.train.init_from}"
+            f"than {source}"
         )
     config = config.copy_and_resolve_references()
-    config.data.trunk_key = stored
+    config.data.trunk_key = found
     return config

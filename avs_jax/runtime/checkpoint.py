@@ -116,6 +116,11 @@ class Checkpoint:
         with self.reading("config"):
             return update_stored(ConfigDict(values))
 
+    @functools.cached_property
+    def checksum(self) -> str | None:
+        """Eight hex digits that identify the state, None for a checkpoint without checksums."""
+        return json_checksum(self._checksums["state"]) if "state" in self._checksums else None
+
     @property
     def measure(self) -> str:
         """Name of the measure by which the best checkpoint of the run is chosen."""
@@ -289,6 +294,14 @@ def step_directories(folder: pathlib.Path) -> list[pathlib.Path]:
         return []
     steps = (p for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
     return sorted(steps, key=lambda p: int(p.name))
+
+
+def newest_config(workdir: pathlib.Path) -> ConfigDict | None:
+    """The configuration of a run's newest readable checkpoint, None for a new run."""
+    for directory in reversed(step_directories(workdir / FOLDER)):
+        with contextlib.suppress(DamagedCheckpoint):
+            return Checkpoint(directory).config
+    return None
 
 
 def save_variables(

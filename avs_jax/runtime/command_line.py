@@ -22,16 +22,17 @@ from ml_collections import ConfigDict, config_flags
 from avs_jax import xla_flags
 from avs_jax.flag_style import with_underscores
 from avs_jax.runtime.checkpoint import Checkpoint
-from avs_jax.runtime.stored_config import RENAMED_KEYS
+from avs_jax.runtime.stored_config import RENAMED_KEYS, changes_a_number
 from avs_jax.spec import InputError, nearest
 from avs_jax.stopping import stop_status
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # The recipes: inside the installed package, or beside the package in a checkout.
 CONFIGS = next((x for x in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if x.is_dir()), None)
-# Keys of config.data that say where and how records are read, not what the model expects.
+# Keys of config.data that say where and how records are read, not what the model expects. A report
+# names its dataset.
 FREE_DATA_KEYS = (
-    r"data\.(dataset|data_dir|num_frames|num_workers|prefetch)",
+    r"data\.(dataset|data_dir|num_workers|prefetch)",
     r"data\.motion\.(model|pairs)",
     r"data\.track\.model",
 )
@@ -51,7 +52,7 @@ class CommandLine(NamedTuple):
     @property
     def overridden(self) -> set[str]:
         """Dotted keys of the overrides."""
-        return {_key(arg) for arg in self.overrides}
+        return {_key(_with_new_name(arg)) for arg in self.overrides}
 
 
 def parse(
@@ -60,6 +61,7 @@ def parse(
     description: str,
     required: Sequence[str] = (),
     needs_config: bool = True,
+    more_help: Callable[[CommandLine], str] | None = None,
 ) -> CommandLine:
     """Parses a command line.
 
@@ -68,6 +70,7 @@ def parse(
       define: registers the program's own flags.
       description: printed by --help.
       required: own flags that must have a value.
+      more_help: what --help adds for the other arguments.
 
     Raises:
       UsageError: unknown flag, key, file or variant, or a value of the wrong type; names the
@@ -79,14 +82,22 @@ def parse(
     find_configs()
     own = [arg for arg in argv if not arg.startswith(("--config.", "-config."))]
     overrides = [arg for arg in argv if arg not in own]
-    values, config = _parse_own(own, define, description)
-    needed = ("config", *required) if needs_config else required
-    missing = [name for name in needed if getattr(values, name) is None]
-    if missing:
-        raise UsageError(f"--{missing[0]} is missing; --help lists the flags")
+    values, config = _parse_own(own, define)
+    if values.help:
+        print(description, describe_flags(values), sep="\n")
+    else:
+        needed = ("config", *required) if needs_config else required
+        missing = [name for name in needed if getattr(values, name) is None]
+        if missing:
+            raise UsageError(f"--{missing[0]} is missing; --help lists the flags")
     if config is not None:
         config = override(config, overrides)
-    return CommandLine(config, values, overrides)
+    line = CommandLine(config, values, overrides)
+    if values.help:
+        if more_help is not None:
+            print(more_help(line), end="")
+        raise SystemExit(0)
+    return line
 
 
 def exit_status(program: Callable[[], None]) -> int:
@@ -106,9 +117,9 @@ def exit_status(program: Callable[[], None]) -> int:
 def checkpoint_config(line: CommandLine, checkpoint: Checkpoint) -> tuple[ConfigDict, list[str]]:
     """The configuration for using a checkpoint.
 
-    The task, the model and the data keys that the model depends on come from the checkpoint. The
-    rest comes from --config, if given, else also from the checkpoint. Overrides on the command line
-    win over both.
+    Every key that changes a number comes from the checkpoint, but for the dataset. The rest comes
+    from --config, if given, else also from the checkpoint. Overrides on the command line win over
+    both.
 
     Returns:
       the configuration; and one sentence per override that differs from the checkpoint and per
@@ -132,10 +143,10 @@ def checkpoint_config(line: CommandLine, checkpoint: Checkpoint) -> tuple[Config
         base.model = model
     config = override(base, line.overrides)
     now = _leaves_of(config)
-    for key in sorted(line.overridden & now.keys() & trained.keys()):
-        if now[key] != trained[key] and _belongs_to_checkpoint(key):
-            was = trained[key]
-            notes.append(f"config.{key} = {now[key]!r} by the command line, trained {was!r}")
+    for key in sorted(line.overridden & now.keys()):
+        if _belongs_to_checkpoint(key) and (key not in trained or now[key] != trained[key]):
+            was = repr(trained[key]) if key in trained else "without it"
+            notes.append(f"config.{key} = {now[key]!r} by the command line, trained {was}")
     return config, notes
 
 
@@ -233,7 +244,7 @@ def _config_files(path: pathlib.Path) -> list[str]:
     return there or [f"configs/{file.name}" for file in own]
 
 
-def _parse_own(argv, define, description) -> tuple[flags.FlagValues, ConfigDict | None]:
+def _parse_own(argv, define) -> tuple[flags.FlagValues, ConfigDict | None]:
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file(
         "config",
@@ -255,10 +266,7 @@ def _parse_own(argv, define, description) -> tuple[flags.FlagValues, ConfigDict 
         raise UsageError(f"--config: {error.filename}, line {error.lineno}: {error.msg}") from error
     except (flags.Error, OSError) as error:
         raise UsageError(_one_line(error)) from error
-    if values.help:
-        print(description, describe_flags(values), sep="\n")
-        raise SystemExit(0)
-    if len(rest) > 1:
+    if len(rest) > 1 and not values.help:
         place = argv.index(rest[1]) if rest[1] in argv else 0
         after = f" after {argv[place - 1]}" if place > 1 else ""
         raise UsageError(f"{rest[1]!r}{after}: not a flag; write --name=value")
@@ -316,7 +324,7 @@ def _with_tuples(config: ConfigDict) -> ConfigDict:
 def _belongs_to_checkpoint(key: str) -> bool:
     if any(re.fullmatch(rule, key) for rule in FREE_DATA_KEYS):
         return False
-    return key.startswith(("model.", "data.")) or key in ("task", "host", "name")
+    return key.startswith(("model.", "data.")) or key == "name" or changes_a_number(key)
 
 
 def _assign(config: ConfigDict, key: str, value: Any) -> None:

@@ -18,10 +18,22 @@ from ml_collections import ConfigDict
 
 from avs_jax.spec import InputError
 
+# Keys that change a number of a report; not where records are, how they are loaded, or what only
+# training reads.
+NUMBER_KEYS = (
+    r"task",
+    r"host",
+    r"model\.(?!remat$).*",
+    r"data\.(?!(data_dir|num_workers|prefetch|train_frames|num_supervised|supervised_choice"
+    r"|max_targets|square_first|prototype_target|num_prototypes)$|augment\.|false_sounds\."
+    r"|motion\.(model|pairs)$|track\.model$).*",
+    r"evaluate\.(?!(batch_size|num_pictures|split|weights|manifest)$).*",
+)
 # Keys that a resumed run may change. No parameter update depends on them, except that the mesh
 # changes the order of float32 sums.
 HARMLESS_KEYS = (
     r"data\.(num_workers|prefetch|data_dir)",
+    r"data\.trunk_features",  # data.trunk_key stands for the folder
     r"data\.(motion\.(model|pairs)|track\.model)",  # of own videos
     r"train\.(log_every|eval_every|checkpoint_every|keep_latest|num_pictures|compilation_cache)",
     r"train\.(patience|final_splits)",
@@ -150,6 +162,11 @@ def digest(config: ConfigDict, keys: Iterable[str]) -> str:
     rules = [rf"(?:{rule})(\..*)?" for rule in keys]
     chosen = {key: value for key, value in flat_config(config).items() if _matches(key, rules)}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+
+def changes_a_number(key: str) -> bool:
+    """Whether a number of a report depends on a dotted key."""
+    return _matches(key, NUMBER_KEYS)
 
 
 def flat_config(config: ConfigDict) -> dict[str, Any]:

@@ -23,10 +23,14 @@ def make_task(config: ConfigDict) -> Task:
         raise InputError(f"the configuration of task {config.task} lacks {name}") from error
 
 
-def complete_config(config: ConfigDict) -> ConfigDict:
-    """The configuration with what its task takes from the records, such as a vocabulary."""
+def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> ConfigDict:
+    """The configuration with what its task takes from the records, such as a vocabulary.
+
+    Args:
+      stored: of the checkpoint that a run resumes from, None for a new run.
+    """
     complete = getattr(_page(config), "complete_config", None)
-    return config if complete is None else complete(config)
+    return config if complete is None else complete(config, stored)
 
 
 def _page(config: ConfigDict) -> types.ModuleType:

@@ -22,8 +22,9 @@ from avs_jax.task import Task
 OUTPUTS = ("logits", "frames_logits", "audio_logits", "modality_weights")
 
 
-def complete_config(config: ConfigDict) -> ConfigDict:
+def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> ConfigDict:
     """The configuration with the class names of the records, which so become the checkpoint's."""
+    del stored  # a resumed run has its records
     if config.data.class_names:
         return config
     config = config.copy_and_resolve_references()

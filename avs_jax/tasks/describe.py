@@ -20,8 +20,9 @@ from avs_jax.spec import InputError
 from avs_jax.task import Task
 
 
-def complete_config(config: ConfigDict) -> ConfigDict:
+def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> ConfigDict:
     """The configuration with the vocabulary of the records, which so becomes the checkpoint's."""
+    del stored  # a resumed run has its records
     text = config.data.text
     if text.words or text.tokenizer:
         return config

@@ -48,8 +48,9 @@ class Host(NamedTuple):
     logged_params: Mapping[str, str] = {}
 
 
-def complete_config(config: ConfigDict) -> ConfigDict:
+def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> ConfigDict:
     """The configuration with the vocabulary of the records, which so becomes the checkpoint's."""
+    del stored  # a resumed run has its records
     text = config.data.text
     if text.source != "tiny" or text.words or text.tokenizer:
         return config

@@ -113,9 +113,9 @@ HOSTS = {
 }
 
 
-def complete_config(config: ConfigDict) -> ConfigDict:
+def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> ConfigDict:
     """The configuration with what cached features say about their weights."""
-    return with_trunk_key(config) if config.data.get("trunk_features") else config
+    return with_trunk_key(config, stored) if config.data.get("trunk_features") else config
 
 
 def _make_namer(path: str) -> clip_video.Namer:

@@ -21,7 +21,7 @@ from avs_jax.inference import stablehlo
 from avs_jax.models.backbones.swin import relative_position_index
 from avs_jax.programs import convert_weights, export_weights, weight_conversion
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables
-from configs import s4_vct_pvt_v2, s4_vct_resnet50
+from configs import parts, s4_vct_pvt_v2, s4_vct_resnet50
 from configs.s4_ama import get_config
 from configs.segment import segment_config
 from tests.convert.test_convert import OTHER, overrides
@@ -117,6 +117,14 @@ def test_names_are_the_official_ones_in_their_order(dataset, num_prototypes, num
     config = segment_config()
     config.data.num_prototypes, config.data.num_classes = num_prototypes, num_classes
     assert vct_names(config.model) == list(entries(dataset))
+
+
+def test_names_of_ama_are_those_of_ama_in_a_list_of_fusions():
+    model = get_config("demo").model
+    names = vct_names(model)
+    assert "ama_module.temperature" in names
+    model.fusion = parts.join_fusions(parts.ama(), parts.sync())
+    assert vct_names(model) == names
 
 
 @pytest.mark.parametrize("recipe", [s4_vct_pvt_v2, s4_vct_resnet50])

@@ -20,8 +20,10 @@ from avs_jax.inference.trunk_weights import encoder_weights, with_trunk_key
 from avs_jax.models import build_model
 from avs_jax.models.sam2.host import SAM2Host
 from avs_jax.runtime.checkpoint import save_variables
+from avs_jax.runtime.stored_config import check_same_config
 from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
+from avs_jax.tasks import complete_config
 from configs import s4_sam2, sam2, sam2_host
 from scripts.cache_features import cache_records, make_encoder
 from tests import small
@@ -89,6 +91,27 @@ def test_what_does_not_fit_is_named(tmp_path):
     (tmp_path / file_name("b")).write_bytes(b"\x93NUMPY nothing")
     with pytest.raises(InputError, match=file_name("b")):
         TrunkFeatures(tmp_path, 64).read("b", [0])
+
+
+def test_a_resumed_run_needs_the_weights_no_more_that_it_began_with(tmp_path):
+    config = frozen_config()
+    config.data.trunk_features = str(tmp_path / "moved")
+    config.init.sam2 = str(tmp_path / "gone")
+    (tmp_path / "moved").mkdir()
+    facts(tmp_path / "moved", "key of the run")
+    with pytest.raises(FileNotFoundError, match="gone"):
+        complete_config(config)
+    stored = config.copy_and_resolve_references()
+    stored.data.update(trunk_features="/before", trunk_key="key of the run")
+    resumed = complete_config(config, stored)
+    assert resumed.data.trunk_key == "key of the run"
+    check_same_config(stored, resumed, tmp_path)
+    facts(tmp_path / "moved", "another key")
+    with pytest.raises(InputError, match="made by other weights than those of the run"):
+        complete_config(config, stored)
+    with pytest.raises(InputError, match="data.trunk_key"):  # without the cache: other rounding
+        config.data.trunk_features = ""
+        check_same_config(stored, complete_config(config, stored), tmp_path)
 
 
 @pytest.mark.slow

@@ -346,6 +346,19 @@ def test_evaluate_split_scores_true_and_false_sound(job, tmp_path, capsys):
     assert "true audio" in capsys.readouterr().out
 
 
+def test_another_run_does_not_replace_a_report(job, tmp_path):
+    config, weights, _ = job
+    evaluate_test_split(config, weights, tmp_path / "out")
+    (report,) = (tmp_path / "out").rglob("report.json")
+    before = report.read_bytes()
+    save_variables(
+        tmp_path / "other", {"params": {"low": np.zeros(()), "step": np.ones(())}}, config
+    )
+    with pytest.raises(InputError, match="the checkpoint .*/weights .*not of .*/other "):
+        evaluate_test_split(config, tmp_path / "other", tmp_path / "out")
+    assert report.read_bytes() == before
+
+
 def test_written_predictions_score_the_same(job, tmp_path):
     config, weights, _ = job
     config.evaluate.swapped_audio = False

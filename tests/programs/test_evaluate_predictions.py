@@ -33,6 +33,18 @@ def test_report(source, tmp_path):
     assert stored["scores"] == report.scores and report.notes == []
 
 
+def test_another_method_does_not_replace_a_report(source, tmp_path):
+    config, out = a_config(), tmp_path / "out"
+    for name in ("p", "q"):
+        write_all(config, source, random_predictions(config), tmp_path / name)
+    evaluation.evaluate_predictions(config, tmp_path / "p", "test", out)
+    evaluation.evaluate_predictions(config, tmp_path / "p", "test", out)
+    with pytest.raises(InputError, match="the predictions .*/p, not of .*/q; choose another"):
+        evaluation.evaluate_predictions(config, tmp_path / "q", "test", out)
+    (report,) = out.rglob("report.json")
+    assert json.loads(report.read_text())["facts"]["predictions"] == str(tmp_path / "p")
+
+
 def test_refused_predictions_leave_nothing_behind(source, tmp_path):
     config = a_config()
     write_all(config, source, random_predictions(config), tmp_path)

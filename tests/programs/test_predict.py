@@ -401,6 +401,18 @@ def test_the_fields_of_a_task_are_listed(checkpoint, capsys):
     out = capsys.readouterr().out
     assert re.search(r"images +uint8 +\[B T H W 3\]  RGB", out)
     assert re.search(r"motion +float32 +\[B T H W C\] optional", out) and "frame_index" not in out
+    assert re.search(r"results: pred_logits, pred_masks", out)
+    for source in (f"--checkpoint={checkpoint}", "--config=configs/s4_ama.py:tiny"):
+        for flags in (["--arrays", "--help"], ["--help", "--arrays=in.npz"]):
+            with pytest.raises(SystemExit) as stopped:
+                predict.main(["predict", source, *flags])
+            helped = capsys.readouterr().out
+            assert stopped.value.code == 0
+            assert "--arrays" in helped and out.partition("\n")[2] in helped
+    with pytest.raises(SystemExit):
+        predict.main(["predict", "--arrays", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "lists the fields of --checkpoint or --config" in text and "results:" not in text
 
 
 def test_a_file_that_is_not_an_npz(tmp_path, checkpoint, capsys):

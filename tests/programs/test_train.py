@@ -15,6 +15,7 @@ from avs_jax import evaluate as evaluation
 from avs_jax import train as program
 from avs_jax.data import pipeline
 from avs_jax.plan import trace_step
+from avs_jax.results.counts import FrameCounts
 from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.collectives import find_collectives
@@ -26,6 +27,7 @@ from avs_jax.runtime.memory import StepBytes, compile_ahead
 from avs_jax.runtime.run_checkpoints import STATE_FIELDS
 from avs_jax.tasks import make_task
 from tests import small
+from tests.runtime.test_checkpoint import config_of_fc75a40_run
 
 
 def clips_of(config, split):
@@ -173,6 +175,16 @@ def test_at_the_end_the_best_checkpoint_is_reported_on_both_splits(never_stopped
     assert reports["val", "raw"].exists()
     assert reports["test", "raw"].stat() == kept
 
+    # A report of parameters that are there no more is replaced.
+    found = json.loads(reports["test", "raw"].read_text())
+    checksum = found["facts"].pop("checksum")
+    old = json.dumps(found | {"facts": found["facts"] | {"checksum": "of a run before"}})
+    reports["test", "raw"].write_text(old)
+    program.train(small_config(), never_stopped)
+    found = json.loads(reports["test", "raw"].read_text())
+    assert found["facts"]["checksum"] == checksum == Checkpoint.find(never_stopped).checksum
+    kept = reports["test", "raw"].stat()
+
     # A report of another configuration is another report.
     config = small_config()
     config.evaluate.score_size = 16
@@ -180,6 +192,35 @@ def test_at_the_end_the_best_checkpoint_is_reported_on_both_splits(never_stopped
     program.train(config, never_stopped)
     assert len([p for p in folder.iterdir() if p.is_dir()]) == 6
     assert reports["test", "raw"].stat() == kept
+
+
+@pytest.mark.slow
+def test_a_run_of_fc75a40_evaluates_to_the_same_counts_and_resumes(
+    golden_dir, tmp_path, monkeypatch
+):
+    """The code of that commit took the counts, on 8 devices and with the settings of conftest."""
+    golden = golden_dir / "fc75a40"
+    shutil.copytree(golden / "run", tmp_path / "run")
+    run = Checkpoint.find(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "open_records", lambda config, split: small.records(8, 2))
+        for weights in ("raw", "ema"):
+            evaluation.evaluate_split(run.config, run, "test", weights, tmp_path / weights)
+    for weights in ("raw", "ema"):
+        (file,) = (tmp_path / weights).rglob("counts.npz")
+        found = FrameCounts.load(file)
+        for name, column in FrameCounts.load(golden / f"counts_{weights}.npz").columns.items():
+            assert found[name].dtype == column.dtype, name
+            assert found[name].tobytes() == column.tobytes(), name
+
+    config = config_of_fc75a40_run()
+    config.train.final_splits = ()
+    assert program.train(config, tmp_path / "run")
+    steps = [line for line in read(tmp_path / "run") if "total_loss" in line]
+    assert [line["step"] for line in steps] == [3, 4]
+    # Of that commit, too; gradients have got another rounding since.
+    losses = [line["total_loss"] for line in steps]
+    np.testing.assert_allclose(losses, [17.65252685546875, 17.028194427490234], rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -296,11 +337,18 @@ def test_the_step_takes_nothing_from_the_host_by_itself(never_stopped, tmp_path,
         program.train(small_config(), take_up(never_stopped, tmp_path, 2))
 
 
-def test_another_configuration_in_the_same_directory(never_stopped):
-    config = small_config()
+def test_another_configuration_in_the_same_directory(never_stopped, monkeypatch):
+    config, seen = small_config(), []
     config.optim.clip_norm = 7.0
+
+    def complete(config, stored):
+        seen.append(stored.optim.clip_norm)
+        return config
+
+    monkeypatch.setattr(program, "complete_config", complete)
     with pytest.raises(ValueError, match=r"optim.clip_norm: 0.1 in the checkpoint, 7.0 now"):
         program.train(config, never_stopped)
+    assert seen == [0.1]
 
 
 def test_without_data_the_error_says_how_to_get_it(tmp_path, monkeypatch):

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from absl import flags
 
-from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.checkpoint import Checkpoint, save_variables
+from avs_jax.runtime.command_line import UsageError, checkpoint_config, parse
 from tests.conftest import ROOT
 
 
@@ -20,6 +22,7 @@ def run(*args):
 
 
 CONFIG = ("--config=configs/s4_vct.py:demo", "--output=x")
+OLD_NAME = ("--config.model.fusion.name=ama", "--config.model.fusion.lambda_init=2.0")
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +106,34 @@ def test_recipes_have_names_and_flags_have_hyphens(tmp_path, monkeypatch):
     assert config.name == "s4_vct_tiny" and values.output == "some-file_name"
     config, *_ = run(*CONFIG, "--config.train.batch-size=3")
     assert config.train.batch_size == 3
+
+
+def test_keys_that_change_a_number_are_the_checkpoints_unless_typed(tmp_path):
+    recipe = "--config=configs/refer_cma.py:tiny"
+    changed = ("evaluate.score_size=48", "evaluate.fallback=zeros", "data.num_frames=7")
+    stored, *_ = run(recipe, "--output=x", *(f"--config.{key}" for key in changed))
+    save_variables(tmp_path / "run", {"params": {"a": np.zeros(1)}}, stored)
+    checkpoint = Checkpoint.find(tmp_path / "run")
+
+    def resolve(*args):
+        return checkpoint_config(run(recipe, "--output=x", *args), checkpoint)
+
+    config, notes = resolve("--config.evaluate.split=test_n", "--config.evaluate.batch_size=3")
+    assert (config.evaluate.score_size, config.evaluate.fallback) == (48, "zeros")
+    assert config.data.num_frames == 7
+    assert (config.evaluate.split, config.evaluate.batch_size) == ("test_n", 3)
+    assert sorted(notes) == [
+        "config.data.num_frames = 7 as in the checkpoint, not 10",
+        "config.evaluate.fallback = 'zeros' as in the checkpoint, not 'none'",
+        "config.evaluate.score_size = 48 as in the checkpoint, not 32",
+    ]
+    config, notes = resolve("--config.evaluate.score_size=32", "--config.data.num_frames=7")
+    assert (config.evaluate.score_size, config.evaluate.fallback) == (32, "zeros")
+    assert notes == [
+        "config.evaluate.fallback = 'zeros' as in the checkpoint, not 'none'",
+        "config.evaluate.score_size = 32 by the command line, trained 48",
+    ]
+    assert "model.decoder.lambda_init" in run(*CONFIG, *OLD_NAME).overridden
 
 
 def test_help(capsys):
