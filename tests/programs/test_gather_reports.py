@@ -82,8 +82,8 @@ def test_mistakes_are_named(stored, flags, said, capsys, monkeypatch):
 
 
 def test_stored_results_of_the_repository_are_reports():
-    (report,) = gather_reports.find_reports("S4=docs/results/2_demo_s4_ama_seed0.json")
+    (report,) = gather_reports.find_reports("S4=docs/results/02_demo_s4_ama_seed0.json")
     assert report.dataset == "avsbench_s4 test"
     assert report.scores["true_audio"]["stream"]["mIoU"] == pytest.approx(81.766, abs=1e-3)
     with pytest.raises(InputError, match="no report of an evaluation"):
-        gather_reports.find_reports("S4=docs/results/1_agreement.json")
+        gather_reports.find_reports("S4=docs/results/01_agreement.json")
