@@ -10,13 +10,12 @@ import re
 import jax
 import pytest
 
-from avs_jax.runtime import sharding
 from avs_jax.runtime.optim import assign_groups, base_learning_rate, flatten, split_frozen
-from avs_jax.runtime.setup import make_train_setup
 from avs_jax.runtime.step import init_variables
 from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
+from tests import small
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = sorted(
@@ -129,8 +128,7 @@ def test_every_recipe_makes_a_training_step(name, variant, golden_dir):
     """
     config = load(name, variant)
     config.train.batch_size = 8
-    task, mesh = make_task(config), sharding.make_mesh(config)
-    setup = make_train_setup(task, config, mesh)
+    setup = small.train_setup(config)
     if variant != "tiny":
         with gzip.open(golden_dir / "parameters.json.gz", "rt") as file:
             # False sounds change the data alone.
@@ -158,7 +156,7 @@ def test_recipes_of_the_baselines_make_a_training_step(name, variant):
     assert config.model.num_classes == config.data.num_classes
     assert config.name == name + (f"_{variant}" if variant else "")
     config.train.batch_size = 8
-    setup = make_train_setup(make_task(config), config, sharding.make_mesh(config))
+    setup = small.train_setup(config)
     _, metrics = jax.eval_shape(setup.make_train_step(), setup.state, setup.batch_shapes())
     assert metrics["total_loss"].shape == () and "loss_seg" in metrics
     assert ("loss_av" in metrics) == (not name.startswith("s4"))
@@ -183,7 +181,7 @@ def test_recipes_of_sam2_make_a_training_step(name, variant):
     assert config.model.num_classes == config.data.num_classes
     assert config.name == name + (f"_{variant}" if variant else "")
     config.train.batch_size = 8
-    setup = make_train_setup(make_task(config), config, sharding.make_mesh(config))
+    setup = small.train_setup(config)
     _, metrics = jax.eval_shape(setup.make_train_step(), setup.state, setup.batch_shapes())
     terms = {"loss_focal", "loss_dice", "loss_iou", "loss_presence"}
     assert terms <= set(metrics) and ("loss_class" in metrics) == name.startswith("avss")
@@ -215,7 +213,7 @@ QUICK_OTHERS += ["refer_cma", "qvh_qd_detr", "qvh_avigate", "qvh_custom"]
 def test_recipes_of_other_tasks_make_a_training_step(name, variant):
     config = load(name, variant)
     config.train.batch_size = 8
-    setup = make_train_setup(make_task(config), config, sharding.make_mesh(config))
+    setup = small.train_setup(config)
     _, metrics = jax.eval_shape(setup.make_train_step(), setup.state, setup.batch_shapes())
     assert metrics["total_loss"].shape == ()
     assert any(found.startswith(LOSS_OF_TASK[config.task]) for found in metrics)
