@@ -23,7 +23,7 @@ def small_config(fusion: str = "ama", refiner: str = "none"):
 
 
 def tiny_config(fusion: str = "ama", refiner: str = "none"):
-    """`small_config` without the second branch, with one block per stage: quick to compile."""
+    """`small_config` without the pre-mask branch, with one block per stage: quick to compile."""
     config = small_config(fusion, refiner)
     config.data.pre_masks = config.model.pre_masks = False
     config.model.backbone.depths = (1, 1, 1, 1)

@@ -101,7 +101,8 @@ def _qvhighlights(table: moments.MomentTable) -> dict[str, dict[str, float | Non
             for domain in domains
         }
     return numbers | {
-        f"highlights({level})": moments.highlights(table, level) for level in moments.LEVELS
+        f"highlights({level})": moments.highlights(table, level)
+        for level in moments.HIGHLIGHT_LEVELS
     }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avs_jax.results import moments, windows
-from avs_jax.results.moments import LEVELS, MomentTable
+from avs_jax.results.moments import HIGHLIGHT_LEVELS, MomentTable
 from avs_jax.results.table import concatenate, interleave
 from avs_jax.results.windows import MomentMeter, PostProcess, read_submission, write_submission
 from avs_jax.spec import InputError
@@ -297,7 +297,7 @@ def test_200_random_queries_by_brute_force():
         np.testing.assert_allclose(found, expected, atol=1e-12)
         expected = max(naive_iou(p, w) for p in predicted[:1] or [[0, 0]] for w in truth)
         assert first == pytest.approx(expected, abs=1e-12)
-    for level, lowest in LEVELS.items():
+    for level, lowest in HIGHLIGHT_LEVELS.items():
         precisions, hits = moments.highlight_scores(table, level)
         for row, found, hit in zip(rows, precisions, hits, strict=True):
             saliency = row["pred_saliency"].tolist()
