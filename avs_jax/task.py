@@ -10,7 +10,7 @@ never ask which task it is.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +20,18 @@ Record = Mapping[str, Any]
 Row = dict[str, Any]
 Batch = Mapping[str, Any]
 Numbers = dict[str, float | None]
+
+
+class AnswerFlag(NamedTuple):
+    """A flag of predict that a task's answer to a video reads.
+
+    Attributes:
+      text: for --help.
+      is_repeated: whether it may be given several times, and is a list.
+    """
+
+    text: str
+    is_repeated: bool = False
 
 
 class Rows(Protocol):
@@ -136,7 +148,7 @@ class Task:
       read_predictions: (directory, records, facts) -> (Table, notes).
       write_predictions: (directory, scores, batch) -> None.
       answer: writes predict's output for a video; see avs_jax/predict.py.
-      answer_flags: flags of predict that `answer` reads.
+      answer_flags: flags of predict that `answer` reads, those of the page's ANSWER_FLAGS.
       search: writes predict's output for a query to an index; see avs_jax/predict.py.
     """
 
