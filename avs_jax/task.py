@@ -147,6 +147,8 @@ class Task:
       derive: (outputs, inputs) -> arrays that prediction returns; traceable.
       read_predictions: (directory, records, facts) -> (Table, notes).
       write_predictions: (directory, scores, batch) -> None.
+      weight_files: families of foreign files that hold the whole model, see
+        programs/weight_conversion.py.
       answer: writes predict's output for a video; see avs_jax/predict.py.
       answer_flags: flags of predict that `answer` reads, those of the page's ANSWER_FLAGS.
       search: writes predict's output for a query to an index; see avs_jax/predict.py.
@@ -178,6 +180,7 @@ class Task:
     derive: Callable[..., dict[str, Array]] = nothing_derived
     read_predictions: Callable[..., tuple[Any, list[str]]] = no_predictions
     write_predictions: Callable[..., None] = no_predictions
+    weight_files: tuple[str, ...] = ()
     answer: Callable[..., None] | None = None
     answer_flags: tuple[str, ...] = ()
     search: Callable[..., list[str]] | None = None

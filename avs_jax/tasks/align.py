@@ -66,6 +66,7 @@ def make_task(config: ConfigDict) -> Task:
         ),
         write_predictions=functools.partial(_write_maps, config),
         answer=zero_shot.classify_video if "text" in used else None,
+        weight_files=("clip",),
         answer_flags=tuple(ANSWER_FLAGS),
         search=embedding_search.search_index,
     )

@@ -75,6 +75,7 @@ def make_task(config: ConfigDict) -> Task:
             moment_video.complete_arrays, bool(data.audio_dim) and fusion.name == "concat"
         ),
         answer=functools.partial(moment_video.predict_moments, post_process=post_process),
+        weight_files=("qd_detr",),
         answer_flags=tuple(ANSWER_FLAGS),
     )
 

@@ -57,6 +57,7 @@ class Host(NamedTuple):
       frames_meet: config.model -> whether the model mixes frames, so training needs all of them.
       check_inputs: (params, inputs), see Task.
       rows: config -> the rows of its batches.
+      weight_files: see Task.
     """
 
     module: type
@@ -69,6 +70,7 @@ class Host(NamedTuple):
     frames_meet: Callable[[ConfigDict], bool] = lambda model: False
     check_inputs: Callable = lambda params, inputs: None
     rows: Callable[[ConfigDict], ClipRows] = ClipRows
+    weight_files: tuple[str, ...] = ()
 
 
 def _query_norms(batch, config: ConfigDict) -> dict[str, jax.Array]:
@@ -97,6 +99,7 @@ HOSTS = {
         outputs=("pred_logits", "pred_masks"),
         rng_streams=(*avs.RNG_STREAMS, "loss"),
         logged_params={"lambda": "predictor/visual_query_block/lambda"},
+        weight_files=("vct",),
         check_inputs=_check_mixer,
     ),
     "tpavi": Host(
@@ -107,6 +110,7 @@ HOSTS = {
         outputs=("pred_masks",),
         rng_streams=(*tpavi.RNG_STREAMS, "loss"),
         frames_meet=lambda model: True,
+        weight_files=("tpavi",),
     ),
     "sam2": Host(
         module=sam2.SAM2Host,
@@ -199,5 +203,6 @@ def make_task(config: ConfigDict) -> Task:
         answer=functools.partial(
             clip_video.predict_video, scores=host.scores, make_namer=_make_namer
         ),
+        weight_files=host.weight_files,
         answer_flags=tuple(ANSWER_FLAGS),
     )

@@ -39,6 +39,7 @@ def make_task(config: ConfigDict) -> Task:
             num_slots=config.model.prompt_slots,
         ),
         answer=prompted_video.predict_prompted,
+        weight_files=("sam2", "sa2va"),
         answer_flags=tuple(ANSWER_FLAGS),
         loss=_predicts_only,
         score=_predicts_only,
