@@ -22,7 +22,7 @@ from avs_jax.data.video import read_windows
 from avs_jax.generate.video_writer import write_video
 from avs_jax.inference import dataset_flow
 from avs_jax.spec import FRAME_OFFSET_SECONDS
-from tests.data.test_pipeline import make_config
+from tests.clip_records import make_config
 
 HEIGHT, WIDTH, FPS, SECONDS = 96, 128, 8, 5
 STEP = np.array([2, 1])  # px (u, v) of the disk from picture to picture
