@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from avs_jax.data.pipeline import EvalBatches, Loader, TrainBatches
@@ -127,7 +128,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
                 result = score(variables, title=what, num_figures=figures, records=val_records)
                 protocols = (task.validation or task.protocols)(result.table)
                 main, scores = next(iter(protocols.items()))
-                log.scalars(step, _joined(name, protocols))
+                flat = flatten_dict({name: protocols}, sep="/")
+                log.scalars(step, {k: v for k, v in flat.items() if v is not None})
                 log.pictures(step, {f"{name}/{k}": v for k, v in result.figures.items()})
                 scores = {k: value for k, value in scores.items() if value is not None}
                 log.say(f"{what}, {main}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
@@ -216,7 +218,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
         for split in config.train.final_splits:
             for weights in best.choose_weights(config.evaluate.weights):
                 if not has_report(report_folder(config, best, split, weights), best):
-                    evaluate_split(config, best, split, weights)
+                    evaluate_split(config, best, split, weights, records=records[split])
     return True
 
 
@@ -272,13 +274,3 @@ def _return_compiler_memory(log: Log, step: int) -> None:
             f"after returning the compiler's memory to the system: {after}"
         )
         log.scalars(step, before.as_scalars("compiled") | after.as_scalars("returned"))
-
-
-def _joined(name: str, protocols: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Numbers by "name/protocol/measure"."""
-    return {
-        f"{name}/{protocol}/{measure}": value
-        for protocol, measures in protocols.items()
-        for measure, value in measures.items()
-        if value is not None
-    }

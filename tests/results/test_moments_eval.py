@@ -79,7 +79,7 @@ def qvhighlights_metrics(table: MomentTable) -> dict[str, dict]:
             f"{t:g}": _percent(p) for t, p in zip(moments.THRESHOLDS, precisions.T, strict=True)
         }
         metrics[length] = {"MR-mAP": means | {"average": _percent(precisions)}, "MR-R1": recalls}
-    for level in LEVELS:
+    for level in HIGHLIGHT_LEVELS:
         precisions, hits = moments.highlight_scores(table, level)
         metrics[f"HL-min-{level}"] = {"HL-mAP": _percent(precisions), "HL-Hit1": _percent(hits)}
     recalls, means = metrics["full"]["MR-R1"], metrics["full"]["MR-mAP"]
@@ -87,7 +87,7 @@ def qvhighlights_metrics(table: MomentTable) -> dict[str, dict]:
     brief |= {"MR-full-mAP": means["average"]}
     brief |= {f"MR-full-mAP@{t}": means[t] for t in ("0.5", "0.75")}
     brief |= {f"MR-{x}-mAP": metrics[x]["MR-mAP"]["average"] for x in ("long", "middle", "short")}
-    for level in reversed(LEVELS):
+    for level in reversed(HIGHLIGHT_LEVELS):
         for name in ("mAP", "Hit1"):
             brief[f"HL-min-{level}-{name}"] = metrics[f"HL-min-{level}"][f"HL-{name}"]
     return {"brief": brief} | metrics
