@@ -20,26 +20,28 @@ import pathlib
 import sys
 from collections.abc import Collection
 
-import numpy as np
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from avs_jax.data.avsbench_folders import (
+import numpy as np  # noqa: E402
+
+from avs_jax.data.avsbench_folders import (  # noqa: E402
     AVSS,
     BY_DATASET,
     MS3,
     DatasetLayoutError,
     Setting,
 )
-from avs_jax.files import atomic_file, write_atomically
-from avs_jax.flag_style import FlagParser
-from avs_jax.spec import InputError
-from tfds_builders import avs_moments, refer_clips
-from tfds_builders.avsbench import list_clips
-from tfds_builders.clip_files import DatasetFilesError
-from tfds_builders.own_moments.own_moments_dataset_builder import (
+from avs_jax.files import atomic_file, write_atomically  # noqa: E402
+from avs_jax.flag_style import FlagParser  # noqa: E402
+from avs_jax.spec import InputError  # noqa: E402
+from tfds_builders import avs_moments, refer_clips  # noqa: E402
+from tfds_builders.avsbench import list_clips  # noqa: E402
+from tfds_builders.clip_files import DatasetFilesError  # noqa: E402
+from tfds_builders.own_moments.own_moments_dataset_builder import (  # noqa: E402
     ANNOTATIONS,
     ENERGY,
 )
-from tfds_builders.refavs.refavs_dataset_builder import REFAVS
+from tfds_builders.refavs.refavs_dataset_builder import REFAVS  # noqa: E402
 
 Found = dict[str, list[tuple[str, avs_moments.Derived]]]  # split -> (vid, what it gives)
 DATASETS = (MS3.dataset, AVSS.dataset, REFAVS.dataset)

@@ -23,19 +23,21 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-import tqdm
-from absl import flags
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from avs_jax.data.avsbench_folders import SPLITS
-from avs_jax.data.input_files import read_json
-from avs_jax.files import atomic_file, write_atomically
-from avs_jax.inference.clip_features import ClipFeatures
-from avs_jax.runtime.command_line import CommandLine, exit_status, parse
-from avs_jax.runtime.lock import locked
-from avs_jax.spec import InputError
-from tfds_builders.moment_annotations import read_annotations
-from tfds_builders.own_moments.own_moments_dataset_builder import (
+import numpy as np  # noqa: E402
+import tqdm  # noqa: E402
+from absl import flags  # noqa: E402
+
+from avs_jax.data.avsbench_folders import SPLITS  # noqa: E402
+from avs_jax.data.input_files import read_json  # noqa: E402
+from avs_jax.files import atomic_file, write_atomically  # noqa: E402
+from avs_jax.inference.clip_features import ClipFeatures  # noqa: E402
+from avs_jax.runtime.command_line import CommandLine, exit_status, parse  # noqa: E402
+from avs_jax.runtime.lock import locked  # noqa: E402
+from avs_jax.spec import InputError  # noqa: E402
+from tfds_builders.moment_annotations import read_annotations  # noqa: E402
+from tfds_builders.own_moments.own_moments_dataset_builder import (  # noqa: E402
     ANNOTATIONS,
     AUDIO,
     ENERGY,
