@@ -104,6 +104,7 @@ def evaluate_split(
     output: str | pathlib.Path | None = None,
     write_predictions: str | pathlib.Path | None = None,
     notes: Sequence[str] = (),
+    records: Sequence[Record] | None = None,
 ) -> Report:
     """Evaluates a checkpoint on a split, unaltered and under the task's controls.
 
@@ -120,6 +121,7 @@ def evaluate_split(
       output: directory to write under, see `report_folder`.
       write_predictions: directory for the predictions on the unaltered split.
       notes: sentences for the report.
+      records: of the split; None opens them.
 
     Returns:
       The report, which process 0 has also printed and written.
@@ -133,7 +135,9 @@ def evaluate_split(
         scored["checksum"] = checkpoint.checksum
     if output is not None:
         check_same_source(folder, "checkpoint", scored)
-    task, records = make_task(config), open_records(config, split)
+    task = make_task(config)
+    if records is None:
+        records = open_records(config, split)
     controls = task.controls(records, split)
     facts = {
         **scored,

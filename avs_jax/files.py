@@ -72,8 +72,7 @@ def atomic_folder(path: Path) -> Iterator[pathlib.Path]:
     unfinished.mkdir()
     try:
         yield unfinished
-        for file in unfinished.rglob("*"):
-            _sync(file)
+        sync_folder(unfinished)
         if path.exists():
             os.replace(path, replaced)
         os.replace(unfinished, path)
@@ -81,6 +80,12 @@ def atomic_folder(path: Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def sync_folder(path: pathlib.Path) -> None:
+    """Waits until a folder, everything in it and its name are on the disk."""
+    for written in (*path.rglob("*"), path, path.parent):
+        _sync(written)
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -36,7 +36,7 @@ from avs_jax.stopping import run_as_program
 from avs_jax.tasks import make_task
 
 # Nothing compiled here ever runs. These options do not change how the CPU compiler plans memory.
-QUICK_COMPILATION = {
+NEVER_RUN = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
@@ -59,7 +59,8 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> TracedStep:
     """Traces the step that `train` would run."""
     size = config.train.batch_size
     sharding.check_batch_size("config.train.batch_size", size, mesh, config.train.accumulate)
-    setup = make_train_setup(make_task(config), config, mesh)
+    task = make_task(config)
+    setup = make_train_setup(task.model, task.loss, optim.make_optimizer, task, config, mesh)
     state, batch = setup.state, setup.batch_shapes()
     return TracedStep(state, batch, setup.make_train_step().trace(state, batch))
 
@@ -97,7 +98,7 @@ def plan(
     print(describe_parameters(step.state.params, config))
     flops = count_flops(step.traced.jaxpr.jaxpr)
     print(f"matrix products and convolutions: {flops / 1e12:.3f} TFLOP per step, {rows} row(s)")
-    options = QUICK_COMPILATION if jax.default_backend() == "cpu" else {}
+    options = NEVER_RUN if jax.default_backend() == "cpu" else {}
     if gpu:
         options = gpus.COMPILATION
     start = time.monotonic()

@@ -32,17 +32,7 @@ from flax.traverse_util import flatten_dict
 
 from avs_jax.array_files import MAX_BYTES, read_npz
 from avs_jax.files import atomic_file
-from avs_jax.inference import (
-    class_video,
-    clip_video,
-    describe_video,
-    embedding_search,
-    expression_video,
-    many_videos,
-    moment_video,
-    prompted_video,
-    zero_shot,
-)
+from avs_jax.inference import many_videos
 from avs_jax.inference.predictor import Predictor
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import (
@@ -57,19 +47,8 @@ from avs_jax.runtime.lock import locked
 from avs_jax.runtime.memory import parse_bytes
 from avs_jax.stopping import run_as_program, sigterm_as_interrupt
 from avs_jax.task import check_arrays, describe_fields
-from avs_jax.tasks import make_task
+from avs_jax.tasks import answer_flags, answer_help, make_task
 
-ANSWER_FLAGS = {  # of --video, by the tasks that read them
-    "pre_masks": "folder with a color mask PNG per second of the video",
-    "align": "checkpoint of task `align`, to name what sounds",
-    "flow_weights": "of RAFT, where config.data.motion.model names one",
-    "text": "what to look for; may be given several times",
-    "points": "json: object -> number of a frame -> [[x, y, 1 or 0], ..]",
-    "boxes": "json: object -> number of a frame -> [left, top, right, bottom]",
-    "masks": "folder of indexed images 00000.png, ..: the value k is object k",
-    "language": "npz: object -> tokens [L, D] of a language model, D as the model reads them",
-}
-REPEATED = ("text",)
 QUERY_FLAGS = {"audio": "wav to search for", "image": "image to search for"}
 QUERIES = ("audio", "image", "text", "video")  # of --search, one of them
 
@@ -93,10 +72,7 @@ def predict_arrays(
 
 def main(argv: Sequence[str]) -> int:
     """Predicts; returns the exit status."""
-    modules = (clip_video, expression_video, moment_video, prompted_video)
-    modules += (class_video, describe_video, zero_shot, embedding_search)
-    answers = "\n".join(module.__doc__ for module in modules)
-    description = __doc__.replace("{answers}", answers)
+    description = __doc__.replace("{answers}", answer_help())
     argv = [f"{arg}=" if arg in ("--arrays", "-arrays") else arg for arg in argv]
     parsing = (argv, _define_flags, description)
     return exit_status(lambda: run(parse(*parsing, needs_config=False, more_help=_list_fields)))
@@ -122,7 +98,7 @@ def run(line: CommandLine) -> None:
         raise UsageError("give --video, --videos or --arrays, one of them")
     if values.shard is not None and not values.videos:
         raise UsageError("--shard belongs to --videos")
-    given = {name: values[name].value for name in ANSWER_FLAGS if values[name].value is not None}
+    given = {name: values[name].value for name in answer_flags() if values[name].value is not None}
     if values.arrays is not None and given:
         raise UsageError(f"--{next(iter(given))} belongs to --video")
     if values.videos and many_videos.per_video_flags(given):
@@ -256,11 +232,11 @@ def _define_flags(values: flags.FlagValues) -> None:
         define(name, text)
     text = "memory that --arrays may take, such as 64GiB"
     flags.DEFINE_string("max_size", f"{MAX_BYTES >> 30}GiB", text, flag_values=values)
-    for name, text in ANSWER_FLAGS.items():
-        if name in REPEATED:
-            flags.DEFINE_multi_string(name, None, text, flag_values=values)
+    for name, flag in answer_flags().items():
+        if flag.is_repeated:
+            flags.DEFINE_multi_string(name, None, flag.text, flag_values=values)
         else:
-            define(name, text)
+            define(name, flag.text)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ never ask which task it is.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +20,18 @@ Record = Mapping[str, Any]
 Row = dict[str, Any]
 Batch = Mapping[str, Any]
 Numbers = dict[str, float | None]
+
+
+class AnswerFlag(NamedTuple):
+    """A flag of predict that a task's answer to a video reads.
+
+    Attributes:
+      text: for --help.
+      is_repeated: whether it may be given several times, and is a list.
+    """
+
+    text: str
+    is_repeated: bool = False
 
 
 class Rows(Protocol):
@@ -135,8 +147,10 @@ class Task:
       derive: (outputs, inputs) -> arrays that prediction returns; traceable.
       read_predictions: (directory, records, facts) -> (Table, notes).
       write_predictions: (directory, scores, batch) -> None.
+      weight_files: families of foreign files that hold the whole model, see
+        programs/weight_conversion.py.
       answer: writes predict's output for a video; see avs_jax/predict.py.
-      answer_flags: flags of predict that `answer` reads.
+      answer_flags: flags of predict that `answer` reads, those of the page's ANSWER_FLAGS.
       search: writes predict's output for a query to an index; see avs_jax/predict.py.
     """
 
@@ -166,6 +180,7 @@ class Task:
     derive: Callable[..., dict[str, Array]] = nothing_derived
     read_predictions: Callable[..., tuple[Any, list[str]]] = no_predictions
     write_predictions: Callable[..., None] = no_predictions
+    weight_files: tuple[str, ...] = ()
     answer: Callable[..., None] | None = None
     answer_flags: tuple[str, ...] = ()
     search: Callable[..., list[str]] | None = None

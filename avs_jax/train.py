@@ -6,11 +6,13 @@ resumes from the last complete checkpoint, with the numbers of an uninterrupted 
 """
 
 import contextlib
+import functools
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from avs_jax.data.pipeline import EvalBatches, Loader, TrainBatches
@@ -83,10 +85,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
         if config.train.compilation_cache:
             use_compilation_cache()
 
-        # ---- setup: shapes of the state; model, loss and optimizer meet in the step ----
+        # ---- setup: model, loss and optimizer meet in the step; shapes only ----
         if is_first:
             print(f"{config.name}: building the model", file=sys.stderr, flush=True)
-        setup = make_train_setup(task, config, mesh)
+        setup = make_train_setup(task.model, task.loss, optim.make_optimizer, task, config, mesh)
         train_step = setup.make_train_step()
 
         # ---- restore ----
@@ -105,8 +107,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
 
         # ---- validation ----
         eval_step, size = make_eval_step(task, mesh), eval_batch_size(config, mesh)
-        batches = EvalBatches(records[VALIDATION_SPLIT], task.rows, size, *share)
+        val_records, figures = records[VALIDATION_SPLIT], config.train.num_pictures
+        batches = EvalBatches(val_records, task.rows, size, *share)
         val_loader = stack.enter_context(Loader(batches, prefetch=config.data.prefetch))
+        score = functools.partial(evaluate, task, eval_step, loader=val_loader, mesh=mesh)
 
         def validate(state: TrainState, step: int) -> dict[str, float]:
             """Scores the parameters and their average, if there is one, and logs both.
@@ -121,23 +125,14 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
             for weights, variables in kinds.items():
                 name = VALIDATION_SPLIT + ("" if weights == "raw" else f"_{weights}")
                 what = f"validation at step {step}, {weights} parameters"
-                result = evaluate(
-                    task,
-                    eval_step,
-                    variables,
-                    val_loader,
-                    mesh,
-                    title=what,
-                    num_figures=config.train.num_pictures,
-                    records=records[VALIDATION_SPLIT],
-                )
+                result = score(variables, title=what, num_figures=figures, records=val_records)
                 protocols = (task.validation or task.protocols)(result.table)
                 main, scores = next(iter(protocols.items()))
-                log.scalars(step, _joined(name, protocols))
+                flat = flatten_dict({name: protocols}, sep="/")
+                log.scalars(step, {k: v for k, v in flat.items() if v is not None})
                 log.pictures(step, {f"{name}/{k}": v for k, v in result.figures.items()})
-                known = ((k, v) for k, v in scores.items() if v is not None)
-                log.say(f"{what}, {main}: " + ", ".join(f"{k} {v:.4f}" for k, v in known))
                 scores = {k: value for k, value in scores.items() if value is not None}
+                log.say(f"{what}, {main}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
                 kept = {f"raw_{measure}": value for measure, value in kept.items()} | scores
             return kept
 
@@ -174,9 +169,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
             workers, prefetch = config.data.num_workers, config.data.prefetch
             train_loader = stack.enter_context(Loader(batches, workers, prefetch))
             stop_requested = stack.enter_context(sigterm_as_request())
-            profiler = StepProfiler(
-                workdir, config.profile_steps, start_step, total_steps, enabled=is_first
-            )
+            span = (config.profile_steps, start_step, total_steps)
+            profiler = StepProfiler(workdir, *span, enabled=is_first)
             stack.callback(profiler.close)
             waits, finite = DataWaitTimer(iter(train_loader)), FiniteCheck(checkpoints)
             speed, metrics = StepSpeed(waits, batch_size), None
@@ -224,7 +218,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
         for split in config.train.final_splits:
             for weights in best.choose_weights(config.evaluate.weights):
                 if not has_report(report_folder(config, best, split, weights), best):
-                    evaluate_split(config, best, split, weights)
+                    evaluate_split(config, best, split, weights, records=records[split])
     return True
 
 
@@ -243,19 +237,14 @@ def _open_splits(config: ConfigDict) -> dict[str, Sequence[Record]]:
 def _first_state(setup: TrainSetup) -> TrainState:
     """The state of a new run: random, config.train.init_from, then config.init."""
     config, is_first = setup.config, jax.process_index() == 0
-    params, batch_stats = setup.init_variables()
-    if config.train.init_from:
-        params, batch_stats, unused = init_from_checkpoint(
-            params,
-            batch_stats,
-            config.train.init_from,
-            config.train.init_fresh,
-            config.train.init_dropped,
-        )
+    variables, source = setup.init_variables(), config.train.init_from
+    if source:
+        rules = (config.train.init_fresh, config.train.init_dropped)
+        *variables, unused = init_from_checkpoint(*variables, source, *rules)
         if is_first:
             listed = "".join(f"\n  {path}" for path in unused) or " nothing"
-            print(f"{config.train.init_from}: fresh or not taken:{listed}", file=sys.stderr)
-    params, batch_stats, loaded = load_parts(params, batch_stats, config)
+            print(f"{source}: fresh or not taken:{listed}", file=sys.stderr)
+    params, batch_stats, loaded = load_parts(*variables, config)
     if is_first and loaded:
         print("pretrained components:", *loaded, sep="\n  ", file=sys.stderr)
     return setup.init_state(params, batch_stats)
@@ -285,13 +274,3 @@ def _return_compiler_memory(log: Log, step: int) -> None:
             f"after returning the compiler's memory to the system: {after}"
         )
         log.scalars(step, before.as_scalars("compiled") | after.as_scalars("returned"))
-
-
-def _joined(name: str, protocols: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Numbers by "name/protocol/measure"."""
-    return {
-        f"{name}/{protocol}/{measure}": value
-        for protocol, measures in protocols.items()
-        for measure, value in measures.items()
-        if value is not None
-    }

@@ -120,7 +120,7 @@ def _vct_model(data: ConfigDict) -> ConfigDict:
     model.num_queries = 100
     model.hidden_dim = 256  # D
     model.backbone = parts.swin()  # or pvt_v2, resnet50
-    # a second backbone on the color masks, with channel gates
+    # the pre-mask branch: a second backbone, on the pre-masks, with channel gates
     model.pre_masks = data.get_ref("pre_masks")
     model.pre_mask_dropout = 0.0  # training: share of clips without the pre-mask branch
     model.audio_backbone = parts.vggish()

@@ -138,7 +138,7 @@ def step(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
         partial(init_variables, task.model, seed=0), task.inputs(host)
     )
     optimizer, schedule = optim.make_optimizer(params, config)
-    train_step = make_train_step(task, optimizer, schedule, config)
+    train_step = make_train_step(task.model, task.loss, optimizer, schedule, task, config)
     new_state = partial(init_state, optimizer=optimizer, config=config)
     state = jax.jit(new_state)(random_values(params), random_values(batch_stats))
     batch = jax.device_put(host)

@@ -16,27 +16,25 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import jax
+import numpy as np
+import tqdm
+from absl import flags
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import tqdm  # noqa: E402
-from absl import flags  # noqa: E402
-
-from avs_jax.data.clip import ClipRows  # noqa: E402
-from avs_jax.data.decode import decode_text  # noqa: E402
-from avs_jax.data.input_files import read_json  # noqa: E402
-from avs_jax.data.records import open_records  # noqa: E402
-from avs_jax.data.trunk_features import FACTS, MAPS, file_name, write_features  # noqa: E402
-from avs_jax.files import write_atomically  # noqa: E402
-from avs_jax.inference.trunk_weights import encoder_weights  # noqa: E402
-from avs_jax.models import build_model  # noqa: E402
-from avs_jax.models.inputs import prepare_images  # noqa: E402
-from avs_jax.models.sam2.model import SAM2  # noqa: E402
-from avs_jax.runtime.command_line import CommandLine, exit_status, parse  # noqa: E402
-from avs_jax.runtime.lock import locked  # noqa: E402
-from avs_jax.spec import InputError  # noqa: E402
-from avs_jax.task import Record  # noqa: E402
+from avs_jax.data.clip import ClipRows
+from avs_jax.data.decode import decode_text
+from avs_jax.data.input_files import read_json
+from avs_jax.data.records import open_records
+from avs_jax.data.trunk_features import FACTS, MAPS, file_name, write_features
+from avs_jax.files import write_atomically
+from avs_jax.inference.trunk_weights import encoder_weights
+from avs_jax.models import build_model
+from avs_jax.models.inputs import prepare_images
+from avs_jax.models.sam2.model import SAM2
+from avs_jax.runtime.command_line import CommandLine, exit_status, parse
+from avs_jax.runtime.lock import locked
+from avs_jax.spec import InputError
+from avs_jax.task import Record
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,35 +14,32 @@ checkpoint of task `describe`. A checkpoint of task `refer` then reads the words
 """
 
 import json
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from absl import flags  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from avs_jax.data import transforms  # noqa: E402
-from avs_jax.data.expressions import clip_record  # noqa: E402
-from avs_jax.data.records import open_records  # noqa: E402
-from avs_jax.data.tokens import words_of  # noqa: E402
-from avs_jax.files import write_atomically  # noqa: E402
-from avs_jax.inference.predictor import Predictor  # noqa: E402
-from avs_jax.results.refavs import THRESHOLD  # noqa: E402
-from avs_jax.runtime.checkpoint import Checkpoint  # noqa: E402
-from avs_jax.runtime.command_line import (  # noqa: E402
+from avs_jax.data import transforms
+from avs_jax.data.expressions import clip_record
+from avs_jax.data.records import open_records
+from avs_jax.data.tokens import words_of
+from avs_jax.files import write_atomically
+from avs_jax.inference.predictor import Predictor
+from avs_jax.results.refavs import THRESHOLD
+from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.runtime.command_line import (
     CommandLine,
     checkpoint_config,
     define_strings,
     exit_status,
     parse,
 )
-from avs_jax.spec import InputError  # noqa: E402
-from avs_jax.tasks import make_task  # noqa: E402
+from avs_jax.spec import InputError
+from avs_jax.tasks import make_task
 
 SEED = 0
 

@@ -17,23 +17,21 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import numpy as np
+import tqdm
 
-import numpy as np  # noqa: E402
-import tqdm  # noqa: E402
-
-from avs_jax.data.decode import decode_labels  # noqa: E402
-from avs_jax.data.input_files import read_image  # noqa: E402
-from avs_jax.data.rvos_folders import (  # noqa: E402
+from avs_jax.data.decode import decode_labels
+from avs_jax.data.input_files import read_image
+from avs_jax.data.rvos_folders import (
     FILES,
     Expression,
     VideoSet,
     decode_masks,
     read_predictions,
 )
-from avs_jax.files import write_atomically  # noqa: E402
-from avs_jax.results import rvos  # noqa: E402
-from avs_jax.spec import InputError  # noqa: E402
+from avs_jax.files import write_atomically
+from avs_jax.results import rvos
+from avs_jax.spec import InputError
 
 PROTOCOLS = ("per_expression", "merged")
 Reader = Callable[[Expression, int, tuple[int, int]], np.ndarray | None]

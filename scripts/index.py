@@ -15,21 +15,19 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from avs_jax.inference.approximate_search import write_graphs  # noqa: E402
-from avs_jax.inference.embedding_search import index_records, index_videos  # noqa: E402
-from avs_jax.predict import make_predictor  # noqa: E402
-from avs_jax.runtime.command_line import (  # noqa: E402
+from avs_jax.inference.approximate_search import write_graphs
+from avs_jax.inference.embedding_search import index_records, index_videos
+from avs_jax.predict import make_predictor
+from avs_jax.runtime.command_line import (
     CommandLine,
     UsageError,
     define_strings,
     exit_status,
     parse,
 )
-from avs_jax.spec import InputError  # noqa: E402
+from avs_jax.spec import InputError
 
 SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi")
 

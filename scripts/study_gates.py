@@ -37,6 +37,7 @@ from avs_jax.results import gate_log, moments  # noqa: E402
 from avs_jax.runtime import sharding  # noqa: E402
 from avs_jax.runtime.compilation_cache import use_compilation_cache  # noqa: E402
 from avs_jax.runtime.evaluation import eval_batch_size, evaluate, make_eval_step  # noqa: E402
+from avs_jax.runtime.optim import make_optimizer  # noqa: E402
 from avs_jax.runtime.setup import make_train_setup  # noqa: E402
 from avs_jax.task import select  # noqa: E402
 from avs_jax.tasks import make_task  # noqa: E402
@@ -177,7 +178,7 @@ def run(variant: str, seed: int, steps: int) -> dict[str, dict[str, float]]:
     """
     config = make_config(variant, seed, steps)
     task, mesh = make_task(config), sharding.make_mesh(config)
-    setup = make_train_setup(task, config, mesh)
+    setup = make_train_setup(task.model, task.loss, make_optimizer, task, config, mesh)
     state, step = setup.init_state(*setup.init_variables()), setup.make_train_step()
     batches = TrainBatches(draw_records(NUM_TRAIN, seed), task.rows, 32, seed)
     for i in range(steps):

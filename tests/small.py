@@ -6,6 +6,9 @@ import numpy as np
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.pipeline import TrainBatches
 from avs_jax.programs.weight_conversion import make_init
+from avs_jax.runtime import optim, sharding
+from avs_jax.runtime.setup import TrainSetup, make_train_setup
+from avs_jax.tasks import make_task
 from configs import parts, s4_ama, s4_vct
 
 SIDE = 64
@@ -20,7 +23,7 @@ def small_config(fusion: str = "ama", refiner: str = "none"):
 
 
 def tiny_config(fusion: str = "ama", refiner: str = "none"):
-    """`small_config` without the second branch, with one block per stage: quick to compile."""
+    """`small_config` without the pre-mask branch, with one block per stage: quick to compile."""
     config = small_config(fusion, refiner)
     config.data.pre_masks = config.model.pre_masks = False
     config.model.backbone.depths = (1, 1, 1, 1)
@@ -56,6 +59,12 @@ def train_batch(config, step: int = 0) -> dict:
     """The batch of one step."""
     batches = TrainBatches(records(8), ClipRows(config), config.train.batch_size, config.seed)
     return batches[step]
+
+
+def train_setup(config, devices=None) -> TrainSetup:
+    """The setup of a training under a configuration, as in `train`."""
+    task, mesh = make_task(config), sharding.make_mesh(config, devices)
+    return make_train_setup(task.model, task.loss, optim.make_optimizer, task, config, mesh)
 
 
 def random_variables(config, size: tuple[int, int], seed: int = 5) -> dict[str, dict]:

@@ -33,7 +33,7 @@ from avs_jax.data.input_files import read_json
 from tfds_builders import features
 from tfds_builders.clip_files import ClipFiles
 from tfds_builders.record_builder import RecordBuilder
-from tfds_builders.shards import Report
+from tfds_builders.shards import ShardReport
 
 
 def category_labels(setting: Setting, root: pathlib.Path) -> dict[str, int]:
@@ -87,7 +87,7 @@ class AVSBenchBuilder(RecordBuilder, skip_registration=True):
         return list_clips(self.SETTING, root, layout, self.flow_dir, self.track_dir)
 
     def describe(
-        self, root: pathlib.Path, kept: Sequence[ClipFiles], reports: Sequence[Report]
+        self, root: pathlib.Path, kept: Sequence[ClipFiles], reports: Sequence[ShardReport]
     ) -> dict[str, Any]:
         is_generated = (root / MANIFEST).is_file()
         kinds = collections.Counter()

@@ -26,11 +26,11 @@ from avs_jax.spec import InputError
 from tfds_builders.avsbench import list_clips
 from tfds_builders.clip_files import ClipFiles, read_all
 
-Report = dict[str, Any]
+LayoutReport = dict[str, Any]
 MIN_SECONDS_PER_FRAME = 0.96  # one log-mel example
 
 
-def check_setting(setting: Setting, root: pathlib.Path) -> list[Report]:
+def check_setting(setting: Setting, root: pathlib.Path) -> list[LayoutReport]:
     """Reports on every layout that `root` holds; one report that says so where it holds none."""
     layouts = setting.layouts_present(root)
     if not layouts:
@@ -41,7 +41,7 @@ def check_setting(setting: Setting, root: pathlib.Path) -> list[Report]:
     return [_check_layout(setting, root, layout) for layout in layouts]
 
 
-def _new_report(setting: Setting, layout: str, root: pathlib.Path) -> Report:
+def _new_report(setting: Setting, layout: str, root: pathlib.Path) -> LayoutReport:
     expected = setting.num_clips
     if (root / MANIFEST).is_file():
         numbers = read_json(root / MANIFEST)
@@ -59,11 +59,11 @@ def _new_report(setting: Setting, layout: str, root: pathlib.Path) -> Report:
     }
 
 
-def _add(report: Report, kind: str, clip: str, message: str) -> None:
+def _add(report: LayoutReport, kind: str, clip: str, message: str) -> None:
     report["problems"].append({"kind": kind, "clip": clip, "message": message})
 
 
-def _check_layout(setting: Setting, root: pathlib.Path, layout: Layout) -> Report:
+def _check_layout(setting: Setting, root: pathlib.Path, layout: Layout) -> LayoutReport:
     report = _new_report(setting, layout.name, root)
     clips, problems = list_clips(setting, root, layout)
     for message in problems:
@@ -151,7 +151,7 @@ def _unlisted_folders(setting: Setting, root: pathlib.Path, layout: Layout) -> l
     return sorted(folder for folder in found - listed if not faulty.intersection(folder.parts))
 
 
-def to_lines(reports: Sequence[Report]) -> list[str]:
+def to_lines(reports: Sequence[LayoutReport]) -> list[str]:
     """The reports as text: a table and a list of problems each."""
     lines = []
     for report in reports:

@@ -39,7 +39,7 @@ from avs_jax.data.input_files import MAX_BYTES, read_bytes
 from avs_jax.spec import InputError, first_line
 from tfds_builders.moment_annotations import Annotation, read_annotations
 from tfds_builders.record_builder import RecordBuilder
-from tfds_builders.shards import Report
+from tfds_builders.shards import ShardReport
 
 # Published features lack up to two of the clips that the duration asks for.
 MISSING_CLIPS = 2
@@ -344,7 +344,7 @@ class MomentBuilder(RecordBuilder, skip_registration=True):
         return list_queries(root, self.builder_config.layout)
 
     def describe(
-        self, root: pathlib.Path, kept: Sequence[QueryFiles], reports: Sequence[Report]
+        self, root: pathlib.Path, kept: Sequence[QueryFiles], reports: Sequence[ShardReport]
     ) -> dict[str, Any]:
         del reports
         query = kept[0]

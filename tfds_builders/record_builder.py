@@ -13,7 +13,7 @@ from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from avs_jax.data.avsbench_folders import SPLITS
 from tfds_builders import features, shards
 from tfds_builders.clip_files import DatasetFilesError
-from tfds_builders.shards import Report, Shard, Source
+from tfds_builders.shards import Shard, ShardReport, Source
 
 
 class Setting(Protocol):
@@ -81,7 +81,7 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
 
     @abc.abstractmethod
     def describe(
-        self, root: pathlib.Path, kept: Sequence[Source], reports: Sequence[Report]
+        self, root: pathlib.Path, kept: Sequence[Source], reports: Sequence[ShardReport]
     ) -> dict[str, Any]:
         """Metadata beside source, num_clips, num_skipped and skipped.
 

@@ -41,7 +41,7 @@ from avs_jax.files import write_atomically
 from avs_jax.generate.setting import DETAILS
 from avs_jax.spec import EXPRESSION_KINDS, InputError
 from tfds_builders.record_builder import RecordBuilder
-from tfds_builders.shards import Report
+from tfds_builders.shards import ShardReport
 
 SPLITS = ("train", "val", "test_s", "test_u", "test_n")
 DROPPED = "TODO"  # split of rows that the published csv has and the paper does not count
@@ -365,7 +365,7 @@ class ReferBuilder(RecordBuilder, skip_registration=True):
         return clips, problems
 
     def describe(
-        self, root: pathlib.Path, kept: Sequence[ReferClip], reports: Sequence[Report]
+        self, root: pathlib.Path, kept: Sequence[ReferClip], reports: Sequence[ShardReport]
     ) -> dict[str, Any]:
         items: dict[str, list[int]] = collections.defaultdict(list)
         for clip in kept:

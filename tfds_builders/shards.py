@@ -65,12 +65,12 @@ class Shard:
 
     @property
     def report(self) -> pathlib.Path:
-        """What the shard holds, as `Report`."""
+        """What the shard holds, as `ShardReport`."""
         return self.records.with_suffix(".json")
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ShardReport:
     """What became of a shard.
 
     Attributes:
@@ -98,7 +98,7 @@ def cut_shards(split: str, clips: Sequence[Source], folder: pathlib.Path) -> lis
     ]
 
 
-def write_all(shards: Sequence[Shard], pipeline: Any | None = None) -> list[Report]:
+def write_all(shards: Sequence[Shard], pipeline: Any | None = None) -> list[ShardReport]:
     """Writes the shards that earlier builds have not finished, with progress.
 
     Args:
@@ -128,7 +128,7 @@ def write_all(shards: Sequence[Shard], pipeline: Any | None = None) -> list[Repo
                 for shard in missing:
                     outcomes = pool.map(_read, shard.clips)
                     write_shard(shard, _counted(outcomes, progress))
-    return [Report(**json.loads(shard.report.read_text())) for shard in shards]
+    return [ShardReport(**json.loads(shard.report.read_text())) for shard in shards]
 
 
 def write_shard(shard: Shard, outcomes: Iterable[tuple[dict, list[str]]] | None = None) -> None:
@@ -157,14 +157,14 @@ def write_shard(shard: Shard, outcomes: Iterable[tuple[dict, list[str]]] | None 
         if writer is not None:
             writer.close()
     size = shard.records.stat().st_size if sizes else 0
-    report = Report(source, len(sizes), sum(sizes), size, bad, dict(kinds))
+    report = ShardReport(source, len(sizes), sum(sizes), size, bad, dict(kinds))
     write_atomically(shard.report, json.dumps(dataclasses.asdict(report)))
 
 
-def finished_report(shard: Shard) -> Report | None:
+def finished_report(shard: Shard) -> ShardReport | None:
     """The report of a shard that is whole and up to date, else None."""
     try:
-        report = Report(**json.loads(shard.report.read_text()))
+        report = ShardReport(**json.loads(shard.report.read_text()))
     except (OSError, ValueError, TypeError):
         return None
     size = shard.records.stat().st_size if shard.records.is_file() else 0
@@ -187,14 +187,14 @@ def source_digest(clips: Sequence[Source]) -> str:
 
 
 def gather(
-    shards: Sequence[Shard], reports: Sequence[Report], folder: pathlib.Path, name: str
+    shards: Sequence[Shard], reports: Sequence[ShardReport], folder: pathlib.Path, name: str
 ) -> list[tfds.core.SplitInfo]:
     """Links the shards into `folder` under TFDS's names.
 
     Returns:
       the splits that have a clip.
     """
-    by_split: dict[str, list[tuple[Shard, Report]]] = {}
+    by_split: dict[str, list[tuple[Shard, ShardReport]]] = {}
     for shard, report in zip(shards, reports, strict=True):
         if report.num_clips:
             by_split.setdefault(shard.split, []).append((shard, report))

@@ -5,7 +5,7 @@ A record is one raw clip, as stored by the TFDS builders or made from a video by
   clip_id str        category str      category_label int (1-based)
   frames             T images: encoded bytes or uint8 [H, W, 3]
   masks, mask_index  n label images (encoded bytes or uint8 [H, W]), and their frames, int [n]
-  pre_masks          T color masks like frames, or none
+  pre_masks          T pre-masks, class-agnostic color masks like frames, or none
   waveform           int16 [n] or [n, channels], with sample_rate in Hz
   flow               float [T, H, W, 2] (u, v) or [T, H, W, 1] (magnitude), or empty
   flow_has_first     whether flow[0] is a real flow; absent: inferred from its values
@@ -124,6 +124,10 @@ class ClipRows:
     def __init__(self, config: Any):
         data = self._data = config.data.copy_and_resolve_references()
         _check_data(data)
+        self._own_motion = data.motion  # of `motion_maps`
+        if data.motion.source == "none":
+            self._own_motion = data.motion.copy_and_resolve_references()
+            self._own_motion.source = "auto"
         evaluate = config.evaluate
         # task refer has neither key: it has no false sounds, whose report counts moving pixels
         self._threshold = evaluate.moving_threshold if "audio" in evaluate else None
@@ -204,10 +208,7 @@ class ClipRows:
 
         If the model reads no motion, this is stored flow, else frame difference.
         """
-        settings, side = self._data.motion, self._data.image_size
-        if settings.source == "none":
-            settings = settings.copy_and_resolve_references()
-            settings.source = "auto"
+        settings, side = self._own_motion, self._data.image_size
         frame = functools.cache(lambda t: decode_rgb(record["frames"][t]))
         count = len(record["frames"])
         maps = (_motion_map(record, frame, t, count, settings) for t in range(count))
@@ -344,10 +345,9 @@ def _count_frames(record: Record, data: Any) -> int:
 def _check_pre_masks(record: Record, num_frames: int) -> None:
     if len(record["pre_masks"]) != num_frames:
         raise InputError(
-            f"{len(record['pre_masks'])} color masks for {num_frames} frames, but "
-            "config.data.pre_masks is True: build the dataset from a folder with pre-SAM masks "
-            "(one *_mask_color.png per frame), or train without the second branch: "
-            "--config.data.pre_masks=False"
+            f"{len(record['pre_masks'])} pre-masks for {num_frames} frames, but "
+            "config.data.pre_masks is True: build the dataset from a folder with pre-masks (one "
+            "*_mask_color.png per frame), or train without them: --config.data.pre_masks=False"
         )
 
 

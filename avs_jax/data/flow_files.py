@@ -29,7 +29,7 @@ class FlowError(InputError):
     """A folder that is not the dataset's, or an output that is another run's; one line."""
 
 
-class Clip(NamedTuple):
+class FlowClip(NamedTuple):
     """One clip.
 
     Attributes:
@@ -45,7 +45,7 @@ class Clip(NamedTuple):
     video: pathlib.Path | None
 
 
-def list_clips(dataset: str, root: str | os.PathLike, layout: str = "") -> list[Clip]:
+def list_clips(dataset: str, root: str | os.PathLike, layout: str = "") -> list[FlowClip]:
     """The clips of a setting's csv, in its order.
 
     Args:
@@ -68,7 +68,7 @@ def list_clips(dataset: str, root: str | os.PathLike, layout: str = "") -> list[
     if problems:
         raise FlowError(problems[0])
     return [
-        Clip(
+        FlowClip(
             row.name,
             pathlib.PurePosixPath(row.path(pathlib.Path(), setting.flow)),
             row.path(home, frames[row.split]).parent,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import NamedTuple, TypeVar
 
-from avs_jax.data.flow_files import Clip
+from avs_jax.data.flow_files import FlowClip
 
 _SAY_EVERY = 5.0  # seconds
 _READERS = 2  # threads that decode ahead
@@ -23,8 +23,8 @@ class Outcome(NamedTuple):
 
 
 def read_ahead(
-    read: Callable[[Clip], T], clips: Iterable[Clip]
-) -> Iterator[tuple[Clip, Callable[[], T]]]:
+    read: Callable[[FlowClip], T], clips: Iterable[FlowClip]
+) -> Iterator[tuple[FlowClip, Callable[[], T]]]:
     """(clip, () -> read(clip)) in order, read a few clips ahead in threads."""
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         queue: collections.deque = collections.deque()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from avs_jax.data.flow_files import Clip, FlowError, frame_files, is_whole, write_array
+from avs_jax.data.flow_files import FlowClip, FlowError, frame_files, is_whole, write_array
 from avs_jax.data.input_files import read_image
 from avs_jax.data.motion import frame_difference
 from avs_jax.data.transforms import BILINEAR, resize
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 def read_clip(
-    clip: Clip, folder: pathlib.Path, source: str, has_vectors: bool, side: int | None
+    clip: FlowClip, folder: pathlib.Path, source: str, has_vectors: bool, side: int | None
 ) -> list[Pair]:
     """The pairs of a clip whose files in `folder` do not exist or cannot be read.
 
@@ -71,7 +71,7 @@ def _read_frame(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def make_flow(
-    clips: Sequence[Clip],
+    clips: Sequence[FlowClip],
     output: pathlib.Path,
     source: str,
     estimate: Estimate,
@@ -93,7 +93,7 @@ def make_flow(
     writer = _Writer(output, estimate, has_vectors, batch_size, failed)
     progress, kept = Progress(len(clips), say), 0
 
-    def read(clip: Clip) -> list[Pair]:
+    def read(clip: FlowClip) -> list[Pair]:
         return read_clip(clip, output / clip.folder, source, has_vectors, side)
 
     for number, (clip, result) in enumerate(read_ahead(read, clips), start=1):

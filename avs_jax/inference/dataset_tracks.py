@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from avs_jax.data.flow_files import Clip, frame_files, write_array
+from avs_jax.data.flow_files import FlowClip, frame_files, write_array
 from avs_jax.data.motion_track import (
     TRACK_FILE,
     Estimate,
@@ -18,7 +18,7 @@ from avs_jax.inference.clip_jobs import Outcome, Progress, read_ahead
 
 
 def make_tracks(
-    clips: Sequence[Clip],
+    clips: Sequence[FlowClip],
     output: pathlib.Path,
     estimate: Estimate,
     rate: float,
@@ -38,7 +38,7 @@ def make_tracks(
     failed: list[str] = []
     progress, written, kept = Progress(len(clips), say), 0, 0
 
-    def read(clip: Clip) -> np.ndarray | None:
+    def read(clip: FlowClip) -> np.ndarray | None:
         count = round(len(frame_files(clip.frames)) * rate)
         if is_whole_track(output / clip.folder / TRACK_FILE, count):
             return None

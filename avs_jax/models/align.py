@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from avs_jax.models.layers import Linear
 from avs_jax.models.parts import find_part, make_part
 from avs_jax.models.rules import Rule, at_least, one_of, within
@@ -54,11 +55,10 @@ INPUTS = {
     "audio": {"log_mel": f"B T {MEL_FRAMES} {MEL_BANDS}", "valid": "B T"},
     "text": {"text_ids": "B P L", "text_mask": "B P L"},
 }
-LEVELS = ("res2", "res3", "res4", "res5")
 
 
 def _are_levels(value: Sequence[str]) -> bool:
-    return bool(value) and set(value) <= set(LEVELS) and len(set(value)) == len(value)
+    return bool(value) and set(value) <= set(FEATURE_LEVELS) and len(set(value)) == len(value)
 
 
 def modalities(pairs: str) -> list[str]:
@@ -98,7 +98,7 @@ class Align(nn.Module):
         *at_least(1, "embed_dim"),
         within("audio_std", lambda x: x > 0, "above 0"),
         one_of("dtype", ("float32", "bfloat16")),
-        within("levels", _are_levels, f"any of {list(LEVELS)}, each once"),
+        within("levels", _are_levels, f"any of {list(FEATURE_LEVELS)}, each once"),
         Rule(
             "pairs",
             lambda pairs, config: all(config.get(SECTIONS[name]) for name in modalities(pairs)),

@@ -34,6 +34,7 @@ from avs_jax.data.avsbench_folders import (
     DatasetLayoutError,
 )
 from avs_jax.data.records import read_folder
+from avs_jax.files import sync_folder
 from avs_jax.flag_style import FlagParser
 from avs_jax.spec import InputError
 from avs_jax.stopping import sigterm_as_interrupt, stop_status
@@ -226,7 +227,11 @@ def _remove_leftovers(version_dir: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _set_aside(version_dir: pathlib.Path) -> Iterator[None]:
-    """Keeps the previous version until the new one is complete."""
+    """Keeps the previous version until the new one is complete and on the disk.
+
+    TFDS fills a folder of its own choice and renames it, so `files.atomic_folder`, which yields the
+    folder to fill, does not fit. After a kill, `_remove_leftovers` restores the previous version.
+    """
     replaced = _replaced(version_dir)
     if version_dir.is_dir():
         version_dir.rename(replaced)
@@ -236,6 +241,7 @@ def _set_aside(version_dir: pathlib.Path) -> Iterator[None]:
         if replaced.is_dir() and not version_dir.is_dir():
             replaced.rename(version_dir)
         raise
+    sync_folder(version_dir)
     if replaced.is_dir():
         shutil.rmtree(replaced)
 

@@ -81,14 +81,14 @@ def _vct_constants(config: ConfigDict) -> dict[str, np.ndarray]:
     return {"criterion.empty_weight": _class_weights(config), **dict.fromkeys(tables, index)}
 
 
-ORIGINALS = {  # task, host -> row
-    ("segment", "vct"): Original(vct_names, vct_rules, _vct_constants),
-    ("segment", "tpavi"): Original(
+ORIGINALS = {  # of Task.weight_files -> row
+    "vct": Original(vct_names, vct_rules, _vct_constants),
+    "tpavi": Original(
         tpavi_names.tpavi_names, tpavi_names.tpavi_rules, elsewhere=(r"audio_backbone/.*",)
     ),
-    ("track", None): Original(sa2va_names.tracker_names, sa2va_names.tracker_rules),
-    ("ground", None): Original(ground_names.qd_detr_names, lambda _: ground_names.qd_detr_rules()),
-    ("align", None): Original(clip_names.clip_names, lambda _: clip_names.clip_rules()),
+    "sa2va": Original(sa2va_names.tracker_names, sa2va_names.tracker_rules),
+    "qd_detr": Original(ground_names.qd_detr_names, lambda _: ground_names.qd_detr_rules()),
+    "clip": Original(clip_names.clip_names, lambda _: clip_names.clip_rules()),
 }
 
 
@@ -106,7 +106,10 @@ def original_state_dict(
       ConversionError: the original has no such model, a parameter without a name there, or a name
         without its parameter.
     """
-    original = ORIGINALS[config.task, config.get("host")]
+    known = [name for name in make_task(config).weight_files if name in ORIGINALS]
+    if not known:
+        raise ConversionError(f"no other program has the model of {config.name!r}")
+    original = ORIGINALS[known[0]]
     tree = flatten(params, batch_stats)
     names, rules = original.names(config.model), original.rules(config.model)
     found = invert_rules(tree, rules, names)

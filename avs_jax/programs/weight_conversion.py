@@ -52,10 +52,9 @@ MIXER = "sem_seg_head.predictor.visual_query_block.query_mixer.layers.0.weight" 
 
 
 class Source(NamedTuple):
-    """A family of weight files that hold the whole model.
+    """A family of weight files that hold the whole model of the tasks that name it.
 
     Attributes:
-      task, host: of the configurations that describe it; a task may have no hosts.
       rules: config.model -> table.
       unused: regex for names that no parameter uses and export needs.
       fresh: regexes for the paths that such files do not hold.
@@ -64,8 +63,6 @@ class Source(NamedTuple):
       rename: state dict -> state dict with the names that `rules` know.
     """
 
-    task: str
-    host: str | None
     rules: Callable[[Mapping[str, Any]], list[Rule]]
     unused: str
     fresh: tuple[str, ...] = ()
@@ -77,43 +74,31 @@ class Source(NamedTuple):
 RAFT_SOURCE = "raft"  # a separate model, not described by a configuration
 SOURCES = {
     "vct": Source(
-        task="segment",
-        host="vct",
         rules=vct_rules,
         unused=UNUSED_SOURCE_TENSORS,
         fresh=(r"(batch_stats/)?(ama|brm)/.*", r"predictor/visual_query_block/lambda"),
         has_mixer=True,
     ),
     "tpavi": Source(
-        task="segment",
-        host="tpavi",
         rules=tpavi_names.tpavi_rules,
         unused=tpavi_names.UNUSED_SOURCE_TENSORS,
         fresh=(r"audio_backbone/.*",),
         components=("audio_backbone",),
     ),
     "qd_detr": Source(
-        task="ground",
-        host=None,
         rules=lambda _: ground_names.qd_detr_rules(),
         unused=ground_names.UNUSED_SOURCE_TENSORS,
     ),
     "sam2": Source(
-        task="track",
-        host=None,
         rules=sam2_names.sam2_rules,
         unused="",
         rename=sam2_names.original_layout,
     ),
     "sa2va": Source(
-        task="track",
-        host=None,
         rules=lambda _: sa2va_names.sa2va_rules(),
         unused="",
     ),
     "clip": Source(
-        task="align",
-        host=None,
         rules=lambda _: clip_names.clip_rules(),
         unused="",
         rename=clip_names.hf_from_original,
@@ -201,10 +186,11 @@ def convert(
         does not fit.
     """
     family = SOURCES[source]
-    if (config.task, config.get("host")) != (family.task, family.host):
+    known = make_task(config).weight_files
+    if source not in known:
         raise InputError(
             f"--source={source}: the configuration is of task {config.task!r}, host "
-            f"{config.get('host')!r}; expected {family.task!r}, {family.host!r}"
+            f"{config.get('host')!r}, whose files are {', '.join(known) or 'of no source'}"
         )
     init_dirs = {name: config.init[name] for name in family.components if config.init.get(name)}
     rules, fresh = family.rules(config.model), family.fresh

@@ -67,8 +67,9 @@ def contour(mask: np.ndarray) -> np.ndarray:
 def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     """All pixels within `radius` px (Euclidean) of the mask, bool [H, W].
 
-    The union of shifted copies: at 224 x 224 and 3 px twelve times as fast as
-    `ndimage.binary_dilation` with a disk, and every frame needs two.
+    The union of shifted copies. Every frame needs two, and at 224 x 224 and 3 px it is twelve times
+    as fast as `ndimage.binary_dilation` with a disk and 28 times as fast as scikit-image's
+    `isotropic_dilation`, which is equal but for an empty mask: there it marks a corner.
     """
     height, width = mask.shape
     padded = np.pad(mask, radius)

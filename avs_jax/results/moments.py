@@ -35,7 +35,8 @@ Scores = dict[str, float | None]
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the intersection over union
 LENGTHS = {"full": (0, np.inf), "short": (0, 10), "middle": (10, 30), "long": (30, np.inf)}
-LEVELS = {"VeryGood": 4, "Good": 3, "Fair": 2}  # lowest annotated score of a positive clip
+# Level -> the lowest annotated score of a positive clip.
+HIGHLIGHT_LEVELS = {"VeryGood": 4, "Good": 3, "Fair": 2}
 MAX_WINDOWS = 10  # of a list; the others are not scored
 TOP_CLIPS = 5
 
@@ -145,7 +146,7 @@ def ranking_ap(positive: np.ndarray, scores: np.ndarray) -> float:
 
 
 def highlight_scores(table: MomentTable, level: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scores, at a key of LEVELS, of the queries with both ratings and a predicted saliency.
+    """Scores at a key of HIGHLIGHT_LEVELS, of the queries with ratings and a predicted saliency.
 
     Returns:
       (average precision float64 [n, A]; float64 [n], 1 where the best clip is positive for one
@@ -153,7 +154,7 @@ def highlight_scores(table: MomentTable, level: str) -> tuple[np.ndarray, np.nda
     """
     precisions, hits = [], []
     for ratings, saliency in _rated(table):
-        positive = ratings >= LEVELS[level]
+        positive = ratings >= HIGHLIGHT_LEVELS[level]
         best = int(np.argmax(saliency))
         hits.append(float(best < len(positive) and positive[best].any()))
         padded = np.zeros(len(positive))

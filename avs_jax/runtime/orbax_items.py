@@ -113,20 +113,30 @@ def full_disk_is_os_error(
     advice: str = "the last complete one is kept; make room and give the same command to resume "
     "from it",
 ) -> Iterator[None]:
-    """Turns Orbax's report of a full disk, a ValueError of many lines, into an OSError of one.
-
-    Each of Orbax's background threads also logs the error with its traceback. Those records are
-    dropped, because the error itself arrives here at the next save, wait or close.
-    """
-    logging.getLogger("absl").addFilter(_is_not_a_full_disk)  # adding it again has no effect
+    """Turns Orbax's report of a full disk, a ValueError of many lines, into an OSError of one."""
     try:
-        yield
+        with full_disk_is_not_logged():
+            yield
     except Exception as error:
         if FULL_DISK not in str(error):
             raise
         raise OSError(f"{directory}: no space left for a checkpoint; {advice}") from error
 
 
-def _is_not_a_full_disk(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    return FULL_DISK not in record.getMessage() and FULL_DISK not in str(error)
+@contextlib.contextmanager
+def full_disk_is_not_logged() -> Iterator[None]:
+    """Drops what Orbax's background threads log about a full disk, each with its traceback.
+
+    The error itself arrives at the next save, wait or close.
+    """
+
+    def is_not_a_full_disk(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return FULL_DISK not in record.getMessage() and FULL_DISK not in str(error)
+
+    log = logging.getLogger("absl")
+    log.addFilter(is_not_a_full_disk)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_not_a_full_disk)

@@ -20,7 +20,6 @@ from avs_jax.spec import InputError
 
 SAME = "same"  # value of config.init.pre_sam_backbone: the folder of the first backbone
 SECTIONS = {"pre_sam_backbone": "backbone"}  # component -> section of config.model, if not its own
-WHOLE_MODELS = {"sam2": "track"}  # component -> task of the checkpoints that hold it
 # Of a section: no weight depends on them.
 FREE_KEYS = ("remat", "drop_path_rate", "dtype", "memory_dtype", "prompt_slots") + (
     "stability_threshold",
@@ -95,9 +94,10 @@ def load_parts(
     params, batch_stats, lines = dict(params), dict(batch_stats), []
     for part, directory in _folders(params, config).items():
         checkpoint, section = Checkpoint.find(directory), SECTIONS.get(part, part)
-        _check_section(part, section, checkpoint, config)
+        is_whole = _is_whole(section, checkpoint, config)
+        _check_section(part, section, checkpoint, config, is_whole)
         ours = params[part], batch_stats.get(part, {})
-        theirs = _read_component(part, section, checkpoint, ours)
+        theirs = _read_component(part, section, checkpoint, ours, is_whole)
         count = len(jax.tree.leaves(theirs))
         for tree, new, old in zip((params, batch_stats), theirs, ours, strict=True):
             if jax.tree.leaves(old):
@@ -108,11 +108,11 @@ def load_parts(
 
 
 def _read_component(
-    part: str, section: str, checkpoint: Checkpoint, ours: tuple[Mapping, Mapping]
+    part: str, section: str, checkpoint: Checkpoint, ours: tuple[Mapping, Mapping], is_whole: bool
 ) -> tuple[Mapping, Mapping]:
     """(params, batch_stats) of a component, of the shapes that `ours` has."""
     name = f"config.model.{section} (config.init.{part})"
-    if "part" in checkpoint.config or _is_whole(part, checkpoint):
+    if "part" in checkpoint.config or is_whole:
         checkpoint.check_fits(*ours, name)
         return checkpoint.variables()
     theirs = tuple(tree.get(section, {}) for tree in checkpoint.variables())
@@ -124,9 +124,10 @@ def _read_component(
     return theirs
 
 
-def _is_whole(part: str, checkpoint: Checkpoint) -> bool:
-    """Whether the component is all of a checkpoint of its own task."""
-    return part in WHOLE_MODELS and checkpoint.config.get("task") == WHOLE_MODELS[part]
+def _is_whole(section: str, checkpoint: Checkpoint, config: ConfigDict) -> bool:
+    """Whether a checkpoint's whole model is the component: its keys are those of the section."""
+    theirs = set(checkpoint.config.get("model", {})) - set(FREE_KEYS)
+    return bool(theirs) and theirs <= set(config.model[section])
 
 
 def _place_like(value: np.ndarray, like: jax.Array) -> jax.Array:
@@ -149,14 +150,16 @@ def _folders(params: Mapping, config: ConfigDict) -> dict[str, pathlib.Path]:
     return {part: pathlib.Path(folder).expanduser() for part, folder in wanted.items() if folder}
 
 
-def _check_section(part: str, section: str, checkpoint: Checkpoint, config: ConfigDict) -> None:
+def _check_section(
+    part: str, section: str, checkpoint: Checkpoint, config: ConfigDict, is_whole: bool
+) -> None:
     """Compares what shapes do not tell, such as the number of attention heads.
 
     A key that the folder's configuration lacks is newer than the folder: its present value holds.
     """
     stored, where = checkpoint.config, f"config.init.{part}={str(checkpoint.directory)!r}"
     kind, holder = stored.get("part"), stored
-    if _is_whole(part, checkpoint):
+    if is_whole:
         kind, holder = section, {section: stored.model}
     elif kind is None and section in stored.get("model", {}):
         kind, holder = section, stored.model

@@ -5,6 +5,7 @@ kept, and the best by the task's measure on the validation split: of the average
 if there is one (ema.py), of the parameters otherwise. checkpoint.py describes the files.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -27,7 +28,12 @@ from avs_jax.runtime.checkpoint import (
     score_of,
     step_directories,
 )
-from avs_jax.runtime.orbax_items import full_disk_is_os_error, item_handlers, save_args
+from avs_jax.runtime.orbax_items import (
+    full_disk_is_not_logged,
+    full_disk_is_os_error,
+    item_handlers,
+    save_args,
+)
 from avs_jax.runtime.step import TrainState
 from avs_jax.runtime.stored_config import check_same_config, plain_config
 from avs_jax.spec import InputError
@@ -80,6 +86,8 @@ class Checkpoints:
             except DamagedCheckpoint as error:
                 self._set_aside(directory, error)
         self._manager = self._open()
+        self._log_filter = contextlib.ExitStack()  # a save logs until it is complete
+        self._log_filter.enter_context(full_disk_is_not_logged())
 
     def _open(self) -> ocp.CheckpointManager:
         score = functools.partial(score_of, measure=self._measure)
@@ -203,7 +211,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the running save and releases the threads."""
-        with full_disk_is_os_error(self.directory):
+        with self._log_filter, full_disk_is_os_error(self.directory):
             self._manager.close()
 
 

@@ -1,4 +1,4 @@
-"""The functions and shapes of a training run, from its task, configuration and mesh alone.
+"""The functions and shapes of a training run, before any value is computed.
 
 Training initializes or restores its state from them.
 """
@@ -6,6 +6,7 @@ Training initializes or restores its state from them.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,22 +14,24 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from avs_jax.runtime import optim, sharding
+from avs_jax.runtime import sharding
 from avs_jax.runtime.step import TrainState, init_state, init_variables, make_train_step
 from avs_jax.task import Task, select, stack_rows
 
-QUICK_COMPILATION = {"xla_backend_optimization_level": 0}  # for programs that run once
+RUN_ONCE = {"xla_backend_optimization_level": 0}  # for programs that compile longer than they run
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSetup:
     """A run before any value is computed."""
 
-    task: Task
-    config: ConfigDict
-    mesh: Mesh
+    model: Any  # the task's Linen module
+    loss: Callable  # the task's
     optimizer: optax.GradientTransformation  # over {path: gradient}
     schedule: optax.Schedule  # learning rate by step
+    task: Task  # what else the step needs: see runtime/step.py
+    config: ConfigDict
+    mesh: Mesh
     example: Mapping[str, np.ndarray]  # an empty batch of one row, of what reaches the devices
     state: TrainState  # ShapeDtypeStructs with shardings
     shardings: TrainState  # of the state
@@ -36,21 +39,26 @@ class TrainSetup:
     def init_variables(self) -> tuple[dict, dict]:
         """Random (params, batch_stats) from the seed, on the mesh."""
         return jax.jit(
-            functools.partial(init_variables, self.task.model, seed=self.config.seed),
+            functools.partial(init_variables, self.model, seed=self.config.seed),
             out_shardings=(self.shardings.params, self.shardings.batch_stats),
-            compiler_options=QUICK_COMPILATION,
+            compiler_options=RUN_ONCE,
         )(self.task.inputs(self.example))
 
     def init_state(self, params: Mapping, batch_stats: Mapping) -> TrainState:
         """The state before the first step, on the mesh."""
         new_state = _state_maker(self.optimizer, self.config)
-        options = QUICK_COMPILATION
-        compiled = jax.jit(new_state, out_shardings=self.shardings, compiler_options=options)
+        compiled = jax.jit(new_state, out_shardings=self.shardings, compiler_options=RUN_ONCE)
         return compiled(params, batch_stats)
 
     def make_train_step(self) -> Callable:
         return make_train_step(
-            self.task, self.optimizer, self.schedule, self.config, self.shardings
+            self.model,
+            self.loss,
+            self.optimizer,
+            self.schedule,
+            self.task,
+            self.config,
+            self.shardings,
         )
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -58,18 +66,28 @@ class TrainSetup:
         return sharding.batch_shapes(self.example, self.config.train.batch_size, self.mesh)
 
 
-def make_train_setup(task: Task, config: ConfigDict, mesh: Mesh) -> TrainSetup:
-    """Traces everything for its shapes and computes no parameter."""
+def make_train_setup(
+    model: Any, loss: Callable, make_optimizer: Callable, task: Task, config: ConfigDict, mesh: Mesh
+) -> TrainSetup:
+    """Traces everything for its shapes and computes no parameter.
+
+    Args:
+      model, loss: the task's, see `Task`.
+      make_optimizer: (params, config) -> (optimizer, schedule), as `optim.make_optimizer`.
+      task: provides what else the step needs.
+    """
     fields = task.rows.fields
     example = select(stack_rows([task.rows.empty(train=True)], fields), fields, "input", "target")
     params, batch_stats = jax.eval_shape(
-        functools.partial(init_variables, task.model, seed=config.seed), task.inputs(example)
+        functools.partial(init_variables, model, seed=config.seed), task.inputs(example)
     )
-    optimizer, schedule = optim.make_optimizer(params, config)
+    optimizer, schedule = make_optimizer(params, config)
     state = jax.eval_shape(_state_maker(optimizer, config), params, batch_stats)
     shardings = sharding.tree_shardings(state, mesh)
     state = sharding.with_shardings(state, shardings)
-    return TrainSetup(task, config, mesh, optimizer, schedule, example, state, shardings)
+    return TrainSetup(
+        model, loss, optimizer, schedule, task, config, mesh, example, state, shardings
+    )
 
 
 def _state_maker(optimizer: optax.GradientTransformation, config: ConfigDict) -> Callable:

@@ -12,7 +12,7 @@ micro-batches in order.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -72,16 +72,20 @@ def init_state(
 
 
 def make_train_step(
-    task: Task,
+    model: Any,
+    loss: Callable,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    task: Task,
     config: ConfigDict,
     shardings: TrainState | None = None,
 ):
     """The jitted training step.
 
     Args:
+      model, loss: the task's.
       optimizer, schedule: from `optim.make_optimizer`.
+      task: provides the model's inputs and random streams, the loss's norms, and what is logged.
       shardings: of the state, from `sharding.tree_shardings`; None leaves them to XLA.
 
     Returns:
@@ -90,7 +94,7 @@ def make_train_step(
       (before clipping), lr, and finite (bool, for loss and gradient).
     """
     mesh = shardings and shardings.step.mesh
-    gradients = _make_gradients(task, config.train.accumulate, mesh)
+    gradients = _make_gradients(model, loss, task, config.train.accumulate, mesh)
 
     def step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -126,7 +130,7 @@ def make_train_step(
     return jit(step, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
 
 
-def _make_gradients(task: Task, count: int, mesh: Mesh | None):
+def _make_gradients(model: Any, loss: Callable, task: Task, count: int, mesh: Mesh | None):
     """(trainable, frozen, batch_stats, batch, key, progress) -> ((total, aux), gradients).
 
     Summed over `count` micro-batches; aux is (terms, batch_stats). On a mesh, the loss may compute
@@ -142,7 +146,7 @@ def _make_gradients(task: Task, count: int, mesh: Mesh | None):
     def loss_fn(trainable, frozen, batch_stats, batch, key, progress, norms):
         keys = dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
         loss_key = keys.pop("loss")
-        outputs, updates = task.model.apply(
+        outputs, updates = model.apply(
             {"params": unflatten(trainable | frozen), "batch_stats": batch_stats},
             task.inputs(batch),
             train=True,
@@ -151,7 +155,7 @@ def _make_gradients(task: Task, count: int, mesh: Mesh | None):
             mutable=["batch_stats"],
         )
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else nullcontext():
-            total, terms = task.loss(outputs, batch, loss_key, norms)
+            total, terms = loss(outputs, batch, loss_key, norms)
         return total, (terms, updates.get("batch_stats", batch_stats))
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)

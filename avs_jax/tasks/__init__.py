@@ -1,4 +1,8 @@
-"""The tasks, by name; a page is imported only when its task is used."""
+"""The tasks, by name; a page is imported only when its task is used.
+
+A page has `make_task`; ANSWER_FLAGS, the flags of predict that its answer to a video reads;
+ANSWER_HELP, what predict says of it; and, if need be, `complete_config`.
+"""
 
 import importlib
 import types
@@ -6,7 +10,7 @@ import types
 from ml_collections import ConfigDict
 
 from avs_jax.spec import InputError, nearest
-from avs_jax.task import Task
+from avs_jax.task import AnswerFlag, Task
 
 TASKS = ("segment", "ground", "refer", "track", "align", "classify", "describe")
 
@@ -33,8 +37,34 @@ def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> Con
     return config if complete is None else complete(config, stored)
 
 
+def answer_flags() -> dict[str, AnswerFlag]:
+    """The flags of predict of all tasks; their texts say which task reads them."""
+    readers: dict[str, dict[str, list[str]]] = {}  # flag -> text -> tasks
+    repeated = set()
+    for task in TASKS:
+        for name, flag in _import_page(task).ANSWER_FLAGS.items():
+            readers.setdefault(name, {}).setdefault(flag.text, []).append(task)
+            repeated |= {name} if flag.is_repeated else set()
+    return {
+        name: AnswerFlag(
+            "; ".join(f"{', '.join(tasks)}: {text}" for text, tasks in texts.items()),
+            name in repeated,
+        )
+        for name, texts in readers.items()
+    }
+
+
+def answer_help() -> str:
+    """What predict says of the answers of all tasks."""
+    return "\n".join(_import_page(task).ANSWER_HELP for task in TASKS)
+
+
+def _import_page(name: str) -> types.ModuleType:
+    return importlib.import_module(f"avs_jax.tasks.{name}")
+
+
 def _page(config: ConfigDict) -> types.ModuleType:
     if config.task not in TASKS:
         near = ", ".join(nearest(config.task, TASKS) or TASKS)
         raise InputError(f"config.task = {config.task!r}: no such task; nearest: {near}")
-    return importlib.import_module(f"avs_jax.tasks.{config.task}")
+    return _import_page(config.task)

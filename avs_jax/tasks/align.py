@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 from avs_jax.controls.pair_controls import pair_controls
 from avs_jax.data.avsbench_folders import BY_DATASET
 from avs_jax.data.pairs import PairRows
-from avs_jax.inference.embedding_search import search_index
-from avs_jax.inference.zero_shot import classify_video
+from avs_jax.inference import embedding_search, zero_shot
 from avs_jax.losses import alignment as losses
 from avs_jax.models import build_model
 from avs_jax.models.align import PAIRS, Align, modalities
@@ -22,7 +21,10 @@ from avs_jax.results import alignment as results
 from avs_jax.results.predictions import Layout, write_batch
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import Task
+from avs_jax.task import AnswerFlag, Task
+
+ANSWER_FLAGS = {"text": AnswerFlag("a class to choose from", is_repeated=True)}
+ANSWER_HELP = zero_shot.__doc__ + "\n" + embedding_search.__doc__
 
 UNITS = ("clip", "second")
 
@@ -63,9 +65,10 @@ def make_task(config: ConfigDict) -> Task:
             pair_controls, config.evaluate.shuffled_pairs and has_audio_pair
         ),
         write_predictions=functools.partial(_write_maps, config),
-        answer=classify_video if "text" in used else None,
-        answer_flags=("text",),
-        search=search_index,
+        answer=zero_shot.classify_video if "text" in used else None,
+        weight_files=("clip",),
+        answer_flags=tuple(ANSWER_FLAGS),
+        search=embedding_search.search_index,
     )
 
 

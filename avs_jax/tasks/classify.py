@@ -10,14 +10,17 @@ from ml_collections import ConfigDict
 from avs_jax.controls.modality_controls import modality_controls
 from avs_jax.data.labeled_clips import LabeledClipRows
 from avs_jax.data.records import metadata, open_records
-from avs_jax.inference.class_video import predict_classes
+from avs_jax.inference import class_video
 from avs_jax.losses import classification as losses
 from avs_jax.models import build_model
 from avs_jax.models.classify import Classify
 from avs_jax.results import classification as results
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import Task
+from avs_jax.task import AnswerFlag, Task
+
+ANSWER_FLAGS: dict[str, AnswerFlag] = {}
+ANSWER_HELP = class_video.__doc__
 
 OUTPUTS = ("logits", "frames_logits", "audio_logits", "modality_weights")
 
@@ -66,7 +69,7 @@ def make_task(config: ConfigDict) -> Task:
         recorders=lambda split: (
             () if several else (results.ConfusionRecorder(names, data.num_classes),)
         ),
-        answer=functools.partial(predict_classes, names=names, several=several),
+        answer=functools.partial(class_video.predict_classes, names=names, several=several),
     )
 
 

@@ -10,14 +10,19 @@ from ml_collections import ConfigDict
 from avs_jax.data.descriptions import DescriptionRows
 from avs_jax.data.records import beside_records
 from avs_jax.data.tokens import VOCABULARY, read_vocabulary, split_words, words_of
-from avs_jax.inference.describe_video import predict_descriptions
+from avs_jax.inference import describe_video
 from avs_jax.losses import description as losses
 from avs_jax.models import build_model
 from avs_jax.models.describe import Describe
 from avs_jax.results import descriptions as results
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import Task
+from avs_jax.task import AnswerFlag, Task
+
+ANSWER_FLAGS = {
+    "masks": AnswerFlag("folder of indexed images 00000.png, ..: the value k is object k")
+}
+ANSWER_HELP = describe_video.__doc__
 
 
 def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> ConfigDict:
@@ -65,8 +70,8 @@ def make_task(config: ConfigDict) -> Task:
         measure="CIDEr-D / 10",
         join=functools.partial(interleave, by="clip_id"),
         sizes=results.sizes,
-        answer=functools.partial(predict_descriptions, to_text=to_text),
-        answer_flags=("masks",),
+        answer=functools.partial(describe_video.predict_descriptions, to_text=to_text),
+        answer_flags=tuple(ANSWER_FLAGS),
     )
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from avs_jax.controls.moment_controls import moment_controls
 from avs_jax.data.moments import MomentRows
 from avs_jax.data.records import metadata
-from avs_jax.inference.moment_video import complete_arrays, predict_moments
+from avs_jax.inference import moment_video
 from avs_jax.losses import moments as losses
 from avs_jax.models import build_model
 from avs_jax.models.qd_detr import QDDETR
@@ -20,7 +20,10 @@ from avs_jax.results.gate_log import GateLog, flatten_gates, gate_log_text
 from avs_jax.results.moment_figure import strip_chart
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import Controls, Task
+from avs_jax.task import AnswerFlag, Controls, Task
+
+ANSWER_FLAGS = {"text": AnswerFlag("what to look for", is_repeated=True)}
+ANSWER_HELP = moment_video.__doc__
 
 OUTPUTS = ("pred_logits", "pred_spans", "saliency_scores", "gates")
 ROW_KEYS = (  # of config.data, that rows are made by
@@ -69,10 +72,11 @@ def make_task(config: ConfigDict) -> Task:
         write_predictions=_SubmissionWriter(post_process),
         draw=functools.partial(_draw, post_process, data.clip_seconds),
         array_inputs=functools.partial(
-            complete_arrays, bool(data.audio_dim) and fusion.name == "concat"
+            moment_video.complete_arrays, bool(data.audio_dim) and fusion.name == "concat"
         ),
-        answer=functools.partial(predict_moments, post_process=post_process),
-        answer_flags=("text",),
+        answer=functools.partial(moment_video.predict_moments, post_process=post_process),
+        weight_files=("qd_detr",),
+        answer_flags=tuple(ANSWER_FLAGS),
     )
 
 
@@ -101,7 +105,8 @@ def _qvhighlights(table: moments.MomentTable) -> dict[str, dict[str, float | Non
             for domain in domains
         }
     return numbers | {
-        f"highlights({level})": moments.highlights(table, level) for level in moments.LEVELS
+        f"highlights({level})": moments.highlights(table, level)
+        for level in moments.HIGHLIGHT_LEVELS
     }
 
 

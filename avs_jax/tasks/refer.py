@@ -16,7 +16,7 @@ from avs_jax.controls.expression_controls import expression_controls
 from avs_jax.data.expressions import ExpressionRows
 from avs_jax.data.records import beside_records
 from avs_jax.data.tokens import VOCABULARY, read_vocabulary
-from avs_jax.inference.expression_video import predict_expressions
+from avs_jax.inference import expression_video
 from avs_jax.losses import criterion, prompted, referral
 from avs_jax.models import avs, build_model
 from avs_jax.models.rules import look_up
@@ -26,7 +26,10 @@ from avs_jax.results import pixel_scores, refavs, segmentation
 from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import Task
+from avs_jax.task import AnswerFlag, Task
+
+ANSWER_FLAGS = {"text": AnswerFlag("the expression", is_repeated=True)}
+ANSWER_HELP = expression_video.__doc__
 
 OUTPUTS = ("pred_logits", "pred_masks", "presence_logits")
 
@@ -113,8 +116,10 @@ def make_task(config: ConfigDict) -> Task:
         write_predictions=functools.partial(
             segmentation.write_predictions, layout=lambda: _layout(config)
         ),
-        answer=functools.partial(predict_expressions, score=score_at, threshold=refavs.THRESHOLD),
-        answer_flags=("text",),
+        answer=functools.partial(
+            expression_video.predict_expressions, score=score_at, threshold=refavs.THRESHOLD
+        ),
+        answer_flags=tuple(ANSWER_FLAGS),
     )
 
 

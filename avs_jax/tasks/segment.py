@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from avs_jax import tasks
 from avs_jax.controls import training_sounds
 from avs_jax.controls.clip_controls import clip_controls
 from avs_jax.data.avsbench_folders import BY_DATASET
@@ -23,6 +24,7 @@ from avs_jax.inference.zero_shot import ZeroShot
 from avs_jax.losses import criterion, prompted
 from avs_jax.losses import tpavi as tpavi_loss
 from avs_jax.models import avs, build_model, tpavi
+from avs_jax.models.align import Align
 from avs_jax.models.rules import look_up
 from avs_jax.models.sam2 import host as sam2
 from avs_jax.models.stage import check_frames
@@ -31,8 +33,14 @@ from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import InputError
-from avs_jax.task import Task
-from avs_jax.tasks import align
+from avs_jax.task import AnswerFlag, Task
+
+ANSWER_FLAGS = {
+    "pre_masks": AnswerFlag("folder with a color mask PNG per second of the video"),
+    "align": AnswerFlag("checkpoint of task `align`, to name what sounds"),
+    "flow_weights": AnswerFlag("of RAFT, where config.data.motion.model names one"),
+}
+ANSWER_HELP = clip_video.__doc__
 
 
 class Host(NamedTuple):
@@ -49,6 +57,7 @@ class Host(NamedTuple):
       frames_meet: config.model -> whether the model mixes frames, so training needs all of them.
       check_inputs: (params, inputs), see Task.
       rows: config -> the rows of its batches.
+      weight_files: see Task.
     """
 
     module: type
@@ -61,6 +70,7 @@ class Host(NamedTuple):
     frames_meet: Callable[[ConfigDict], bool] = lambda model: False
     check_inputs: Callable = lambda params, inputs: None
     rows: Callable[[ConfigDict], ClipRows] = ClipRows
+    weight_files: tuple[str, ...] = ()
 
 
 def _query_norms(batch, config: ConfigDict) -> dict[str, jax.Array]:
@@ -89,6 +99,7 @@ HOSTS = {
         outputs=("pred_logits", "pred_masks"),
         rng_streams=(*avs.RNG_STREAMS, "loss"),
         logged_params={"lambda": "predictor/visual_query_block/lambda"},
+        weight_files=("vct",),
         check_inputs=_check_mixer,
     ),
     "tpavi": Host(
@@ -99,6 +110,7 @@ HOSTS = {
         outputs=("pred_masks",),
         rng_streams=(*tpavi.RNG_STREAMS, "loss"),
         frames_meet=lambda model: True,
+        weight_files=("tpavi",),
     ),
     "sam2": Host(
         module=sam2.SAM2Host,
@@ -121,10 +133,10 @@ def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> Con
 def _make_namer(path: str) -> clip_video.Namer:
     """Names objects by a checkpoint of task `align`."""
     checkpoint = Checkpoint.find(path)
-    if checkpoint.config.task != "align":
-        raise InputError(f"--align={path}: a run of task {checkpoint.config.task!r}")
-    predictor = Predictor(align.make_task(checkpoint.config), checkpoint.config, checkpoint)
-    return ZeroShot(predictor).name_objects
+    task = tasks.make_task(checkpoint.config)
+    if not isinstance(task.model, Align):
+        raise InputError(f"--align={path}: a run of task {task.name!r}")
+    return ZeroShot(Predictor(task, checkpoint.config, checkpoint)).name_objects
 
 
 def prediction_layout(config: ConfigDict) -> Layout:
@@ -191,5 +203,6 @@ def make_task(config: ConfigDict) -> Task:
         answer=functools.partial(
             clip_video.predict_video, scores=host.scores, make_namer=_make_namer
         ),
-        answer_flags=("pre_masks", "flow_weights", "align"),
+        weight_files=host.weight_files,
+        answer_flags=tuple(ANSWER_FLAGS),
     )

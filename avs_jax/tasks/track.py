@@ -11,7 +11,15 @@ from avs_jax.models import build_model
 from avs_jax.models.sam2.model import SAM2
 from avs_jax.models.sam2.tracking import Segments
 from avs_jax.spec import InputError
-from avs_jax.task import Task
+from avs_jax.task import AnswerFlag, Task
+
+ANSWER_FLAGS = {
+    "points": AnswerFlag("json: object -> number of a frame -> [[x, y, 1 or 0], ..]"),
+    "boxes": AnswerFlag("json: object -> number of a frame -> [left, top, right, bottom]"),
+    "masks": AnswerFlag("folder of indexed images 00000.png, ..: the value k is object k"),
+    "language": AnswerFlag("npz: object -> tokens [L, D] of a language model, D as it reads them"),
+}
+ANSWER_HELP = prompted_video.__doc__
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -31,7 +39,8 @@ def make_task(config: ConfigDict) -> Task:
             num_slots=config.model.prompt_slots,
         ),
         answer=prompted_video.predict_prompted,
-        answer_flags=("points", "boxes", "masks", "language"),
+        weight_files=("sam2", "sa2va"),
+        answer_flags=tuple(ANSWER_FLAGS),
         loss=_predicts_only,
         score=_predicts_only,
         meter=_predicts_only,

@@ -105,4 +105,4 @@ def test_a_configuration_of_another_model_is_named(tmp_path, capsys):
     np.savez(tmp_path / "w.npz", a=np.zeros(1, np.float32))
     flags = ["--source=qd_detr", f"--input={tmp_path}/w.npz", f"--output={tmp_path}/ours"]
     assert convert_weights.main(["convert_weights", *flags, "--config=configs/s4_vct.py"]) == 1
-    assert "task 'segment', host 'vct'; expected 'ground', None" in capsys.readouterr().err
+    assert "task 'segment', host 'vct', whose files are vct" in capsys.readouterr().err

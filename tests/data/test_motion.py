@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from avs_jax.data import motion, transforms
 from avs_jax.data.clip import ClipRows
-from tests.data.test_pipeline import SIDE, make_config, make_record
+from tests.clip_records import SIDE, make_config, make_record
 
 
 def prepare_clip(record, config, rng=None):

@@ -1,6 +1,6 @@
 """A video whose every pixel's motion is known, through decoder, flow command and pipeline.
 
-A textured disc crosses a textured background, eight pictures a second; the camera stands still, or
+A textured disk crosses a textured background, eight pictures a second; the camera stands still, or
 pans, zooms and turns. No weights are needed: the vectors are the truth, or a classical estimate
 (iterative Lucas-Kanade).
 """
@@ -22,10 +22,10 @@ from avs_jax.data.video import read_windows
 from avs_jax.generate.video_writer import write_video
 from avs_jax.inference import dataset_flow
 from avs_jax.spec import FRAME_OFFSET_SECONDS
-from tests.data.test_pipeline import make_config
+from tests.clip_records import make_config
 
 HEIGHT, WIDTH, FPS, SECONDS = 96, 128, 8, 5
-STEP = np.array([2, 1])  # px (u, v) of the disc from picture to picture
+STEP = np.array([2, 1])  # px (u, v) of the disk from picture to picture
 START, RADIUS = np.array([22, 22]), 15  # (x, y) of its middle in picture 0
 SIDE = 80  # px of the pipeline's images
 NO_FLOW = np.zeros((0, HEIGHT, WIDTH, 2), np.float16)
@@ -52,15 +52,15 @@ def moved(points, matrix):
     return points @ matrix[:2, :2].T + matrix[:2, 2]
 
 
-def disc(picture):
-    """Pixels that show the disc."""
+def disk(picture):
+    """Pixels that show the disk."""
     return np.hypot(*np.moveaxis(grid() - (START + picture * STEP), -1, 0)) <= RADIUS
 
 
 def true_flow(camera, picture, steps):
     """(u, v) in px of every pixel from a picture to that `steps` later, float [H, W, 2]."""
     background = moved(grid(), np.linalg.matrix_power(camera, steps)) - grid()
-    return np.where(disc(picture)[..., None], steps * STEP, background)
+    return np.where(disk(picture)[..., None], steps * STEP, background)
 
 
 def texture(seed, side=320):
@@ -86,7 +86,7 @@ def draw_pictures(camera):
         seen = moved(grid(), np.linalg.matrix_power(np.linalg.inv(camera), picture)) + 96
         background = read(world, seen)
         front = read(skin, grid() - picture * STEP + 96)
-        yield np.where(disc(picture)[..., None], front, background).round().astype(np.uint8)
+        yield np.where(disk(picture)[..., None], front, background).round().astype(np.uint8)
 
 
 @pytest.fixture(scope="module", params=CAMERAS)
@@ -160,8 +160,8 @@ def expected_flow(vectors, augmentation):
 
 
 def clear_of_the_outline(picture, margin=4):
-    """Pixels that a resize does not mix with those across the disc's outline."""
-    shape = disc(picture)
+    """Pixels that a resize does not mix with those across the disk's outline."""
+    shape = disk(picture)
     return binary_erosion(shape, iterations=margin) | ~binary_dilation(shape, iterations=margin)
 
 
@@ -179,7 +179,7 @@ def test_difference_lights_up_where_something_moves(scene, source, tmp_path):
         if source == "frames" and t == 0:
             assert not stored.any()
             continue
-        changed = disc(picture) | disc(picture - apart)
+        changed = disk(picture) | disk(picture - apart)
         far = ~binary_dilation(changed, iterations=6)
         assert stored.max() == 1 and stored[changed].mean() > 0.1
         if scene.name == "still":
@@ -233,9 +233,9 @@ def test_vectors_lead_from_each_augmented_frame_to_the_next(scene, seed):
 
         aim = grid(height, width) + vectors
         inside = ((aim >= 0) & (aim <= (width - 1, height - 1))).all(axis=-1)
-        was, covered = (seen_in(disc(SHOWN[k]), augmentation) for k in (t - 1, t))
+        was, covered = (seen_in(disk(SHOWN[k]), augmentation) for k in (t - 1, t))
         hidden = read(np.repeat(covered[..., None], 3, 2).astype(float), aim)[..., 0] > 0
-        visible = inside & clear & (was | ~hidden)  # the disc hides what it moves to
+        visible = inside & clear & (was | ~hidden)  # the disk hides what it moves to
         assert visible.mean() > 0.3
 
         def misfit(vectors, where, t=t):
@@ -258,7 +258,7 @@ def test_draws_flip_scale_and_cut(scene):
 
 @pytest.mark.parametrize("seed", [None, 0, 1, 2])
 def test_the_camera_comes_off(scene, seed):
-    """What is left is the disc's motion against the background, and nothing elsewhere."""
+    """What is left is the disk's motion against the background, and nothing elsewhere."""
     stored = true_flow_of_the_frames(scene)
     _, maps, augmentation = through_the_pipeline(
         scene.frames, stored, seed, map="uv", scale=1.0, compensate_camera=True
@@ -301,7 +301,7 @@ def test_estimates_within_the_video_are_true(scene, side, tmp_path):
         error = length(maps[:, :height, :width] - expected)
         clear, front = (
             np.stack([seen_in(shape(picture - 1), augmentation) for picture in SHOWN])
-            for shape in (clear_of_the_outline, disc)
+            for shape in (clear_of_the_outline, disk)
         )
         fast = length(expected)[front].mean()
         assert front.sum() > 200 and fast > 9

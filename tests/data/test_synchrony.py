@@ -6,7 +6,7 @@ import pytest
 from avs_jax.data import synchrony, transforms
 from avs_jax.data.clip import ClipRows
 from avs_jax.spec import InputError
-from tests.data.test_pipeline import make_config, make_record
+from tests.clip_records import make_config, make_record
 
 RATE = 10.0
 

@@ -18,15 +18,15 @@ def draw(seed, size=(90, 130), output=96, color=False, **options):
     return transforms.draw_augmentation(rng, size, 5, output, SIZES, 300, color=color, **options)
 
 
-def disc(height, width):
+def disk(height, width):
     y, x = np.mgrid[:height, :width]
     return (y - 0.45 * height) ** 2 + (x - 0.3 * width) ** 2 < (0.3 * height) ** 2
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_image_labels_and_motion_stay_aligned(seed):
-    """An image, a mask and a map that show the same disc still do, wherever nothing is padded."""
-    mask = disc(90, 130)
+    """An image, a mask and a map that show the same disk still do, wherever nothing is padded."""
+    mask = disk(90, 130)
     augmentation = draw(seed)
     image = transforms.augment_image(
         np.repeat(mask[..., None] * np.uint8(200), 3, axis=2),

@@ -104,7 +104,7 @@ def test_outputs_have_the_shapes_of_the_contract(variables):
 
 @pytest.fixture(scope="module")
 def without_fusion(variables):
-    """A model of four clips that drops second branches, its variables, batch and outputs."""
+    """A model of four clips that drops pre-mask branches, its variables, batch and outputs."""
     model = build_model(small_config("none", pre_mask_dropout=0.5))
     params = {"params": {k: v for k, v in variables["params"].items() if k != "ama"}}
     batch = random_batch(4, 3)

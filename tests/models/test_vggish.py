@@ -77,7 +77,7 @@ def test_embedding_agrees_with_avsbench():
 
 @pytest.mark.slow
 def test_width_scales_every_layer_and_initialization_keeps_the_scale():
-    """Kaiming weights keep the scale of standardised log-mels through all layers."""
+    """Kaiming weights keep the scale of standardized log-mels through all layers."""
     log_mel = jax.random.normal(jax.random.key(0), (2, 96, 64))
     for dtype in ("float32", "bfloat16"):
         model = VGGish(width=16, dtype=dtype)

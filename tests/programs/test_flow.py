@@ -25,7 +25,7 @@ from avs_jax.inference.clip_video import make_estimator
 from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
 from avs_jax.programs import build_dataset, convert_weights
 from avs_jax.runtime.lock import locked
-from tests.data.test_pipeline import make_config
+from tests.clip_records import make_config
 from tests.models.test_raft import state_dict
 
 SIDE = 64

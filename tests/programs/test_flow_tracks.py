@@ -14,7 +14,7 @@ from avs_jax.generate import datasets
 from avs_jax.inference.video_tracks import make_track_estimator, video_tracks
 from avs_jax.programs import build_dataset
 from avs_jax.spec import InputError
-from tests.data.test_pipeline import make_config
+from tests.clip_records import make_config
 
 SIDE = 64
 MADE = ("--source=track", "--model=difference", "--rate=8")

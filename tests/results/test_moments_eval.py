@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avs_jax.results import moments, windows
-from avs_jax.results.moments import LEVELS, MomentTable
+from avs_jax.results.moments import HIGHLIGHT_LEVELS, MomentTable
 from avs_jax.results.table import concatenate, interleave
 from avs_jax.results.windows import MomentMeter, PostProcess, read_submission, write_submission
 from avs_jax.spec import InputError
@@ -79,7 +79,7 @@ def qvhighlights_metrics(table: MomentTable) -> dict[str, dict]:
             f"{t:g}": _percent(p) for t, p in zip(moments.THRESHOLDS, precisions.T, strict=True)
         }
         metrics[length] = {"MR-mAP": means | {"average": _percent(precisions)}, "MR-R1": recalls}
-    for level in LEVELS:
+    for level in HIGHLIGHT_LEVELS:
         precisions, hits = moments.highlight_scores(table, level)
         metrics[f"HL-min-{level}"] = {"HL-mAP": _percent(precisions), "HL-Hit1": _percent(hits)}
     recalls, means = metrics["full"]["MR-R1"], metrics["full"]["MR-mAP"]
@@ -87,7 +87,7 @@ def qvhighlights_metrics(table: MomentTable) -> dict[str, dict]:
     brief |= {"MR-full-mAP": means["average"]}
     brief |= {f"MR-full-mAP@{t}": means[t] for t in ("0.5", "0.75")}
     brief |= {f"MR-{x}-mAP": metrics[x]["MR-mAP"]["average"] for x in ("long", "middle", "short")}
-    for level in reversed(LEVELS):
+    for level in reversed(HIGHLIGHT_LEVELS):
         for name in ("mAP", "Hit1"):
             brief[f"HL-min-{level}-{name}"] = metrics[f"HL-min-{level}"][f"HL-{name}"]
     return {"brief": brief} | metrics
@@ -297,7 +297,7 @@ def test_200_random_queries_by_brute_force():
         np.testing.assert_allclose(found, expected, atol=1e-12)
         expected = max(naive_iou(p, w) for p in predicted[:1] or [[0, 0]] for w in truth)
         assert first == pytest.approx(expected, abs=1e-12)
-    for level, lowest in LEVELS.items():
+    for level, lowest in HIGHLIGHT_LEVELS.items():
         precisions, hits = moments.highlight_scores(table, level)
         for row, found, hit in zip(rows, precisions, hits, strict=True):
             saliency = row["pred_saliency"].tolist()

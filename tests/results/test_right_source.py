@@ -8,7 +8,7 @@ from avs_jax.results.right_source import count_sources, right_source
 from avs_jax.results.segmentation import ClipMeter
 from avs_jax.spec import IGNORE_LABEL
 from avs_jax.task import stack_rows
-from tests.data.test_pipeline import make_config, make_record, png
+from tests.clip_records import make_config, make_record, png
 
 ROW = np.array([1, 1, 1, 1, 2, 2, 3, 0], np.uint8)  # four, two and one pixel
 

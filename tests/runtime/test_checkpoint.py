@@ -238,6 +238,7 @@ def test_the_history_of_validation_is_saved_with_the_state(tmp_path):
 def test_a_full_disk_is_one_message(tmp_path, caplog):
     """What Orbax's threads log of it on the way is dropped, and nothing else."""
     log = logging.getLogger("absl")
+    filters = list(log.filters)
     with pytest.raises(OSError, match="no space left for a checkpoint; the last complete one"):
         with full_disk_is_os_error(tmp_path):
             try:
@@ -251,6 +252,10 @@ def test_a_full_disk_is_one_message(tmp_path, caplog):
     with pytest.raises(ValueError, match="NOT_FOUND"):
         with full_disk_is_os_error(tmp_path):
             raise ValueError("NOT_FOUND")
+    checkpoints = Checkpoints(tmp_path, make_config())
+    assert len(log.filters) == len(filters) + 1  # while a save may run in the background
+    checkpoints.close()
+    assert log.filters == filters
 
 
 def test_other_tensors_are_an_error_that_names_them(run_of_two):

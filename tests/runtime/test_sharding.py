@@ -8,9 +8,8 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from avs_jax.runtime import optim, sharding
-from avs_jax.runtime.setup import make_train_setup
-from avs_jax.tasks import make_task
 from configs.segment import segment_config
+from tests import small
 
 
 def make_mesh(data, fsdp, devices=None):
@@ -56,7 +55,7 @@ def test_the_whole_training_state_is_sharded():
     config = segment_config()
     config.train.ema_decay = 0.9
     config.train.mesh.fsdp = 4
-    setup = make_train_setup(make_task(config), config, sharding.make_mesh(config))
+    setup = small.train_setup(config)
     state, layout = setup.state, setup.shardings
     of_params = optim.flatten(layout.params)
     for part in (layout.opt_state[1].mu, layout.opt_state[1].nu, layout.ema["params"]):

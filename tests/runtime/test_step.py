@@ -132,7 +132,9 @@ class GoldenStep:
         self.params = vct_golden.tiny_params("s4", model, batch)
         self.optimizer, schedule = optim.make_optimizer(self.params, self.config)
         task = with_draws(self.config)
-        self.step = make_train_step(task, self.optimizer, schedule, self.config)
+        self.step = make_train_step(
+            task.model, task.loss, self.optimizer, schedule, task, self.config
+        )
 
     def initial(self, kinks=KINKS):
         """Parameters with the units of `kinks` on the sides it gives; the state with them."""
@@ -340,7 +342,8 @@ class SmallStep:
         batches = [
             jax.device_put(self.batch(i), sharding.batch_sharding(mesh)) for i in range(steps)
         ]
-        step = make_train_step(with_draws(config), optimizer, schedule, config, shardings)
+        task = with_draws(config)
+        step = make_train_step(task.model, task.loss, optimizer, schedule, task, config, shardings)
         history = []
         for batch in batches:
             before = state
@@ -371,11 +374,10 @@ def test_no_target_reaches_the_model():
         assert "target_masks" in batch
         return outputs["x"].sum(), {}
 
-    task = dataclasses.replace(task, model=Spy(), loss=loss)
     params = {"x": np.ones(3, np.float32)}
     config.optim.groups = ((".*", 1.0, 1.0),)
     optimizer, schedule = optim.make_optimizer(params, config)
-    step = make_train_step(task, optimizer, schedule, config)
+    step = make_train_step(Spy(), loss, optimizer, schedule, task, config)
     step(init_state(params, {}, optimizer, config), small.train_batch(config))
     assert seen == {"images", "log_mel", "valid", "frame_index"}
 

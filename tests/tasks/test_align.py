@@ -15,7 +15,6 @@ from avs_jax.results.alignment import EmbeddingTable, protocols
 from avs_jax.results.report import Report, to_text
 from avs_jax.runtime import sharding
 from avs_jax.runtime.command_line import override
-from avs_jax.runtime.setup import make_train_setup
 from avs_jax.spec import TRUE_AUDIO, InputError
 from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
@@ -160,7 +159,7 @@ def test_a_step_compares_the_rows_of_all_devices():
     """Frozen towers would do: the loss of eight rows on eight devices is not ln 1 = 0."""
     config = align_generated.get_config("tiny")
     config.loss.same_class = "negative"
-    setup = make_train_setup(make_task(config), config, sharding.make_mesh(config))
+    setup = small.train_setup(config)
     rows = setup.task.rows
     batch = [rows.prepare(r, np.random.default_rng(0)) for r in small.records(8)]
     batch = sharding.put_batch(stack_rows(batch, rows.fields), setup.mesh)

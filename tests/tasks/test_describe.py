@@ -15,11 +15,11 @@ from avs_jax.data.tokens import count_words, words_of
 from avs_jax.generate.video_writer import write_video
 from avs_jax.programs import build_dataset
 from avs_jax.runtime import sharding
-from avs_jax.runtime.setup import make_train_setup
 from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
 from configs import describe_generated, parts
+from tests import small
 from tests.conftest import GOLDEN
 from tfds_builders.refer_clips import list_clips
 
@@ -71,7 +71,7 @@ def test_values_that_cannot_be():
     config = config_of()
     config.model.decoder.dropuot = 0.1
     with pytest.raises(InputError, match="model.decoder.dropuot"):
-        make_train_setup(make_task(config), config, sharding.make_mesh(config))
+        small.train_setup(config)
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_descriptions_are_learned_by_heart(decoder):
     config.train.update(batch_size=32, steps=NUM_STEPS)
     config.optim.learning_rate = 3e-3
     task = make_task(config)
-    setup = make_train_setup(task, config, sharding.make_mesh(config, jax.devices()[:1]))
+    setup = small.train_setup(config, jax.devices()[:1])
     rng = np.random.default_rng(0)
     batch = stack_rows([task.rows.prepare(record, rng) for record in records], task.rows.fields)
     batch = sharding.put_batch(batch, setup.mesh)

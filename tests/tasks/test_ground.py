@@ -14,12 +14,11 @@ from avs_jax import evaluate as evaluation
 from avs_jax import predict
 from avs_jax import train as program
 from avs_jax.results.gate_log import read_gate_log
-from avs_jax.runtime import sharding
 from avs_jax.runtime.checkpoint import Checkpoint
-from avs_jax.runtime.setup import make_train_setup
 from avs_jax.task import check_arrays
 from avs_jax.tasks import make_task
 from configs import qvh_custom, qvh_qd_detr
+from tests import small
 from tests.ground_fixture import copy_qvhighlights, read_records
 
 
@@ -117,7 +116,7 @@ def test_mistakes_are_named(run, capsys):
     assert "x.mp4: no such file" in capsys.readouterr().err
     config = qvh_qd_detr.get_config("tiny")
     config.train.update(accumulate=2, batch_size=16)
-    setup = make_train_setup(make_task(config), config, sharding.make_mesh(config))
+    setup = small.train_setup(config)
     with pytest.raises(ValueError, match="task 'ground' compares the rows of a batch"):
         setup.make_train_step()
     config = qvh_qd_detr.get_config("tiny")

@@ -42,13 +42,13 @@ from avs_jax.models.stage import Stage, StageInputs, StageResult
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import InputError
 
-LEVELS = ("res5", "res4", "res3", "res2")  # strides 32, 16, 8 and 4
+CMA_LEVELS = ("res5", "res4", "res3", "res2")  # strides 32, 16, 8 and 4
 POOLS = ("tokens", "mean", "cls", "attn", "topk")
 FIRST_STRENGTH = 0.01  # s of the first step
 
 
 def _are_levels(names: Any, _: Any) -> bool:
-    return len(names) > 0 and set(names) <= set(LEVELS) and len(set(names)) == len(names)
+    return len(names) > 0 and set(names) <= set(CMA_LEVELS) and len(set(names)) == len(names)
 
 
 class TextKeys(nn.Module):
@@ -120,7 +120,7 @@ class CMA(nn.Module):
     """Language into feature maps; see the module's docstring.
 
     Attributes:
-      levels: which maps, of LEVELS; res2 are the mask features, from which queries are generated.
+      levels: which maps, of CMA_LEVELS; res2 are the mask features, which generate the queries.
       hidden_dim: C of the attention; 0: the width of the first level.
       num_heads: G.
       num_layers, share_layers: layers of attention, with the same weights or their own.
@@ -153,7 +153,7 @@ class CMA(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     RULES = (
-        Rule("fusion.levels", _are_levels, lambda _: f"some of {list(LEVELS)}, each once"),
+        Rule("fusion.levels", _are_levels, lambda _: f"some of {list(CMA_LEVELS)}, each once"),
         *at_least(1, "fusion.num_heads", "fusion.top_k"),
         within("fusion.num_layers", lambda x: x in (1, 2, 3), "1, 2 or 3"),
         one_of("fusion.text_pool", POOLS),
@@ -243,7 +243,7 @@ class CMA(nn.Module):
 
     def _grid(self, level: str, x: jax.Array) -> tuple[int, int] | None:
         """The size to resize a map to; None if it has it."""
-        side = self.grid * 2 ** LEVELS.index(level)
+        side = self.grid * 2 ** CMA_LEVELS.index(level)
         if not self.grid or x.shape[1:3] == (side, side):
             return None
         found = f"CMA is made for {level} of {side} x {side} cells, not {x.shape[1]} x {x.shape[2]}"
@@ -262,10 +262,10 @@ def strength_at(progress: jax.Array | float, warmup: float) -> jax.Array:
 def _apply(module: CMA, inputs: StageInputs) -> StageResult:
     if inputs.text is None:
         raise InputError("fusion.name = 'cma' reads text, but config.model.text is none")
-    maps = dict(zip(LEVELS, (*inputs.levels, inputs.mask_features), strict=True))
+    maps = dict(zip(CMA_LEVELS, (*inputs.levels, inputs.mask_features), strict=True))
     prior = inputs.mask_prior() if module.mask_gate == "prior" else None
     changed, attention = module(maps, *inputs.text, prior, inputs.progress)
-    *levels, mask_features = (changed[level] for level in LEVELS)
+    *levels, mask_features = (changed[level] for level in CMA_LEVELS)
     return StageResult(
         features=mask_features, levels=levels, intermediates={"attention": attention}
     )
@@ -281,5 +281,5 @@ STAGE = Stage(
     acts_on=("features", "levels"),
     apply=_apply,
     schedules=_schedules,
-    logged_params={f"gamma_{level}": f"cma/gamma_{level}" for level in LEVELS},
+    logged_params={f"gamma_{level}": f"cma/gamma_{level}" for level in CMA_LEVELS},
 )

@@ -42,7 +42,7 @@ from avs_jax.ops.frames import fold_frames, repeat_clips, unfold_frames
 from avs_jax.spec import InputError, check_shape
 
 RNG_STREAMS = ()  # nothing is drawn in training
-LEVELS = ("res2", "res3", "res4")  # strides of the maps, as CMA names them
+TRUNK_LEVELS = ("res2", "res3", "res4")  # strides of the maps, as CMA names them
 MAPS = ("trunk_fine", "trunk_middle", "trunk_coarse")  # of a batch with cached features
 CERTAIN = 1e9  # logit
 LONG = 1 << 20  # frames of the video that a clip is taken from
@@ -201,9 +201,9 @@ class SAM2Host(nn.Module):
             raise InputError("fusion.name = 'cma' reads text, but config.model.text is none")
         dtype = jnp.dtype(self.sam2["dtype"])
         cma = make_part("fusion", row.module, self.fusion, dtype=dtype, name=row.parameter)
-        maps = dict(zip(LEVELS, features, strict=True))
+        maps = dict(zip(TRUNK_LEVELS, features, strict=True))
         changed, _ = cma(maps, *text, None, progress)
-        return ImageFeatures(*(changed[level] for level in LEVELS))
+        return ImageFeatures(*(changed[level] for level in TRUNK_LEVELS))
 
     def _make_tokens(self, log_mel, text):
         """Tokens of sound and words of all frames, or None."""

@@ -24,7 +24,6 @@ ABSENT = -2  # label of a point that only fills the array
 NOT_A_POINT = -1  # a token without a place
 BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = range(4)
 STRIDE = 16  # px per cell of the map that is decoded
-MASK_STRIDE = 4  # px per cell of masks
 EPSILON = 1e-6
 
 normal = nn.initializers.normal(1.0)
