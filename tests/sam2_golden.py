@@ -17,7 +17,10 @@ from flax import traverse_util
 
 from avs_jax.convert.rules import apply_rules, invert_rules
 from avs_jax.convert.sam2_names import sam2_names, sam2_rules
+from avs_jax.models import build_model
 from avs_jax.models.sam2.model import SAM2
+from avs_jax.runtime.checkpoint import save_variables
+from configs.sam2 import sam2_config, vary
 from tests.golden.compare import shapes_of
 from tests.golden.refer.weights import refer_value
 from tests.golden.weights import rand_input
@@ -144,3 +147,15 @@ def run(model, method, *args, params=None, jit=True, mutable=False):
         return model.apply(variables, *args, method=method, mutable=mutable)
 
     return (jax.jit(call) if jit else call)(variables, *args)
+
+
+def save_smallest_sam2(folder):
+    """Writes random weights of the variant `:tiny`."""
+    config = vary(sam2_config("tiny"), "tiny")
+    rng = np.random.default_rng(1)
+    flat = {
+        path: rng.standard_normal(shape).astype(np.float32) / max(1, shape[0]) ** 0.5
+        for path, shape in param_shapes(build_model(config.model, SAM2)).items()
+    }
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    save_variables(folder, {"params": params, "batch_stats": {}}, config)

@@ -1,5 +1,6 @@
-"""The page, in headless Chromium: upload, run, compare, cancel, and errors as text."""
+"""The page, in headless Chromium: upload, record, click, run, compare, cancel; errors as text."""
 
+import contextlib
 import functools
 import importlib.util
 import io
@@ -21,6 +22,7 @@ import pytest
 from avs_jax.generate.video_writer import write_video
 from avs_jax.runtime.checkpoint import save_variables
 from tests.conftest import ROOT
+from tests.sam2_golden import save_smallest_sam2
 from tests.small import random_variables, small_config
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -43,12 +45,9 @@ def video(path, seconds, has_sound=True, size=(64, 96)):
     return path
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """(address, folder for temporary files) of a running page."""
-    folder = tmp_path_factory.mktemp("app")
-    config = small_config()
-    save_variables(folder / "weights", random_variables(config, (64, 64)), config)
+@contextlib.contextmanager
+def serving(folder):
+    """(address, folder for temporary files) of a running page on folder/weights."""
     (folder / "tmp").mkdir()
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     variables = {"PYTHONPATH": paths, "TMPDIR": str(folder / "tmp"), "XLA_FLAGS": ""}
@@ -62,28 +61,53 @@ def served(tmp_path_factory):
     )
     line = process.stdout.readline()
     assert line.startswith("http://127.0.0.1:"), line
-    yield line.split()[0], folder / "tmp"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    try:
+        yield line.split()[0], folder / "tmp"
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
     assert not list((folder / "tmp").glob("avs_jax_app_*"))  # nothing is left
 
 
-@pytest.fixture
-def browser(served, tmp_path):
+@contextlib.contextmanager
+def browsing(address):
+    """A browser on the page, with a camera and a microphone that Chromium makes up."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.add_argument("--window-size=1400,1400")
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-dev-shm-usage",
+        "use-fake-device-for-media-stream",
+        "use-fake-ui-for-media-stream",
+        "window-size=1400,1400",
+    ):
+        options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.get(served[0])
-    wait(driver, lambda: driver.find_elements(CSS, "#video input[type=file]"))
-    yield driver
-    driver.quit()
+    try:
+        driver.get(address)
+        wait(driver, lambda: driver.find_elements(CSS, "#video input[type=file]"))
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder, config = tmp_path_factory.mktemp("app"), small_config()
+    save_variables(folder / "weights", random_variables(config, (64, 64)), config)
+    with serving(folder) as address_and_folder:
+        yield address_and_folder
+
+
+@pytest.fixture
+def browser(served):
+    with browsing(served[0]) as driver:
+        yield driver
 
 
 def wait(driver, condition, seconds=60):
@@ -130,6 +154,47 @@ def test_upload_run_and_compare(browser, served, tmp_path):
     urls = [params["request"]["url"] for params in sent]
     local = (served[0], "data:", "blob:", "chrome")
     assert urls and [url for url in urls if not url.startswith(local)] == []
+
+
+def test_recording_with_a_camera(browser):
+    def press(name):
+        def found():
+            buttons = browser.find_elements(CSS, "#video button")
+            return [b for b in buttons if name in (b.get_attribute("aria-label"), b.text)]
+
+        wait(browser, found)[0].click()
+
+    press("Capture from camera")
+    press("Click to Access Webcam")
+    press("Record")
+    time.sleep(3)  # what is recorded
+    press("Stop")
+    wait(browser, lambda: browser.find_elements(CSS, "#video video[src*='/file=']"))
+    click(browser, "run")
+    wait(browser, lambda: status(browser).startswith(ENDS), PATIENCE)
+    assert status(browser).startswith("done"), status(browser)
+    assert shown(browser, "#overlay video")
+
+
+def test_a_click_chooses_what_to_follow(tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    save_smallest_sam2(tmp_path / "weights")
+    with serving(tmp_path) as (address, _), browsing(address) as driver:
+        upload(driver, "video", video(tmp_path / "clip.mp4", 2))
+        first = wait(driver, lambda: shown(driver, "#first img"))[0]
+        plain = first.get_attribute("src")
+        click(driver, "run")
+        wait(driver, lambda: "click" in status(driver))
+        ActionChains(driver).move_to_element(first).click().perform()
+        wait(driver, lambda: shown(driver, "#first img")[0].get_attribute("src") != plain)
+        click(driver, "run")
+        wait(driver, lambda: status(driver).startswith("done"), PATIENCE)
+        assert wait(driver, lambda: shown(driver, "#overlay video"))
+        archive = wait(driver, lambda: shown(driver, "#archive a"))[0].get_attribute("href")
+        with urllib.request.urlopen(archive) as response:
+            names = zipfile.ZipFile(io.BytesIO(response.read())).namelist()
+        assert [name for name in names if name.endswith("masks/object/00000.png")], names
 
 
 def test_other_host_names_are_refused(served):

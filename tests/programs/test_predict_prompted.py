@@ -4,33 +4,20 @@ import json
 
 import numpy as np
 import pytest
-from flax import traverse_util
 from PIL import Image
 
 from avs_jax import predict
 from avs_jax.data.video import read_frames
 from avs_jax.inference.prompted_video import read_prompts
-from avs_jax.models import build_model
-from avs_jax.models.sam2.model import SAM2
-from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.spec import InputError
-from configs.sam2 import sam2_config, vary
-from tests.sam2_golden import param_shapes
+from tests.sam2_golden import save_smallest_sam2
 from tests.video_files import steady, write
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Random weights of the smallest SAM2."""
-    config = vary(sam2_config("tiny"), "tiny")
-    rng = np.random.default_rng(1)
-    flat = {
-        path: rng.standard_normal(shape).astype(np.float32) / max(1, shape[0]) ** 0.5
-        for path, shape in param_shapes(build_model(config.model, SAM2)).items()
-    }
     folder = tmp_path_factory.mktemp("sam2") / "weights"
-    params = traverse_util.unflatten_dict(flat, sep="/")
-    save_variables(folder, {"params": params, "batch_stats": {}}, config)
+    save_smallest_sam2(folder)
     return folder
 
 
