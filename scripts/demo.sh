@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything on generated clips: install, generate, build, train, evaluate, predict.
-# Takes about 15 minutes on two cores. All output goes to demo/, and existing output is reused: after
+# Takes 15 to 20 minutes on two cores. All output goes to demo/, and existing output is reused: after
 # an interruption, run it again to resume.
 # CONFIG chooses another recipe of configs/ (default s4_ama), SEED another seed. What the recipes of a
 # kind need is in scripts/demos/KIND.sh, where KIND is the recipe's name up to its first "_".
