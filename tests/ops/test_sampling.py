@@ -115,3 +115,10 @@ def test_bfloat16_images_are_interpolated_in_float32():
     exact = sample_bilinear(x.astype(jnp.float32), points)
     assert (result == exact.astype(jnp.bfloat16)).all()
     assert sample_bilinear(x > 0, points).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_the_two_weights_of_a_pixel_sum_to_exactly_one(align_corners):
+    one_hot = np.eye(7, dtype=np.float32)[:, :, None]
+    weights = np.asarray(resize_bilinear(one_hot, (12, 7), align_corners=align_corners))
+    np.testing.assert_array_equal(weights.astype(np.float64).sum(1), 1.0)
