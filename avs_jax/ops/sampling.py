@@ -44,7 +44,7 @@ def _interpolate_axis(x: jax.Array, axis: int, size_out: int, align_corners: boo
     """
     size_in = x.shape[axis]
     low, high, fraction = _neighbors(size_in, size_out, align_corners)
-    fraction = fraction.astype(x.dtype)  # before 1 - fraction: the weights sum to exactly 1
+    fraction = fraction.astype(x.dtype)  # rounded before 1 - fraction, as in PyTorch
 
     def along_axis(values: np.ndarray) -> np.ndarray:
         shape = [len(values) if a == axis else 1 for a in range(x.ndim)]
