@@ -32,14 +32,18 @@ class Evaluation(NamedTuple):
 def make_eval_step(task: Task, mesh: Mesh):
     """Jitted (params, batch_stats, inputs) -> arrays [B, ...] of task.score.
 
-    Forward pass and task.score are one program; every device scores its own rows.
+    Every device runs forward pass and task.score on its own rows, with whole parameters:
+    sharded ones are gathered first. So all devices run the program of a single one, and counts
+    don't depend on how many there are. Left to the partitioner, sharded parameters make another
+    program, which rounds differently and can flip a pixel at a threshold.
     """
-    rows = PartitionSpec(AXES)
-    score = jax.shard_map(task.score, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
+    whole, rows = PartitionSpec(), PartitionSpec(AXES)
 
     def step(params, batch_stats, inputs):
-        return score(apply_model(task, params, batch_stats, inputs), inputs)
+        return task.score(apply_model(task, params, batch_stats, inputs), inputs)
 
+    specs = dict(in_specs=(whole, whole, rows), out_specs=rows)
+    step = jax.shard_map(step, mesh=mesh, check_vma=False, **specs)
     return jax.jit(step, out_shardings=batch_sharding(mesh))
 
 

@@ -24,7 +24,7 @@ from avs_jax.results.report import Report, to_json, to_markdown, to_text
 from avs_jax.results.table import interleave
 from avs_jax.runtime import evaluation as passes
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables
-from avs_jax.runtime.sharding import make_mesh
+from avs_jax.runtime.sharding import make_mesh, tree_shardings
 from avs_jax.runtime.step import init_variables
 from avs_jax.spec import TRUE_AUDIO, InputError
 from avs_jax.tasks import make_task
@@ -183,7 +183,10 @@ def test_counts_do_not_depend_on_the_number_of_processes(tmp_path, processes, ba
 
 
 def test_counts_of_a_real_model_depend_on_neither_batch_nor_devices(tmp_path):
-    """Down to the last bit of the probabilities, which depend on the computed shapes."""
+    """Down to the last bit of the probabilities, which depend on the computed shapes.
+
+    Nor on sharded parameters: partitioned like them, the forward pass would round differently.
+    """
     config = small.small_config()
     rng = np.random.default_rng(0)
     task = make_task(config)
@@ -200,15 +203,17 @@ def test_counts_of_a_real_model_depend_on_neither_batch_nor_devices(tmp_path):
         shapes,
     )
     results = []
-    for batch_size, devices in ((1, 1), (8, 1), (8, 8)):
+    for batch_size, devices, fsdp in ((1, 1, 1), (8, 1, 1), (8, 8, 2)):
         config.evaluate.batch_size = batch_size
+        config.train.mesh.fsdp = fsdp
         mesh = make_mesh(config, jax.devices()[:devices])
+        placed = jax.device_put(params, tree_shardings(params, mesh))
         batches = EvalBatches(small.records(8), task.rows, batch_size)
         pred: list[np.ndarray] = []
         result = passes.evaluate(
             task,
             passes.make_eval_step(task, mesh),
-            (params, batch_stats),
+            (placed, batch_stats),
             [batches[i] for i in range(len(batches))],
             mesh,
             observers=[lambda scores, _, pred=pred: pred.append(scores["pred"])],
