@@ -16,11 +16,12 @@ has labels.
 
 Kinds:
 
-  mixed   Each video has one or two categories that are only heard, one that is only seen and one
-          that is seen and heard at the same time. A category that is only heard is in view all the
-          time or never, and its movement is unrelated to its sound: nothing visible tells its
-          windows. The other windows are those in which the object is in view. Queries about low or
-          high sounds come in pairs: the same category sounds low in one window, high in another.
+  mixed   Each video has one or two categories that are only heard, one that is only seen and two
+          that are seen and heard at the same time: a single one could be guessed without a query.
+          A category that is only heard is in view all the time or never, and its movement is
+          unrelated to its sound: nothing visible tells its windows. The other windows are those in
+          which the object is in view. Queries about low or high sounds come in pairs: the same
+          category sounds low in one window, high in another.
   gates   Each query is "the <name>". In every other video it names a sound; what appears in the
           frames are other categories. In the remaining videos it names something that appears, and
           the sound is noise of equal energy: as many bursts, of the same lengths and levels, at
@@ -204,7 +205,7 @@ def plan_moments(options: Options, split: str, index: int) -> MomentPlan:
 def _fill_mixed(draft: _Draft, categories: Sequence[Category]) -> None:
     """Things that are only heard, only seen, and both; sometimes something still in view."""
     rng = draft.rng
-    heard_only, seen_only, both, other = categories[:2], categories[2], categories[3], categories[4]
+    heard_only, seen_only, other = categories[:2], categories[2], categories[5]
     for category in heard_only[: int(rng.integers(1, 3))]:
         if rng.uniform() < 0.5:
             draft.see(category, draft.always(), draft.draw_loudness())
@@ -222,7 +223,8 @@ def _fill_mixed(draft: _Draft, categories: Sequence[Category]) -> None:
             draft.hear(category.timbre, windows, loudness)
         text = _phrase("sound", name, rng)
         draft.ask(text, windows, loudness, "sound", category)
-    for category, answered_by in ((seen_only, "look"), (both, "both")):
+    kinds = ("look", "both", "both")
+    for category, answered_by in zip((seen_only, *categories[3:5]), kinds, strict=True):
         windows, loudness = draft.draw_windows(), draft.draw_loudness()
         draft.see(category, windows, loudness)
         if answered_by == "both":
