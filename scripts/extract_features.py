@@ -11,11 +11,12 @@ moments_{train,val,test}.jsonl (tfds_builders/own_moments says which lines). Int
   features/text/{qid}.npy     float32 [words, d], of every query
   features/features.json      config.data.features, which makes them
 
-as config.data.features says; prediction on a video makes the same. Files that exist are kept, so an
-interrupted run is resumed by the same command; features of another kind in the folder are an error.
-Unusable videos are listed, all of them.
+as config.data.features says; prediction on a video makes the same. A video is skipped if all its
+files exist, and so is a query, so the same command resumes an interrupted run. Features of another
+kind in the folder are an error. Unusable videos are listed, all of them.
 """
 
+import collections
 import concurrent.futures
 import json
 import os
@@ -29,18 +30,17 @@ import numpy as np  # noqa: E402
 import tqdm  # noqa: E402
 from absl import flags  # noqa: E402
 
-from avs_jax.data.avsbench_folders import SPLITS  # noqa: E402
 from avs_jax.data.input_files import read_json  # noqa: E402
 from avs_jax.files import atomic_file, write_atomically  # noqa: E402
 from avs_jax.inference.clip_features import ClipFeatures  # noqa: E402
 from avs_jax.runtime.command_line import CommandLine, exit_status, parse  # noqa: E402
 from avs_jax.runtime.lock import locked  # noqa: E402
 from avs_jax.spec import InputError  # noqa: E402
-from tfds_builders.moment_annotations import read_annotations  # noqa: E402
+from tfds_builders.moment_annotations import read_splits  # noqa: E402
 from tfds_builders.own_moments.own_moments_dataset_builder import (  # noqa: E402
-    ANNOTATIONS,
     AUDIO,
     ENERGY,
+    FOLDER,
     SETTINGS,
     TEXT,
     VIDEO,
@@ -64,7 +64,7 @@ def run(line: CommandLine) -> None:
     with locked(folder, "extract_features"):
         _claim(folder / SETTINGS, line.config.data.features.to_dict())
         num_queries = _extract_texts(folder, extract, line.config.data.clip_seconds)
-        num_videos = _extract_videos(folder, extract)
+        num_videos = _extract_videos(folder, extract, bool(line.config.data.features.sound))
     print(f"{folder / 'features'}: {num_videos} videos, {num_queries} queries")
 
 
@@ -85,33 +85,35 @@ def _claim(path: pathlib.Path, settings: dict) -> None:
 
 def _extract_texts(folder: pathlib.Path, extract: ClipFeatures, clip_seconds: float) -> int:
     """Features of all queries; how many there are."""
-    problems, count = [], 0
-    for split in SPLITS:
-        path = folder / ANNOTATIONS.format(split=split)
-        if not path.is_file():
-            continue
-        queries, wrong = read_annotations(path, clip_seconds)
-        problems += wrong
-        for query in queries:
-            count += 1
-            target = folder / TEXT / f"{query.qid}.npy"
-            try:
-                if not target.is_file():
-                    _save(target, extract.words(query.query))
-            except InputError as error:
-                problems.append(f"qid {query.qid}: {error}")
+    splits, problems = read_splits(FOLDER.annotation_files(folder), clip_seconds)
+    queries = [query for found in splits.values() for query in found]
+    for query in queries:
+        target = folder / TEXT / f"{query.qid}.npy"
+        try:
+            if query.clip_seconds != clip_seconds:
+                raise InputError(
+                    f"its clips are {query.clip_seconds:g} s, but config.data.clip_seconds is "
+                    f"{clip_seconds:g}"
+                )
+            if not target.is_file():
+                _save(target, extract.words(query.query))
+        except InputError as error:
+            problems.append(f"qid {query.qid}: {error}")
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} unusable queries:", *problems]))
-    return count
+    return len(queries)
 
 
-def _extract_videos(folder: pathlib.Path, extract: ClipFeatures) -> int:
+def _extract_videos(folder: pathlib.Path, extract: ClipFeatures, has_sound: bool) -> int:
     """Features of all videos; how many there are."""
     paths = sorted(p for p in (folder / VIDEOS).iterdir() if p.suffix.lower() in SUFFIXES)
+    num_named = collections.Counter(path.stem for path in paths)
+    kinds = (VIDEO, AUDIO, ENERGY) if has_sound else (VIDEO, ENERGY)
 
     def make(path: pathlib.Path) -> str:
-        last = folder / ENERGY / f"{path.stem}.npy"  # is written after the others
-        if last.is_file():
+        if num_named[path.stem] > 1:
+            return f"{path}: another video is called {path.stem}, too"
+        if all((folder / kind / f"{path.stem}.npy").is_file() for kind in kinds):
             return ""
         try:
             found = extract.video(path)
@@ -120,7 +122,7 @@ def _extract_videos(folder: pathlib.Path, extract: ClipFeatures) -> int:
         _save(folder / VIDEO / f"{path.stem}.npy", found.frames)
         if found.sound is not None:
             _save(folder / AUDIO / f"{path.stem}.npy", found.sound)
-        _save(last, found.energy[:, None])
+        _save(folder / ENERGY / f"{path.stem}.npy", found.energy[:, None])
         return ""
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:

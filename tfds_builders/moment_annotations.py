@@ -50,7 +50,8 @@ def read_annotations(
         text = read_text(path)
     except InputError as error:
         return [], [str(error)]
-    for number, line in enumerate(text.splitlines(), start=1):
+    # A line ends at "\n" alone: texts may hold the other characters that splitlines() splits at.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -64,6 +65,34 @@ def read_annotations(
         if not domain or annotation.domain == domain:
             annotations.append(annotation)
     return annotations, problems
+
+
+def read_splits(
+    files: Mapping[str, pathlib.Path],
+    clip_seconds: float,
+    domain: str = "",
+    has_text_per_qid: bool = True,
+) -> tuple[dict[str, list[Annotation]], list[str]]:
+    """`read_annotations` of every split.
+
+    Args:
+      has_text_per_qid: word features are stored by qid. A qid with another text in another split is
+        then a problem: it would get the words of the first.
+    """
+    splits: dict[str, list[Annotation]] = {}
+    problems: list[str] = []
+    texts: dict[str, str] = {}
+    for split, path in files.items():
+        annotations, wrong = read_annotations(path, clip_seconds, domain)
+        problems += wrong
+        splits[split] = []
+        for annotation in annotations:
+            text = texts.setdefault(annotation.qid, annotation.query)
+            if text == annotation.query or not has_text_per_qid:
+                splits[split].append(annotation)
+            else:
+                problems.append(f"{path}: qid {annotation.qid} is {text!r} in another split")
+    return splits, problems
 
 
 def parse_annotation(line: str, clip_seconds: float) -> Annotation:
@@ -81,10 +110,17 @@ def parse_annotation(line: str, clip_seconds: float) -> Annotation:
     missing = [name for name in ("qid", "query", "vid", "duration") if name not in values]
     if missing:
         raise ValueError(f"lacks {', '.join(missing)}")
-    qid, vid = str(values["qid"]), str(values["vid"])
-    for name, value in (("qid", qid), ("vid", vid)):
-        if not _is_file_name(value):
-            raise ValueError(f"{name} {value!r} cannot be a file's name")
+    for name in ("qid", "vid"):
+        if isinstance(values[name], bool) or not isinstance(values[name], (int, str)):
+            raise ValueError(f"{name} is {values[name]!r}, expected text or a whole number")
+        if not _is_file_name(str(values[name])):
+            raise ValueError(f"{name} {values[name]!r} cannot be a file's name")
+    qid, vid, query = str(values["qid"]), str(values["vid"]), values["query"]
+    domain = str(values.get("domain") or "")
+    if not isinstance(query, str) or not query.strip():
+        raise ValueError(f"query of qid {qid} is {query!r}, expected text")
+    if not _is_encodable(query) or not _is_encodable(domain):
+        raise ValueError(f"query or domain of qid {qid} holds half a character (a lone surrogate)")
     duration = values["duration"]
     clip_seconds = values.get("clip_seconds", clip_seconds)
     for name, value in (("duration", duration), ("clip_seconds", clip_seconds)):
@@ -101,7 +137,8 @@ def parse_annotation(line: str, clip_seconds: float) -> Annotation:
     clips = values.get("relevant_clip_ids") or [] if saliency else []
     last = math.ceil(duration / clip_seconds) - 1
     if not isinstance(clips, list) or any(
-        not isinstance(clip, int) or not 0 <= clip <= last for clip in clips
+        isinstance(clip, bool) or not isinstance(clip, int) or not 0 <= clip <= last
+        for clip in clips
     ):
         raise ValueError(f"relevant_clip_ids {clips} of qid {qid}, expected 0..{last}")
     if len(clips) != len(saliency) or len(set(clips)) != len(clips):
@@ -109,14 +146,14 @@ def parse_annotation(line: str, clip_seconds: float) -> Annotation:
     return Annotation(
         qid=qid,
         vid=vid,
-        query=str(values["query"]),
+        query=query,
         duration=float(duration),
         clip_seconds=float(clip_seconds),
         windows=windows,
         saliency_clips=tuple(clips),
         saliency=saliency,
         ratings=_number_rows(values, "label", qid),
-        domain=str(values.get("domain", "")),
+        domain=domain,
     )
 
 
@@ -133,8 +170,15 @@ def _number_rows(values: Mapping[str, Any], name: str, qid: str) -> tuple[tuple[
 
 def _is_file_name(name: str) -> bool:
     """Whether a name can be one level of a path."""
-    return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0")
+    has_separator = bool(set(name) & set("/\\"))
+    return name not in ("", ".", "..") and name.isprintable() and not has_separator
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether a text can be stored; JSON can escape half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max

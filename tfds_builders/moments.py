@@ -37,7 +37,7 @@ from avs_jax.array_files import parse_npy, read_member
 from avs_jax.data.avsbench_folders import SPLITS, DatasetLayoutError
 from avs_jax.data.input_files import MAX_BYTES, read_bytes
 from avs_jax.spec import InputError, first_line
-from tfds_builders.moment_annotations import Annotation, read_annotations
+from tfds_builders.moment_annotations import Annotation, read_splits
 from tfds_builders.record_builder import RecordBuilder
 from tfds_builders.shards import ShardReport
 
@@ -198,10 +198,9 @@ def list_queries(
     Raises:
       DatasetLayoutError: there is no folder of some features.
     """
-    splits, problems = {}, []
-    for split, path in layout.annotation_files(root).items():
-        splits[split], more = read_annotations(path, layout.clip_seconds, layout.domain)
-        problems += more
+    files = layout.annotation_files(root)
+    has_text_per_qid = "{qid}" in layout.text.name
+    splits, problems = read_splits(files, layout.clip_seconds, layout.domain, has_text_per_qid)
     everything = [annotation for annotations in splits.values() for annotation in annotations]
     locate = [_locator(root, features, everything) for features in layout.video]
     text = _locator(root, layout.text, everything)

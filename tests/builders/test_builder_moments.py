@@ -19,7 +19,9 @@ from tests.ground_fixture import copy_qvhighlights, copy_tvsum, read_records
 from tfds_builders import avs_moments, refer_clips
 from tfds_builders import moments as builders
 from tfds_builders.avsbench import category_labels, list_clips
-from tfds_builders.moment_annotations import parse_annotation
+from tfds_builders.moment_annotations import parse_annotation, read_annotations
+from tfds_builders.qvhighlights.qvhighlights_dataset_builder import RELEASE
+from tfds_builders.tvsum.tvsum_dataset_builder import TVSUM
 
 
 def run(dataset, manual_dir, data_dir, *flags):
@@ -100,6 +102,12 @@ def test_everything_wrong_is_listed_and_can_be_skipped(tmp_path, capsys):
         lines[0] | {"qid": "w", "saliency_scores": [[1, 2, 3]]},
         {"qid": 9, "vid": "v", "query": "q"},
         lines[0] | {"qid": "u", "duration": -1},
+        lines[0] | {"qid": "t", "query": None},
+        lines[0] | {"qid": "s", "query": " "},
+        lines[0] | {"qid": "r", "query": "a \ud800"},
+        lines[0] | {"qid": None},
+        lines[0] | {"qid": "q", "vid": "a\nb"},
+        lines[0] | {"qid": "p", "relevant_windows": [[0, float("nan")]]},
     ]
     text = [json.dumps(line) for line in lines + bad]
     annotations.write_text("\n".join([*text, "{"]))
@@ -125,7 +133,13 @@ def test_everything_wrong_is_listed_and_can_be_skipped(tmp_path, capsys):
         (10, "1 saliency_scores for the clips"),
         (11, "lacks duration"),
         (12, "duration of qid u is -1"),
-        (13, "not JSON"),
+        (13, "query of qid t is None, expected text"),
+        (14, "query of qid s is ' ', expected text"),
+        (15, "query or domain of qid r holds half a character"),
+        (16, "qid is None, expected text or a whole number"),
+        (17, "vid 'a\\nb' cannot be a file's name"),
+        (18, "relevant_windows of qid p is not a list of lists of finite numbers"),
+        (19, "not JSON"),
     ]:
         assert f"release.jsonl, line {line}: " in error and reason in error, reason
     assert "bbbbbbbbbbb_60.0_94.0.npz: missing" in error
@@ -134,12 +148,36 @@ def test_everything_wrong_is_listed_and_can_be_skipped(tmp_path, capsys):
     assert f"{hostile}: unreadable array last_hidden_state" in error
     assert f"{nan}: holds NaN or infinity" in error
     assert f"{renamed}: unreadable array last_hidden_state" in error
-    assert "14 missing or damaged files in 11 clips (2 clips are good)" in error
+    assert "20 missing or damaged files in 17 clips (2 clips are good)" in error
     assert not (tmp_path / "data/qvhighlights/release/1.0.0").exists()
     assert run("qvhighlights", source, tmp_path / "data", "--skip_bad") == 0
     built = open_built(tmp_path / "data", "qvhighlights", "release")
     assert [record["qid"] for record in built] == [b"11", b"12"]
-    assert built.metadata["num_skipped"] == 11 and len(built.metadata["skipped"]) == 14
+    assert built.metadata["num_skipped"] == 17 and len(built.metadata["skipped"]) == 20
+
+
+def test_a_qid_has_one_text_in_all_splits(tmp_path):
+    """Words are stored by qid, so a second text would get the words of the first."""
+    source = copy_qvhighlights(tmp_path / "qvh")
+    path = source / "highlight_val_release.jsonl"
+    first, second = map(json.loads, path.read_text().splitlines())
+    path.write_text(json.dumps(first | {"query": "something else"}) + "\n" + json.dumps(second))
+    queries, problems = builders.list_queries(source, RELEASE)
+    assert len(problems) == 1 and f"{path}: qid {first['qid']} is " in problems[0]
+    assert [query.clip_id for query in queries["val"]] == [str(second["qid"])]
+    source = copy_tvsum(tmp_path / "tvsum")  # its words are stored by video
+    path = source / "tvsum_val.jsonl"
+    line = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps(line | {"query": "something else"}))
+    queries, problems = builders.list_queries(source, TVSUM.layouts[0])
+    assert problems == [] and len(queries["val"]) == 1
+
+
+def test_a_text_may_hold_the_line_separators_of_unicode(tmp_path):
+    line = {"qid": 1, "vid": "v", "query": "a\u2028b\x85c", "duration": 4}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\r\n")
+    (found,), problems = read_annotations(tmp_path / "a.jsonl", 2.0)
+    assert problems == [] and found.query == line["query"]
 
 
 def test_sound_may_be_absent_as_a_whole(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Task `ground` on videos: features, records, prediction with text, reports by domain."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -78,6 +79,34 @@ def test_features_that_exist_are_kept_and_others_refused(folder, capsys):
     assert "holds features with sound = 'mel'" in capsys.readouterr().err
 
 
+def test_energy_alone_does_not_stand_for_a_video(folder, tmp_path):
+    """derive_moments.py writes the energy of a clip before anything else is made."""
+    (tmp_path / "videos").mkdir()
+    path = next((folder / "videos").glob("test*.mp4"))
+    shutil.copy(path, tmp_path / "videos")
+    (tmp_path / "features/energy").mkdir(parents=True)
+    np.save(tmp_path / f"features/energy/{path.stem}.npy", np.zeros((1, 1), np.float32))
+    assert extract_features.main(["extract_features", TINY, f"--folder={tmp_path}"]) == 0
+    for kind in ("video", "audio", "energy"):
+        made, expected = (
+            np.load(root / "features" / kind / f"{path.stem}.npy") for root in (tmp_path, folder)
+        )
+        np.testing.assert_array_equal(made, expected)
+
+
+def test_queries_that_features_would_not_fit_are_listed(tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    line = {"qid": 1, "vid": "v", "query": "a dog", "duration": 4, "clip_seconds": 2}
+    other = line | {"query": "a cat"}
+    fast = line | {"qid": 2, "clip_seconds": 1}
+    (tmp_path / "moments_train.jsonl").write_text(json.dumps(line))
+    (tmp_path / "moments_val.jsonl").write_text(json.dumps(other) + "\n" + json.dumps(fast))
+    assert extract_features.main(["extract_features", TINY, f"--folder={tmp_path}"]) == 1
+    err = capsys.readouterr().err
+    assert "2 unusable queries" in err and "qid 1 is 'a dog' in another split" in err
+    assert "qid 2: its clips are 1 s, but config.data.clip_seconds is 2" in err
+
+
 def test_unusable_videos_are_listed(tmp_path, capsys):
     (tmp_path / "videos").mkdir()
     for name in ("a.mp4", "b.mov"):
@@ -85,6 +114,9 @@ def test_unusable_videos_are_listed(tmp_path, capsys):
     assert extract_features.main(["extract_features", TINY, f"--folder={tmp_path}"]) == 1
     err = capsys.readouterr().err
     assert "2 of 2 videos are unusable" in err and "a.mp4" in err and "b.mov" in err
+    (tmp_path / "videos" / "b.mov").rename(tmp_path / "videos" / "a.mov")
+    assert extract_features.main(["extract_features", TINY, f"--folder={tmp_path}"]) == 1
+    assert "a.mov: another video is called a, too" in capsys.readouterr().err
 
 
 def test_a_video_and_its_texts(folder, checkpoint, tmp_path, capsys):
