@@ -19,6 +19,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # names in a log may hold dollar signs
 
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402

@@ -98,7 +98,9 @@ def read_gate_log(path: str | os.PathLike) -> list[Line]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: unreadable gate log ({error})") from error
     lines: list[Line] = []
-    for number, content in enumerate(text.splitlines(), start=1):
+    for number, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
         try:
             lines.append(json.loads(content))
             gates, first = _gate_names(lines[-1]), _gate_names(lines[0])
@@ -122,17 +124,37 @@ def _gate_names(line: Line) -> list[list[str]]:
     layers = line["layer_gates"]
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
         raise ValueError("layer_gates: expected a list of JSON objects")
-    for layer in line["layer_gates"]:
-        for gate in layer.values():
-            position_means(gate)
-    return [sorted(layer) for layer in line["layer_gates"]]
+    _check_positions(layers, line.get("energy"))
+    return [sorted(layer) for layer in layers]
+
+
+def _check_positions(layers: Sequence[Mapping[str, Any]], energy: Any) -> None:
+    """A gate has as many positions in every layer, and as many as there are energies, or one."""
+    counts: dict[str, int] = {}
+    for layer in layers:
+        for name, values in layer.items():
+            count = len(position_means(values))
+            if counts.setdefault(name, count) != count:
+                raise ValueError(f"{name} has {counts[name]} positions, {count} in another layer")
+    if not energy:
+        return
+    array = np.array(energy, np.float64)
+    if array.ndim != 1 or not np.isfinite(array).all():
+        raise ValueError("energy: expected a list of finite numbers")
+    for name, count in counts.items():
+        if count not in (1, len(array)):
+            raise ValueError(f"{name} has {count} positions for {len(array)} energies")
 
 
 def position_means(values: Any) -> np.ndarray:
     """Mean over channels of a logged gate: float64 [positions]."""
+    axes = ["positions", "channels"]
     if isinstance(values, Mapping):
-        return np.array(values["mean"], np.float64)
+        values, axes = values["mean"], axes[:1]
     array = np.array(values, np.float64)
-    if array.ndim != 2 or not array.size:
-        raise ValueError(f"values of shape {list(array.shape)}, expected [positions, channels]")
-    return array.mean(axis=1)
+    if array.ndim != len(axes) or not array.size:
+        expected = ", ".join(axes)
+        raise ValueError(f"values of shape {list(array.shape)}, expected [{expected}]")
+    if not np.isfinite(array).all():
+        raise ValueError("values are NaN or infinite")
+    return array.mean(axis=tuple(range(1, len(axes))))

@@ -149,11 +149,14 @@ def read_submission(path: str | os.PathLike, truth: Sequence[Mapping[str, Any]])
     """
     path = pathlib.Path(path).expanduser()
     try:
-        lines = read_regular(path).decode("utf-8").splitlines()
+        # A line ends at "\n" alone: texts may hold what splitlines() splits at, such as U+2028.
+        lines = read_regular(path).decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: unreadable submission ({error})") from error
     predictions, problems = {}, []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             prediction = _parse_prediction(line)
             if prediction["qid"] in predictions:

@@ -156,6 +156,23 @@ def test_without_energy_there_is_no_correlation(tmp_path):
             '{"qid": 2, "gating_type": "x", "layer_gates": [{"h": [[1]]}]}',
             "line 2: .*expected .*g",
         ),
+        ('{"qid": 1, "gating_type": "x", "layer_gates": [{"g": [[NaN]]}]}', "NaN or infinite"),
+        (
+            '{"qid": 1, "gating_type": "x", "layer_gates": [{"g": {"mean": [[1]]}}]}',
+            r"shape \[1, 1\], expected \[positions\]",
+        ),
+        (
+            '{"qid": 1, "gating_type": "x", "layer_gates": [{"g": [[1]]}, {"g": [[1], [2]]}]}',
+            "g has 1 positions, 2 in another layer",
+        ),
+        (
+            '{"qid": 1, "gating_type": "x", "layer_gates": [{"g": [[1], [2]]}], "energy": [0]}',
+            "g has 2 positions for 1 energies",
+        ),
+        (
+            '{"qid": 1, "gating_type": "x", "layer_gates": [{"g": [[1]]}], "energy": [null]}',
+            "energy: expected a list of finite numbers",
+        ),
     ],
 )
 def test_files_that_are_no_log(tmp_path, capsys, content, message):

@@ -436,6 +436,13 @@ def test_a_submission_that_cannot_be_scored(tmp_path, lines, message):
         read_submission(path, truth)
 
 
+def test_blank_lines_and_line_separators_in_texts(tmp_path):
+    line = json.dumps(GOOD | {"query": "a\u2028b"}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_text(f"{line}\r\n\n")
+    table = read_submission(tmp_path / "a.jsonl", [row_of(1)])
+    assert table["pred_saliency"].tolist() == [[0.1]]
+
+
 def test_a_file_that_is_no_submission(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text("{")
