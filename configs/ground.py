@@ -95,6 +95,7 @@ def tvsum_config() -> ConfigDict:
     config.data.dataset = "tvsum/BK"
     config.data.update(max_clips=1000, video_dims=(1024, 1024), clip_seconds=1.0)
     config.data.update(normalize="joined", normalize_text=False)
+    config.data.max_words = 77  # CLIP's limit: titles are not cut
     config.data.update(num_pairs=1, num_annotators=20)
     config.loss.saliency_only = True
     config.optim.learning_rate = 1e-3

@@ -8,6 +8,7 @@ import pytest
 from avs_jax.data.moments import FIELDS, MomentRows, log_rms
 from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
+from configs import tvsum_qd_detr
 from tests.conftest import GOLDEN
 from tests.ground_fixture import copy_qvhighlights, copy_tvsum, read_records
 
@@ -241,6 +242,13 @@ def test_records_that_do_not_fit_the_configuration(records, settings, change, me
     rows = MomentRows(**QVH | settings)
     with pytest.raises(InputError, match=message):
         rows.prepare(records["qvh"][0] | change)
+
+
+def test_the_titles_of_tvsum_are_not_cut(records):
+    """CLIP has 77 tokens at most."""
+    text = np.ones((77, 5), np.float32)
+    rows = MomentRows(**TVSUM, max_words=tvsum_qd_detr.get_config().data.max_words)
+    assert rows.prepare(records["tvsum"][0] | {"text": text})["text_mask"].sum() == 77
 
 
 def test_values_that_cannot_be():
