@@ -71,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=1500, help="of a run (%(default)s)")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="(%(default)s)")
     args = parser.parse_args(argv)
+    for name in ("seeds", "steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}={getattr(args, name)}: expected 1 or more")
     names = args.variants.split(",")
     unknown = sorted(set(names) - set(VARIANTS))
     if unknown:

@@ -63,6 +63,12 @@ def test_every_variant_is_a_task_that_takes_the_records(records, variant):
     assert batch["target_valid"].tolist() == [[True]] * 2
 
 
+def test_there_is_a_run_at_least(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        study_gates.main([f"--output={tmp_path}", "--seeds=0"])
+    assert "--seeds=0: expected 1 or more" in capsys.readouterr().err
+
+
 def test_runs_that_exist_are_not_repeated(tmp_path, monkeypatch, capsys):
     calls = []
 
