@@ -149,7 +149,7 @@ def test_masked_pooling_is_each_clip_alone(kind):
     )
 
 
-@pytest.mark.parametrize("case", ["famA", "famA_dense"])
+@pytest.mark.parametrize("case", ["famA", pytest.param("famA_dense", marks=pytest.mark.slow)])
 def test_avigate_s_stages_and_gradients(case):
     golden = arrays("gates")
     module, params, args = avigate_fusion(case, "reference")

@@ -38,6 +38,7 @@ def images(num_frames=2):
     return jax.random.normal(jax.random.key(3), (num_frames, 45, 70, 3))
 
 
+@pytest.mark.slow
 def test_b5_agrees_with_the_original():
     """The four stages at 224 px; weights of the official file."""
     model = PVTv2()
@@ -74,6 +75,7 @@ def test_incomplete_cells_at_the_bottom_and_right_yield_no_keys():
     assert difference[:8].max() < 1e-5 and difference[10:].min() > 1e-3
 
 
+@pytest.mark.slow
 def test_drop_path_of_a_frame_depends_only_on_its_id():
     x = images(4)
     model = SMALL.clone(drop_path_rate=0.9)

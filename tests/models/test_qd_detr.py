@@ -197,7 +197,8 @@ def test_the_reference_s_mask_makes_rows_depend_on_each_other():
 SOME_FUSIONS = [x if x == "avigate" else pytest.param(x, marks=pytest.mark.slow) for x in FUSIONS]
 
 
-@pytest.mark.parametrize("fusion", SOME_FUSIONS)
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_doubling_the_padding_changes_nothing(fusion):
     read = random_inputs()
     padded = {

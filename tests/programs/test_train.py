@@ -288,6 +288,7 @@ def test_the_step_is_traced_for_tensorboard(never_stopped):
     assert b"jit_step" in content and b"/host:CPU" in content
 
 
+@pytest.mark.slow
 def test_the_bytes_that_are_reported_are_those_of_the_plan(never_stopped):
     reported = {
         name.removeprefix("step_bytes/"): value
@@ -331,6 +332,7 @@ def test_a_second_start_compiles_nothing_again(never_stopped, tmp_path):
     assert "/jax/compilation_cache/cache_misses" not in events
 
 
+@pytest.mark.slow
 def test_the_step_takes_nothing_from_the_host_by_itself(never_stopped, tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "put_batch", lambda batch, mesh: batch)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):

@@ -179,6 +179,7 @@ class FirstStep(Exception):
     """Carries the state that the first step of training would have started from."""
 
 
+@pytest.mark.slow
 def test_the_training_program_starts_from_converted_files(tmp_path, model, monkeypatch, capsys):
     """Both command lines: files are converted, and training takes them after train.init_from."""
     config, params, stats = model

@@ -21,6 +21,8 @@ from configs import qvh_custom, qvh_qd_detr
 from tests import small
 from tests.ground_fixture import copy_qvhighlights, read_records
 
+pytestmark = pytest.mark.slow  # the training takes a minute
+
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
