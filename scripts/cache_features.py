@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-import tqdm
 from absl import flags
 
 from avs_jax.data.clip import ClipRows
@@ -31,6 +30,7 @@ from avs_jax.inference.trunk_weights import encoder_weights
 from avs_jax.models import build_model
 from avs_jax.models.inputs import prepare_images
 from avs_jax.models.sam2.model import SAM2
+from avs_jax.progress import tracked
 from avs_jax.runtime.command_line import CommandLine, exit_status, parse
 from avs_jax.runtime.lock import locked
 from avs_jax.spec import InputError
@@ -82,7 +82,7 @@ def cache_records(
 ) -> int:
     """Stores the clips that the folder lacks; returns how many."""
     count = 0
-    for record in tqdm.tqdm(records, unit="clip"):
+    for record in tracked(records, "maps", len(records), "clip"):
         clip = decode_text(record["clip_id"])
         if (folder / FACTS).is_file() and (folder / file_name(clip)).is_file():
             _check_facts(folder, key, rows.sizes["H"])

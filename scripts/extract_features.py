@@ -26,13 +26,13 @@ from collections.abc import Sequence
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
-import tqdm  # noqa: E402
 from absl import flags  # noqa: E402
 
 from avs_jax.data.avsbench_folders import SPLITS  # noqa: E402
 from avs_jax.data.input_files import read_json  # noqa: E402
 from avs_jax.files import atomic_file, write_atomically  # noqa: E402
 from avs_jax.inference.clip_features import ClipFeatures  # noqa: E402
+from avs_jax.progress import tracked  # noqa: E402
 from avs_jax.runtime.command_line import CommandLine, exit_status, parse  # noqa: E402
 from avs_jax.runtime.lock import locked  # noqa: E402
 from avs_jax.spec import InputError  # noqa: E402
@@ -124,7 +124,7 @@ def _extract_videos(folder: pathlib.Path, extract: ClipFeatures) -> int:
         return ""
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        made = tqdm.tqdm(pool.map(make, paths), "Features", len(paths), unit="video", disable=None)
+        made = tracked(pool.map(make, paths), "features", len(paths), "video")
         problems = [problem for problem in made if problem]
     if problems:
         some = f"{len(problems)} of {len(paths)} videos are unusable:"

@@ -374,7 +374,7 @@ def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        "Generating clips: 1\nmake_clips: interrupted; run the same command again to resume\n"
+        "generating clips: 1\nmake_clips: interrupted; run the same command again to resume\n"
     )
     assert make_clips.main(command) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'a'}: complete, 1 clips generated now\n"
