@@ -21,7 +21,7 @@ LAYERS = {
     **dict.fromkeys(("controls", "generate"), 3),
     "inference": 4,
     "tasks": 5,
-    "report_identity": 5,
+    **dict.fromkeys(("report_identity", "finished_conditions"), 5),
     **dict.fromkeys(("evaluate", "predict", "flow", "plan"), 6),
     "train": 7,
     "main": 8,
