@@ -57,7 +57,7 @@ from avs_jax.runtime.command_line import (
     exit_status,
     parse,
 )
-from avs_jax.runtime.compilation_cache import use_compilation_cache
+from avs_jax.runtime.compilation_cache import announce_compilation, use_compilation_cache
 from avs_jax.runtime.evaluation import Evaluation, eval_batch_size, evaluate, make_eval_step
 from avs_jax.runtime.lock import locked
 from avs_jax.runtime.sharding import make_mesh, tree_shardings
@@ -223,6 +223,8 @@ class Evaluator:
         self._task, self._config, self._facts = task, config, facts
         self._mesh = make_mesh(config)
         example = task.inputs(stack_rows([task.rows.empty(train=False)], task.rows.fields))
+        if jax.process_index() == 0:
+            announce_compilation("the evaluation")
         checkpoint.check_fits(*jax.eval_shape(lambda: init_variables(task.model, example, 0)))
         variables = checkpoint.variables(weights)
         self._variables = jax.device_put(variables, tree_shardings(variables, self._mesh))

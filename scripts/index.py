@@ -28,6 +28,7 @@ from avs_jax.runtime.command_line import (
     parse,
 )
 from avs_jax.spec import InputError
+from avs_jax.stopping import run_as_program
 
 SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi")
 
@@ -82,4 +83,4 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run_as_program(main, sys.argv)
