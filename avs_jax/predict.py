@@ -197,8 +197,7 @@ def make_predictor(line: CommandLine, kind: type[Predictor] = Predictor) -> Pred
         print(f"note: {note}", file=sys.stderr)
     task = make_task(config)
     use_compilation_cache()
-    print(f"loading {checkpoint.directory}", file=sys.stderr, flush=True)
-    announce_compilation("the model, for each new size of frames")
+    announce_compilation(f"the model of {checkpoint.directory}, for each new size of frames")
     return kind(task, config, checkpoint)
 
 

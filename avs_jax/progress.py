@@ -6,7 +6,7 @@ that ends within FIRST_SECONDS. The speed is that since the first item: it may h
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 FIRST_SECONDS, LOG_SECONDS = 10.0, 30.0  # until the first line of a log file; between two of them
@@ -63,13 +63,18 @@ class Progress:
 
 
 def tracked(
-    items: Iterable[T], title: str, total: int, unit: str, is_shown: bool = True
+    items: Iterable[T],
+    title: str,
+    total: int,
+    unit: str,
+    is_shown: bool = True,
+    size: Callable[[T], int] = lambda item: 1,
 ) -> Iterator[T]:
-    """The items; each counts as done when the next one is asked for."""
+    """The items; each counts as done, by its size, when the next one is asked for."""
     with Progress(title, total, unit, is_shown=is_shown) as progress:
         for item in items:
             yield item
-            progress.add()
+            progress.add(size(item))
 
 
 def clock(seconds: float) -> str:

@@ -37,7 +37,7 @@ def announce_compilation(what: str, duration: str = "a minute or more on a CPU")
     """Says on stderr what is compiled, how long that takes, and where the result is kept."""
     place = jax.config.jax_compilation_cache_dir
     kept = f"; only the first time, {place} keeps it" if place else ""
-    print(f"compiling {what}: {duration}{kept}", file=sys.stderr, flush=True)
+    print(f"note: compiling {what}: {duration}{kept}", file=sys.stderr, flush=True)
 
 
 def remove_oldest(directory: pathlib.Path, max_bytes: int) -> None:
