@@ -199,8 +199,9 @@ def _evaluate_conditions(
         try:
             results[condition] = run(records, condition, observers)
         except KeyboardInterrupt:
-            count = f"{len(results) if keeps else 0} of {len(heard)} conditions are kept"
-            print(f"{folder}: {count}; the same command resumes", file=sys.stderr)
+            if keeps:
+                count = f"{len(results)} of {len(heard)} conditions are kept"
+                print(f"{folder}: {count}; the same command resumes", file=sys.stderr)
             raise
         found = {k: text for recorder in recorders for k, text in recorder.files().items()}
         files |= found
