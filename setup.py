@@ -39,7 +39,6 @@ setup(
         "scikit-image>=0.24",
         "scipy>=1.13",
         "tensorboardX>=2.6",
-        "tqdm",
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],

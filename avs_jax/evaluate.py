@@ -7,7 +7,7 @@ the same ground truth with another input. A model that uses that input scores lo
       [--audio=silence,noise,offscreen,shift,late] [--manifest=FILE]
 
 The first start compiles, which takes a minute or more on a CPU; ~/.cache/avs_jax keeps what it
-compiled.
+compiled. The same command resumes: conditions that an interrupted evaluation has finished are kept.
 
 Every key that changes a number comes from the checkpoint. --config, by default the checkpoint's own
 configuration, chooses the dataset and how it is read. The other keys change only by an override on
@@ -38,6 +38,7 @@ from avs_jax.controls.false_sounds import own_sound
 from avs_jax.data.pipeline import EvalBatches, Loader
 from avs_jax.data.records import metadata, open_records
 from avs_jax.files import atomic_folder
+from avs_jax.finished_conditions import FinishedConditions, condition_key
 from avs_jax.generate.encoding import encode_wav
 from avs_jax.report_identity import (
     check_same_source,
@@ -56,7 +57,7 @@ from avs_jax.runtime.command_line import (
     exit_status,
     parse,
 )
-from avs_jax.runtime.compilation_cache import use_compilation_cache
+from avs_jax.runtime.compilation_cache import announce_compilation, use_compilation_cache
 from avs_jax.runtime.evaluation import Evaluation, eval_batch_size, evaluate, make_eval_step
 from avs_jax.runtime.lock import locked
 from avs_jax.runtime.sharding import make_mesh, tree_shardings
@@ -147,24 +148,66 @@ def evaluate_split(
         "digest": number_digest(config),
         **controls.facts,
     }
-    run, recorders = Evaluator(task, config, checkpoint, weights, facts), task.recorders(split)
-    observers = [recorder.add for recorder in recorders]
-    if write_predictions is not None:
-        observers.append(functools.partial(task.write_predictions, write_predictions))
-    results = {TRUE_AUDIO: run(records, TRUE_AUDIO, observers)}
-    results |= {name: run(altered, name) for name, altered in controls.records.items()}
+    run = Evaluator(task, config, checkpoint, weights, facts)
+    heard = {TRUE_AUDIO: records, **controls.records}
+    key = condition_key(facts, records, config.evaluate.num_pictures)
+    finished = FinishedConditions(folder, key, type(task.meter({}).table()))
+    results, files = _evaluate_conditions(
+        run, task, split, heard, finished, write_predictions, folder
+    )
     tables = {name: result.table for name, result in results.items()}
     report = make_report(task, facts, tables, len(records), [*notes, *controls.notes])
     with locked(folder.parent, "evaluation"):
         if jax.process_index() == 0:
-            files = {k: text for recorder in recorders for k, text in recorder.files().items()}
-            heard = {TRUE_AUDIO: records, **controls.records}
             sounds = {name: _sounds(heard[name], found.figures) for name, found in results.items()}
             curves = read_curves(
                 checkpoint.run_directory / "metrics.jsonl", next(iter(report.scores[TRUE_AUDIO]))
             )
-            _write(report, results, folder, {**controls.files, **files}, sounds, curves)
+            _write(report, results, folder, {**controls.files, **files}, sounds, curves, finished)
     return report
+
+
+def _evaluate_conditions(
+    run: "Evaluator",
+    task: Task,
+    split: str,
+    heard: Mapping[str, Sequence[Record]],
+    finished: FinishedConditions,
+    write_predictions: str | pathlib.Path | None,
+    folder: pathlib.Path,
+) -> tuple[dict[str, Evaluation], dict[str, str]]:
+    """The result of every condition, and the files of the recorders.
+
+    One process keeps what it has finished; a job of several processes starts over.
+    """
+    results: dict[str, Evaluation] = {}
+    files: dict[str, str] = {}
+    keeps = jax.process_count() == 1
+    for condition, records in heard.items():
+        is_first, recorders, observers = condition == TRUE_AUDIO, [], []
+        writes = is_first and write_predictions is not None
+        if keeps and not writes and (kept := finished.load(condition)):
+            print(f"{condition}: scored before", file=sys.stderr)
+            results[condition] = kept[0]
+            files |= kept[1]
+            continue
+        if is_first:
+            recorders = task.recorders(split)
+            observers = [recorder.add for recorder in recorders]
+        if writes:
+            observers.append(functools.partial(task.write_predictions, write_predictions))
+        try:
+            results[condition] = run(records, condition, observers)
+        except KeyboardInterrupt:
+            if keeps:
+                count = f"{len(results)} of {len(heard)} conditions are kept"
+                print(f"{folder}: {count}; the same command resumes", file=sys.stderr)
+            raise
+        found = {k: text for recorder in recorders for k, text in recorder.files().items()}
+        files |= found
+        if keeps:
+            finished.save(condition, results[condition], found)
+    return results, files
 
 
 class Evaluator:
@@ -181,6 +224,8 @@ class Evaluator:
         self._task, self._config, self._facts = task, config, facts
         self._mesh = make_mesh(config)
         example = task.inputs(stack_rows([task.rows.empty(train=False)], task.rows.fields))
+        if jax.process_index() == 0:
+            announce_compilation("the evaluation")
         checkpoint.check_fits(*jax.eval_shape(lambda: init_variables(task.model, example, 0)))
         variables = checkpoint.variables(weights)
         self._variables = jax.device_put(variables, tree_shardings(variables, self._mesh))
@@ -286,6 +331,7 @@ def _write(
     files: Mapping[str, str],
     sounds: Mapping[str, Mapping[str, bytes]] | None = None,
     curves: Curves | None = None,
+    finished: FinishedConditions | None = None,
 ) -> None:
     figures = {f"{k}_{name}": v for name, r in results.items() for k, v in r.figures.items()}
     heard = {f"{k}_{name}": v for name, each in (sounds or {}).items() for k, v in each.items()}
@@ -300,6 +346,8 @@ def _write(
                 visualize.save_png(fresh / "pictures" / f"{name}.png", figure)
         write(report, fresh)
         write_page(report, fresh, figures, heard, curves or {})
+        if finished is not None:  # before the report appears: a kill then leaves nothing of them
+            finished.remove()
     print(to_text(report), end="")
     written = "report.json, report.md, report.html, counts*.npz"
     print(f"written: {folder}/{written}, {len(figures)} pictures")

@@ -1,6 +1,7 @@
 """One style of flags for every program: --some_flag=value, where --some-flag means the same."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 
@@ -12,7 +13,7 @@ class FlagParser(argparse.ArgumentParser):
         super().__init__(**options)
 
     def parse_known_args(self, args=None, namespace=None):
-        args = None if args is None else with_underscores(args)
+        args = with_underscores(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
 

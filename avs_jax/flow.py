@@ -53,7 +53,7 @@ from avs_jax.inference.dataset_tracks import make_tracks
 from avs_jax.inference.flow_estimator import FlowEstimator
 from avs_jax.models.flow.raft import VARIANTS
 from avs_jax.runtime.command_line import quiet_libraries
-from avs_jax.runtime.compilation_cache import use_compilation_cache
+from avs_jax.runtime.compilation_cache import announce_compilation, use_compilation_cache
 from avs_jax.runtime.lock import locked
 from avs_jax.spec import InputError
 from avs_jax.stopping import run_as_program
@@ -95,10 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         outcome = run(args)
     except (InputError, OSError) as error:
-        print(f"flow: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("flow: interrupted; run it again to resume", file=sys.stderr)
+        print("interrupted; the same command resumes", file=sys.stderr)
         return 130
     print(
         f"{args.output}/{args.dataset}: {outcome.written} files written, "
@@ -137,6 +137,7 @@ def run(args: argparse.Namespace) -> Outcome:
     estimate = motion_track.WITHOUT_WEIGHTS.get(args.model) if is_track else difference
     if needs_weights:
         use_compilation_cache()
+        announce_compilation("RAFT, for each new size of frames")
         estimate = FlowEstimator(
             args.model, args.weights, args.batch_size, args.iterations, args.dtype
         )

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from avs_jax.runtime import gpus, optim, sharding
 from avs_jax.runtime.collectives import describe_collectives, find_collectives
 from avs_jax.runtime.command_line import CommandLine, exit_status, parse
-from avs_jax.runtime.compilation_cache import use_compilation_cache
+from avs_jax.runtime.compilation_cache import announce_compilation, use_compilation_cache
 from avs_jax.runtime.hlo import Program
 from avs_jax.runtime.kernels import describe_kernels, find_kernels
 from avs_jax.runtime.memory import GIB, StepBytes, count_flops, parse_bytes
@@ -196,7 +196,7 @@ def _describe_program(compiled: jax.stages.Compiled, mesh: Mesh, gpu: str | None
 
 def _compile(step: TracedStep, options: Mapping[str, Any]) -> jax.stages.Compiled:
     rows = next(iter(step.batch.values())).shape[0]
-    print(f"compiling a step of {rows} row(s)", file=sys.stderr, flush=True)
+    announce_compilation(f"a step of {rows} row(s)", "1 to 3 minutes")
     start = time.monotonic()
     compiled = step.traced.lower().compile(compiler_options=dict(options))
     print(f"compiled in {time.monotonic() - start:.0f} s")

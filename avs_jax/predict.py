@@ -42,7 +42,7 @@ from avs_jax.runtime.command_line import (
     exit_status,
     parse,
 )
-from avs_jax.runtime.compilation_cache import use_compilation_cache
+from avs_jax.runtime.compilation_cache import announce_compilation, use_compilation_cache
 from avs_jax.runtime.lock import locked
 from avs_jax.runtime.memory import parse_bytes
 from avs_jax.stopping import run_as_program, sigterm_as_interrupt
@@ -124,7 +124,11 @@ def run(line: CommandLine) -> None:
     if videos is not None:
         return _run_on_videos(predictor, videos, shard, output, given)
     with locked(output.parent, f"predict {output.name}", name=f".{output.name}.lock"):
-        lines = task.answer(predictor, values.video, output, **given)
+        try:
+            lines = task.answer(predictor, values.video, output, **given)
+        except KeyboardInterrupt:
+            print(f"{output}: nothing was written; the same command starts over", file=sys.stderr)
+            raise
     print(*lines, sep="\n")
 
 
@@ -191,12 +195,9 @@ def make_predictor(line: CommandLine, kind: type[Predictor] = Predictor) -> Pred
     config, notes = checkpoint_config(line, checkpoint)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    task, cache = make_task(config), use_compilation_cache()
-    print(
-        f"note: loading {checkpoint.directory}; each new frame size is compiled once, for a minute "
-        f"or more on a CPU, and kept in {cache}",
-        file=sys.stderr,
-    )
+    task = make_task(config)
+    use_compilation_cache()
+    announce_compilation(f"the model of {checkpoint.directory}, for each new size of frames")
     return kind(task, config, checkpoint)
 
 

@@ -21,7 +21,7 @@ from avs_jax.evaluate import evaluate_split
 from avs_jax.report_identity import has_report, report_folder
 from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.checkpoint import FOLDER, Checkpoint, newest_config, step_directories
-from avs_jax.runtime.compilation_cache import use_compilation_cache
+from avs_jax.runtime.compilation_cache import announce_compilation, use_compilation_cache
 from avs_jax.runtime.ema import ema_variables
 from avs_jax.runtime.evaluation import eval_batch_size, evaluate, make_eval_step
 from avs_jax.runtime.interruption import FiniteCheck, sigterm_as_request
@@ -157,9 +157,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
 
         # ---- loop ----
         if not is_over:
-            log.say(
-                "compiling the training step (XLA may warn that this is slow; the result is cached)"
-            )
+            if is_first:
+                announce_compilation(
+                    "the training step", "1 to 5 minutes on a CPU (XLA may warn that this is slow)"
+                )
             train_step, used = compile_ahead(train_step, setup.state, setup.batch_shapes())
             log.say(str(used))
             log.scalars(start_step, used.as_scalars())

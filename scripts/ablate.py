@@ -35,9 +35,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avs_jax.files import write_atomically
+from avs_jax.flag_style import FlagParser
+from avs_jax.progress import tracked
 from avs_jax.results import ablation
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import TRUE_AUDIO, InputError, nearest
+from avs_jax.stopping import sigterm_as_interrupt, stop_status
 from avs_jax.tasks import make_task
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -48,13 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Trains and compares; returns the exit status, 1 where a run failed."""
     args, overrides = _parser().parse_known_args(argv)
     try:
-        return run(args, overrides)
+        with sigterm_as_interrupt():
+            return run(args, overrides)
     except (InputError, OSError) as error:
-        print(f"ablate: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("ablate: interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        line, status = stop_status(error)
+        print(f"{line}; the same command resumes", file=sys.stderr)
+        return status
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -147,8 +152,17 @@ def train_all(
             if find_report(workdir, split) is None:
                 own = [flag.replace("{seed}", str(seed)) for flag in flags]
                 waiting.append((workdir, [*own, f"--config.seed={seed}"]))
+    running: list[subprocess.Popen] = []
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        lines = list(pool.map(lambda job: _train(*job), waiting))
+        futures = [pool.submit(_train, workdir, flags, running) for workdir, flags in waiting]
+        done = concurrent.futures.as_completed(futures)
+        try:
+            lines = [future.result() for future in tracked(done, "runs", len(futures), "run")]
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()  # it saves its step and ends
+            raise
     return [line for line in lines if line]
 
 
@@ -166,13 +180,16 @@ def _check_flags(workdir: pathlib.Path, flags: Sequence[str]) -> None:
         )
 
 
-def _train(workdir: pathlib.Path, flags: Sequence[str]) -> str:
-    """Runs the training program; returns what went wrong, or ""."""
+def _train(workdir: pathlib.Path, flags: Sequence[str], running: list[subprocess.Popen]) -> str:
+    """Runs the training program, in `running` meanwhile; returns what went wrong, or ""."""
     command = [sys.executable, "-m", "avs_jax.main", *flags, f"--workdir={workdir}"]
     log = workdir.with_name(f"{workdir.name}.log")
     print(f"{workdir.name}: {shlex.join(command)}", file=sys.stderr, flush=True)
     with open(log, "ab") as file:
-        code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        running.append(process)
+        code = process.wait()
+        running.remove(process)
     if code == 0:
         return ""
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
@@ -245,10 +262,8 @@ def _counts_file(folder: pathlib.Path, condition: str, report: Mapping[str, Any]
     return folder / ("counts.npz" if is_first else f"counts_{condition}.npz")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> FlagParser:
+    parser = FlagParser(description=__doc__)
 
     def add(name, text, **options):
         parser.add_argument(f"--{name}", help=text, **options)

@@ -52,8 +52,8 @@ from collections.abc import Sequence
 
 import jax
 from absl import flags
-from tqdm import tqdm
 
+from avs_jax.progress import tracked
 from avs_jax.runtime.command_line import parse
 from avs_jax.spec import InputError
 
@@ -198,9 +198,9 @@ def main(argv: Sequence[str]) -> int:
         arguments += [f"--device={jax.default_backend()}"]
         results = []
         cases = [case for block in blocks for case in CASES[block]]
-        for case in tqdm(cases, desc="cases", unit="case"):
+        for case in tracked(cases, "cases", len(cases), "case"):
             results.append(measure(case, values.repeats, host, arguments))
-            tqdm.write(to_markdown(results[-1:]).splitlines()[-1])
+            print(to_markdown(results[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-import tqdm
 from absl import flags
 
 from avs_jax.data.clip import ClipRows
@@ -31,9 +30,12 @@ from avs_jax.inference.trunk_weights import encoder_weights
 from avs_jax.models import build_model
 from avs_jax.models.inputs import prepare_images
 from avs_jax.models.sam2.model import SAM2
+from avs_jax.progress import tracked
 from avs_jax.runtime.command_line import CommandLine, exit_status, parse
+from avs_jax.runtime.compilation_cache import announce_compilation, use_compilation_cache
 from avs_jax.runtime.lock import locked
 from avs_jax.spec import InputError
+from avs_jax.stopping import run_as_program
 from avs_jax.task import Record
 
 
@@ -50,6 +52,8 @@ def run(line: CommandLine) -> None:
     params, key = encoder_weights(config)
     encode = make_encoder(config.model.sam2, params)
     rows = ClipRows(config)
+    use_compilation_cache()
+    announce_compilation("the image encoder")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "cache_features"):
         for split in line.values.splits:
@@ -82,7 +86,7 @@ def cache_records(
 ) -> int:
     """Stores the clips that the folder lacks; returns how many."""
     count = 0
-    for record in tqdm.tqdm(records, unit="clip"):
+    for record in tracked(records, "maps", len(records), "clip"):
         clip = decode_text(record["clip_id"])
         if (folder / FACTS).is_file() and (folder / file_name(clip)).is_file():
             _check_facts(folder, key, rows.sizes["H"])
@@ -116,4 +120,4 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run_as_program(main, sys.argv)

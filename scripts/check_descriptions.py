@@ -39,6 +39,7 @@ from avs_jax.runtime.command_line import (
     parse,
 )
 from avs_jax.spec import InputError
+from avs_jax.stopping import run_as_program
 from avs_jax.tasks import make_task
 
 SEED = 0
@@ -176,4 +177,4 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run_as_program(main, sys.argv)

@@ -13,7 +13,6 @@ import argparse
 import csv
 import io
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,10 +22,14 @@ from avs_jax.data.decode import decode_text
 from avs_jax.data.records import open_records
 from avs_jax.evaluate import Evaluator, encode_sound
 from avs_jax.files import atomic_folder
+from avs_jax.flag_style import FlagParser
 from avs_jax.results import failures, metrics, visualize
 from avs_jax.results.counts import FrameCounts
 from avs_jax.runtime.checkpoint import Checkpoint
+from avs_jax.runtime.command_line import exit_status
+from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.spec import InputError
+from avs_jax.stopping import run_as_program
 from avs_jax.task import Record
 from avs_jax.tasks import make_task
 
@@ -46,18 +49,14 @@ class Side(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Compares; returns the exit status."""
     args = _parser().parse_args(argv)
-    try:
-        compare(args)
-    except (InputError, OSError) as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: compare(args))
 
 
 def compare(args: argparse.Namespace) -> None:
     """`main` after parsing, with exceptions."""
     if args.count < 1:
         raise InputError(f"--count={args.count}: expected at least 1")
+    use_compilation_cache()
     sides = {name: open_side(args, name) for name in ("a", "b")}
     check_comparable(*sides.values())
     records = open_records(sides["a"].config, args.split)
@@ -188,10 +187,8 @@ def _draw(clip: str, record: Record, found: Mapping[str, Any]) -> np.ndarray:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> FlagParser:
+    parser = FlagParser(description=__doc__)
     parser.add_argument("--a", required=True, help="workdir, a step's directory, or weights")
     parser.add_argument("--b", required=True, help="the other one")
     parser.add_argument("--output", required=True, help="folder; it is replaced as a whole")
@@ -202,4 +199,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)

@@ -1,8 +1,7 @@
 """`avs-jax convert`: avs_jax/programs/convert_weights.py."""
 
-import sys
-
 from avs_jax.programs.convert_weights import main
+from avs_jax.stopping import run_as_program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)

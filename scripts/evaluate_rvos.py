@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from avs_jax.data.decode import decode_labels
 from avs_jax.data.input_files import read_image
@@ -30,6 +29,8 @@ from avs_jax.data.rvos_folders import (
     read_predictions,
 )
 from avs_jax.files import write_atomically
+from avs_jax.flag_style import FlagParser
+from avs_jax.progress import tracked
 from avs_jax.results import rvos
 from avs_jax.spec import InputError
 
@@ -39,9 +40,7 @@ Reader = Callable[[Expression, int, tuple[int, int]], np.ndarray | None]
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags and scores; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(description=__doc__)
     parser.add_argument("--set", required=True, choices=sorted(FILES))
     parser.add_argument("--root", required=True, type=pathlib.Path, help="the set's folder")
     parser.add_argument("--predictions", required=True, type=pathlib.Path, help="json or folder")
@@ -71,7 +70,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         numbers = {"merged": rvos.merged(list(merged_videos(videos, read)))}
     else:
         rows: list[dict[str, Any]] = []
-        for expression in tqdm.tqdm(videos.expressions, unit="expression", disable=None):
+        for expression in tracked(
+            videos.expressions, "scores", len(videos.expressions), "expression"
+        ):
             rows += score_expression(videos, expression, read)
         table = rvos.ExpressionTable.from_rows(rows, facts)
         table.save(args.output / "counts.npz")

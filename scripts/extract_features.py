@@ -27,15 +27,20 @@ from collections.abc import Sequence
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
-import tqdm  # noqa: E402
 from absl import flags  # noqa: E402
 
 from avs_jax.data.input_files import read_json  # noqa: E402
 from avs_jax.files import atomic_file, write_atomically  # noqa: E402
 from avs_jax.inference.clip_features import ClipFeatures  # noqa: E402
+from avs_jax.progress import tracked  # noqa: E402
 from avs_jax.runtime.command_line import CommandLine, exit_status, parse  # noqa: E402
+from avs_jax.runtime.compilation_cache import (  # noqa: E402
+    announce_compilation,
+    use_compilation_cache,
+)
 from avs_jax.runtime.lock import locked  # noqa: E402
 from avs_jax.spec import InputError  # noqa: E402
+from avs_jax.stopping import run_as_program  # noqa: E402
 from tfds_builders.moment_annotations import read_splits  # noqa: E402
 from tfds_builders.own_moments.own_moments_dataset_builder import (  # noqa: E402
     AUDIO,
@@ -47,6 +52,7 @@ from tfds_builders.own_moments.own_moments_dataset_builder import (  # noqa: E40
 )
 
 VIDEOS = "videos"
+COMPILED = {"backbone", "vggish", "encoder"}  # kinds of features that a network makes
 SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi")
 
 
@@ -60,6 +66,9 @@ def run(line: CommandLine) -> None:
     folder = pathlib.Path(line.values.folder).expanduser()
     if not (folder / VIDEOS).is_dir():
         raise InputError(f"{folder / VIDEOS}: no such folder")
+    if COMPILED & set(line.config.data.features.values()):
+        use_compilation_cache()
+        announce_compilation("what makes the features, for each new length")
     extract = ClipFeatures(line.config)
     with locked(folder, "extract_features"):
         _claim(folder / SETTINGS, line.config.data.features.to_dict())
@@ -126,7 +135,7 @@ def _extract_videos(folder: pathlib.Path, extract: ClipFeatures, has_sound: bool
         return ""
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        made = tqdm.tqdm(pool.map(make, paths), "Features", len(paths), unit="video", disable=None)
+        made = tracked(pool.map(make, paths), "features", len(paths), "video")
         problems = [problem for problem in made if problem]
     if problems:
         some = f"{len(problems)} of {len(paths)} videos are unusable:"
@@ -144,4 +153,4 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run_as_program(main, sys.argv)

@@ -10,12 +10,12 @@ of scripts/evaluate_rvos.py and the files of docs/results count too. DIR gets ta
 and table.tex; nothing is recomputed.
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from avs_jax.files import write_atomically
+from avs_jax.flag_style import FlagParser
 from avs_jax.results import collection
 from avs_jax.spec import InputError
 
@@ -52,10 +52,8 @@ def find_reports(text: str) -> list[collection.Stored]:
     return [collection.read_report(file, name) for file in files]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> FlagParser:
+    parser = FlagParser(description=__doc__)
     add = parser.add_argument
     add("--output", required=True, help="folder for the tables")
     add("--report", required=True, action="append", help="NAME=PATH, any number")

@@ -7,8 +7,9 @@ The checkpoint is one of task `align`. Without --folder, the clips of a split of
 indexed (--config.data.dataset and --config.data.data_dir choose another one); with it, every video
 below the folder (mp4, mov, webm, mkv or avi, with sound), cut into clips of config.data.num_frames
 seconds. The index holds embeddings and says where the clips are, not frames or sounds: 4 bytes per
-number, so a million clips with two embeddings of width 256 take 2 GB. --faiss also writes graphs
-for `predict --search --approximate`, and prints how much of the exact answer they find.
+number, so a million clips with two embeddings of width 256 take 2 GB. The same command resumes an
+interrupted run, from INDEX.part.npz. --faiss also writes graphs for `predict --search
+--approximate`, and prints how much of the exact answer they find.
 """
 
 import pathlib
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from avs_jax.inference.approximate_search import write_graphs
-from avs_jax.inference.embedding_search import index_records, index_videos
+from avs_jax.inference.index_building import index_records, index_videos
 from avs_jax.predict import make_predictor
 from avs_jax.runtime.command_line import (
     CommandLine,
@@ -28,6 +29,7 @@ from avs_jax.runtime.command_line import (
     parse,
 )
 from avs_jax.spec import InputError
+from avs_jax.stopping import run_as_program, sigterm_as_interrupt
 
 SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi")
 
@@ -49,11 +51,16 @@ def run(line: CommandLine) -> None:
     predictor = make_predictor(line)
     if predictor.task.search is None:
         raise InputError(f"task {predictor.task.name!r} has no search, task 'align' does")
-    if values.folder:
-        index = index_videos(predictor, paths)
-    else:
-        index = index_records(predictor, values.split or predictor.config.evaluate.split)
-    index.save(values.output)
+    split = values.split or predictor.config.evaluate.split
+    try:
+        with sigterm_as_interrupt():
+            if values.folder:
+                index = index_videos(predictor, paths, values.output)
+            else:
+                index = index_records(predictor, split, values.output)
+    except KeyboardInterrupt:
+        print("stopped: the same command resumes", file=sys.stderr)
+        raise
     print(f"{values.output}: {len(index)} clips")
     if values.faiss:
         for name, share in write_graphs(index, values.output).items():
@@ -82,4 +89,4 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run_as_program(main, sys.argv)

@@ -7,7 +7,6 @@ a training run. Prints the shortest of the repeats; files may still be in the sy
 share of a save is the time of the checksums, during which training waits, over the whole save.
 """
 
-import argparse
 import pathlib
 import shutil
 import sys
@@ -20,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from avs_jax.flag_style import FlagParser  # noqa: E402
 from avs_jax.runtime.checksums import tree_checksums  # noqa: E402
 from avs_jax.runtime.run_checkpoints import Checkpoints  # noqa: E402
 from avs_jax.runtime.step import TrainState  # noqa: E402
@@ -30,9 +30,7 @@ WIDTH = 1024  # of a square parameter: 4 MiB
 
 def main(argv: list[str] | None = None) -> int:
     """Measures and prints; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(description=__doc__)
     parser.add_argument("--output", required=True, help="scratch folder")
     parser.add_argument("--gib", type=float, default=1.0, help="size of the state (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of each (%(default)s)")

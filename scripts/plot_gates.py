@@ -9,7 +9,6 @@ energy.png    gate against the energy of the sound, with Spearman's rho
 gates.json    the numbers in these figures
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -26,6 +25,7 @@ import numpy as np  # noqa: E402
 from scipy import stats  # noqa: E402
 
 from avs_jax.files import atomic_path, write_atomically  # noqa: E402
+from avs_jax.flag_style import FlagParser  # noqa: E402
 from avs_jax.results import gate_log  # noqa: E402
 from avs_jax.spec import InputError  # noqa: E402
 
@@ -35,9 +35,7 @@ MAX_TICKS = 40  # samples whose names fit under a heat map
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags and draws; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(description=__doc__)
     parser.add_argument("--log", required=True, help="gate_logs_*.jsonl")
     parser.add_argument("--output", required=True, help="folder of the figures")
     parser.add_argument("--top", type=int, default=5, help="samples at either end (%(default)s)")

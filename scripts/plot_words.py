@@ -24,6 +24,7 @@ from avs_jax.data.decode import decode_text
 from avs_jax.data.records import open_records
 from avs_jax.data.tokens import clean
 from avs_jax.files import atomic_folder
+from avs_jax.flag_style import FlagParser
 from avs_jax.results import visualize
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import EXPRESSION_KINDS, InputError
@@ -139,10 +140,8 @@ def draw(row: Mapping[str, Any], found: Mapping[str, Any], words: Sequence[str])
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> FlagParser:
+    parser = FlagParser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="workdir or a step's directory")
     parser.add_argument("--output", required=True, help="folder; it is replaced as a whole")
     parser.add_argument("--split", default="test_s", help="(%(default)s)")

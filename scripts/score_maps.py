@@ -36,6 +36,7 @@ from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import CommandLine, define_strings, exit_status, parse
 from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.spec import TRUE_AUDIO, InputError, nearest
+from avs_jax.stopping import run_as_program
 from avs_jax.tasks import make_task
 
 MEASURES = ("stream/mIoU", "stream/f_beta")
@@ -168,4 +169,4 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run_as_program(main, sys.argv)

@@ -19,7 +19,6 @@ layers, clips and channels) in each. OUTPUT/gates.json has the numbers; runs in 
 so the same command resumes, and other variants or seeds are added.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -33,6 +32,7 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from avs_jax.data.pipeline import EvalBatches, TrainBatches  # noqa: E402
 from avs_jax.files import write_atomically  # noqa: E402
+from avs_jax.flag_style import FlagParser  # noqa: E402
 from avs_jax.results import gate_log, moments  # noqa: E402
 from avs_jax.runtime import sharding  # noqa: E402
 from avs_jax.runtime.compilation_cache import use_compilation_cache  # noqa: E402
@@ -63,9 +63,7 @@ VARIANTS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags, runs what is missing and prints the table; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(description=__doc__)
     parser.add_argument("--output", required=True, help="folder of gates.json")
     parser.add_argument("--seeds", type=int, default=3, help="runs per variant (%(default)s)")
     parser.add_argument("--steps", type=int, default=1500, help="of a run (%(default)s)")

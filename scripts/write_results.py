@@ -11,7 +11,6 @@ what was scored), or a table with a title, a command, the machine, a header and 
 never typed into the page.
 """
 
-import argparse
 import csv
 import json
 import pathlib
@@ -20,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avs_jax.files import write_atomically
+from avs_jax.flag_style import FlagParser
 from avs_jax.spec import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -138,9 +138,7 @@ def _report_rows(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, stores or writes; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(description=__doc__)
     jobs = parser.add_subparsers(dest="job")
     add = jobs.add_parser("add", help="store a report, then write the page")
     add.add_argument("--report", required=True, help="folder that an evaluation wrote")

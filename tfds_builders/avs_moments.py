@@ -27,11 +27,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import tqdm
 
 from avs_jax.data.avsbench_folders import Setting
 from avs_jax.data.input_files import read_wav
 from avs_jax.data.moments import log_rms
+from avs_jax.progress import tracked
 from avs_jax.spec import InputError
 from tfds_builders.avsbench import category_labels
 from tfds_builders.clip_files import ClipFiles, read_labels
@@ -69,7 +69,7 @@ def derive_all(
         found = pool.map(derive_one, clips)
         yield from zip(
             clips,
-            tqdm.tqdm(found, "Reading masks", len(clips), unit="clip", disable=None),
+            tracked(found, "reading masks", len(clips), "clip"),
             strict=True,
         )
 

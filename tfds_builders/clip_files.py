@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 
 from avs_jax.data.decode import decode_labels
 from avs_jax.data.flow_files import read_array
 from avs_jax.data.input_files import read_image, read_wav
 from avs_jax.data.motion_track import TRACK_FILE, read_track
+from avs_jax.progress import tracked
 from avs_jax.spec import InputError
 from tfds_builders.features import record_features
 
@@ -238,5 +238,4 @@ def read_all(
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         outcomes = pool.map(read, clips)
-        # disable=None: a bar on a terminal, nothing in a log file
-        yield from tqdm.tqdm(outcomes, "Checking files", len(clips), unit="clip", disable=None)
+        yield from tracked(outcomes, "checking files", len(clips), "clip")

@@ -15,7 +15,6 @@ import wave
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import tqdm
 from PIL import Image
 
 from avs_jax.data import audio
@@ -24,6 +23,7 @@ from avs_jax.data.avsbench_folders import AVSS, Layout, Setting
 from avs_jax.data.input_files import read_image
 from avs_jax.data.video import probe, read_windows
 from avs_jax.files import write_atomically
+from avs_jax.progress import tracked
 from avs_jax.spec import SAMPLE_RATE, InputError
 
 SIDE = 384  # px
@@ -67,7 +67,7 @@ def resize_clips(
             problems.append(f"{source_root / AVSS.csv}: no {subset} clip with vid {row.name}")
             continue
         jobs += _clip_jobs(row, root, setting.layout("vct384"), partners[row.name], source_root)
-    result = _run(jobs, "Resizing")
+    result = _run(jobs, "resizing")
     result.problems = problems + result.problems
     return result
 
@@ -138,7 +138,7 @@ def extract_wavs(setting: Setting, root: pathlib.Path) -> Result:
         video, wav = row.path(root, setting.video), row.path(root, setting.layouts[0].wav)
         if wav.exists() or video.exists():
             jobs.append(Job(video, wav, lambda path, row=row: extract_wav(path, row.num_frames)))
-    return _run(jobs, "Extracting sound")
+    return _run(jobs, "extracting sound")
 
 
 def extract_wav(path: pathlib.Path, seconds: int) -> bytes:
@@ -161,9 +161,7 @@ def _run(jobs: Sequence[Job], title: str) -> Result:
     if not todo:
         return result
     with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        # disable=None: a bar on a terminal, nothing in a log file
-        bar = tqdm.tqdm(pool.map(_make, todo), title, len(todo), unit="file", disable=None)
-        for problem in bar:
+        for problem in tracked(pool.map(_make, todo), title, len(todo), "file"):
             if problem:
                 result.problems.append(problem)
             else:

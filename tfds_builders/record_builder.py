@@ -162,12 +162,6 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
             runner=download_config.beam_runner, options=download_config.beam_options
         )
 
-    def _log_download_bytes(self) -> None:
-        """TFDS announces a download; nothing is downloaded."""
-
-    def _log_download_done(self) -> None:
-        """Likewise."""
-
     @classmethod
     def shards_dir(cls, folder: pathlib.Path) -> pathlib.Path:
         """Where the shards of an unfinished build are, in the folder of the dataset's versions."""

@@ -20,10 +20,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
-import tqdm
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from avs_jax.files import atomic_path, write_atomically
+from avs_jax.progress import Progress
 from tfds_builders.features import RECORD_FORMAT
 
 CLIPS_PER_SHARD = 64
@@ -117,9 +117,7 @@ def write_all(shards: Sequence[Shard], pipeline: Any | None = None) -> list[Shar
     for shard in missing:
         shard.folder.mkdir(parents=True, exist_ok=True)
         shard.report.unlink(missing_ok=True)
-    # disable=None: a bar on a terminal, nothing in a log file
-    bar = {"desc": "Reading and writing", "unit": "clip", "disable": None}
-    with tqdm.tqdm(total=total, initial=done, **bar) as progress:
+    with Progress("reading and writing", total, "clip", done) as progress:
         if pipeline is not None:
             with _watched(missing, progress):
                 _write_with_beam(missing, pipeline)
@@ -235,21 +233,21 @@ def _write_with_beam(shards: Sequence[Shard], pipeline: Any) -> None:
         _ = pipeline | beam.Create(list(shards)) | beam.Reshuffle() | beam.Map(write_shard)
 
 
-def _counted(outcomes: Iterable[Any], progress: tqdm.tqdm) -> Iterator[Any]:
+def _counted(outcomes: Iterable[Any], progress: Progress) -> Iterator[Any]:
     for outcome in outcomes:
-        progress.update()
+        progress.add()
         yield outcome
 
 
 @contextlib.contextmanager
-def _watched(shards: Sequence[Shard], progress: tqdm.tqdm) -> Iterator[None]:
+def _watched(shards: Sequence[Shard], progress: Progress) -> Iterator[None]:
     """Counts the shards that other processes finish, until the block ends."""
     waiting, stop = list(shards), threading.Event()
 
     def look() -> None:
         for shard in [shard for shard in waiting if shard.report.is_file()]:
             waiting.remove(shard)
-            progress.update(len(shard.clips))
+            progress.add(len(shard.clips))
 
     def watch() -> None:
         while not stop.wait(POLL_SECONDS):

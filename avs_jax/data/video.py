@@ -11,8 +11,8 @@ Source: AVSBench's preprocessing takes frame int((k + 15/16) * fps); this is the
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -28,11 +28,13 @@ from avs_jax.data.container import (
     time_of,
     upright,
 )
+from avs_jax.progress import tracked
 from avs_jax.spec import FRAME_OFFSET_SECONDS
 
 MIN_REST_SECONDS = 0.25  # a shorter rest after the last whole second is not shown
 _JITTER_SECONDS = 0.02  # audio time stamps this close to the sample count are rounding
 _Path = str | os.PathLike
+W = TypeVar("W")  # a window, as a tuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +169,12 @@ def decode_windows(video: Video, num_frames: int, with_pairs: bool = False) -> I
         while picks := picker.take(num_frames):
             yield window(picks, track.take(len(picks) * video.sample_rate))
             start += len(picks)
+
+
+def tracked_windows(windows: Iterable[W], video: Video) -> Iterator[W]:
+    """The windows of a video, each with its frames first; progress counts seconds."""
+    name, count = video.path.name, video.num_seconds
+    return tracked(windows, name, count, "second", size=lambda window: len(window[0]))
 
 
 def read_windows(path: _Path, num_frames: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:

@@ -15,12 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tqdm
-
 from avs_jax.data.avsbench_folders import MANIFEST, SPLITS
 from avs_jax.files import write_atomically
 from avs_jax.generate import avsbench, moments, refer, twins
 from avs_jax.generate.setting import Options, Setting
+from avs_jax.progress import Progress
 from avs_jax.spec import InputError
 
 _UNFINISHED_MANIFEST = "generated_clips.unfinished.json"  # what a kill may leave of it
@@ -160,23 +159,19 @@ def _write_clip(job: tuple[Path, str, Options, str, int]) -> None:
 
 
 def _render_all(jobs: list[tuple], workers: int) -> None:
-    """Renders clips in this process or in several; shows progress on a terminal."""
+    """Renders clips in this process or in several, with progress."""
     if not jobs:
         return
-    on_terminal = sys.stderr.isatty()
-    if not on_terminal:
-        print(f"Generating clips: {len(jobs)}", file=sys.stderr, flush=True)
-    with tqdm.tqdm(
-        total=len(jobs), desc="Generating clips", unit="clip", disable=not on_terminal
-    ) as progress:
+    print(f"generating clips: {len(jobs)}", file=sys.stderr, flush=True)
+    with Progress("generating", len(jobs), "clip") as progress:
         if workers <= 1:
             for job in jobs:
                 _write_clip(job)
-                progress.update()
+                progress.add()
             return
         with _make_pool(min(workers, len(jobs))) as pool:
             for _ in pool.imap_unordered(_write_clip, jobs, chunksize=4):
-                progress.update()
+                progress.add()
 
 
 def _make_pool(workers: int) -> multiprocessing.pool.Pool:

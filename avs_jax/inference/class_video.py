@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from avs_jax.data.video import probe, read_windows
+from avs_jax.data.video import probe, read_windows, tracked_windows
 from avs_jax.files import atomic_folder
 from avs_jax.inference.predictor import Predictor
 
@@ -35,7 +35,8 @@ def predict_classes(
       several: whether a clip may have several classes, each with a probability of its own.
     """
     video, windows, lines = probe(path), [], []
-    for frames, waveform, start in read_windows(path, predictor.config.data.num_frames):
+    read = read_windows(path, predictor.config.data.num_frames)
+    for frames, waveform, start in tracked_windows(read, video):
         record = {
             "clip_id": f"{video.path.name} from second {start}",
             "frames": list(frames),

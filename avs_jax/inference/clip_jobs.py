@@ -7,6 +7,7 @@ from time import monotonic
 from typing import NamedTuple, TypeVar
 
 from avs_jax.data.flow_files import FlowClip
+from avs_jax.progress import clock
 
 _SAY_EVERY = 5.0  # seconds
 _READERS = 2  # threads that decode ahead
@@ -60,8 +61,7 @@ class Progress:
         left, speed = "0:00:00" if done == self._total else "?", 0.0
         if self._start is not None and now > self._start and done > kept:
             speed = written / (now - self._start)
-            seconds = int((now - self._start) / (done - kept) * (self._total - done))
-            left = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+            left = clock((now - self._start) / (done - kept) * (self._total - done))
         self._say(
             f"clip {done}/{self._total} ({kept} were complete)  {written} files  "
             f"{speed:.2f} files/s  {left} left"

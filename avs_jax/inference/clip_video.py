@@ -27,7 +27,6 @@ import itertools
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +46,7 @@ from avs_jax.inference.flow_estimator import FlowEstimator, window_flow
 from avs_jax.inference.predictor import Predictor
 from avs_jax.inference.side_by_side import ahead, behind
 from avs_jax.inference.video_tracks import make_track_estimator, needs_weights, video_tracks
+from avs_jax.progress import Progress
 from avs_jax.results.postprocess import object_probability
 from avs_jax.results.visualize import overlay
 from avs_jax.spec import Field, InputError
@@ -105,14 +105,13 @@ def predict_video(
             OverlayWriter(folder / "overlay.mp4", 1.0, video) as writer,
             behind() as later,
             ahead(_read(config, video, given, estimator, tracks)) as windows,
+            Progress(video.path.name, video.num_seconds, "second") as progress,
         ):
             for window, colors, track in windows:
                 found = _predict(predictor, labels, video, window, colors, track, estimator)
                 names = _names(namer, video, window, found[0])
                 later(_write, folder, writer, seconds, config, video, window, *found, names)
-                if video.num_seconds > config.data.num_frames:
-                    done = window.start + len(window.frames)
-                    print(f"second {done} of {video.num_seconds}", file=sys.stderr)
+                progress.add(len(window.frames))
         source = None
         if config.data.pre_masks:
             source = str(pre_masks) if pre_masks else FELZENSZWALB

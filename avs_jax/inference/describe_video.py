@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from avs_jax.data.input_files import read_image
-from avs_jax.data.video import probe, read_windows
+from avs_jax.data.video import probe, read_windows, tracked_windows
 from avs_jax.files import atomic_folder
 from avs_jax.inference.predictor import Predictor
 from avs_jax.label_images import label_pixels
@@ -49,7 +49,8 @@ def predict_descriptions(
     objects = sorted({int(k) for mask in labels for k in np.unique(mask)} - {0})
     windows: dict[int, list[dict[str, Any]]] = {k: [] for k in objects}
     seconds: list[dict[str, Any]] = []
-    for frames, waveform, start in read_windows(path, predictor.config.data.num_frames):
+    read = read_windows(path, predictor.config.data.num_frames)
+    for frames, waveform, start in tracked_windows(read, video):
         shown = labels[start : start + len(frames)]
         said = {}
         for k in objects:

@@ -3,8 +3,8 @@
   avs-jax predict --checkpoint=DIR --search=INDEX.npz --output=DIR
       and one of --audio=x.wav, --image=x.jpg, --text="...", --video=clip.mp4
 
-scripts/index.py makes the index; with --approximate, FAISS chooses the candidates
-(approximate_search.py). A query is compared with the modalities of the clips that it was
+scripts/index.py makes the index (index_building.py); with --approximate, FAISS chooses the
+candidates (approximate_search.py). A query is compared with the modalities of the clips that it was
 trained with: a sound with frames, a text with both. A modality without such a partner is compared
 with itself. The output is
 
@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from avs_jax.data.audio import resample, to_mono
-from avs_jax.data.decode import decode_rgb, decode_text
+from avs_jax.data.decode import decode_rgb
 from avs_jax.data.input_files import read_image, read_wav
 from avs_jax.data.records import open_records
 from avs_jax.data.video import read_windows
@@ -81,48 +81,8 @@ def weights_checksum(predictor: Predictor) -> str:
     return json_checksum(tree_checksums(predictor.variables))
 
 
-# ---- the index ----
-
-
-def index_records(predictor: Predictor, split: str) -> EmbeddingIndex:
-    """The clips of a split of config.data.dataset."""
-    data = predictor.config.data
-    rows = []
-    for place, record in enumerate(open_records(predictor.config, split)):
-        row = {"name": decode_text(record["clip_id"]), "source": "", "place": place}
-        row["category"] = decode_text(record.get("category", ""))
-        rows.append(row | _media_embeds(embed(predictor, {**record, "texts": ()})))
-    data_dir = os.path.abspath(os.path.expanduser(data.data_dir))
-    facts = {"dataset": data.dataset, "data_dir": data_dir, "split": split}
-    return _make_index(predictor, rows, facts)
-
-
-def index_videos(predictor: Predictor, paths: Sequence[pathlib.Path]) -> EmbeddingIndex:
-    """Videos, cut into clips of config.data.num_frames seconds."""
-    rows = []
-    for path in paths:
-        for frames, waveform, rate, start in _windows(path, predictor.config.data.num_frames):
-            row = {"name": f"{path.stem}, second {start}", "source": os.path.abspath(path)}
-            row |= {"place": start, "category": ""}
-            found = embed(predictor, record_of(frames, waveform, rate))
-            rows.append(row | _media_embeds(found))
-    return _make_index(predictor, rows, {})
-
-
-def _media_embeds(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"{m}_embed": found[f"{m}_embed"] for m in MEDIA if f"{m}_embed" in found}
-
-
-def _make_index(predictor: Predictor, rows: Sequence[Mapping], facts: Mapping) -> EmbeddingIndex:
-    if not rows:
-        raise InputError("nothing to index: no clip was found")
-    made = {"weights": weights_checksum(predictor), "window": predictor.config.data.num_frames}
-    made["checkpoint"] = str(predictor.checkpoint.directory)
-    return EmbeddingIndex.from_rows(rows, {**made, **facts})
-
-
-def _windows(path: os.PathLike | str, seconds: int) -> Iterator[tuple]:
-    """(frames, waveform, rate, start) of a video's clips."""
+def read_clips(path: os.PathLike | str, seconds: int) -> Iterator[tuple]:
+    """(frames, waveform, rate, start) of a video's clips of so many seconds."""
     for frames, waveform, start in read_windows(path, seconds):
         yield frames, waveform, len(waveform) // len(frames), start
 
@@ -203,7 +163,7 @@ def _query(predictor: Predictor, audio, image, text, video) -> dict[str, np.ndar
         parts = [part for part in parts if len(part) >= rate] or [waveform]
         wanted, records = ["audio"], [record_of(None, part, rate) for part in parts]
     elif video:
-        records = [record_of(f, sound, rate) for f, sound, rate, _ in _windows(video, seconds)]
+        records = [record_of(f, sound, rate) for f, sound, rate, _ in read_clips(video, seconds)]
         wanted = list(MEDIA)
     fields = {name for pair in PAIRS[predictor.task.model.pairs] for name in pair}
     wanted = [name for name in wanted if name in fields]
@@ -272,7 +232,7 @@ def _media(index: EmbeddingIndex, row: int) -> tuple[np.ndarray, np.ndarray, int
         record = open_records(ConfigDict({"data": where}), index.facts["split"])[place]
         frames, rate = record["frames"], int(record["sample_rate"])
         return decode_rgb(frames[len(frames) // 2]), record["waveform"], rate
-    for frames, waveform, rate, start in _windows(source, index.facts["window"]):
+    for frames, waveform, rate, start in read_clips(source, index.facts["window"]):
         if start == place:
             return frames[len(frames) // 2], waveform, rate
     raise InputError(f"{source}: it has no second {place}; make the index again")

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from avs_jax.data.tokens import clean
-from avs_jax.data.video import Video, Window, decode_windows, probe
+from avs_jax.data.video import Video, Window, decode_windows, probe, tracked_windows
 from avs_jax.data.video_output import OverlayWriter
 from avs_jax.files import atomic_folder
 from avs_jax.inference.predictor import Predictor
@@ -107,7 +107,7 @@ def _predict(
         writers = [stack.enter_context(OverlayWriter(place, 1.0, video)) for place in places]
         later = stack.enter_context(behind())
         windows = decode_windows(video, predictor.config.data.num_frames)
-        for window in stack.enter_context(ahead(windows)):
+        for window in tracked_windows(stack.enter_context(ahead(windows)), video):
             record = {
                 "clip_id": f"{video.path.name} from second {window.start}",
                 "frames": list(window.frames),

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import av.error
 
 from avs_jax.files import write_atomically
+from avs_jax.progress import clock
 from avs_jax.spec import InputError, first_line
 
 MANIFEST, SETTINGS = "manifest.json", "settings.json"
@@ -183,10 +184,9 @@ class _Progress:
             return
         self._shown = now
         each = (now - self._start) / number
-        left = int(each * (self._total - number))
-        clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        left = clock(each * (self._total - number))
         self._say(
-            f"video {number}/{self._total}  {self._failed} failed  {each:.1f} s each  {clock} left"
+            f"video {number}/{self._total}  {self._failed} failed  {each:.1f} s each  {left} left"
         )
 
 

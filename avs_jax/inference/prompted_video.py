@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,10 +24,11 @@ from PIL import Image
 from avs_jax.array_files import read_npz
 from avs_jax.data.input_files import read_image, read_json
 from avs_jax.data.prompts import Prompt
-from avs_jax.data.video import read_frames
+from avs_jax.data.video import frame_span, read_frames
 from avs_jax.files import atomic_folder
 from avs_jax.inference.predictor import Predictor
 from avs_jax.inference.sam2 import Prompts, Sam2
+from avs_jax.progress import tracked
 from avs_jax.results.visualize import overlay
 from avs_jax.spec import InputError
 
@@ -66,7 +66,8 @@ def predict_prompted(
     with atomic_folder(output) as folder:
         for kind in ("overlay", *(f"masks/{name}" for name in names)):
             (folder / kind).mkdir(parents=True)
-        for frame, found in zip(frames, sam2.track(frames, prompts), strict=True):
+        pairs = zip(frames, sam2.track(frames, prompts), strict=True)
+        for frame, found in tracked(pairs, frames.name, frames.count(), "frame"):
             predictor.step()
             file, shown = f"{found.number:05d}", frame
             for i, name in enumerate(names):
@@ -85,8 +86,6 @@ def predict_prompted(
                 for name in names
             }
             lines.append({"frame": found.number, "objects": objects})
-            if found.number % 50 == 49:
-                print(f"frame {found.number + 1}", file=sys.stderr)
         results = {"video": str(path), "objects": names, "frames": lines}
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     count = f"{len(lines)} frames, {len(names)} objects"
@@ -94,11 +93,15 @@ def predict_prompted(
 
 
 class Frames:
-    """The frames of a video file or of a folder, uint8 RGB [H, W, 3]; readable several times."""
+    """The frames of a video file or of a folder, uint8 RGB [H, W, 3]; readable several times.
+
+    Attributes:
+      name: of the file or folder.
+    """
 
     def __init__(self, path: _Path):
         self._path = pathlib.Path(path).expanduser()
-        self._files = []
+        self.name, self._files = self._path.name, []
         if self._path.is_dir():
             files = (file for file in self._path.iterdir() if file.suffix.lower() in IMAGES)
             self._files = sorted(files, key=lambda file: (len(file.name), file.name))
@@ -109,6 +112,10 @@ class Frames:
         if not self._files:
             return read_frames(self._path)
         return self._images()
+
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._files) or frame_span(self._path).num_frames
 
     def _images(self) -> Iterator[np.ndarray]:
         size = None

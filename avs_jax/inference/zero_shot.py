@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from avs_jax.data.video import probe, read_windows
+from avs_jax.data.video import probe, read_windows, tracked_windows
 from avs_jax.files import atomic_folder
 from avs_jax.inference.embedding_search import MEDIA, embed, record_of
 from avs_jax.inference.predictor import Predictor
@@ -111,7 +111,8 @@ def classify_video(
     """Writes results.json of a video; returns lines to print."""
     classes, video = ZeroShot(predictor, text), probe(path)
     parts = []
-    for frames, waveform, _ in read_windows(path, predictor.config.data.num_frames):
+    windows = read_windows(path, predictor.config.data.num_frames)
+    for frames, waveform, _ in tracked_windows(windows, video):
         found = embed(predictor, record_of(frames, waveform, video.sample_rate))
         parts.append(classes.scores(found, "seconds")[: len(frames)])
     seconds = np.concatenate(parts)

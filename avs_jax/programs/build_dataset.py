@@ -69,16 +69,16 @@ def main(argv: list[str] | None = None) -> int:
         with sigterm_as_interrupt():
             build(name, layout, args)
     except (InputError, OSError, ModuleNotFoundError) as error:
-        print(f"build_dataset: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         line, status = stop_status(error)
-        print(f"build_dataset: {line}; run it again to resume", file=sys.stderr)
+        print(f"{line}; the same command resumes", file=sys.stderr)
         return status
     except RuntimeError as error:
         if "No space left" not in str(error):  # so TFDS reports a full disk
             raise
-        print(f"build_dataset: {error}; nothing was built", file=sys.stderr)
+        print(f"error: {error}; nothing was built", file=sys.stderr)
         return 1
     return 0
 

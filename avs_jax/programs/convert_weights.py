@@ -66,19 +66,15 @@ from avs_jax.programs.weight_conversion import (
     other_floats,
 )
 from avs_jax.runtime.checkpoint import save_variables
-from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.command_line import UsageError, exit_status, parse
 from avs_jax.runtime.memory import parse_bytes
-from avs_jax.spec import MASK_STRIDE, InputError
+from avs_jax.spec import MASK_STRIDE
+from avs_jax.stopping import run_as_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, converts and reports; returns the exit status."""
-    try:
-        run(sys.argv if argv is None else argv)
-    except (InputError, OSError) as error:
-        print(f"convert_weights: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: run(sys.argv if argv is None else argv))
 
 
 def run(argv: Sequence[str]) -> None:
@@ -91,6 +87,7 @@ def run(argv: Sequence[str]) -> None:
     output = pathlib.Path(values.output)
     if output.exists():
         raise UsageError(f"--output={output} exists; choose a new folder, nothing was written")
+    print(f"reading {values.input}", file=sys.stderr, flush=True)
     state_dict, notes = read_state_dict(values.input, parse_bytes(values.max_size)), []
     stored_config = config
     try:
@@ -106,6 +103,7 @@ def run(argv: Sequence[str]) -> None:
     except ConversionError as error:
         hint = "\n(--cast turns other floats into float32)" if other_floats(state_dict) else ""
         raise ConversionError(f"{values.input}, nothing was written: {error}{hint}") from error
+    print(f"writing {output}", file=sys.stderr, flush=True)
     save_variables(output, result.variables, stored_config, result.kept)
     report(values, state_dict, result._replace(notes=notes + result.notes), config or stored_config)
 
@@ -176,4 +174,4 @@ def summary(names: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)

@@ -37,8 +37,15 @@ from avs_jax.inference.stablehlo import PLATFORMS, write_program
 from avs_jax.models.backbones.swin import relative_position_index
 from avs_jax.programs.weight_conversion import flatten
 from avs_jax.runtime.checkpoint import WEIGHTS, Checkpoint, save_variables
-from avs_jax.runtime.command_line import UsageError, checkpoint_config, define_strings, parse
+from avs_jax.runtime.command_line import (
+    UsageError,
+    checkpoint_config,
+    define_strings,
+    exit_status,
+    parse,
+)
 from avs_jax.spec import InputError
+from avs_jax.stopping import run_as_program
 from avs_jax.tasks import make_task
 
 ORBAX, STABLEHLO = "orbax", "stablehlo"
@@ -135,12 +142,7 @@ def _class_weights(config: ConfigDict) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, exports and reports; returns the exit status."""
-    try:
-        run(sys.argv if argv is None else argv)
-    except (InputError, OSError) as error:
-        print(f"export_weights: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: run(sys.argv if argv is None else argv))
 
 
 def run(argv: Sequence[str]) -> None:
@@ -156,6 +158,7 @@ def run(argv: Sequence[str]) -> None:
     config, notes = checkpoint_config(line, checkpoint)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    print(f"reading {checkpoint.directory}", file=sys.stderr, flush=True)
     if values.format == STABLEHLO:
         _export_program(output, config, checkpoint, values)
         return
@@ -233,4 +236,4 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)

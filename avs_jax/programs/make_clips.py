@@ -35,11 +35,11 @@ def main(argv: list[str] | None = None) -> int:
                 kind=args.kind,
             )
     except (InputError, OSError) as error:
-        print(f"make_clips: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         line, status = stop_status(error)
-        print(f"make_clips: {line}; run the same command again to resume", file=sys.stderr)
+        print(f"{line}; the same command resumes", file=sys.stderr)
         return status
     print(f"{args.output}: complete, {written} clips generated now")
     return 0

@@ -92,7 +92,7 @@ def prepare(folder: str) -> int:
         print(f"{setting}: 384 px files: {result.made} made, {result.kept} kept")
         problems += result.problems
     for problem in problems:
-        print(f"prepare_avsbench: {problem}", file=sys.stderr)
+        print(f"error: {problem}", file=sys.stderr)
     return int(bool(problems))
 
 
@@ -115,11 +115,12 @@ def main(argv: list[str] | None = None) -> int:
                 return check(args.folder, args.json)
             return prepare(args.folder)
     except (InputError, OSError) as error:
-        print(f"prepare_avsbench: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         line, status = stop_status(error)
-        print(f"prepare_avsbench: {line}; run it again to resume", file=sys.stderr)
+        advice = "starts over" if args.command == "check" else "resumes"
+        print(f"{line}; the same command {advice}", file=sys.stderr)
         return status
 
 

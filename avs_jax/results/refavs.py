@@ -29,8 +29,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from avs_jax.progress import tracked
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.metrics import davis, f_beta_curves
 from avs_jax.results.predictions import Layout, PredictionFiles
@@ -173,7 +173,7 @@ def read_predictions(
       InputError: lists every file that is missing, superfluous or unreadable.
     """
     files, meter = PredictionFiles(directory, layout), ExpressionMeter(facts)
-    for record in tqdm(records, desc="predictions", disable=None, leave=False):
+    for record in tracked(records, "predictions", len(records), "expression"):
         truth = rows.prepare_labels(record)
         meter.add({"pred": files.read_clip(truth)[None]}, stack_rows([truth], rows.fields))
     files.finish()

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from avs_jax.label_images import CLASS_PALETTE
+from avs_jax.progress import tracked
 from avs_jax.results import negatives, visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.predictions import Layout, PredictionFiles, write_batch
@@ -78,7 +78,7 @@ def read_predictions(
     """
     files = PredictionFiles(directory, layout())
     counter = FrameCounter(layout().num_classes, facts)
-    for record in tqdm(records, desc="predictions", unit="clip", disable=None, leave=False):
+    for record in tracked(records, "predictions", len(records), "clip"):
         truth = rows.prepare_labels(record)
         batch, pred = stack_rows([truth], rows.fields), files.read_clip(truth)[None]
         counter.add(pred, batch, count_sources(pred, batch["objects"]))

@@ -7,6 +7,7 @@ the cache unusable.)
 
 import os
 import pathlib
+import sys
 
 import jax
 
@@ -30,6 +31,13 @@ def use_compilation_cache() -> pathlib.Path:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
     return directory
+
+
+def announce_compilation(what: str, duration: str = "a minute or more on a CPU") -> None:
+    """Says on stderr what is compiled, how long that takes, and where the result is kept."""
+    place = jax.config.jax_compilation_cache_dir
+    kept = f"; only the first time, {place} keeps it" if place else ""
+    print(f"note: compiling {what}: {duration}{kept}", file=sys.stderr, flush=True)
 
 
 def remove_oldest(directory: pathlib.Path, max_bytes: int) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
+from avs_jax.progress import tracked
 from avs_jax.runtime.sharding import AXES, batch_sharding, put_batch
 from avs_jax.task import Batch, Record, Table, Task
 
@@ -77,7 +77,7 @@ def evaluate(
     Args:
       eval_step: from `make_eval_step`, for the same mesh.
       variables: (params, batch_stats).
-      loader: finite; yields this process's rows of evaluation batches.
+      loader: with a length; yields this process's rows of evaluation batches.
       facts: identify the run in the table.
       title: of the progress line and the figures.
       num_figures: number of records to draw, the first ones of this process.
@@ -86,9 +86,8 @@ def evaluate(
     """
     meter, share = task.meter(facts or {}), 1
     figures: dict[str, np.ndarray] = {}
-    total = len(loader) if hasattr(loader, "__len__") else None
-    quiet = jax.process_index() != 0 or None  # None: if stderr is no terminal
-    for batch in tqdm(loader, desc=title, total=total, unit="batch", disable=quiet, leave=False):
+    is_first = jax.process_index() == 0
+    for batch in tracked(loader, title, len(loader), "batch", is_shown=is_first):
         scores = _score(task, eval_step, variables, batch, mesh)
         meter.add(scores, batch)
         for observe in observers:

@@ -157,7 +157,7 @@ def test_killed_build_is_resumed(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(clip_files, "read_clip", killed)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert run(source, tmp_path) == 130
-    assert "build_dataset: interrupted" in capsys.readouterr().err
+    assert "interrupted; the same command resumes" in capsys.readouterr().err
     changed = next(source.glob("*/val_5_00001/audio.wav"))
     os.utime(changed, ns=(1, 1))
     read.clear()

@@ -385,7 +385,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path, capsys, source):
         (tmp_path / "w.pth").write_bytes(content)
         assert command(source, tmp_path / "w.pth", tmp_path / "ours") == 1
         err = capsys.readouterr().err
-        assert err.startswith(f"convert_weights: {tmp_path / 'w.pth'}: ") and reason in err
+        assert f"error: {tmp_path / 'w.pth'}: " in err and reason in err
         assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]
 
 

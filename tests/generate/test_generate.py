@@ -373,9 +373,7 @@ def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
         assert make_clips.main(command) == 130
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == (
-        "Generating clips: 1\nmake_clips: interrupted; run the same command again to resume\n"
-    )
+    assert err == ("generating clips: 1\ninterrupted; the same command resumes\n")
     assert make_clips.main(command) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'a'}: complete, 1 clips generated now\n"
     assert make_clips.main(command) == 0

@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
 import pathlib
 import re
 import shlex
+import signal
+import threading
 import types
 
 import numpy as np
@@ -113,12 +116,12 @@ def trainer(monkeypatch):
         calls.append((workdir.name, command[3:-1]))
         if workdir.name in broken:
             stdout.write(b"main: the disk is full\n")
-            return types.SimpleNamespace(returncode=1)
+            return types.SimpleNamespace(wait=lambda: 1)
         seed = int(command[-2].removeprefix("--config.seed="))
         numbers[workdir.name] = write_report(workdir, seed, 0.9 if "ama" in workdir.name else 0.5)
-        return types.SimpleNamespace(returncode=0)
+        return types.SimpleNamespace(wait=lambda: 0)
 
-    monkeypatch.setattr(ablate.subprocess, "run", train)
+    monkeypatch.setattr(ablate.subprocess, "Popen", train)
     found = types.SimpleNamespace(config=s4_vct.get_config("tiny"))
     monkeypatch.setattr(ablate, "Checkpoint", types.SimpleNamespace(find=lambda _: found))
     return types.SimpleNamespace(calls=calls, numbers=numbers, broken=broken)
@@ -132,6 +135,27 @@ def flags(output, *more):
         "--variant=ama --config=configs/s4_ama.py:demo --config.train.ema_decay=0.0",
         *more,
     ]
+
+
+def test_a_signal_stops_the_running_trainings(monkeypatch, tmp_path, capsys):
+    terminated = threading.Event()
+
+    class Training:
+        def __init__(self, command, **_):
+            self.command = command
+
+        def wait(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 0 if terminated.wait(20) else -1
+
+        def terminate(self):
+            terminated.set()
+
+    monkeypatch.setattr(ablate.subprocess, "Popen", Training)
+    assert ablate.main(flags(tmp_path)) == 128 + signal.SIGTERM
+    assert terminated.is_set()
+    assert len(list(tmp_path.glob("*.log"))) == 1  # no other one was started
+    assert capsys.readouterr().err.endswith("terminated; the same command resumes\n")
 
 
 def test_trains_what_is_missing_and_compares(trainer, tmp_path, capsys):

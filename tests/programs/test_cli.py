@@ -39,8 +39,8 @@ def test_the_list_names_every_subcommand(capsys):
         (["???"], "nearest: train, evaluate, "),
         (["evaluate"], "either --checkpoint or --predictions"),
         (["plan", "--devices=2"], "--config is missing"),
-        (["clips", "--kind=slow", "--output=x"], "make_clips: "),
-        (["data", "check", "no-such-folder"], "prepare_avsbench: no-such-folder"),
+        (["clips", "--kind=slow", "--output=x"], "error: "),
+        (["data", "check", "no-such-folder"], "error: no-such-folder"),
     ],
 )
 def test_mistakes_get_one_line(arguments, reason, capsys, monkeypatch, tmp_path):

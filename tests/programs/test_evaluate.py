@@ -18,6 +18,7 @@ from avs_jax import evaluate as evaluation
 from avs_jax.controls import pairing
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.pipeline import EvalBatches
+from avs_jax.finished_conditions import FinishedConditions, condition_key
 from avs_jax.results import metrics
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.report import Report, to_json, to_markdown, to_text
@@ -349,6 +350,52 @@ def test_evaluate_split_scores_true_and_false_sound(job, tmp_path, capsys):
     # With the silent object's sound the model marks that object, which is as large.
     np.testing.assert_array_equal(shown_counts.scored().counts["pred"], 64)
     assert "true audio" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_keeps_its_finished_conditions(
+    job, tmp_path, capsys, monkeypatch
+):
+    config, weights, clips = job
+    config.evaluate.num_pictures = 1
+    call, seen = evaluation.Evaluator.__call__, []
+
+    def watched(self, records, condition, observers=()):
+        seen.append(condition)
+        if condition == "audio_in_picture" and seen.count(condition) == 1:
+            raise KeyboardInterrupt
+        return call(self, records, condition, observers)
+
+    monkeypatch.setattr(evaluation.Evaluator, "__call__", watched)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_test_split(config, weights, tmp_path / "out")
+    assert "2 of 3 conditions are kept; the same command resumes" in capsys.readouterr().err
+    evaluate_test_split(config, weights, tmp_path / "out")
+    assert seen == ["true_audio", "swapped_audio", "audio_in_picture", "audio_in_picture"]
+    evaluate_test_split(config, weights, tmp_path / "whole")  # evaluates everything
+    assert len(seen) == 7
+    (resumed,), (whole,) = (
+        sorted((tmp_path / name / "evaluation").iterdir()) for name in ("out", "whole")
+    )  # nothing else is left
+    names = {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
+    assert len(names) == 9
+    assert names == {path.relative_to(resumed) for path in resumed.rglob("*") if path.is_file()}
+    for name in names:
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_finished_conditions_of_other_records_do_not_count(job, tmp_path):
+    table = FrameCounts.from_rows([], {})
+    result = passes.Evaluation(table, {"a": np.ones((2, 3, 3), np.uint8)})
+    report, records = tmp_path / "report", job[2]
+    finished = [
+        FinishedConditions(report, condition_key({"split": "test"}, given, 1), FrameCounts)
+        for given in (records, records[:-1])
+    ]
+    finished[0].save("silence", result, {"x.json": "{}"})
+    found, files = finished[0].load("silence")
+    assert files == {"x.json": "{}"} and (found.figures["a"] == 1).all()
+    assert finished[1].load("silence") is None and finished[0].load("other") is None
 
 
 def test_another_run_does_not_replace_a_report(job, tmp_path):

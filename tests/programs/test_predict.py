@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax import predict
+from avs_jax import predict, progress
 from avs_jax.data.video import read_windows
 from avs_jax.generate.video_writer import write_video
 from avs_jax.inference import clip_video, side_by_side
@@ -130,15 +130,19 @@ def test_stereo_48_khz_through_the_command_line(tmp_path, checkpoint, capsys):
     assert "made with felzenszwalb" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seconds, windows", [(2, 0), (23, 5)])  # one window needs no progress
-def test_shorter_and_longer_than_a_window(tmp_path, predictor, seconds, windows, capsys):
+@pytest.mark.parametrize("seconds, windows", [(2, 1), (23, 5)])
+def test_shorter_and_longer_than_a_window(
+    tmp_path, predictor, seconds, windows, capsys, monkeypatch
+):
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0)  # a line after every window
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0)
     path = tmp_path / "clip.mp4"
     write_video(path, frames_of(4 * seconds, 64, 64), 4, tone(seconds, 16_000))
     compiled = predictor._forward._cache_size()
     predict_video(predictor, path, tmp_path / "out")
     assert predictor._forward._cache_size() <= compiled + 1  # for all windows, the last one too
     check_results(tmp_path / "out", seconds, (64, 64))
-    assert capsys.readouterr().err.count("second ") == windows
+    assert capsys.readouterr().err.count(f"/{seconds} seconds") == windows
 
 
 def test_threads_change_no_bit(tmp_path, predictor, monkeypatch):

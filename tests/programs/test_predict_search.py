@@ -9,7 +9,7 @@ from PIL import Image
 from avs_jax import predict
 from avs_jax.generate.encoding import encode_wav
 from avs_jax.generate.video_writer import write_video
-from avs_jax.inference import embedding_search
+from avs_jax.inference import embedding_search, index_building
 from avs_jax.inference.predictor import Predictor
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from avs_jax.runtime.step import init_variables
@@ -39,7 +39,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
     checkpoint = save_random(folder / "weights", 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedding_search, "open_records", lambda config, split: small.records(7))
+        for module in (embedding_search, index_building):
+            patch.setattr(module, "open_records", lambda config, split: small.records(7))
         flags = [f"--checkpoint={checkpoint}", f"--output={folder}/index.npz", "--split=test"]
         assert index_program.main(["x", *flags]) == 0
         rng = np.random.default_rng(0)
@@ -91,6 +92,27 @@ def test_videos_are_indexed_and_found(place, capsys):
     assert "made with other weights" in capsys.readouterr().err
     assert predict.main(["x", *flags]) == 1
     assert "--search takes one of --audio, --image" in capsys.readouterr().err
+
+
+def test_an_interrupted_index_resumes(place, monkeypatch, capsys):
+    embed, seen = index_building.embed, []
+
+    def interrupted(predictor, record):
+        seen.append(record["clip_id"])
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return embed(predictor, record)
+
+    monkeypatch.setattr(index_building, "embed", interrupted)
+    flags = [f"--checkpoint={place}/weights", f"--output={place}/again.npz", "--split=test"]
+    assert index_program.main(["x", *flags]) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+    assert not (place / "again.npz").exists()
+    assert index_program.main(["x", *flags]) == 0
+    assert "resuming after 3 of 7 clips" in capsys.readouterr().out
+    assert len(seen) == 4 + 4 and len(set(seen)) == 7
+    assert (place / "again.npz").read_bytes() == (place / "index.npz").read_bytes()
+    assert not (place / "again.part.npz").exists()
 
 
 def test_a_sound_is_compared_with_every_cell(place):
