@@ -22,7 +22,7 @@ def recipe() -> ConfigDict:
     config, base = refer_config(), sam2_host.sam2_host_config("refer_sam2")
     text = config.model.text
     config.name, config.host = base.name, base.host
-    for key in ("image_size", "square_first", "augment"):
+    for key in ("image_size", "square_first", "augment", "trunk_features", "trunk_key"):
         config.data[key] = base.data[key]
     config.model = sam2_host.host_model(config.data, "base_plus")
     config.model.text = text

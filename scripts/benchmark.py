@@ -34,7 +34,11 @@ For the host tpavi (--config=configs/s4_tpavi_resnet50.py), PyTorch's side is AV
 VGGish. It multiplies keys and values first, as ours does; with --original_attention it builds the
 matrix of all pairs of pixels, as the original does.
 
-For task track (--config=configs/sam2_tiny.py), PyTorch's side is transformers' SAM2.
+For task track (--config=configs/sam2_tiny.py), PyTorch's side is transformers' SAM2 of that size
+with random weights. scripts/benchmark_sam2.sh measures all rows of docs/results.md in one run.
+
+--output=PATH also writes the table as PATH.md, as PATH.csv for scripts/write_results.py, and every
+timing as PATH.json.
 
 Memory: for ours, what XLA allocates for the compiled function (arguments, temporaries, output). For
 PyTorch, the peak of its allocator on a GPU, and on a CPU the growth of the process's peak memory
@@ -42,6 +46,8 @@ since before the model was built. Both include parameters and, in `step`, the op
 """
 
 import contextlib
+import csv
+import io
 import json
 import os
 import pathlib
@@ -147,14 +153,27 @@ def to_markdown(results: Sequence[dict]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for result in results:
-        ours, other = result["seconds"]["jax"], result["seconds"]["torch"]
-        memory = [f"{result['bytes'][side] / GIB:.2f}" for side in ("jax", "torch")]
         frames = f"{result['frames']['jax']} : {result['frames']['torch']}"
-        lines.append(
-            f"| {result['case']} | {frames} | {ours:.3f} | {other:.3f} | {ours / other:.2f} "
-            f"| {memory[0]} | {memory[1]} |"
-        )
+        lines.append("| " + " | ".join([result["case"], frames, *_numbers(result)]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def to_csv(results: Sequence[dict], name: str, side: int) -> str:
+    """The rows of a page of results: each says which configuration it is of, and its image size."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    times, sizes = ("s, ours", "s, PyTorch", "ratio"), ("GiB, ours", "GiB, PyTorch")
+    writer.writerow(["config", "px", "case", *times, *sizes])
+    for result in results:
+        writer.writerow([name, side, result["case"], *_numbers(result)])
+    return text.getvalue()
+
+
+def _numbers(result: dict) -> list[str]:
+    """Seconds of both sides, their ratio, GiB of both sides."""
+    ours, other = (result["seconds"][side] for side in ("jax", "torch"))
+    memory = [f"{result['bytes'][side] / GIB:.2f}" for side in ("jax", "torch")]
+    return [f"{ours:.3f}", f"{other:.3f}", f"{ours / other:.2f}", *memory]
 
 
 def _blocks(text: str | None, host: str) -> list[str]:
@@ -185,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_bool(
             "original_attention", False, "PyTorch's TPAVI builds the matrix", flag_values=values
         )
-        flags.DEFINE_string("output", None, "also write FILE.md and FILE.json", flag_values=values)
+        flags.DEFINE_string("output", None, "also write PATH.md, .csv, .json", flag_values=values)
 
     try:
         config, values, _ = parse(argv, define, __doc__)
@@ -208,6 +227,7 @@ def main(argv: Sequence[str]) -> int:
     if values.output:
         path = pathlib.Path(values.output)
         path.with_suffix(".md").write_text(to_markdown(results))
+        path.with_suffix(".csv").write_text(to_csv(results, config.name, config.data.image_size))
         path.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
     return 0
 

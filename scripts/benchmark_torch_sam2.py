@@ -58,6 +58,7 @@ def memory(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
             video_height=side,
             video_width=side,
             inference_device=device,
+            dtype=torch.float32,  # the default is a string, which its own code does not accept
         )
         index = session.obj_id_to_idx(1)
         points = torch.full((1, 1, 1, 2), side / 2)

@@ -7,11 +7,11 @@
       --config.data.trunk_features=DIR
 
 The folder belongs to these weights and this image size; others are an error, here and in training.
-Maps are stored as float16: 8.4 MB per frame at 1024 px, 1.2 MB at 384 px. Clips that the folder has
-are kept, so an interrupted run is resumed by the same command.
+Maps are stored as float16: 8.4 MB per frame at 1024 px, 1.2 MB at 384 px. The script skips clips
+that the folder holds, so the same command resumes an interrupted run. With configs/refer_sam2.py,
+all expressions of a clip share its maps; name the splits: --splits=train,val,test_s,test_u,test_n.
 """
 
-import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -24,8 +24,7 @@ from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_text
 from avs_jax.data.input_files import read_json
 from avs_jax.data.records import open_records
-from avs_jax.data.trunk_features import FACTS, MAPS, file_name, write_features
-from avs_jax.files import write_atomically
+from avs_jax.data.trunk_features import FACTS, MAPS, file_name, write_facts, write_features
 from avs_jax.inference.trunk_weights import encoder_weights
 from avs_jax.models import build_model
 from avs_jax.models.inputs import prepare_images
@@ -59,7 +58,7 @@ def run(line: CommandLine) -> None:
         for split in line.values.splits:
             records = open_records(config, split)
             count = cache_records(records, rows, encode, folder, key)
-            print(f"{folder}: {split}, {count} of {len(records)} clips computed")
+            print(f"{folder}: {split}, {count} clips computed")
 
 
 def make_encoder(sam2_config, params) -> Callable[[np.ndarray], tuple]:
@@ -91,17 +90,23 @@ def cache_records(
         if (folder / FACTS).is_file() and (folder / file_name(clip)).is_file():
             _check_facts(folder, key, rows.sizes["H"])
             continue
-        row = rows.prepare(record, None)
+        row = rows.prepare(_without_truth(record), None)
         found = encode(row["images"])
         maps = dict(zip(MAPS, (np.asarray(x) for x in found), strict=True))
         if not (folder / FACTS).is_file():
             shapes = {name: x.shape[1:] for name, x in maps.items()}
-            facts = {"weights": key, "image_size": rows.sizes["H"], "shapes": shapes}
-            write_atomically(folder / FACTS, json.dumps(facts, indent=2) + "\n")
+            write_facts(folder, key, rows.sizes["H"], shapes)
         _check_facts(folder, key, rows.sizes["H"])
         write_features(folder, clip, {name: x[row["valid"]] for name, x in maps.items()})
         count += 1
     return count
+
+
+def _without_truth(record: Record) -> Record:
+    """The clip of a record of either task, for its images alone."""
+    names = ("clip_id", "frames", "waveform", "sample_rate")
+    more = {"category": "", "category_label": 0, "pre_masks": (), "masks": (), "mask_index": ()}
+    return {name: record[name] for name in names} | more
 
 
 def _check_facts(folder: pathlib.Path, key: str, image_size: int) -> None:

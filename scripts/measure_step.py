@@ -3,17 +3,28 @@
   python scripts/measure_step.py --config=configs/s4_ama.py --config.train.batch_size=1
       --config.data.train_frames=all --steps=3
 
+  python scripts/measure_step.py --config=configs/s4_sam2.py --config.train.batch_size=1
+      [--cached_maps] [--csv=steps.csv]
+
 Prints the bytes of the compiled step (arguments, temporaries), the compile time, the wall and CPU
 time of each step, and the memory of the process: after compiling, after what the compiler freed was
 given back as in training (not with --return_freed=False), and the peak of the steps alone. Images
 and ground truth are noise; frames have ground truth if the configuration supervises them.
+
+--cached_maps gives a model with a frozen image encoder the maps of that encoder, as with
+config.data.trunk_features; it needs no weights and no folder. --csv appends a row to a table for
+scripts/write_results.py.
 """
 
+import contextlib
+import csv
 import dataclasses
 import pathlib
+import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,21 +32,25 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from avs_jax.data.clip import ClipRows
+from avs_jax.data.trunk_features import MAPS, map_shapes, write_facts
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
 from avs_jax.runtime.command_line import exit_status, parse
-from avs_jax.runtime.memory import StepBytes
+from avs_jax.runtime.memory import GIB, StepBytes
 from avs_jax.runtime.process_memory import ProcessMemory, return_freed_memory
 from avs_jax.runtime.step import TrainState
+from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
+from avs_jax.tasks import make_task
+
+HEADER = ("config", "px", "clips", "frames", "image encoder", "s per step", "GiB")
 
 
 def random_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
     """A training batch of noise; frames 0 .. num_supervised - 1 have every target."""
     rng = np.random.default_rng(seed)
     size = config.train.batch_size
-    rows = ClipRows(config)
+    rows = make_task(config).rows
     batch = stack_rows([rows.empty(train=True) for _ in range(size)], rows.fields)
     num_frames = batch["valid"].shape[1]
     batch["frame_index"] = np.tile(np.arange(num_frames, dtype=np.int32), (size, 1))
@@ -46,9 +61,13 @@ def random_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
     for field in ("images", "pre_masks"):
         if field in batch:
             batch[field] = rng.integers(0, 256, batch[field].shape, np.uint8)
-    for field in ("log_mel", "motion"):
+    for field in ("log_mel", "motion", *MAPS):
         if field in batch:
-            batch[field] = rng.random(batch[field].shape, np.float32)
+            noise = rng.random(batch[field].shape, np.float32)
+            batch[field] = noise.astype(batch[field].dtype)
+    if "text_ids" in batch:
+        batch["text_ids"] = rng.integers(3, 200, batch["text_ids"].shape, np.int32)
+        batch["text_mask"] = np.ones_like(batch["text_mask"])
     batch["target_masks"] = rng.random(batch["target_masks"].shape) < 0.5
     batch["target_labels"] += np.arange(config.data.max_targets) % config.data.num_classes
     batch["target_valid"] = np.repeat(
@@ -86,8 +105,32 @@ def reset_peak() -> None:
         switch.write_text("5")
 
 
-def measure(config: ConfigDict, steps: int, return_freed: bool) -> None:
-    """Compiles the step, runs it `steps` times and prints the cost."""
+@contextlib.contextmanager
+def with_cached_maps(config: ConfigDict) -> Iterator[ConfigDict]:
+    """The configuration of a step whose batches hold the maps of the frozen image encoder."""
+    if "trunk_features" not in config.data:
+        raise InputError(f"--cached_maps: {config.name} has no config.data.trunk_features")
+    config, size = config.copy_and_resolve_references(), config.data.image_size
+    with tempfile.TemporaryDirectory() as folder:
+        shapes = map_shapes(size, config.model.sam2.width)
+        write_facts(pathlib.Path(folder), "random", size, shapes)
+        config.data.trunk_features, config.data.augment.flip = folder, 0.0
+        yield config
+
+
+def append_row(path: pathlib.Path, row: Sequence[Any]) -> None:
+    """Adds a row to a table in csv, which it starts with its header."""
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([HEADER, row] if is_new else [row])
+
+
+def measure(config: ConfigDict, steps: int, return_freed: bool) -> tuple:
+    """Compiles the step, runs it `steps` times and prints the cost.
+
+    Returns:
+      a row of HEADER; its time is the median of the steps.
+    """
     mesh = sharding.make_mesh(config)
     step = trace_step(config, mesh)
     clips, frames = step.batch["valid"].shape
@@ -104,16 +147,21 @@ def measure(config: ConfigDict, steps: int, return_freed: bool) -> None:
         print(f"the process, freed memory given back: {ProcessMemory.now()}")
     reset_peak()
     state, batch = random_state(step.state), sharding.put_batch(random_batch(config), mesh)
+    times = []
     for i in range(steps):
         start, cpu = time.monotonic(), time.process_time()
         state, metrics = compiled(state, batch)
         jax.block_until_ready(state)
         seconds, cpu = time.monotonic() - start, time.process_time() - cpu
+        times.append(seconds)
         loss = metrics["total_loss"]
         print(f"step {i + 1}: {seconds:.2f} s, {cpu:.2f} s of CPU time, loss {loss:.4f}")
     if (ran := ProcessMemory.now()) is not None:
         factor = ran.peak / used.total
         print(f"the process, running: {ran}; the peak is {factor:.2f} times the step's bytes")
+    encoder = "cached maps" if MAPS[0] in step.batch else "run"
+    cost = f"{statistics.median(times):.2f}", f"{used.total / GIB:.2f}"
+    return config.name, config.data.image_size, clips, frames, encoder, *cost
 
 
 def main(argv: Sequence[str]) -> int:
@@ -123,10 +171,18 @@ def main(argv: Sequence[str]) -> int:
         flags.DEFINE_integer("steps", 3, "steps to run", lower_bound=1, flag_values=values)
         text = "give the compiler's freed memory back"
         flags.DEFINE_bool("return_freed", True, text, flag_values=values)
+        text = "the image encoder is not run; batches hold its maps"
+        flags.DEFINE_bool("cached_maps", False, text, flag_values=values)
+        flags.DEFINE_string("csv", None, "table that gets a row", flag_values=values)
 
     def run() -> None:
         line = parse(argv, define, __doc__)
-        measure(line.config, line.values.steps, line.values.return_freed)
+        values = line.values
+        cached = with_cached_maps if values.cached_maps else contextlib.nullcontext
+        with cached(line.config) as config:
+            row = measure(config, values.steps, values.return_freed)
+        if values.csv:
+            append_row(pathlib.Path(values.csv).expanduser(), row)
 
     return exit_status(run)
 

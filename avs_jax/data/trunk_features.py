@@ -5,10 +5,11 @@
                       hash of the clip's id
 
 scripts/cache_features.py writes them. A clip's maps are those of its frames as evaluated, so
-training must not augment images.
+training must not augment images. Expressions of one clip share its maps.
 """
 
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,9 @@ import numpy as np
 
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_text
+from avs_jax.data.expressions import ExpressionRows
 from avs_jax.data.input_files import read_json
-from avs_jax.files import atomic_file
+from avs_jax.files import atomic_file, write_atomically
 from avs_jax.spec import Field, InputError
 from avs_jax.task import Record, Row
 
@@ -111,6 +113,7 @@ class FeatureRows(ClipRows):
     def prepare(self, record: Record, rng: np.random.Generator | None = None) -> Row:
         """As `ClipRows.prepare`, with the maps of its frames."""
         row = super().prepare(record, rng)
+        # the record's name: the row of an expression has a name of its own
         clip, valid = decode_text(record["clip_id"]), row["valid"]
         try:
             found = self._features.read(clip, row["frame_index"][valid])
@@ -121,9 +124,31 @@ class FeatureRows(ClipRows):
         return row
 
 
+class ExpressionFeatureRows(FeatureRows, ExpressionRows):
+    """Rows of expressions with the cached maps of their clips."""
+
+
 def clip_rows(config: Any) -> ClipRows:
     """Rows of clips, with cached maps where the configuration names a folder of them."""
-    return FeatureRows(config) if config.data.trunk_features else ClipRows(config)
+    return FeatureRows(config) if config.data.get("trunk_features") else ClipRows(config)
+
+
+def expression_rows(config: Any) -> ExpressionRows:
+    """Rows of expressions, likewise."""
+    has_maps = config.data.get("trunk_features")
+    return ExpressionFeatureRows(config) if has_maps else ExpressionRows(config)
+
+
+def map_shapes(image_size: int, width: int) -> dict[str, tuple[int, int, int]]:
+    """(h, w, C) of the maps of an image encoder of `width` channels."""
+    sizes = zip(MAPS, (4, 8, 16), (width // 8, width // 4, width), strict=True)
+    return {name: (image_size // s, image_size // s, c) for name, s, c in sizes}
+
+
+def write_facts(directory: pathlib.Path, key: str, image_size: int, shapes: Mapping) -> None:
+    """Stores what made the maps; see the module."""
+    facts = {"weights": key, "image_size": image_size, "shapes": shapes}
+    write_atomically(directory / FACTS, json.dumps(facts, indent=2) + "\n")
 
 
 def file_name(clip_id: str) -> str:

@@ -72,6 +72,8 @@ ADDED_UNDER: dict[tuple[str, str], dict[str, Any]] = {
         "loss.synchrony.margin": 0.2,
     },
     ("host", "sam2"): {
+        "data.trunk_features": "",
+        "data.trunk_key": "",
         "loss.candidates": "best",
         "model.sam2.language_dim": 0,
         "model.sam2.hides_absent": True,

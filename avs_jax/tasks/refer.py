@@ -13,10 +13,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from avs_jax.controls.expression_controls import expression_controls
-from avs_jax.data.expressions import ExpressionRows
 from avs_jax.data.records import beside_records
 from avs_jax.data.tokens import VOCABULARY, read_vocabulary
+from avs_jax.data.trunk_features import expression_rows
 from avs_jax.inference import expression_video
+from avs_jax.inference.trunk_weights import with_trunk_key
 from avs_jax.losses import criterion, prompted, referral
 from avs_jax.models import avs, build_model
 from avs_jax.models.rules import look_up
@@ -52,8 +53,15 @@ class Host(NamedTuple):
 
 
 def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> ConfigDict:
-    """The configuration with the vocabulary of the records, which so becomes the checkpoint's."""
-    del stored  # a resumed run has its records
+    """The configuration with what only the data knows, for the checkpoint to keep.
+
+    That is the vocabulary of the records, and which weights made cached features.
+    """
+    config = _with_vocabulary(config)
+    return with_trunk_key(config, stored) if config.data.get("trunk_features") else config
+
+
+def _with_vocabulary(config: ConfigDict) -> ConfigDict:
     text = config.data.text
     if text.source != "tiny" or text.words or text.tokenizer:
         return config
@@ -74,7 +82,7 @@ def make_task(config: ConfigDict) -> Task:
     host = HOSTS[name]
     _check(config)
     host.check(config)
-    model, rows = build_model(config.model, host.module), ExpressionRows(config)
+    model, rows = build_model(config.model, host.module), expression_rows(config)
     schedules, logged, streams = {}, dict(host.logged_params), host.rng_streams
     meeting = []
     for place, stage in model.stages().items():

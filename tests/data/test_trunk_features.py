@@ -2,17 +2,20 @@
 
 import functools
 import json
+import pickle
 
 import jax
 import numpy as np
 import pytest
 
 from avs_jax.data.clip import ClipRows
+from avs_jax.data.expressions import ExpressionRows
 from avs_jax.data.trunk_features import (
     MAPS,
     FeatureRows,
     TrunkFeatures,
     clip_rows,
+    expression_rows,
     file_name,
     write_features,
 )
@@ -23,11 +26,13 @@ from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.stored_config import check_same_config
 from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
-from avs_jax.tasks import complete_config
-from configs import s4_sam2, sam2, sam2_host
+from avs_jax.tasks import complete_config, make_task
+from configs import refer_sam2, s4_sam2, sam2, sam2_host
 from scripts.cache_features import cache_records, make_encoder
 from tests import small
+from tests.conftest import GOLDEN
 from tests.models.sam2.test_host import draw
+from tfds_builders.refer_clips import list_clips
 
 SHAPES = {"trunk_fine": (16, 16, 4), "trunk_middle": (8, 8, 8), "trunk_coarse": (4, 4, 32)}
 
@@ -69,6 +74,44 @@ def test_rows_get_the_maps_of_their_frames(tmp_path):
         np.testing.assert_array_equal(row[name][0], maps[name][1].astype(np.float16))
         np.testing.assert_array_equal(whole[name], maps[name].astype(np.float16))
         assert whole[name].dtype == rows.empty(False)[name].dtype == np.float16
+
+
+def test_expressions_share_the_maps_of_their_clip(tmp_path):
+    """They are computed once per clip, and a row has the frames that training drew."""
+    config = refer_sam2.get_config("tiny")
+    config.data.augment.update(min_sizes=(64,), crop=False, color=False, flip=0.0)
+    config.data.text.words = ("dog",)
+    clip = list_clips(GOLDEN / "refer" / "refavs")[0]["train"][0].read()[0]
+    records = [clip | {"item": i} for i in range(len(clip["uids"]))]
+    assert len(records) > 1
+    maps, calls = random_maps(10), []
+
+    def encode(images):
+        calls.append(images.shape)
+        return [maps[name].astype(np.float16) for name in MAPS]
+
+    assert cache_records(records, ClipRows(config), encode, tmp_path, "k") == 1
+    assert calls == [(10, 64, 64, 3)]
+    assert type(expression_rows(config)) is ExpressionRows
+    config.data.trunk_features = str(tmp_path)
+    task = make_task(config)
+    for record in records:
+        row = task.rows.prepare(record, np.random.default_rng(1))
+        assert row["text_mask"].any() and row["frame_index"].shape == (1,)
+        for name in MAPS:
+            want = maps[name][row["frame_index"]].astype(np.float16)
+            np.testing.assert_array_equal(row[name], want)
+    assert set(MAPS) <= set(task.inputs(stack_rows([row], task.rows.fields)))
+    assert pickle.loads(pickle.dumps(task.rows)).fields == task.rows.fields
+
+
+def test_training_on_expressions_checks_whose_maps_they_are(tmp_path):
+    config = refer_sam2.get_config("tiny")
+    config.data.text.words = ("dog",)
+    config.data.trunk_features = str(tmp_path)
+    facts(tmp_path)
+    with pytest.raises(InputError, match="does not match sam2/trunk/patch_embed/kernel"):
+        complete_config(config)
 
 
 def test_what_does_not_fit_is_named(tmp_path):
