@@ -212,15 +212,18 @@ def test_upscaling_is_a_transposed_convolution():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [384, 512])
 def test_any_multiple_of_32(side):
-    """Shapes only: the values are those of the same code."""
-    shapes = jax.eval_shape(
-        lambda params, x: golden_model().apply({"params": params}, x, method="encode_images"),
-        golden_params(),
-        np.zeros((1, side, side, 3), np.float32),
-    )
-    assert [x.shape[1] for x in shapes] == [side // 4, side // 8, side // 16]
+    """From the image to the masks of a click: of the right sizes, and finite."""
+    features = run(golden_model(), "encode_images", image(1000, side, side))
+    assert [x.shape[1] for x in features] == [side // 4, side // 8, side // 16]
+    click = np.full((1, 1, 2), side / 2, np.float32), np.ones((1, 1), np.int32)
+    low, none = np.zeros((1, side // 4, side // 4), np.float32), np.zeros(1, bool)
+    decoded = run(golden_model(), "decode_image", features, *click, low, none)
+    assert decoded.masks.shape == (1, side // 4, side // 4, 4)
+    masks = np.asarray(decoded.masks)
+    assert np.isfinite(masks).all() and masks.std() > 0.1
 
 
 def test_other_sides_are_an_error():
