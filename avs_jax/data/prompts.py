@@ -19,6 +19,8 @@ from avs_jax.task import Row, empty_row
 ABSENT = -2  # label of a point that only fills the array
 TOP_LEFT, BOTTOM_RIGHT = 2, 3  # labels of a box's corners
 MIN_POINTS = 4  # that an array has room for
+MAX_POINTS = 1024  # of an object on a frame; the decoder's attention grows with their square
+EDGE = 0.5  # px between a pixel's center and its edge
 RESIZES = ("bilinear", "bicubic")  # see resize_frame
 
 
@@ -42,16 +44,15 @@ class Prompt:
     language: np.ndarray | None = None
 
     def __post_init__(self):
-        labels = self.point_labels()
-        if len(labels) != len(self.points) or set(labels) - {0, 1}:
-            raise InputError(f"labels {list(labels)} of {len(self.points)} points: expected 0 or 1")
-        numbers = np.asarray([*np.ravel(self.points), *(self.box or ())], np.float64)
-        if not np.isfinite(numbers).all():
-            raise InputError("a coordinate is NaN or infinite")
-        if any(len(point) != 2 for point in self.points):
-            raise InputError("a point is not a pair (x, y)")
-        if self.box is not None and len(self.box) != 4:
-            raise InputError(f"box {list(self.box)}: expected (left, top, right, bottom)")
+        labels, count = self.point_labels(), len(self.points)
+        if count > MAX_POINTS:
+            raise InputError(f"{count:,} points: expected at most {MAX_POINTS:,}")
+        if len(labels) != count or any(label not in (0, 1) for label in labels):
+            raise InputError(f"labels {_short(list(labels))} of {count} points: expected 0 or 1")
+        for point in self.points:
+            _check_numbers("point", point, ("x", "y"))
+        if self.box is not None:
+            _check_box(self.box)
         has_more = bool(len(self.points)) or self.box is not None or self.language is not None
         if self.mask is None and not has_more:
             raise InputError("a prompt without points, box, mask or language")
@@ -69,6 +70,52 @@ class Prompt:
     def num_points(self) -> int:
         """Points, the corners of the box included."""
         return len(self.points) + (0 if self.box is None else 2)
+
+    def check_fits(self, frame_size: tuple[int, int]) -> None:
+        """Raises InputError if it cannot be a prompt on a frame of (H, W) px."""
+        height, width = frame_size
+        if self.mask is not None and np.shape(self.mask) != (height, width):
+            raise InputError(f"a mask of {np.shape(self.mask)} on a frame of {(height, width)} px")
+        for point in self.points:
+            if not _are_inside(np.asarray(point, np.float64), frame_size):
+                raise InputError(
+                    f"point {_short(point)} is outside the frame, {width} x {height} px"
+                )
+        if self.box is not None:
+            left, top, right, bottom = self.box
+            if right < -EDGE or bottom < -EDGE or left > width or top > height:
+                box = _short(list(self.box))
+                raise InputError(f"box {box} is outside the frame, {width} x {height} px")
+
+
+def _short(value: Any) -> str:
+    """A value as part of a line."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_numbers(what: str, values: Any, names: Sequence[str]) -> None:
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        array = np.zeros(0)
+    if array.shape != (len(names),):
+        raise InputError(f"{what} {_short(values)}: expected numbers ({', '.join(names)})")
+    if not np.isfinite(array).all():
+        raise InputError(f"{what} {_short(values)}: a coordinate is NaN or infinite")
+
+
+def _check_box(box: Sequence[float]) -> None:
+    _check_numbers("box", box, ("left", "top", "right", "bottom"))
+    left, top, right, bottom = box
+    if left > right or top > bottom:
+        raise InputError(f"box {_short(list(box))}: expected left <= right and top <= bottom")
+
+
+def _are_inside(points: np.ndarray, frame_size: tuple[int, int]) -> np.ndarray:
+    """Which (x, y) [..., 2] are on a frame of (H, W) px; its far edge counts: bool [...]."""
+    height, width = frame_size
+    return ((points >= -EDGE) & (points <= [width, height])).all(-1)
 
 
 def _check_language(tokens: np.ndarray) -> None:
@@ -91,6 +138,9 @@ def stack_prompts(
     Returns:
       points float32 [M, P, 2] and point_labels int32 [M, P], box corners first; masks bool
       [M, side, side] and mask_given bool [M].
+
+    Raises:
+      InputError: a prompt is outside the frame, or a mask has another size.
     """
     height, width = frame_size
     count = max([MIN_POINTS, *(p.num_points for p in prompts if p is not None)])
@@ -101,12 +151,9 @@ def stack_prompts(
     for i, prompt in enumerate(prompts):
         if prompt is None:
             continue
+        prompt.check_fits(frame_size)
         if prompt.mask is not None:
-            if prompt.mask.shape != (height, width):
-                raise InputError(
-                    f"a mask of {prompt.mask.shape} on a frame of {(height, width)} px"
-                )
-            masks[i], given[i] = resize_mask(prompt.mask, side), True
+            masks[i], given[i] = resize_mask(np.asarray(prompt.mask), side), True
         corners = [] if prompt.box is None else np.reshape(prompt.box, (2, 2)).tolist()
         xy = np.asarray([*corners, *prompt.points], np.float32).reshape(-1, 2)
         points[i, : len(xy)] = xy / np.float32([width, height]) * np.float32(side)
@@ -212,8 +259,9 @@ def complete_arrays(
       pixels, points, point_labels, masks and mask_given; and notes.
 
     Raises:
-      InputError: neither or both of images and pixels, wrong sides, points without labels, prompts
-        of no object, or on more than `num_slots` frames.
+      InputError: neither or both of images and pixels, wrong sides, points without labels or
+        outside the frame, a box whose sides are swapped, a mask with points, prompts of no object,
+        or on more than `num_slots` frames.
     """
     if ("images" in arrays) == ("pixels" in arrays):
         raise InputError("give images or pixels, one of them")
@@ -228,7 +276,12 @@ def complete_arrays(
     labels = arrays.get("point_labels", np.full((*shape, 1), ABSENT, np.int32))
     if not np.isin(labels, (ABSENT, 0, 1, TOP_LEFT, BOTTOM_RIGHT)).all():
         raise InputError(f"point_labels: expected {LABELS}")
+    height, width = frames.shape[2:4]
+    is_point = np.isin(labels, (0, 1))
+    _refuse("a point is outside", is_point & ~_are_inside(points, (height, width)), frames)
     if "boxes" in arrays:
+        is_swapped = arrays["boxes"][..., :2] > arrays["boxes"][..., 2:]
+        _refuse("a box needs left <= right and top <= bottom", is_swapped, frames)
         corners = arrays["boxes"].reshape(*shape, 2, 2)
         has_box = arrays["boxes"].any(-1, keepdims=True)
         kinds = np.where(has_box, [TOP_LEFT, BOTTOM_RIGHT], ABSENT).astype(np.int32)
@@ -237,13 +290,13 @@ def complete_arrays(
     masks = arrays.get("masks")
     given = np.zeros(shape, bool) if masks is None else (masks > 0).any((-2, -1))
     given |= arrays.get("mask_given", False)
+    _refuse("give a mask or points, not both", (labels != ABSENT).any(-1) & given, frames)
     prompted = ((labels != ABSENT).any(-1) | given).any(2).sum(1)
     if prompted.min() < 1 or prompted.max() > num_slots:
         raise InputError(
             f"prompts on {prompted.tolist()} frames of the clips: expected 1 to {num_slots} "
             "(config.model.prompt_slots)"
         )
-    height, width = frames.shape[2:4]
     sides = (height, width)
     if "images" in arrays:
         flat = frames.reshape(-1, height, width, 3)
@@ -266,3 +319,13 @@ def complete_arrays(
         "masks": masks.astype(np.uint8),
         "mask_given": given,
     }, []
+
+
+def _refuse(message: str, is_wrong: np.ndarray, frames: np.ndarray) -> None:
+    """Raises InputError with the first place where is_wrong, bool [B, T, M, ...]."""
+    if is_wrong.any():
+        clip, frame, number = np.argwhere(is_wrong)[0, :3].tolist()
+        height, width = frames.shape[2:4]
+        raise InputError(
+            f"clip {clip}, frame {frame} of {width} x {height} px, object {number}: {message}"
+        )

@@ -32,7 +32,8 @@ from avs_jax.progress import tracked
 from avs_jax.results.visualize import overlay
 from avs_jax.spec import InputError
 
-NAME = re.compile(r"\w[\w .-]*")  # of objects, which become folders
+NAME = re.compile(r"\w[\w .-]{0,99}")  # of objects, which become folders
+FRAME = re.compile(r"[0-9]{1,9}")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LANGUAGE_FRAMES = 5  # that language prompts, the first ones; as in Sa2VA
 COLORS = ((255, 140, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (240, 228, 66))
@@ -144,41 +145,47 @@ def read_prompts(
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for path, field in ((points, "points"), (boxes, "box")):
         for name, frame, value in _entries(path):
-            found.setdefault((frame, name), {})[field] = (value, f"{path}: {name}, frame {frame}")
-    for file in _mask_files(masks):
-        index = _read_image(file, None)
-        if index.ndim != 2:
-            raise InputError(f"{file}: {index.shape}, expected one channel of object numbers")
+            fields, place = found.setdefault((frame, name), {}), f"{path}: {name}, frame {frame}"
+            if field in fields:
+                raise InputError(f"{place}: given twice")
+            fields[field] = (value, place)
+    for frame, file in _mask_files(masks):
+        index = _read_index(file)
         for number in np.unique(index[index > 0]).tolist():
-            key = (int(file.stem), str(number))
-            found.setdefault(key, {})["mask"] = (index == number, f"{file}: object {number}")
+            fields = found.setdefault((frame, str(number)), {})
+            fields["mask"] = (index == number, f"{file}: object {number}")
     for name, tokens in _language(language):
         for frame in range(num_first):
             here = found.setdefault((frame, name), {})
             here["language"] = (tokens, f"{language}: {name}")
     if not found:
+        given = [str(path) for path in (points, boxes, masks, language) if path is not None]
+        if given:
+            raise InputError(f"nothing to follow: no object in {', '.join(given)}")
         raise InputError("nothing to follow: give --points, --boxes, --masks or --language")
     prompts: dict[int, dict[str, Prompt]] = {}
     for (frame, name), fields in found.items():
         places = "; ".join(place for _, place in fields.values())
         try:
             prompt = _make_prompt({field: value for field, (value, _) in fields.items()})
-        except (InputError, TypeError, ValueError) as error:
+        except InputError as error:
             raise InputError(f"{places}: {error}") from error
         prompts.setdefault(frame, {})[name] = prompt
     return prompts
 
 
 def _make_prompt(fields: dict[str, Any]) -> Prompt:
-    points, labels = [], []
-    for point in fields.pop("points", []):
-        if len(point) != 3:
-            raise InputError("expected points [x, y, 1 or 0]")
-        points.append((float(point[0]), float(point[1])))
-        labels.append(point[2])
-    if "box" in fields:
-        fields["box"] = tuple(float(value) for value in fields["box"])
-    return Prompt(points=points, labels=labels, **fields)
+    points = fields.pop("points", [])
+    if not isinstance(points, list) or not all(_is_list_of(3, point) for point in points):
+        raise InputError("expected points [[x, y, 1 or 0], ..]")
+    if "box" in fields and not _is_list_of(4, fields["box"]):
+        raise InputError("expected a box [left, top, right, bottom]")
+    labels = [label for _, _, label in points]
+    return Prompt(points=[(x, y) for x, y, _ in points], labels=labels, **fields)
+
+
+def _is_list_of(count: int, value: Any) -> bool:
+    return isinstance(value, list) and len(value) == count
 
 
 def _entries(path: _Path | None) -> Iterator[tuple[str, int, Any]]:
@@ -189,11 +196,12 @@ def _entries(path: _Path | None) -> Iterator[tuple[str, int, Any]]:
     if not all(isinstance(x, dict) for x in content.values()):
         raise InputError(f"{path}: expected {{object: {{frame: ..}}}}")
     for name, frames in content.items():
-        if not NAME.fullmatch(name):
-            raise InputError(f"{path}: object {name!r}: letters, digits, spaces, '.' and '-' only")
+        _check_name(path, name)
         for frame, value in frames.items():
-            if not frame.isdecimal():
-                raise InputError(f"{path}: {name}: frame {frame!r} is not a whole number from 0 up")
+            if not FRAME.fullmatch(frame):
+                raise InputError(
+                    f"{path}: {name}: frame {frame[:40]!r} is not a whole number from 0 up"
+                )
             yield name, int(frame), value
 
 
@@ -202,21 +210,41 @@ def _language(path: _Path | None) -> Iterator[tuple[str, np.ndarray]]:
     if path is None:
         return
     for name, array in read_npz(pathlib.Path(path).expanduser()).items():
-        if not NAME.fullmatch(name):
-            raise InputError(f"{path}: object {name!r}: letters, digits, spaces, '.' and '-' only")
+        _check_name(path, name)
         yield name, array[None] if array.ndim == 1 else array
 
 
-def _mask_files(folder: _Path | None) -> list[pathlib.Path]:
+def _check_name(path: _Path, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"{path}: object {name[:40]!r}: letters, digits, '_', spaces, '.' and '-' only, at "
+            "most 100, and first a letter or a digit"
+        )
+
+
+def _mask_files(folder: _Path | None) -> list[tuple[int, pathlib.Path]]:
+    """Number of the frame and file of each index image."""
     if folder is None:
         return []
     files = sorted(pathlib.Path(folder).expanduser().glob("*.png"))
     if not files:
         raise InputError(f"{folder}: no PNG in it")
+    found: dict[int, pathlib.Path] = {}
     for file in files:
-        if not file.stem.isdecimal():
+        if not FRAME.fullmatch(file.stem):
             raise InputError(f"{file}: expected the number of a frame, such as 00000.png")
-    return files
+        other = found.setdefault(int(file.stem), file)
+        if other != file:
+            raise InputError(f"{file}: {other.name} is of the same frame")
+    return list(found.items())
+
+
+def _read_index(file: pathlib.Path) -> np.ndarray:
+    """Numbers of objects [H, W]; 0 is none. An image of one bit has object 1."""
+    index = _read_image(file, None)
+    if index.ndim != 2:
+        raise InputError(f"{file}: {index.shape}, expected one channel of object numbers")
+    return index.astype(np.uint8) if index.dtype == bool else index
 
 
 def _read_image(path: pathlib.Path, mode: str | None) -> np.ndarray:

@@ -127,9 +127,10 @@ class Sam2:
             labels = np.pad(labels, ((0, 0), (0, 1)), constant_values=NOT_A_POINT)
         low = np.zeros((1, side // 4, side // 4), np.float32)
         if low_res_mask is not None:
-            if np.shape(low_res_mask) != low.shape[1:]:
+            if np.shape(low_res_mask) != low.shape[1:] or not np.isfinite(low_res_mask).all():
                 raise InputError(
-                    f"low_res_mask of {np.shape(low_res_mask)}: expected {low.shape[1:]}"
+                    f"low_res_mask of {np.shape(low_res_mask)}: expected finite numbers "
+                    f"{low.shape[1:]}"
                 )
             low[0] = low_res_mask
         if multimask is None:
@@ -161,10 +162,16 @@ class Sam2:
 
         Yields:
           every frame. Objects are not visible before the first prompted frame.
+
+        Raises:
+          InputError: no prompts, or one that does not fit its frame, or whose frame does not exist.
         """
         names = sorted({name for found in prompts.values() for name in found}, key=str)
         if not names:
             raise InputError("no prompts: nothing to track")
+        for number in prompts:
+            if not isinstance(number, int | np.integer) or number < 0:
+                raise InputError(f"frame {number!r} of a prompt: expected a whole number from 0 up")
         tracker = _Tracker(self, names, prompts)
         if iter(frames) is not frames:
             num_frames = 0
@@ -172,12 +179,14 @@ class Sam2:
                 num_frames += 1
                 if number in prompts:
                     tracker.start(number, frame)
-            _check_all_started(prompts, tracker)
+            _check_all_started(prompts, tracker, num_frames)
+        count = 0
         for number, frame in enumerate(frames):
             if number in prompts and number not in tracker.started:
                 tracker.start(number, frame)
             yield tracker.follow(number, frame, num_frames or LONG)
-        _check_all_started(prompts, tracker)
+            count += 1
+        _check_all_started(prompts, tracker, count)
 
     def _features(self, image: np.ndarray, resize: str):
         pixels = resize_frame(image, self.config.data.image_size, resize)
@@ -208,6 +217,13 @@ class _Tracker:
         sam2 = self._sam2
         found = [self._prompts[number].get(name) for name in self._names]
         side = sam2.config.data.image_size
+        for name, prompt in zip(self._names, found, strict=True):
+            try:
+                if prompt is not None:
+                    prompt.check_fits(frame.shape[:2])
+                    stack_language([prompt], self._language_width)
+            except InputError as error:
+                raise InputError(f"object {name!r}, frame {number}: {error}") from error
         stacked = stack_prompts(found, frame.shape[:2], side)
         features = spread(sam2._features(frame, sam2.config.data.frame_resize), len(found))
         more = self._read_language(found)
@@ -223,13 +239,19 @@ class _Tracker:
 
     def _read_language(self, prompts: list[Prompt | None]) -> MoreTokens | None:
         """Tokens of the objects that language describes."""
-        model = self._sam2.config.model
-        dim = model.get("language_dim", 0)
-        language = stack_language(prompts, dim or model.width)
+        language = stack_language(prompts, self._language_width)
         if language is None:
             return None
         tokens, exists = language
-        return MoreTokens(self._sam2._call("project_language", tokens) if dim else tokens, exists)
+        if self._sam2.config.model.get("language_dim", 0):
+            tokens = self._sam2._call("project_language", tokens)
+        return MoreTokens(tokens, exists)
+
+    @property
+    def _language_width(self) -> int:
+        """Numbers per token, or per hidden state where the model projects them to tokens."""
+        model = self._sam2.config.model
+        return model.get("language_dim", 0) or model.width
 
     def follow(self, number: int, frame: np.ndarray, num_frames: int) -> TrackedFrame:
         """The objects on a frame, which the bank remembers then."""
@@ -265,10 +287,12 @@ class _Tracker:
         )
 
 
-def _check_all_started(prompts: Prompts, tracker: _Tracker) -> None:
+def _check_all_started(prompts: Prompts, tracker: _Tracker, num_frames: int) -> None:
     unused = sorted(set(prompts) - set(tracker.started))
     if unused:
-        raise InputError(f"a prompt on frame {unused[0]}, which the video does not have")
+        raise InputError(
+            f"a prompt on frame {unused[0]}: the video has {num_frames} frames, numbered from 0"
+        )
 
 
 def _pick(is_first: np.ndarray, first: jax.Array, second: jax.Array) -> jax.Array:

@@ -174,7 +174,14 @@ def test_objects_do_not_depend_on_each_other(small):
     "prompts, message",
     [
         ({}, "nothing to track"),
-        ({7: {"a": Prompt(points=[(1, 1)])}}, "frame 7, which the video does not have"),
+        ({7: {"a": Prompt(points=[(1, 1)])}}, "frame 7: the video has 2 frames, numbered from 0"),
+        ({-1: {"a": Prompt(points=[(1, 1)])}}, "frame -1 of a prompt: expected a whole number"),
+        ({"0": {"a": Prompt(points=[(1, 1)])}}, "frame '0' of a prompt: expected a whole number"),
+        (
+            {0: {"a": Prompt(points=[(64.5, 1)])}},
+            "object 'a', frame 0: point .64.5, 1. is outside the frame, 64 x 48 px",
+        ),
+        ({0: {"a": Prompt(box=(70, 1, 90, 9))}}, "'a', frame 0: box .* is outside the frame"),
         ({0: {"a": Prompt(mask=np.ones((5, 5)))}}, "a mask of .5, 5. on a frame of .48, 64."),
     ],
 )
@@ -192,7 +199,10 @@ def test_prompts_that_do_not_fit(small, prompts, message):
         ({"language": np.ones((1, 3)), "mask": np.ones((2, 2))}, "leave out points"),
         ({"points": [(1, 1)], "labels": [2]}, "expected 0 or 1"),
         ({"points": [(1, float("nan"))]}, "NaN"),
-        ({"box": (1, 2, 3)}, "expected .left, top, right, bottom"),
+        ({"points": [(1, 2, 3)]}, "point .1, 2, 3.: expected numbers .x, y."),
+        ({"points": [(1, 2)] * 2000}, "2,000 points: expected at most 1,024"),
+        ({"box": np.float32([5, 2, 3, 9])}, "expected left <= right and top <= bottom"),
+        ({"box": (1, 2, 3)}, "expected numbers .left, top, right, bottom"),
         ({"points": [(1, 1)], "mask": np.ones((2, 2))}, "leave out points"),
     ],
 )
@@ -207,6 +217,8 @@ def test_prompts_are_scaled_and_filled():
     np.testing.assert_array_equal(found["point_labels"], [[2, 3, 0, -2], [-2] * 4])
     np.testing.assert_allclose(found["points"][0, :3], [[0, 0], [128, 128], [64, 64]])
     assert not found["mask_given"].any()
+    arrays = Prompt(points=np.float32([[32, 24]]), labels=np.int32([0]), box=np.arange(4))
+    assert stack_prompts([arrays], (48, 64), 128)["point_labels"].tolist() == [[2, 3, 0, -2]]
 
 
 @pytest.mark.slow
@@ -298,6 +310,15 @@ def test_arrays_are_tracked_as_a_video(small):
         ({"images": None}, "give images or pixels"),
         ({"point_labels": np.full((1, 2, 1, 1), 7, np.int32)}, "expected 1 on the object"),
         ({"point_labels": np.full((1, 2, 1, 1), -2, np.int32)}, "prompts on .0. frames"),
+        (
+            {"points": np.full((1, 2, 1, 1, 2), 40, np.float32)},
+            "clip 0, frame 0 of 32 x 32 px, object 0: a point is outside",
+        ),
+        (
+            {"boxes": np.float32([[[[0, 0, 0, 0]], [[9, 0, 3, 5]]]])},
+            "frame 1 of 32 x 32 px, object 0: a box needs left <= right",
+        ),
+        ({"masks": np.ones((1, 2, 1, 32, 32), np.uint8)}, "give a mask or points, not both"),
     ],
 )
 def test_arrays_that_do_not_fit(changes, message):

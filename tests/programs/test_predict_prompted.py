@@ -87,10 +87,21 @@ def test_video_and_arrays(checkpoint, prompts, tmp_path, capsys):
         ('{"../x": {"0": [[1, 2, 1]]}}', "'../x': letters"),
         ('{"a": {"first": [[1, 2, 1]]}}', "frame 'first' is not a whole number"),
         ('{"a": {"0": [[1, 2]]}}', "a, frame 0: expected points"),
-        ('{"a": {"0": [["x", 2, 1]]}}', "a, frame 0: could not convert"),
+        ('{"a": {"0": [["x", 2, 1]]}}', "a, frame 0: point .*'x', 2.*expected numbers .x, y."),
         ('{"a": {"0": [[1, 2, 5]]}}', "expected 0 or 1"),
+        ('{"a": {"0": [[1, 2, [1]]]}}', "expected 0 or 1"),
+        ('{"a": {"0": [{"x": 1, "y": 2, "on": 1}]}}', "a, frame 0: expected points"),
+        ('{"a": {"0": 7}}', "a, frame 0: expected points"),
+        ('{"a": {"0": [[NaN, 2, 1]]}}', "a coordinate is NaN"),
+        (f'{{"a": {{"0": [[{10**400}, 2, 1]]}}}}', "expected numbers"),
+        (json.dumps({"a": {"0": [[1, 2, 1]] * 1025}}), "1,025 points: expected at most"),
+        ('{"a": {"0": [[1, 2, 1]], "00": [[3, 4, 1]]}}', "a, frame 0: given twice"),
+        (json.dumps({"a": {"9" * 5000: [[1, 2, 1]]}}), "'9999.*is not a whole number"),
+        ('{"a": {"-1": [[1, 2, 1]]}}', "frame '-1' is not a whole number"),
+        ('{"-1": {"0": [[1, 2, 1]]}}', "object '-1': .* first a letter or a digit"),
+        (json.dumps({"a" * 101: {"0": [[1, 2, 1]]}}), "at most 100"),
         ('{"a": {"0": []}}', "without points, box, mask or language"),
-        ("{}", "nothing to follow"),
+        ("{}", "no object in .*points.json"),
     ],
 )
 def test_prompts_that_cannot_be_read(tmp_path, content, message):
@@ -98,6 +109,48 @@ def test_prompts_that_cannot_be_read(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(InputError, match=message):
         read_prompts(path, None, None)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"a": {"0": [1, 2, 3]}}', "a, frame 0: expected a box"),
+        ('{"a": {"0": null}}', "a, frame 0: expected a box"),
+        ('{"a": {"0": [1, 2, 3, "x"]}}', "expected numbers .left, top, right, bottom."),
+        ('{"a": {"0": [1, 2, 3, Infinity]}}', "a coordinate is NaN or infinite"),
+        ('{"a": {"0": [9, 2, 3, 4]}}', "expected left <= right and top <= bottom"),
+    ],
+)
+def test_boxes_that_cannot_be_read(tmp_path, content, message):
+    path = tmp_path / "boxes.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_prompts(None, path, None)
+
+
+def test_masks_that_cannot_be_read(tmp_path):
+    """Frames are numbers, once each, and objects are numbers from 1 up."""
+
+    def save(name, array):
+        Image.fromarray(array).save(tmp_path / name)
+
+    def refused(message):
+        with pytest.raises(InputError, match=message):
+            read_prompts(None, None, tmp_path)
+
+    refused("no PNG in it")
+    save("0.png", np.zeros((4, 4), np.uint8))
+    refused(f"nothing to follow: no object in {tmp_path}")
+    save("000.png", np.ones((4, 4), bool))
+    refused("000.png: 0.png is of the same frame|0.png: 000.png is of the same frame")
+    (tmp_path / "0.png").unlink()
+    assert set(read_prompts(None, None, tmp_path)[0]) == {"1"}  # one bit: object 1
+    save("1.png", np.zeros((4, 4, 3), np.uint8))
+    refused(r"1.png: \(4, 4, 3\), expected one channel")
+    (tmp_path / "1.png").write_bytes(b"no image")
+    refused("1.png: unreadable image")
+    (tmp_path / "1.png").rename(tmp_path / "first.png")
+    refused("first.png: expected the number of a frame")
 
 
 def test_language_prompts_the_first_frames(tmp_path):
