@@ -54,6 +54,11 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 SIZE_DIVISOR = 32  # images are padded to a multiple of the coarsest stride
 MASK_STRIDE = 4  # pixels of the padded image per cell of pred_masks
 IMAGE_PAD = 128  # gray value that training crops are padded with
+# SAM2's maps of the image encoder in a batch, at strides 4, 8 and 16, and the labels of its points.
+TRUNK_MAPS = ("trunk_fine", "trunk_middle", "trunk_coarse")
+ABSENT_POINT = -2  # only fills the array
+NOT_A_POINT = -1  # a token without a position
+OFF_OBJECT, ON_OBJECT, TOP_LEFT, BOTTOM_RIGHT = range(4)
 IGNORE_LABEL = 255  # "no ground truth for this pixel"
 
 EXPRESSION_KINDS = ("look", "sound", "time", "both")  # what answers a generated expression

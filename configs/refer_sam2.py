@@ -6,7 +6,7 @@ Command: avs-jax train --config=configs/refer_sam2.py --workdir=DIR
   --config.init.sam2=checkpoints/sam2_base_plus --config.init.audio_backbone=checkpoints/vggish
 Published, J&f_beta: SAM2-LOVE 47.7 on seen, 69.4 on unseen, null S 0.23 (arXiv 2506.01558); Omni-R1
 about 47 / 74; ALS3P, with SAM ViT-H and a language model of 7B, 80.0 / 81.7. Sa2VA-1B puts a vector
-of its language model in the same place; its numbers are for videos without sound.
+of its language model in the same place; its numbers, in sam2_sa2va.py, are for silent videos.
 gamma of CMA starts at 0: at the first step, words act through the prompt alone. We have not trained
 on Ref-AVS. `:demo` is a small version for generated clips (avs-jax clips --setting=refer).
 """

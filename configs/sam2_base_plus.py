@@ -1,4 +1,4 @@
-"""SAM2.1 base+: segments what points, boxes or masks ask for, in images and videos.
+"""SAM2.1 base+: segments what points, boxes or masks mark, in images and videos.
 
 Weights: avs-jax convert --source=sam2 --input=sam2.1_hiera_base_plus.pt \
              --config=configs/sam2_base_plus.py --output=checkpoints/sam2_base_plus

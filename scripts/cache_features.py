@@ -24,7 +24,7 @@ from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_text
 from avs_jax.data.input_files import read_json
 from avs_jax.data.records import open_records
-from avs_jax.data.trunk_features import FACTS, MAPS, file_name, write_facts, write_features
+from avs_jax.data.trunk_features import FACTS, file_name, write_facts, write_features
 from avs_jax.inference.trunk_weights import encoder_weights
 from avs_jax.models import build_model
 from avs_jax.models.inputs import prepare_images
@@ -33,7 +33,7 @@ from avs_jax.progress import tracked
 from avs_jax.runtime.command_line import CommandLine, exit_status, parse
 from avs_jax.runtime.compilation_cache import announce_compilation, use_compilation_cache
 from avs_jax.runtime.lock import locked
-from avs_jax.spec import InputError
+from avs_jax.spec import TRUNK_MAPS, InputError
 from avs_jax.stopping import run_as_program
 from avs_jax.task import Record
 
@@ -92,7 +92,7 @@ def cache_records(
             continue
         row = rows.prepare(_without_truth(record), None)
         found = encode(row["images"])
-        maps = dict(zip(MAPS, (np.asarray(x) for x in found), strict=True))
+        maps = dict(zip(TRUNK_MAPS, (np.asarray(x) for x in found), strict=True))
         if not (folder / FACTS).is_file():
             shapes = {name: x.shape[1:] for name, x in maps.items()}
             write_facts(folder, key, rows.sizes["H"], shapes)

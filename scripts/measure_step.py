@@ -32,14 +32,14 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from avs_jax.data.trunk_features import MAPS, map_shapes, write_facts
+from avs_jax.data.trunk_features import map_shapes, write_facts
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
 from avs_jax.runtime.command_line import exit_status, parse
 from avs_jax.runtime.memory import GIB, StepBytes
 from avs_jax.runtime.process_memory import ProcessMemory, return_freed_memory
 from avs_jax.runtime.step import TrainState
-from avs_jax.spec import InputError
+from avs_jax.spec import TRUNK_MAPS, InputError
 from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
 
@@ -61,7 +61,7 @@ def random_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
     for field in ("images", "pre_masks"):
         if field in batch:
             batch[field] = rng.integers(0, 256, batch[field].shape, np.uint8)
-    for field in ("log_mel", "motion", *MAPS):
+    for field in ("log_mel", "motion", *TRUNK_MAPS):
         if field in batch:
             noise = rng.random(batch[field].shape, np.float32)
             batch[field] = noise.astype(batch[field].dtype)
@@ -159,7 +159,7 @@ def measure(config: ConfigDict, steps: int, return_freed: bool) -> tuple:
     if (ran := ProcessMemory.now()) is not None:
         factor = ran.peak / used.total
         print(f"the process, running: {ran}; the peak is {factor:.2f} times the step's bytes")
-    encoder = "cached maps" if MAPS[0] in step.batch else "run"
+    encoder = "cached maps" if TRUNK_MAPS[0] in step.batch else "run"
     cost = f"{statistics.median(times):.2f}", f"{used.total / GIB:.2f}"
     return config.name, config.data.image_size, clips, frames, encoder, *cost
 

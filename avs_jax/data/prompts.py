@@ -13,11 +13,19 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from avs_jax.ops.resampling import antialiased_matrix
-from avs_jax.spec import PIXEL_MEAN, PIXEL_STD, Field, InputError
+from avs_jax.spec import (
+    ABSENT_POINT,
+    BOTTOM_RIGHT,
+    OFF_OBJECT,
+    ON_OBJECT,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    TOP_LEFT,
+    Field,
+    InputError,
+)
 from avs_jax.task import Row, empty_row
 
-ABSENT = -2  # label of a point that only fills the array
-TOP_LEFT, BOTTOM_RIGHT = 2, 3  # labels of a box's corners
 MIN_POINTS = 4  # that an array has room for
 MAX_POINTS = 1024  # of an object on a frame; the decoder's attention grows with their square
 EDGE = 0.5  # px between a pixel's center and its edge
@@ -26,11 +34,11 @@ RESIZES = ("bilinear", "bicubic")  # see resize_frame
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What one object is, on one frame; px of the frame.
+    """What marks one object on one frame, in px of the frame.
 
     Attributes:
       points: [(x, y), ..].
-      labels: 1 for a point on the object, 0 for one beside it; None: all 1.
+      labels: 1 for a point on the object, 0 for one off it; None: all 1.
       box: (left, top, right, bottom).
       mask: bool [H, W], the object itself; excludes everything else.
       language: float [L, D], tokens that join those of points and box: of the decoder's width, or
@@ -47,7 +55,7 @@ class Prompt:
         labels, count = self.point_labels(), len(self.points)
         if count > MAX_POINTS:
             raise InputError(f"{count:,} points: expected at most {MAX_POINTS:,}")
-        if len(labels) != count or any(label not in (0, 1) for label in labels):
+        if len(labels) != count or any(label not in (OFF_OBJECT, ON_OBJECT) for label in labels):
             raise InputError(f"labels {_short(list(labels))} of {count} points: expected 0 or 1")
         for point in self.points:
             _check_numbers("point", point, ("x", "y"))
@@ -64,7 +72,7 @@ class Prompt:
             raise InputError(f"mask of shape {np.shape(self.mask)}: expected [H, W]")
 
     def point_labels(self) -> Sequence[int]:
-        return [1] * len(self.points) if self.labels is None else self.labels
+        return [ON_OBJECT] * len(self.points) if self.labels is None else self.labels
 
     @property
     def num_points(self) -> int:
@@ -146,7 +154,7 @@ def stack_prompts(
     count = max([MIN_POINTS, *(p.num_points for p in prompts if p is not None)])
     count = 1 << (count - 1).bit_length()  # few sizes, few programs
     points = np.zeros((len(prompts), count, 2), np.float32)
-    labels = np.full((len(prompts), count), ABSENT, np.int32)
+    labels = np.full((len(prompts), count), ABSENT_POINT, np.int32)
     masks, given = np.zeros((len(prompts), side, side), bool), np.zeros(len(prompts), bool)
     for i, prompt in enumerate(prompts):
         if prompt is None:
@@ -218,12 +226,12 @@ def _field(dtype: str, axes: str, text: str, fill: int = 0) -> Field:
     return Field(dtype, axes, "input", text, fill=fill, given="optional")
 
 
-LABELS = "1 on the object, 0 beside it, 2 and 3 corners of a box, -2 none"
+LABELS = "1 on the object, 0 off it, 2 and 3 corners of a box, -2 none"
 FIELDS = {
     "images": _field("uint8", "B T H W 3", "RGB 0..255; resized to a square"),
     "pixels": _field("float32", "B T H W 3", "normalized, multiples of 32 px; instead of images"),
     "points": _field("float32", "B T M P 2", "(x, y) in px, of M objects"),
-    "point_labels": _field("int32", "B T M P", LABELS, ABSENT),
+    "point_labels": _field("int32", "B T M P", LABELS, ABSENT_POINT),
     "boxes": _field("float32", "B T M 4", "left, top, right, bottom; all 0: none"),
     "masks": _field("uint8", "B T M H W", "1 on the object; all 0: none, but for mask_given"),
     "mask_given": _field("bool", "B T M", "whether masks count, even empty ones"),
@@ -273,25 +281,25 @@ def complete_arrays(
         raise InputError("no prompts: give points with point_labels, boxes or masks")
     shape = prompts[0].shape[:3]
     points = arrays.get("points", np.zeros((*shape, 1, 2), np.float32))
-    labels = arrays.get("point_labels", np.full((*shape, 1), ABSENT, np.int32))
-    if not np.isin(labels, (ABSENT, 0, 1, TOP_LEFT, BOTTOM_RIGHT)).all():
+    labels = arrays.get("point_labels", np.full((*shape, 1), ABSENT_POINT, np.int32))
+    if not np.isin(labels, (ABSENT_POINT, OFF_OBJECT, ON_OBJECT, TOP_LEFT, BOTTOM_RIGHT)).all():
         raise InputError(f"point_labels: expected {LABELS}")
     height, width = frames.shape[2:4]
-    is_point = np.isin(labels, (0, 1))
+    is_point = np.isin(labels, (OFF_OBJECT, ON_OBJECT))
     _refuse("a point is outside", is_point & ~_are_inside(points, (height, width)), frames)
     if "boxes" in arrays:
         is_swapped = arrays["boxes"][..., :2] > arrays["boxes"][..., 2:]
         _refuse("a box needs left <= right and top <= bottom", is_swapped, frames)
         corners = arrays["boxes"].reshape(*shape, 2, 2)
         has_box = arrays["boxes"].any(-1, keepdims=True)
-        kinds = np.where(has_box, [TOP_LEFT, BOTTOM_RIGHT], ABSENT).astype(np.int32)
+        kinds = np.where(has_box, [TOP_LEFT, BOTTOM_RIGHT], ABSENT_POINT).astype(np.int32)
         points = np.concatenate([corners, points], axis=3)
         labels = np.concatenate([kinds, labels], axis=3)
     masks = arrays.get("masks")
     given = np.zeros(shape, bool) if masks is None else (masks > 0).any((-2, -1))
     given |= arrays.get("mask_given", False)
-    _refuse("give a mask or points, not both", (labels != ABSENT).any(-1) & given, frames)
-    prompted = ((labels != ABSENT).any(-1) | given).any(2).sum(1)
+    _refuse("give a mask or points, not both", (labels != ABSENT_POINT).any(-1) & given, frames)
+    prompted = ((labels != ABSENT_POINT).any(-1) | given).any(2).sum(1)
     if prompted.min() < 1 or prompted.max() > num_slots:
         raise InputError(
             f"prompts on {prompted.tolist()} frames of the clips: expected 1 to {num_slots} "

@@ -22,11 +22,10 @@ from avs_jax.data.decode import decode_text
 from avs_jax.data.expressions import ExpressionRows
 from avs_jax.data.input_files import read_json
 from avs_jax.files import atomic_file, write_atomically
-from avs_jax.spec import Field, InputError
+from avs_jax.spec import TRUNK_MAPS, Field, InputError
 from avs_jax.task import Record, Row
 
 FACTS = "features.json"
-MAPS = ("trunk_fine", "trunk_middle", "trunk_coarse")  # strides 4, 8 and 16; fields of the batch
 DTYPE = np.float16
 UNAUGMENTED = {"crop": False, "color": False, "flip": 0.0}
 
@@ -53,7 +52,7 @@ class TrunkFeatures:
                 f"config.data.image_size is {image_size}"
             )
         self.key: str = facts["weights"]
-        self.shapes = {name: tuple(facts["shapes"][name]) for name in MAPS}
+        self.shapes = {name: tuple(facts["shapes"][name]) for name in TRUNK_MAPS}
 
     def read(self, clip_id: str, frames: Sequence[int]) -> dict[str, np.ndarray]:
         """{map: float16 [len(frames), h, w, C]} of a clip."""
@@ -141,7 +140,7 @@ def expression_rows(config: Any) -> ExpressionRows:
 
 def map_shapes(image_size: int, width: int) -> dict[str, tuple[int, int, int]]:
     """(h, w, C) of the maps of an image encoder of `width` channels."""
-    sizes = zip(MAPS, (4, 8, 16), (width // 8, width // 4, width), strict=True)
+    sizes = zip(TRUNK_MAPS, (4, 8, 16), (width // 8, width // 4, width), strict=True)
     return {name: (image_size // s, image_size // s, c) for name, s, c in sizes}
 
 
@@ -157,6 +156,6 @@ def file_name(clip_id: str) -> str:
 
 def write_features(directory: pathlib.Path, clip_id: str, maps: Mapping[str, np.ndarray]) -> None:
     """Stores the maps [T, h, w, C] of a clip."""
-    flat = [np.asarray(maps[name], DTYPE).reshape(len(maps[name]), -1) for name in MAPS]
+    flat = [np.asarray(maps[name], DTYPE).reshape(len(maps[name]), -1) for name in TRUNK_MAPS]
     with atomic_file(directory / file_name(clip_id)) as file:
         np.save(file, np.concatenate(flat, axis=1))

@@ -26,19 +26,19 @@ from scipy import ndimage
 
 from avs_jax.data.prompts import Prompt, resize_frame, stack_language, stack_prompts
 from avs_jax.models import build_model
-from avs_jax.models.sam2.bank import Bank, remember, remember_prompted
+from avs_jax.models.sam2.bank import LONG_VIDEO, Bank, remember, remember_prompted
 from avs_jax.models.sam2.model import SAM2
-from avs_jax.models.sam2.prompts import NOT_A_POINT, MoreTokens
+from avs_jax.models.sam2.prompts import MoreTokens
 from avs_jax.models.sam2.tracking import NO_OBJECT, Segments, spread
+from avs_jax.ops.rows import where_rows
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.runtime.checkpoint import Checkpoint
-from avs_jax.spec import InputError
+from avs_jax.spec import NOT_A_POINT, InputError
 
 Prompts = Mapping[int, Mapping[Any, Prompt]]  # number of a frame -> object -> its prompt
 
 MAX_LOGIT = 32.0  # of low-resolution masks that are returned
 FILLED = 0.1  # logit of a filled hole
-LONG = 1 << 20  # frames of a video of unknown length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Sam2:
         for number, frame in enumerate(frames):
             if number in prompts and number not in tracker.started:
                 tracker.start(number, frame)
-            yield tracker.follow(number, frame, num_frames or LONG)
+            yield tracker.follow(number, frame, num_frames or LONG_VIDEO)
             count += 1
         _check_all_started(prompts, tracker, count)
 
@@ -204,7 +204,7 @@ class Sam2:
 
 
 class _Tracker:
-    """The state of one video: a bank, and what prompted frames gave."""
+    """The state of one video: a bank, and the results of prompted frames."""
 
     def __init__(self, sam2: Sam2, names: list, prompts: Prompts):
         self._sam2, self._names, self._prompts = sam2, names, prompts
@@ -254,7 +254,7 @@ class _Tracker:
         return model.get("language_dim", 0) or model.width
 
     def follow(self, number: int, frame: np.ndarray, num_frames: int) -> TrackedFrame:
-        """The objects on a frame, which the bank remembers then."""
+        """Segments a frame and stores it in the bank."""
         sam2, count = self._sam2, len(self._names)
         given, known = np.zeros(count, bool), None
         if number in self.started:
@@ -270,7 +270,7 @@ class _Tracker:
             segments, memory = sam2._call("follow", features, self._bank, *numbers)
             self._bank = _remember(self._bank, memory, numbers[0], ~given)
             if known is not None:
-                segments = jax.tree.map(functools.partial(_pick, given), known, segments)
+                segments = jax.tree.map(functools.partial(where_rows, given), known, segments)
         low = fill_holes(np.asarray(segments.low_res_mask), sam2.config.data.max_hole_area)
         scores = np.asarray(segments.object_score_logits)[:, 0]
         return self._frame(number, frame, low, np.asarray(segments.iou), scores)
@@ -293,11 +293,6 @@ def _check_all_started(prompts: Prompts, tracker: _Tracker, num_frames: int) -> 
         raise InputError(
             f"a prompt on frame {unused[0]}: the video has {num_frames} frames, numbered from 0"
         )
-
-
-def _pick(is_first: np.ndarray, first: jax.Array, second: jax.Array) -> jax.Array:
-    """Row by row."""
-    return jnp.where(is_first.reshape(-1, *(1,) * (first.ndim - 1)), first, second)
 
 
 def fill_holes(logits: np.ndarray, max_area: int) -> np.ndarray:

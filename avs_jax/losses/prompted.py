@@ -3,7 +3,7 @@
 Over supervised frames with an object, for the candidate with the least focal and dice loss
 (`candidates` = "best") or the mean of all ("all"):
 
-  loss_focal  mean over pixels of a (1 - p)^2 BCE, a = 0.25 on the object, 0.75 beside it
+  loss_focal  mean over pixels of a (1 - p)^2 BCE, a = 0.25 on the object, 0.75 elsewhere
   loss_dice   1 - (2 sum(p t) + 1) / (sum p + sum t + 1)
 
 and of all candidates:
@@ -18,7 +18,7 @@ Over all supervised frames:
 Logits are resized to the image, targets of classes are averaged to the cells. Source:
 facebookresearch/sam2 (2b90b9f), training/loss_fns.py and its weights, with "best"; "all" and
 loss_class are ours. SAM2 trains the best of three masks because a click is ambiguous; a model that
-starts from scratch can fit clips of few objects that way without listening.
+starts from scratch can fit clips of few objects that way and ignore the sound.
 """
 
 from collections.abc import Mapping
@@ -126,7 +126,7 @@ def candidate_losses(logits: Array, ious: Array, target: Array) -> dict[str, Arr
 def class_loss(logits: Array, batch: Mapping[str, Array]) -> Array:
     """Mean cross entropy of a frame's object cells: float32 [N], 0 where it has none.
 
-    A cell's target is the share of its pixels that each class has; background has no say.
+    A cell's target is the share of its pixels that each class has; background is ignored.
 
     Args:
       logits: [N, h, w, K - 1], of the classes 1 to K - 1.

@@ -8,6 +8,7 @@ its condition is a collective operation in every iteration.
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from avs_jax.spec import Array
@@ -30,3 +31,8 @@ def map_rows(function: Callable[..., Array], *arrays: Array) -> Array:
     # The loops of `function` start from constants, which the check would take for replicated rows.
     mapped = jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
     return mapped(*arrays)
+
+
+def where_rows(condition: Array, x: Array, y: Array | float) -> Array:
+    """Row by row, x where the condition holds, else y: bool [N], [N, ...], [N, ...]."""
+    return jnp.where(condition.reshape(-1, *(1,) * (x.ndim - 1)), x, y)

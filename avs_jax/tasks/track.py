@@ -1,4 +1,4 @@
-"""Task `track`: what points, boxes or masks ask for, in images and videos. It predicts only."""
+"""Task `track`: what points, boxes or masks mark, in images and videos. It predicts only."""
 
 import functools
 from typing import Any, NoReturn

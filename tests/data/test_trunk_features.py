@@ -11,7 +11,6 @@ import pytest
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.expressions import ExpressionRows
 from avs_jax.data.trunk_features import (
-    MAPS,
     FeatureRows,
     TrunkFeatures,
     clip_rows,
@@ -24,7 +23,7 @@ from avs_jax.models import build_model
 from avs_jax.models.sam2.host import SAM2Host
 from avs_jax.runtime.checkpoint import save_variables
 from avs_jax.runtime.stored_config import check_same_config
-from avs_jax.spec import InputError
+from avs_jax.spec import TRUNK_MAPS, InputError
 from avs_jax.task import stack_rows
 from avs_jax.tasks import complete_config, make_task
 from configs import refer_sam2, s4_sam2, sam2, sam2_host
@@ -70,7 +69,7 @@ def test_rows_get_the_maps_of_their_frames(tmp_path):
     row = rows.prepare(record, np.random.default_rng(0))
     assert row["trunk_coarse"].shape == (1, 4, 4, 32)
     whole = rows.prepare(record, None)
-    for name in MAPS:
+    for name in TRUNK_MAPS:
         np.testing.assert_array_equal(row[name][0], maps[name][1].astype(np.float16))
         np.testing.assert_array_equal(whole[name], maps[name].astype(np.float16))
         assert whole[name].dtype == rows.empty(False)[name].dtype == np.float16
@@ -88,7 +87,7 @@ def test_expressions_share_the_maps_of_their_clip(tmp_path):
 
     def encode(images):
         calls.append(images.shape)
-        return [maps[name].astype(np.float16) for name in MAPS]
+        return [maps[name].astype(np.float16) for name in TRUNK_MAPS]
 
     assert cache_records(records, ClipRows(config), encode, tmp_path, "k") == 1
     assert calls == [(10, 64, 64, 3)]
@@ -98,10 +97,10 @@ def test_expressions_share_the_maps_of_their_clip(tmp_path):
     for record in records:
         row = task.rows.prepare(record, np.random.default_rng(1))
         assert row["text_mask"].any() and row["frame_index"].shape == (1,)
-        for name in MAPS:
+        for name in TRUNK_MAPS:
             want = maps[name][row["frame_index"]].astype(np.float16)
             np.testing.assert_array_equal(row[name], want)
-    assert set(MAPS) <= set(task.inputs(stack_rows([row], task.rows.fields)))
+    assert set(TRUNK_MAPS) <= set(task.inputs(stack_rows([row], task.rows.fields)))
     assert pickle.loads(pickle.dumps(task.rows)).fields == task.rows.fields
 
 
@@ -183,7 +182,7 @@ def test_masks_are_those_of_the_images(tmp_path):
     batch = stack_rows([cached.prepare(record, None) for record in records], cached.fields)
     run = jax.jit(functools.partial(model.apply, variables))
     want = run(inputs)["candidate_masks"]
-    found = run(inputs | {name: batch[name] for name in MAPS})["candidate_masks"]
+    found = run(inputs | {name: batch[name] for name in TRUNK_MAPS})["candidate_masks"]
     np.testing.assert_allclose(found, want, atol=5e-3 * np.abs(want).max())
     assert np.abs(want).max() > 1e-3
 

@@ -5,8 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from avs_jax.data.trunk_features import MAPS
-from avs_jax.spec import InputError
+from avs_jax.spec import TRUNK_MAPS, InputError
 from avs_jax.tasks import make_task
 from configs import refer_sam2, s4_ama, s4_sam2
 from scripts import measure_step
@@ -20,12 +19,12 @@ def test_batches_with_and_without_the_image_encoder(recipe):
     config.train.batch_size = 2
     plain = measure_step.random_batch(config)
     assert set(plain) == set(make_task(config).rows.empty(train=True)) | {"frame_index"}
-    assert not set(MAPS) & set(plain)
+    assert not set(TRUNK_MAPS) & set(plain)
     with measure_step.with_cached_maps(config) as cached:
         batch = measure_step.random_batch(cached)
-    assert set(batch) == set(plain) | set(MAPS)
+    assert set(batch) == set(plain) | set(TRUNK_MAPS)
     clips, frames = batch["valid"].shape
-    for name, shape in zip(MAPS, ((16, 16, 32), (8, 8, 64), (4, 4, 256)), strict=True):
+    for name, shape in zip(TRUNK_MAPS, ((16, 16, 32), (8, 8, 64), (4, 4, 256)), strict=True):
         assert batch[name].shape == (clips, frames, *shape) and batch[name].dtype == np.float16
         assert batch[name].std() > 0.1
     assert ("text_ids" in batch) == (recipe is refer_sam2)

@@ -1,9 +1,10 @@
-"""SAM2's attention: projections to a width of their own, and axial rotary positions.
+"""SAM2's attention: projections to an inner width, and axial rotary positions.
 
     out = W_o softmax(R(W_q q) R(W_k k)' / sqrt(c)) W_v v
 
-R rotates the channel pairs (2j, 2j + 1) of a head by an angle per token (RoPE). On a map, the first
-half of the pairs turns with the column, the second half with the row, at frequencies 10000^(-4i/c).
+R rotates the channel pairs (2j, 2j + 1) of a head by an angle per token (RoPE). On a map, angles
+grow with the column in the first half of the pairs and with the row in the second half, at
+frequencies 10000^(-4i/c).
 Source: facebookresearch/sam2, sam2/modeling/sam/transformer.py and position_encoding.py.
 """
 

@@ -1,7 +1,7 @@
 """The memory bank of tracking: a fixed number of slots, so a video never changes a program.
 
 A *prompted* frame stays in the bank. Of the other frames, a ring keeps the latest: frame t has slot
-t mod size, and a slot counts only if it holds the frame that is asked for. Frame t attends to
+t mod size, and a slot counts only if it holds the frame to recall. Frame t attends to
 
 - the maps of prompted frames (all, or the `max_prompted` closest ones), and those of the
   `num_maps` - 1 frames before t: t - 1, then every `stride`-th;
@@ -18,9 +18,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from avs_jax.ops.rows import where_rows
+
 Array = jax.Array
 
 EMPTY = -(1 << 20)  # frame of an empty slot
+LONG_VIDEO = 1 << 20  # frames, where the number is unknown
 
 
 class Memory(NamedTuple):
@@ -100,8 +103,7 @@ def remember(bank: Bank, memory: Memory, frame: Array, is_new: Array) -> Bank:
 
     def put(slots, value):
         at = jnp.mod(frame, slots.shape[1])
-        keep = is_new.reshape(-1, *(1,) * (value.ndim - 1))
-        return slots.at[:, at].set(jnp.where(keep, value.astype(slots.dtype), slots[:, at]))
+        return slots.at[:, at].set(where_rows(is_new, value.astype(slots.dtype), slots[:, at]))
 
     frames = jnp.full(is_new.shape, frame, jnp.int32)
     return bank._replace(

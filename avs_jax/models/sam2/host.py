@@ -1,4 +1,4 @@
-"""SAM2 asked by sounds and words: they are the prompt of a frame, SAM2 answers with its mask.
+"""SAM2 prompted by sounds and words: the mask of what sounds in a frame, or of what is meant.
 
     features = SAM2's encoder(image) [, CMA with the words]              of every frame
     tokens = audio prompts(VGGish(log-mel)) [, W LN(text encoder(words))]
@@ -7,10 +7,10 @@
     m = the mask of the greatest IoU, NO_OBJECT where the object score says that nothing sounds
     two classes: logit m;  more: log sigmoid(-m), log sigmoid(m) + log softmax(c)
 
-c is what the class head makes of the decoder's map, a product of each cell with a vector per class.
+c are the logits of the class head: products of the decoder's map with a vector per class.
 With `memory`, the first frame of a clip is remembered as a prompted one and the others follow as in
 tracking, each with its own sound. Pointers count frames as in a long video, so frames that pad a
-clip change nothing. Memories are made of the features without words. Without audio tokens and
+clip change nothing. Memories are those of the features without words. Without audio tokens and
 words, m is SAM2's answer to an empty prompt; CMA starts as the identity (fusion/cma.py).
 
 Source: ours, of SAM2's parts (model.py). Sa2VA puts its language token in the same place, behind
@@ -32,20 +32,18 @@ from avs_jax.models.layers import MLP, LayerNorm, Linear
 from avs_jax.models.parts import MAP_AUDIO_BACKBONES, TOKEN_ENCODERS, find_part, make_part
 from avs_jax.models.rules import at_least, divides, nested, one_of, within
 from avs_jax.models.sam2.audio_prompts import AudioPrompts
-from avs_jax.models.sam2.bank import remember, remember_prompted
+from avs_jax.models.sam2.bank import LONG_VIDEO, remember, remember_prompted
 from avs_jax.models.sam2.mask_decoder import DecodedMasks, choose
 from avs_jax.models.sam2.model import SAM2, no_prompt
 from avs_jax.models.sam2.neck import ImageFeatures
 from avs_jax.models.sam2.prompts import MoreTokens
 from avs_jax.models.stage import Stage
 from avs_jax.ops.frames import fold_frames, repeat_clips, unfold_frames
-from avs_jax.spec import InputError, check_shape
+from avs_jax.spec import TRUNK_MAPS, InputError, check_shape
 
 RNG_STREAMS = ()  # nothing is drawn in training
 TRUNK_LEVELS = ("res2", "res3", "res4")  # strides of the maps, as CMA names them
-MAPS = ("trunk_fine", "trunk_middle", "trunk_coarse")  # of a batch with cached features
 CERTAIN = 1e9  # logit
-LONG = 1 << 20  # frames of the video that a clip is taken from
 
 Array = jax.Array
 
@@ -135,13 +133,13 @@ class SAM2Host(nn.Module):
                 for name, x in batch.items()
             }
         text = self._encode_text(batch, sizes["T"])
-        told = self._tell(features, text, progress)
+        fused = self._fuse_words(features, text, progress)
         more = self._make_tokens(batch["log_mel"], text)
         if self.memory and not self.is_initializing():
             valid = batch.get("valid", jnp.ones((sizes["B"] * times, sizes["T"]), bool))
-            decoded = decode_with_memory(sam2, features, told, more, valid, train)
+            decoded = decode_with_memory(sam2, features, fused, more, valid, train)
         else:
-            seen = sam2.without_memory(told)
+            seen = sam2.without_memory(fused)
             decoded = sam2.decode_tracked(seen, *no_prompt(seen), more)
         found = sam2.as_segments(decoded, _all(decoded))
         outputs = {
@@ -192,7 +190,7 @@ class SAM2Host(nn.Module):
         tokens = encode(batch["text_ids"], mask)
         return tuple(jnp.repeat(x, num_frames, axis=0) for x in (tokens, mask))
 
-    def _tell(self, features, text, progress):
+    def _fuse_words(self, features, text, progress):
         """The features with the words in them, if CMA is on."""
         row = find_part("fusion", self.fusion)
         if row is None:
@@ -273,16 +271,16 @@ def class_scores(mask: Array, classes: Array) -> Array:
 
 def encode(sam2: SAM2, images: Array, batch: Mapping[str, Array]) -> ImageFeatures:
     """The maps of all frames: cached ones, or those of images [N, H, W, 3]."""
-    if MAPS[0] not in batch:
+    if TRUNK_MAPS[0] not in batch:
         return sam2.encode_images(images)
     dtype = jnp.dtype(sam2.dtype)
-    return ImageFeatures(*(fold_frames(batch[name]).astype(dtype) for name in MAPS))
+    return ImageFeatures(*(fold_frames(batch[name]).astype(dtype) for name in TRUNK_MAPS))
 
 
 def decode_with_memory(
     sam2: SAM2,
     features: ImageFeatures,
-    told: ImageFeatures,
+    fused: ImageFeatures,
     more: MoreTokens | None,
     valid: Array,
     train: bool,
@@ -292,7 +290,7 @@ def decode_with_memory(
     Args:
       sam2: bound.
       features: of all frames, [N, ...], as they are remembered.
-      told: the same with words in them, as they are decoded.
+      fused: the same with words in them, as they are decoded.
       more: tokens of all frames.
       valid: bool [B, T].
 
@@ -308,19 +306,19 @@ def decode_with_memory(
     def by_time(x):
         return jnp.swapaxes(unfold_frames(x, num_frames), 0, 1)
 
-    def decode(now, seen, asked):
-        decoded = call("decode_tracked", seen, *no_prompt(seen), asked)
+    def decode(now, seen, tokens):
+        decoded = call("decode_tracked", seen, *no_prompt(seen), tokens)
         segments = call("as_segments", decoded, _all(decoded))
         return decoded, call("encode_memory", now, segments)
 
     def follow(bank, inputs):
-        frame, now, told, asked, is_new = inputs
-        decoded, memory = decode(now, call("with_memory", told, bank, frame, LONG), asked)
+        frame, now, fused, tokens, is_new = inputs
+        decoded, memory = decode(now, call("with_memory", fused, bank, frame, LONG_VIDEO), tokens)
         return remember(bank, memory, frame, is_new), decoded
 
-    frames = jax.tree.map(by_time, (features, told, more))
-    now, now_told, asked = jax.tree.map(lambda x: x[0], frames)
-    first, memory = decode(now, call("without_memory", now_told), asked)
+    frames = jax.tree.map(by_time, (features, fused, more))
+    now, now_fused, tokens = jax.tree.map(lambda x: x[0], frames)
+    first, memory = decode(now, call("without_memory", now_fused), tokens)
     bank = call("new_bank", memory, 1)
     bank = remember_prompted(bank, memory, jnp.int32(0), jnp.ones(num_clips, bool))
     later = jax.tree.map(lambda x: x[1:], frames)

@@ -4,8 +4,8 @@
     tokens, image = two-way transformer(tokens, image + dense prompt)
     mask_i = MLP_i(mask token i) . upscaled image
 
-Mask 0 answers a complete prompt, masks 1 to 3 an ambiguous one. If mask 0 hardly survives a shift
-of its threshold, the best of the others by predicted IoU replaces it (`choose`).
+Mask 0 is for a complete prompt, masks 1 to 3 for an ambiguous one. If mask 0 changes much with its
+threshold, the best of the others by predicted IoU replaces it (`choose`).
 
 Source: facebookresearch/sam2, sam2/modeling/sam/mask_decoder.py and transformer.py. Transposed
 convolutions with stride = kernel are a product and a reordering.

@@ -1,4 +1,4 @@
-"""SAM2's memory attention: the map of a frame looks at itself and at the memories.
+"""SAM2's memory attention: the map of a frame attends to itself and to the memories.
 
     x = x + 0.1 positions                                             once
     x = x + RoPE(LN x);  x = x + RoPE(LN x, memory);  x = x + MLP(LN x)        in each layer

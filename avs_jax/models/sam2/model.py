@@ -1,4 +1,4 @@
-"""SAM2 (Ravi et al., 2024): segments what points, boxes or masks ask for, in images and videos.
+"""SAM2 (Ravi et al., 2024): segments what points, boxes or masks mark, in images and videos.
 
     image features = neck(Hiera(image))
     first frame of an object:  masks = decoder(features + no-memory embedding, prompt)
@@ -15,6 +15,7 @@ multiples of 32; the published models are trained with squares of 1024. Source:
 facebookresearch/sam2 (2b90b9f), sam2/modeling/sam2_base.py.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,15 +33,15 @@ from avs_jax.models.sam2.memory_attention import MemoryAttention
 from avs_jax.models.sam2.memory_encoder import MemoryEncoder
 from avs_jax.models.sam2.neck import ImageFeatures, Neck
 from avs_jax.models.sam2.prompts import (
-    ABSENT,
-    NOT_A_POINT,
     STRIDE,
     MoreTokens,
     PromptEncoder,
     append_tokens,
 )
 from avs_jax.models.sam2.tracking import NO_OBJECT, Segments, track_clip
+from avs_jax.ops.rows import where_rows
 from avs_jax.ops.sampling import resize_antialiased, resize_bilinear
+from avs_jax.spec import ABSENT_POINT, NOT_A_POINT
 
 MASK_SCALE, MASK_SHIFT = 20.0, -10.0  # of masks on their way to the memory
 DTYPES = ("float32", "bfloat16")
@@ -173,7 +174,7 @@ class SAM2(nn.Module):
         Args as `decode_tracked`; is_ambiguous: bool [N], None: by the number of points, 0 or 1.
         """
         if is_ambiguous is None:
-            is_ambiguous = (labels != ABSENT).sum(1) <= 1
+            is_ambiguous = (labels != ABSENT_POINT).sum(1) <= 1
         decoded = self.decode_tracked(features, points, labels, mask_logits, has_mask, more)
         return self.as_segments(decoded, is_ambiguous)
 
@@ -187,8 +188,9 @@ class SAM2(nn.Module):
         more: MoreTokens | None = None,
     ) -> DecodedMasks:
         """`decode` with the tokens NOT_A_POINT of tracking: one; without any point, two."""
-        count = (labels != ABSENT).sum(1)
-        ends = jnp.stack([jnp.where(count == 0, NOT_A_POINT, ABSENT), jnp.full_like(count, -1)], 1)
+        count = (labels != ABSENT_POINT).sum(1)
+        first = jnp.where(count == 0, NOT_A_POINT, ABSENT_POINT)
+        ends = jnp.stack([first, jnp.full_like(count, NOT_A_POINT)], 1)
         labels = jnp.concatenate([labels, ends], axis=1)
         points = jnp.pad(points, ((0, 0), (0, 2), (0, 0)))
         return self.decode(features, points, labels, mask_logits, has_mask, more)
@@ -333,9 +335,7 @@ class SAM2(nn.Module):
         by_points = self.segment(seen, points, labels, low, none, more=more)
         by_mask = self.accept_masks(features, masks)
 
-        def pick(given, found):
-            return jnp.where(has_mask.reshape(-1, *(1,) * (found.ndim - 1)), given, found)
-
+        pick = functools.partial(where_rows, has_mask)
         segments = jax.tree.map(pick, by_mask, by_points)
         return segments, self.encode_memory(features, segments, is_prompted=True)
 

@@ -2,7 +2,7 @@
 
     p5 = W_5 r5      p4 = W_4 r4 + up2(p5)      p3 = W_3 r3      p2 = W_2 r2
 
-Only stride 16 gets a coarser map, by nearest neighbors; p5 goes no further. The two fine maps are
+Only stride 16 gets a coarser map, by nearest neighbors; p5 has no other use. The two fine maps are
 narrowed for the mask decoder. Source: facebookresearch/sam2, FpnNeck in
 sam2/modeling/backbones/image_encoder.py; the narrowing layers are the original mask decoder's.
 """

@@ -17,12 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from avs_jax.models.layers import LayerNorm, Linear
+from avs_jax.spec import ABSENT_POINT
 
 Array = jax.Array
 
-ABSENT = -2  # label of a point that only fills the array
-NOT_A_POINT = -1  # a token without a place
-BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = range(4)
 STRIDE = 16  # px per cell of the map that is decoded
 EPSILON = 1e-6
 
@@ -64,7 +62,7 @@ class PromptEncoder(nn.Module):
 
         Args:
           points: float32 [N, P, 2], (x, y) in px, pixel centers at whole numbers; P may be 0.
-          labels: int32 [N, P], ABSENT .. BOTTOM_RIGHT.
+          labels: int32 [N, P], see spec.py: ABSENT_POINT .. BOTTOM_RIGHT.
           mask_logits: float32 [N, H / 4, W / 4].
           has_mask: bool [N].
         """
@@ -84,11 +82,11 @@ class PromptEncoder(nn.Module):
         dense = jnp.where(has_mask[:, None, None, None], dense, no_mask[None, None])
         cells = cell_centers(height // STRIDE, width // STRIDE)
         code = position_code(jnp.asarray(cells), gaussian)
-        return EncodedPrompts(tokens, labels == ABSENT, dense, code)
+        return EncodedPrompts(tokens, labels == ABSENT_POINT, dense, code)
 
 
 class MoreTokens(NamedTuple):
-    """What a sound or a text asks for: tokens [N, P, D] and which exist, bool [N, P]."""
+    """Tokens of a sound or a text [N, P, D], and which exist, bool [N, P]."""
 
     tokens: Array
     exists: Array

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from avs_jax.models.sam2.bank import remember, remember_prompted
 from avs_jax.models.sam2.neck import ImageFeatures
-from avs_jax.models.sam2.prompts import ABSENT
+from avs_jax.ops.rows import where_rows
+from avs_jax.spec import ABSENT_POINT
 
 NO_OBJECT = -1024.0  # logits of an object that is not visible
 
@@ -21,7 +22,7 @@ Array = jax.Array
 
 
 class Segments(NamedTuple):
-    """What N objects look like in a frame.
+    """Masks and scores of N objects in a frame.
 
     Attributes:
       low_res_mask: float32 logits [N, H / 4, W / 4], NO_OBJECT everywhere if it is not visible.
@@ -54,7 +55,7 @@ def track_clip(
     num_frames, num_objects = clip["mask_given"].shape
     num_slots = min(num_slots, num_frames)
     features = jax.lax.map(lambda image: apply("encode_images", image[None]), clip["pixels"])
-    is_given = (clip["point_labels"] != ABSENT).any(-1) | clip["mask_given"]
+    is_given = (clip["point_labels"] != ABSENT_POINT).any(-1) | clip["mask_given"]
     is_prompted = is_given.any(1)
     first = jnp.argmax(is_prompted)
     order = jnp.argsort(~is_prompted, stable=True)[:num_slots]
@@ -80,7 +81,7 @@ def track_clip(
         found, memory = apply("follow", frame_features(frame), bank, frame, num_frames)
         slot = jnp.argmax(order == frame)
         given = jax.tree.map(lambda x: x[slot], started)
-        found = jax.tree.map(lambda a, b: _where(is_given[frame], a, b), given, found)
+        found = jax.tree.map(lambda a, b: where_rows(is_given[frame], a, b), given, found)
         is_late = jnp.broadcast_to(frame >= first, (num_objects,))
         bank = remember(bank, memory, frame, is_late & ~is_given[frame])
         return bank, hide(found, is_late)
@@ -97,11 +98,6 @@ def spread(features: ImageFeatures, num_objects: int) -> ImageFeatures:
 def hide(segments: Segments, is_shown: Array) -> Segments:
     """Objects without is_shown, bool [M], are not visible."""
     return segments._replace(
-        low_res_mask=_where(is_shown, segments.low_res_mask, NO_OBJECT),
-        object_score_logits=_where(is_shown, segments.object_score_logits, NO_OBJECT),
+        low_res_mask=where_rows(is_shown, segments.low_res_mask, NO_OBJECT),
+        object_score_logits=where_rows(is_shown, segments.object_score_logits, NO_OBJECT),
     )
-
-
-def _where(condition: Array, x: Array, y: Array | float) -> Array:
-    """Row by row: condition is bool [M]."""
-    return jnp.where(condition.reshape(-1, *(1,) * (x.ndim - 1)), x, y)

@@ -59,7 +59,7 @@ def made(**changes):
 
 
 def empty_prompt(variables, images):
-    """Plain SAM2's answer to frames without a prompt, as tracking asks."""
+    """Plain SAM2's answer to frames without a prompt, as in tracking."""
     plain = build_model(host_config().sam2, SAM2)
 
     @jax.jit

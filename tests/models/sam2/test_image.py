@@ -9,8 +9,8 @@ import pytest
 
 from avs_jax.models.backbones.hiera import WindowAttention
 from avs_jax.models.layers import sine_position_encoding
-from avs_jax.models.sam2 import prompts
 from avs_jax.models.sam2.mask_decoder import Upscaling, choose
+from avs_jax.spec import ABSENT_POINT, NOT_A_POINT
 from tests.golden.weights import rand_input
 from tests.sam2_golden import (
     arrays,
@@ -54,13 +54,13 @@ def case_prompt(name, count=MAX_TOKENS):
         points = arrays("image")[f"case/{name}/point_coords"][0]
         labels = arrays("image")[f"case/{name}/point_labels"][0]
     if is_padded:
-        points, labels = np.append(points, [[0, 0]], 0), np.append(labels, prompts.NOT_A_POINT)
+        points, labels = np.append(points, [[0, 0]], 0), np.append(labels, NOT_A_POINT)
     if with_box:
         corners = arrays("image")["prompt/box_input"].reshape(2, 2)
         points, labels = np.append(points, corners, 0), np.append(labels, [2, 3])
     fill = count - len(points)
     points = np.pad(points, ((0, fill), (0, 0))).astype(np.float32)
-    labels = np.pad(labels, (0, fill), constant_values=prompts.ABSENT).astype(np.int32)
+    labels = np.pad(labels, (0, fill), constant_values=ABSENT_POINT).astype(np.int32)
     mask = rand_input(1002, (1, 1, 64, 64), 3.0)[:, 0] * has_mask
     return points[None], labels[None], mask, np.array([has_mask])
 
@@ -132,10 +132,10 @@ def segment():
 def tracking_prompt(case):
     """As `case_prompt` without the padding token, which tracking appends."""
     if case is None:
-        points, labels = np.zeros((1, 2, 2)), np.full((1, 2), prompts.ABSENT)
+        points, labels = np.zeros((1, 2, 2)), np.full((1, 2), ABSENT_POINT)
     else:
         points, labels, *_ = case_prompt(case, 5)
-        points, labels = points[:, :2], np.where(labels == -1, prompts.ABSENT, labels)[:, :2]
+        points, labels = points[:, :2], np.where(labels == -1, ABSENT_POINT, labels)[:, :2]
     return (
         np.float32(points),
         np.int32(labels),
@@ -169,7 +169,7 @@ def test_two_empty_prompts(with_embedding):
     """Image prediction passes no token; tracking passes two tokens that are not a point."""
     points, labels, mask, none = tracking_prompt(None)
     bare = decode_case()(golden_params(), with_embedding, *case_prompt("padding_only_multi"))[0]
-    absent = np.full((1, MAX_TOKENS), prompts.ABSENT, np.int32)
+    absent = np.full((1, MAX_TOKENS), ABSENT_POINT, np.int32)
     nothing = np.zeros((1, MAX_TOKENS, 2), np.float32), absent, mask, none
     without = decode_case()(golden_params(), with_embedding, *nothing)[0]
     tracked = segment()(golden_params(), with_embedding, points, labels, mask, none)
@@ -240,13 +240,13 @@ def test_patches_and_positions(encoded):
         check(f"neck/{level}", sine_position_encoding(cells, cells, 64)[None])
 
 
-def test_two_prompts_on_one_picture(with_embedding):
-    """The original decodes them as a batch that shares the picture."""
+def test_two_prompts_on_one_image(with_embedding):
+    """The original decodes them as a batch that shares the image."""
     found = arrays("image")
     points, labels = found["repeat/point_coords"], found["repeat/point_labels"]
     count = len(points)
     points = np.pad(points, ((0, 0), (0, 1), (0, 0))).astype(np.float32)
-    labels = np.pad(labels, ((0, 0), (0, 1)), constant_values=prompts.NOT_A_POINT).astype(np.int32)
+    labels = np.pad(labels, ((0, 0), (0, 1)), constant_values=NOT_A_POINT).astype(np.int32)
     features = jax.tree.map(lambda x: np.repeat(x, count, axis=0), with_embedding)
     low, none = np.zeros((count, 64, 64), np.float32), np.zeros(count, bool)
     decoded, _ = decode_case()(golden_params(), features, points, labels, low, none)
@@ -259,7 +259,7 @@ def test_two_prompts_on_one_picture(with_embedding):
 def test_a_mask_as_the_prompt_of_the_heads(with_embedding):
     found = arrays("image")
     mask = found["heads/fullmask/resized_mask"].reshape(1, 64, 64)
-    points, labels = np.zeros((1, 2, 2), np.float32), np.full((1, 2), prompts.ABSENT, np.int32)
+    points, labels = np.zeros((1, 2, 2), np.float32), np.full((1, 2), ABSENT_POINT, np.int32)
     prompt = points, labels, mask, np.ones(1, bool), np.zeros(1, bool)  # not ambiguous
     result = segment()(golden_params(), with_embedding, *prompt)
     check_segments("heads/fullmask", result)
