@@ -32,7 +32,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from avs_jax.data.trunk_features import map_shapes, write_facts
+from avs_jax.data.trunk_features import UNAUGMENTED, map_shapes, write_facts
 from avs_jax.plan import trace_step
 from avs_jax.runtime import sharding
 from avs_jax.runtime.command_line import exit_status, parse
@@ -114,7 +114,8 @@ def with_cached_maps(config: ConfigDict) -> Iterator[ConfigDict]:
     with tempfile.TemporaryDirectory() as folder:
         shapes = map_shapes(size, config.model.sam2.width)
         write_facts(pathlib.Path(folder), "random", size, shapes)
-        config.data.trunk_features, config.data.augment.flip = folder, 0.0
+        config.data.trunk_features = folder
+        config.data.augment.update(UNAUGMENTED | {"min_sizes": (size,)})
         yield config
 
 

@@ -31,6 +31,20 @@ def test_batches_with_and_without_the_image_encoder(recipe):
     assert not config.data.trunk_features
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [s4_sam2, refer_sam2])
+def test_a_step_with_cached_maps(recipe):
+    """It runs, and needs less memory than with the image encoder."""
+    config = recipe.get_config("tiny")
+    config.train.batch_size = 8
+    config.optim.frozen = (r"sam2/(trunk|neck|conv_s\d)/.*", *config.optim.frozen)
+    *_, encoder, seconds, size = measure_step.measure(config, 1, False)
+    assert encoder == "run" and float(seconds) > 0
+    with measure_step.with_cached_maps(config) as cached:
+        *_, encoder, seconds, smaller = measure_step.measure(cached, 1, False)
+    assert encoder == "cached maps" and float(seconds) > 0 and float(smaller) <= float(size)
+
+
 def test_a_model_without_a_frozen_image_encoder():
     with (
         pytest.raises(InputError, match="--cached_maps: s4_ama_tiny has no config.data.trunk_feat"),

@@ -173,9 +173,10 @@ class SAM2Host(nn.Module):
         for name in ("images", "log_mel", "valid", *TEXT_FIELDS):
             if name in batch:
                 sizes = check_shape(name, batch[name], INPUTS[name], **sizes)
-        if sizes.get("X", sizes["B"]) % sizes["B"]:
+        expressions = sizes.get("X", sizes["B"])
+        if expressions % sizes["B"]:
             raise ValueError(
-                f"text_ids: {sizes['R']} expressions for {sizes['B']} clips, not as many for each"
+                f"text_ids: {expressions} expressions for {sizes['B']} clips, not as many for each"
             )
         return sizes
 
