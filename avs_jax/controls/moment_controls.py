@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from avs_jax.controls.altered import Altered
-from avs_jax.controls.pairing import swap_audio
+from avs_jax.controls.pairing import swap_audio, swap_texts
 from avs_jax.data.decode import decode_text
 from avs_jax.data.moments import SILENCE, decode_array
 from avs_jax.task import Controls, Record
@@ -28,15 +28,15 @@ def moment_controls(has_audio: bool, records: Sequence[Record], split: str) -> C
     del split
     found: dict[str, Sequence[Record]] = {}
     notes: list[str] = []
-    for name, key, fields in (
-        ("another_query", "query", WORDS),
-        ("another_sound", "vid", SOUND if has_audio else ()),
+    for name, key, fields, swap in (
+        ("another_query", "query", WORDS, swap_texts),
+        ("another_sound", "vid", SOUND if has_audio else (), swap_audio),
     ):
         if not fields:
             continue
         groups = {str(i): decode_text(record[key]) for i, record in enumerate(records)}
         try:
-            pairs = {int(a): int(b) for a, b in swap_audio(groups).items()}
+            pairs = {int(a): int(b) for a, b in swap(groups).items()}
         except ValueError:
             notes.append(f"{name} left out: all records have the same {key}")
             continue

@@ -1,6 +1,7 @@
-"""Pairs of clips for evaluations with another clip's sound."""
+"""Pairs of clips for evaluations with another clip's sound, or another row's text."""
 
 import collections
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,22 @@ def swap_audio(categories: Mapping[str, str]) -> dict[str, str]:
         others = [other for other in order if categories[other] != categories[clip]]
         pairs[clip] = others[i % len(others)]
     return pairs
+
+
+def swap_texts(texts: Mapping[str, str]) -> dict[str, str]:
+    """Pairs each row with a row of another text, as `swap_audio` does with categories.
+
+    Rows are sorted by a digest of their text: in alphabetical order, a row would get a neighbor,
+    which often means the same ("the violin", "the violin appears").
+
+    Args:
+      texts: name of a row -> text; ValueError if all are equal.
+    """
+    digests = {
+        name: hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+        for name, text in texts.items()
+    }
+    return swap_audio(digests)
 
 
 def silent_audio(labels: Mapping[str, int], visible: Mapping[str, Sequence[int]]) -> dict[str, str]:

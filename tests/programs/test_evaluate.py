@@ -272,6 +272,19 @@ def test_swap_audio_is_a_permutation_that_changes_every_category():
     assert pairing.swap_audio(shuffled) == pairs
 
 
+def test_swap_texts_does_not_pair_neighbors_in_the_alphabet():
+    """Two phrases of each of fifty things: hardly any is asked for in other words."""
+    phrases = ("{:02d}", "{:02d} appears")
+    texts = {f"{i:02d}{n}": phrases[n].format(i) for i in range(50) for n in range(2)}
+    pairs = pairing.swap_texts(texts)
+    assert sorted(pairs.values()) == sorted(texts)
+    assert all(texts[a] != texts[b] for a, b in pairs.items())
+    assert sum(a[:2] == b[:2] for a, b in pairs.items()) <= 3
+    assert sum(a[:2] == b[:2] for a, b in pairing.swap_audio(texts).items()) >= 50
+    with pytest.raises(ValueError):
+        pairing.swap_texts({"a": "dog", "b": "dog"})
+
+
 def test_swap_audio_when_one_category_has_most_clips():
     categories = {"a": "dog", "b": "dog", "c": "dog", "d": "cat", "e": "cow"}
     pairs = pairing.swap_audio(categories)
