@@ -28,9 +28,12 @@ def shapes(model: PVTv2):
 
 @functools.cache
 def variables():
-    """Random everywhere, because zeros and ones would hide a wrong bias or norm."""
+    """Random everywhere, because zeros and ones would hide a wrong bias or norm.
+
+    NumPy's, so that the first call may be inside a traced function.
+    """
     rng = np.random.default_rng(1)
-    draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32)  # noqa: E731
+    draw = lambda leaf: np.float32(0.3 * rng.standard_normal(leaf.shape))  # noqa: E731
     return jax.tree.map(draw, shapes(SMALL))
 
 
