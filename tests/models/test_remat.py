@@ -36,9 +36,8 @@ def decoder_case(remat):
     return VCTDecoder(**sizes, num_heads=2, remat=remat), (multi_scale, mask_features, audio)
 
 
-@pytest.mark.parametrize(
-    "case", [pixel_decoder_case, pytest.param(decoder_case, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [pixel_decoder_case, decoder_case])
 def test_recomputation_changes_no_gradient(case):
     results = []
     for remat in (False, True):

@@ -34,6 +34,7 @@ def prompts(tmp_path):
     return {"points": points, "boxes": boxes, "masks": masks}
 
 
+@pytest.mark.slow
 def test_folder_of_images(checkpoint, prompts, tmp_path, capsys):
     frames = tmp_path / "frames"
     frames.mkdir()
