@@ -150,8 +150,10 @@ def evaluate_split(
     }
     run = Evaluator(task, config, checkpoint, weights, facts)
     heard = {TRUE_AUDIO: records, **controls.records}
-    key = condition_key(facts, records, config.evaluate.num_pictures)
-    finished = FinishedConditions(folder, key, type(task.meter({}).table()))
+    finished = None
+    if jax.process_count() == 1 and checkpoint.checksum is not None:
+        key = condition_key(facts, records, config.evaluate.num_pictures)
+        finished = FinishedConditions(folder, key, type(task.meter({}).table()))
     results, files = _evaluate_conditions(
         run, task, split, heard, finished, write_predictions, folder
     )
@@ -172,21 +174,21 @@ def _evaluate_conditions(
     task: Task,
     split: str,
     heard: Mapping[str, Sequence[Record]],
-    finished: FinishedConditions,
+    finished: FinishedConditions | None,
     write_predictions: str | pathlib.Path | None,
     folder: pathlib.Path,
 ) -> tuple[dict[str, Evaluation], dict[str, str]]:
     """The result of every condition, and the files of the recorders.
 
-    One process keeps what it has finished; a job of several processes starts over.
+    What is finished is kept in `finished`. Where it is None the same command starts over: several
+    processes, or a checkpoint without checksums, which another may replace unnoticed.
     """
     results: dict[str, Evaluation] = {}
     files: dict[str, str] = {}
-    keeps = jax.process_count() == 1
     for condition, records in heard.items():
         is_first, recorders, observers = condition == TRUE_AUDIO, [], []
         writes = is_first and write_predictions is not None
-        if keeps and not writes and (kept := finished.load(condition)):
+        if finished and not writes and (kept := finished.load(condition)):
             print(f"{condition}: scored before", file=sys.stderr)
             results[condition] = kept[0]
             files |= kept[1]
@@ -199,13 +201,13 @@ def _evaluate_conditions(
         try:
             results[condition] = run(records, condition, observers)
         except KeyboardInterrupt:
-            if keeps:
+            if finished:
                 count = f"{len(results)} of {len(heard)} conditions are kept"
                 print(f"{folder}: {count}; the same command resumes", file=sys.stderr)
             raise
         found = {k: text for recorder in recorders for k, text in recorder.files().items()}
         files |= found
-        if keeps:
+        if finished:
             finished.save(condition, results[condition], found)
     return results, files
 

@@ -6,7 +6,8 @@
       key.json      what was evaluated, and what the task's recorders found
 
 An evaluation that was interrupted or killed computes only the conditions that are not there. One
-counts only if its key is the same: checkpoint, configuration, records, condition and figures.
+counts only if its key is the same: checkpoint, configuration, records and their files, condition
+and figures.
 """
 
 import json
@@ -19,7 +20,7 @@ import numpy as np
 
 from avs_jax.array_files import read_npz
 from avs_jax.data.input_files import read_json
-from avs_jax.data.records import metadata
+from avs_jax.data.records import file_stamps, metadata
 from avs_jax.files import atomic_folder
 from avs_jax.runtime.evaluation import Evaluation
 from avs_jax.spec import InputError
@@ -73,5 +74,6 @@ def condition_key(
         "facts": dict(facts),
         "records": len(records),
         "metadata": metadata(records),
+        "files": file_stamps(records),
         "figures": num_figures,
     }

@@ -122,6 +122,11 @@ class Records(Sequence):
                 f"({first_line(error)})"
             ) from error
 
+    def stamps(self) -> list[tuple[str, int, int]]:
+        """Name, size and modification time in ns of every shard: others once it is rebuilt."""
+        states = [(path.name, path.stat()) for path in self._shards]
+        return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
     def __reduce__(self):
         return Records, (self._folder, self._split)  # a loader's process opens its own files
 
@@ -151,6 +156,11 @@ def num_clips(config: Any, split: str) -> int:
 def metadata(records: Sequence[Record]) -> Mapping[str, Any]:
     """What the dataset's builder noted; nothing where the records are not a dataset's."""
     return getattr(records, "metadata", None) or {}
+
+
+def file_stamps(records: Sequence[Record]) -> list[tuple[str, int, int]]:
+    """`Records.stamps`; nothing where the records are not a dataset's."""
+    return records.stamps() if isinstance(records, Records) else []
 
 
 def read_folder(folder: str | os.PathLike) -> DatasetFolder:

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from avs_jax import evaluate, main
-from avs_jax.data.records import Records, open_records, read_folder
+from avs_jax.data.records import Records, file_stamps, open_records, read_folder
 from avs_jax.spec import InputError
 from configs.base import base_config
 from tests.avsbench_folders import build
@@ -53,6 +53,16 @@ def test_records_by_index(folder):
             assert np.all(found["waveform"] == index % 3) and found["frames"] == [frame(index % 3)]
     with pytest.raises(IndexError):
         records[3]
+
+
+def test_a_rebuilt_shard_has_another_stamp(folder):
+    records = Records(folder, "train")
+    ((name, size, time),) = before = file_stamps(records)
+    assert (name, size) == (shard(folder).name, shard(folder).stat().st_size)
+    shard(folder).write_bytes(shard(folder).read_bytes())
+    os.utime(shard(folder), ns=(time + 1, time + 1))
+    assert file_stamps(records) != before
+    assert file_stamps([]) == []
 
 
 # ---- no code is run ----

@@ -411,6 +411,20 @@ def test_finished_conditions_of_other_records_do_not_count(job, tmp_path):
     assert finished[1].load("silence") is None and finished[0].load("other") is None
 
 
+def test_a_checkpoint_without_checksums_keeps_no_conditions(job, tmp_path, monkeypatch):
+    """Nothing would tell it from another one in its place."""
+    config, weights, _ = job
+
+    def interrupted(self, records, condition, observers=()):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation.Checkpoint, "checksum", None)
+    monkeypatch.setattr(evaluation.FinishedConditions, "load", lambda *args: pytest.fail("loaded"))
+    monkeypatch.setattr(evaluation.Evaluator, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_test_split(config, weights, tmp_path / "out")
+
+
 def test_another_run_does_not_replace_a_report(job, tmp_path):
     config, weights, _ = job
     evaluate_test_split(config, weights, tmp_path / "out")
