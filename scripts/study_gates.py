@@ -189,7 +189,7 @@ def run(variant: str, seed: int, steps: int) -> dict[str, dict[str, float]]:
     log = gate_log.GateLog(variant)
     observers = [] if variant == "silent" else [log.add]
     tests = EvalBatches(records, task.rows, eval_batch_size(config, mesh))
-    batches = (tests[i] for i in range(len(tests)))
+    batches = [tests[i] for i in range(len(tests))]
     variables = (state.params, state.batch_stats)
     scored = evaluate(
         task, make_eval_step(task, mesh), variables, batches, mesh, observers=observers

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,19 +37,48 @@ def swap_audio(categories: Mapping[str, str]) -> dict[str, str]:
 
 
 def swap_texts(texts: Mapping[str, str]) -> dict[str, str]:
-    """Pairs each row with a row of another text, as `swap_audio` does with categories.
+    """Pairs each row with a row whose text means something else, as far as words tell.
 
-    Rows are sorted by a digest of their text: in alphabetical order, a row would get a neighbor,
-    which often means the same ("the violin", "the violin appears").
+    A partner shares no word with the row ("the violin", "the violin appears"), apart from words
+    that more than a quarter of the rows have ("the"). Rows are sorted by a digest of their text,
+    and each takes the next such row past the number of rows of the most frequent text. Every text
+    is used once while one that fits is left. If no row fits, any other text does.
 
     Args:
       texts: name of a row -> text; ValueError if all are equal.
     """
-    digests = {
-        name: hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-        for name, text in texts.items()
+    sizes = collections.Counter(texts.values())
+    if len(sizes) < 2:
+        raise ValueError(f"swapped texts need two texts, all rows have {list(sizes)}")
+    words = {text: set(re.findall(r"\w+", text.lower())) for text in sizes}
+    rows_with = collections.Counter(word for text in texts.values() for word in words[text])
+    content = {
+        text: {word for word in found if 4 * rows_with[word] <= len(texts)}
+        for text, found in words.items()
     }
-    return swap_audio(digests)
+    order = sorted(texts, key=lambda name: (_digest(texts[name]), name))
+    shift = max(sizes.values())
+    givers = order[shift:] + order[:shift]
+    unused = list(givers)
+    pairs = {}
+    for name in order:
+        text = texts[name]
+
+        def fits(giver: str, text: str = text) -> bool:
+            return texts[giver] != text and content[texts[giver]].isdisjoint(content[text])
+
+        giver = next(filter(fits, unused), None)
+        if giver is not None:
+            unused.remove(giver)
+        else:
+            giver = next(filter(fits, givers), None) or next(g for g in givers if texts[g] != text)
+        pairs[name] = giver
+    return pairs
+
+
+def _digest(text: str) -> str:
+    """Orders texts without regard to the alphabet, where neighbors often mean the same."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def silent_audio(labels: Mapping[str, int], visible: Mapping[str, Sequence[int]]) -> dict[str, str]:

@@ -272,16 +272,26 @@ def test_swap_audio_is_a_permutation_that_changes_every_category():
     assert pairing.swap_audio(shuffled) == pairs
 
 
-def test_swap_texts_does_not_pair_neighbors_in_the_alphabet():
-    """Two phrases of each of fifty things: hardly any is asked for in other words."""
-    phrases = ("{:02d}", "{:02d} appears")
-    texts = {f"{i:02d}{n}": phrases[n].format(i) for i in range(50) for n in range(2)}
+def test_swap_texts_pairs_rows_that_ask_for_something_else():
+    """Four phrases of each of ten things: never is the same thing asked for in other words."""
+    phrases = ("the {}", "the {} appears", "you hear the {}", "a low {}")
+    things = [f"thing{i}" for i in range(10)]
+    texts = {f"{thing}/{n}": phrases[n].format(thing) for thing in things for n in range(4)}
     pairs = pairing.swap_texts(texts)
-    assert sorted(pairs.values()) == sorted(texts)
-    assert all(texts[a] != texts[b] for a, b in pairs.items())
-    assert sum(a[:2] == b[:2] for a, b in pairs.items()) <= 3
-    assert sum(a[:2] == b[:2] for a, b in pairing.swap_audio(texts).items()) >= 50
-    with pytest.raises(ValueError):
+    assert sorted(pairs) == sorted(texts)
+    assert all(a.split("/")[0] != b.split("/")[0] for a, b in pairs.items())
+    assert len(set(pairs.values())) >= len(texts) - 4
+    shuffled = dict(reversed(list(texts.items())))
+    assert pairing.swap_texts(shuffled) == pairs
+
+
+def test_swap_texts_when_no_row_fits_takes_any_other_text():
+    """Any two of these 21 texts share one word, which five of them have (a difference set)."""
+    texts = {f"{i}": " ".join(f"w{(i + d) % 21}" for d in (0, 1, 4, 14, 16)) for i in range(21)}
+    assert all(texts[a] != texts[b] for a, b in pairing.swap_texts(texts).items())
+    texts["\ud800"] = "\ud800"  # shares no word with any
+    assert set(pairing.swap_texts(texts).values()) >= {"\ud800"}
+    with pytest.raises(ValueError, match="two texts"):
         pairing.swap_texts({"a": "dog", "b": "dog"})
 
 

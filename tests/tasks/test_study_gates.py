@@ -63,6 +63,15 @@ def test_every_variant_is_a_task_that_takes_the_records(records, variant):
     assert batch["target_valid"].tolist() == [[True]] * 2
 
 
+@pytest.mark.slow
+def test_a_run_scores_both_halves_and_their_gates(monkeypatch):
+    monkeypatch.setattr(study_gates, "NUM_TEST", 10)
+    halves = study_gates.run("clipwise", seed=0, steps=2)
+    assert sorted(halves) == ["noise", "useful"]
+    assert all(0.0 <= half["R1@0.5"] <= 100.0 for half in halves.values())
+    assert all(0.3 < half["gate"] < 0.9 for half in halves.values())
+
+
 def test_there_is_a_run_at_least(tmp_path, capsys):
     with pytest.raises(SystemExit):
         study_gates.main([f"--output={tmp_path}", "--seeds=0"])
