@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from avs_jax.data import clip_features, transforms
 from avs_jax.data.moments import log_rms
 from avs_jax.data.tokens import WordTokenizer, load_tokenizer, tokenize
-from avs_jax.data.video import Video, probe, read_windows
+from avs_jax.data.video import Video, probe, read_windows, tracked_windows
 from avs_jax.models.inputs import prepare_images
 from avs_jax.models.parts import find_part, make_part
 from avs_jax.runtime.checkpoint import Checkpoint
@@ -233,8 +233,11 @@ class ClipFeatures:
         self._sound = None if sound is None else sound(settings)
         self._text = TEXT[settings["text"]](settings)
 
-    def video(self, path: str | os.PathLike) -> VideoFeatures:
+    def video(self, path: str | os.PathLike, is_shown: bool = False) -> VideoFeatures:
         """Features of a file.
+
+        Args:
+          is_shown: progress counts its seconds.
 
         Raises:
           VideoError: not a whole video with sound.
@@ -249,7 +252,8 @@ class ClipFeatures:
                 f"config.data.max_clips = {self._data.max_clips}"
             )
         frames, sound, energy, peaks = [], [], [], []
-        for images, waveform, _ in read_windows(path, self._seconds):
+        windows = read_windows(path, self._seconds)
+        for images, waveform, _ in tracked_windows(windows, video) if is_shown else windows:
             rate = video.sample_rate
             frames.append(self._frames(images))
             if self._sound is not None:

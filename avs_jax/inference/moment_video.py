@@ -54,7 +54,7 @@ def predict_moments(
         raise InputError('--text is missing: what to look for, such as --text="the violin"')
     features = predictor.once("features", lambda: ClipFeatures(predictor.config))
     words = [features.words(query) for query in text]
-    found = features.video(path)
+    found = features.video(path, is_shown=True)
     queries = _predict(predictor, found, text, words, post_process)
     clip_seconds, duration = predictor.config.data.clip_seconds, found.video.duration
     with atomic_folder(output) as folder:

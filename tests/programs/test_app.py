@@ -51,7 +51,7 @@ def serving(folder):
     (folder / "tmp").mkdir()
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     variables = {"PYTHONPATH": paths, "TMPDIR": str(folder / "tmp"), "XLA_FLAGS": ""}
-    flags = [f"--checkpoint={folder}/weights", "--max_seconds=20"]
+    flags = [f"--checkpoint={folder}/weights", "--max_seconds=20", "--max_megabytes=3"]
     process = subprocess.Popen(
         [sys.executable, "-m", "avs_jax.cli", "app", *flags],
         cwd=folder,
@@ -201,6 +201,19 @@ def test_other_host_names_are_refused(served):
     request = urllib.request.Request(served[0], headers={"Host": "example.org"})
     with pytest.raises(urllib.error.HTTPError, match="400"):
         urllib.request.urlopen(request)
+
+
+def test_a_file_over_the_limit_is_refused(served):
+    def send(num_bytes):
+        lines = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
+        body = lines + bytes(num_bytes) + b"\r\n--x--\r\n"
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        address = f"{served[0].rstrip('/')}/gradio_api/upload"
+        return urllib.request.urlopen(urllib.request.Request(address, body, headers)).status
+
+    assert send(2_900_000) == 200
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        send(3_100_000)
 
 
 @pytest.mark.parametrize(
