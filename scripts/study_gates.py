@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = FlagParser(description=__doc__)
     parser.add_argument("--output", required=True, help="folder of gates.json")
     parser.add_argument("--seeds", type=int, default=3, help="runs per variant (%(default)s)")
-    parser.add_argument("--steps", type=int, default=1500, help="of a run (%(default)s)")
+    parser.add_argument("--steps", type=int, default=8000, help="of a run (%(default)s)")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="(%(default)s)")
     args = parser.parse_args(argv)
     for name in ("seeds", "steps"):
