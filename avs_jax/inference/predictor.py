@@ -71,7 +71,10 @@ class Predictor:
         if shapes in self._checked:
             return
         self.task.check_inputs(self.variables[0], inputs)
-        one = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in inputs.items()}
+        one = {  # float64, which NumPy makes, is float32 in a model
+            name: jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
+            for name, x in inputs.items()
+        }
         wanted = jax.eval_shape(lambda row: init_variables(self.task.model, row, 0), one)
         self.checkpoint.check_fits(*wanted)
         self._checked.add(shapes)
