@@ -81,7 +81,11 @@ def export_program(
     try:
         return export.export(program, platforms=tuple(platforms))(weights, inputs)
     # What a model says that wants a number where there is only a symbol.
-    except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
+    except (
+        TypeError,
+        jax.errors.InconclusiveDimensionOperation,
+        jax.errors.TracerBoolConversionError,  # of jax 0.10.0
+    ) as error:
         raise InputError(
             f"this model of task {predictor.task.name!r} cannot be exported for any number of "
             f"clips and frames ({first_line(error)}); predict --arrays runs it"
