@@ -154,9 +154,9 @@ def train_all(
                 waiting.append((workdir, [*own, f"--config.seed={seed}"]))
     running: list[subprocess.Popen] = []
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(_train, workdir, flags, running) for workdir, flags in waiting]
-        done = concurrent.futures.as_completed(futures)
-        try:
+        try:  # the first run starts while the others are submitted
+            futures = [pool.submit(_train, workdir, flags, running) for workdir, flags in waiting]
+            done = concurrent.futures.as_completed(futures)
             lines = [future.result() for future in tracked(done, "runs", len(futures), "run")]
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
