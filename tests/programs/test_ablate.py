@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import threading
+import time
 import types
 
 import numpy as np
@@ -137,8 +138,17 @@ def flags(output, *more):
     ]
 
 
-def test_a_signal_stops_the_running_trainings(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("while_submitting", [False, True])
+def test_a_signal_stops_the_running_trainings(monkeypatch, tmp_path, capsys, while_submitting):
     terminated = threading.Event()
+    submit = ablate.concurrent.futures.ThreadPoolExecutor.submit
+
+    def submit_slowly(*args):
+        future = submit(*args)
+        time.sleep(5 * while_submitting)  # the signal ends it
+        return future
+
+    monkeypatch.setattr(ablate.concurrent.futures.ThreadPoolExecutor, "submit", submit_slowly)
 
     class Training:
         def __init__(self, command, **_):
