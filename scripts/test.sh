@@ -10,7 +10,7 @@ selection=(-m "not slow")
 arguments=()
 for argument in "$@"; do
   if [ "$argument" = --slow ]; then
-    selection=() extras=test,test_slow
+    selection=() extras=test,test-slow
   else
     arguments+=("$argument")
   fi

@@ -30,7 +30,7 @@ MISSING = [name for name in ("gradio", "selenium") if importlib.util.find_spec(n
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("default"),  # of Gradio and Selenium
-    pytest.mark.skipif(bool(MISSING), reason=f"no {MISSING}: pip install -e .[test_slow]"),
+    pytest.mark.skipif(bool(MISSING), reason=f"no {MISSING}: pip install -e .[test-slow]"),
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromium-driver"),
 ]
 CSS = "css selector"

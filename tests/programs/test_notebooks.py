@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the notebook's client
-@pytest.mark.skipif(bool(MISSING), reason=f"no {MISSING}: pip install -e .[test_slow]")
+@pytest.mark.skipif(bool(MISSING), reason=f"no {MISSING}: pip install -e .[test-slow]")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path, tmp_path, monkeypatch):
     import nbclient
