@@ -48,7 +48,7 @@ setup(
         "faiss": ["faiss-cpu>=1.9"],  # approximate search (scripts/index.py --faiss)
         "text": ["tokenizers>=0.20"],  # RoBERTa's tokens (data/tokens.py)
         "test": ["tokenizers>=0.20", "pytest>=8", "pytest-xdist>=3", "ruff>=0.9"],
-        # With a hyphen: pip 23, which Python 3.11 and 3.12 bring, ignores extras with an underscore.
+        # Hyphen: pip 23, which comes with Python 3.11 and 3.12, ignores extras with underscores.
         "test-slow": ["gradio>=6.31", "selenium>=4.20", "nbclient>=0.10", "nbformat", "ipykernel"],
     },
 )
