@@ -20,6 +20,7 @@ from avs_jax.convert.safetensors_file import read_safetensors
 from avs_jax.convert.stored import StoredArray, WeightsError, blame, describe
 from avs_jax.convert.torch_files.reader import DamagedPickle, read_pickles, read_torch_zip
 from avs_jax.convert.torch_files.tensors import PickledArray, Tensor
+from avs_jax.progress import tracked
 
 MAX_SIZE = 16 << 30  # bytes of memory; the largest supported model takes 1.2 GB
 _WRAPPERS = ("model", "state_dict")  # keys under which checkpoints keep the state dict
@@ -123,7 +124,7 @@ def _read_arrays(arrays: Mapping[str, StoredArray], max_size: int) -> dict[str, 
     for name, array in arrays.items():
         sharing.setdefault(id(array.source), []).append(name)
     result = {}
-    for names in sharing.values():
+    for names in tracked(sharing.values(), "reading", len(arrays), "tensor", size=len):
         with blame(names[0], MemoryError):
             data = arrays[names[0]].source.load()
             result |= {name: arrays[name].build(data) for name in names}

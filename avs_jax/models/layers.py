@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avs_jax.ops.attention import softmax_attention
 from avs_jax.spec import InputError
 
 Initializer = Callable[..., jax.Array]
@@ -376,13 +377,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, masked: jax.Array | None) 
 
     The backward pass recomputes the maps [N, G, Q, S].
     """
-    wide = jnp.promote_types(v.dtype, jnp.float32)
-    q = q * q.shape[-1] ** -0.5
-    scores = jnp.einsum("nqgc,nsgc->ngqs", q, k, preferred_element_type=wide)
-    if masked is not None:
-        scores = jnp.where(masked[:, None], jnp.finfo(wide).min, scores)
-    attention = nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("ngqs,nsgc->nqgc", attention, v)
+    return softmax_attention(q, k, v, masked=None if masked is None else masked[:, None])
 
 
 class MultiheadAttention(nn.Module):

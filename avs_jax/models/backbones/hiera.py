@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from avs_jax.models.attention import attend, split_heads
+from avs_jax.models.attention import split_heads
 from avs_jax.models.backbones.stages import DROP_PATH_RULE, FEATURE_LEVELS, draw_drop_path
 from avs_jax.models.layers import LayerNorm, Linear, max_pool
 from avs_jax.models.rules import at_least, divides, per_stage
+from avs_jax.ops.attention import map_attention
 from avs_jax.ops.bicubic import bicubic_matrix
 from avs_jax.spec import check_shape
 
@@ -190,7 +191,8 @@ class WindowAttention(nn.Module):
             height, width = height // 2, width // 2
         a = q.shape[1]
         tokens = (rearrange(y, "n a b c -> n (a b) c") for y in (q, k, v))
-        x, _ = attend(*(split_heads(y, self.num_heads) for y in tokens))
+        x = map_attention(*(split_heads(y, self.num_heads) for y in tokens))
+        x = rearrange(x, "n l g c -> n l (g c)")
         x = Linear(self.dim, dtype=self.dtype, name="proj")(x)
         x = rearrange(x, "(n i j) (a b) c -> n (i a) (j b) c", a=a, **grid)
         return x[:, :height, :width]

@@ -26,6 +26,7 @@ from avs_jax.models.backbones.stages import (
 )
 from avs_jax.models.layers import LayerNorm, Linear, views_of_entries
 from avs_jax.models.rules import per_stage
+from avs_jax.ops.attention import softmax_attention
 from avs_jax.spec import InputError, check_shape
 
 EPSILON = 1e-6  # of the norms that do not use PyTorch's default
@@ -175,11 +176,7 @@ class Attention(nn.Module):
             x = CellProjection(ratio, self.dtype, name="sr")(x)
             x = LayerNorm(name="norm")(x)
         kv = linear(2 * dim, self.dtype, "kv")(x).reshape(n, -1, 2, heads, dim // heads)
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        q = q * q.shape[-1] ** -0.5
-        scores = jnp.einsum("nqgc,nkgc->ngqk", q, kv[:, :, 0], preferred_element_type=wide)
-        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        out = jnp.einsum("ngqk,nkgc->nqgc", weights, kv[:, :, 1])
+        out = softmax_attention(q, kv[:, :, 0], kv[:, :, 1])
         return linear(dim, self.dtype, "proj")(out.reshape(n, h, w, dim))
 
 

@@ -36,6 +36,7 @@ from avs_jax.models.backbones.stages import (
 )
 from avs_jax.models.layers import LayerNorm, Linear, torch_uniform
 from avs_jax.models.rules import STAGES, Config, at_least, per_stage
+from avs_jax.ops.attention import softmax_attention
 from avs_jax.spec import check_shape
 
 PATCH = 4  # pixels per side of a token of the first stage
@@ -242,8 +243,10 @@ class WindowAttention(nn.Module):
             ((2 * size - 1) ** 2, heads),
         )
         bias = jnp.moveaxis(table[relative_position_index(size)], -1, 0)
-        mask = shift_mask(*padded, size, shift) if shift else None
-        x = checkpoint_name(attend(q, k, v, bias, mask).reshape(x.shape), "attended")
+        biases = [bias[None, None]]
+        if shift:
+            biases.append(shift_mask(*padded, size, shift)[None, :, None])
+        x = checkpoint_name(softmax_attention(q, k, v, biases).reshape(x.shape), "attended")
         x = Linear(dim, dtype=self.dtype, name="proj")(x)
         x = merge_windows(x, size, *padded)
         return jnp.roll(x, (shift, shift), (1, 2))[:, :h, :w]
@@ -276,22 +279,6 @@ class PatchMerging(nn.Module):
         x = jnp.concatenate([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], axis=-1)
         x = LayerNorm(name="norm")(x)
         return Linear(2 * dim, use_bias=False, dtype=self.dtype, name="reduction")(x)
-
-
-def attend(q: Array, k: Array, v: Array, bias: Array, mask: np.ndarray | None) -> Array:
-    """softmax(q k' / sqrt(d) + bias + mask) v, scores and softmax in at least float32.
-
-    q, k, v and the result are [N, R, L, G, d] for R windows of L tokens and G heads; bias [G, L, L]
-    is by query and key, mask float32 [R, L, L].
-    """
-    q = q * q.shape[-1] ** -0.5
-    wide = jnp.promote_types(v.dtype, jnp.float32)
-    scores = jnp.einsum("nrqgd,nrkgd->nrgqk", q, k, preferred_element_type=wide)
-    scores = scores + bias.astype(wide)[None, None]
-    if mask is not None:
-        scores = scores + mask[None, :, None]
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("nrgqk,nrkgd->nrqgd", weights, v)
 
 
 def split_windows(x: Array, size: int) -> Array:

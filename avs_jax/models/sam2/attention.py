@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.models.attention import attend, split_heads
+from avs_jax.models.attention import split_heads
 from avs_jax.models.layers import Linear
+from avs_jax.ops.attention import map_attention
 
 Array = jax.Array
 
@@ -50,12 +51,18 @@ class ProjectedAttention(nn.Module):
             x = Linear(self.inner_dim, dtype=self.dtype, name=name)(x)
             return split_heads(x, self.num_heads)
 
-        q, k, v = project(query, "q_proj"), project(key, "k_proj"), project(value, "v_proj")
+        q, k = project(query, "q_proj"), project(key, "k_proj")
+        # The weights of a head sum to 1, so values narrower than it can be projected afterwards.
+        projects_late = self.num_heads == 1 and value.shape[-1] < self.inner_dim
+        v = value[:, :, None].astype(self.dtype) if projects_late else project(value, "v_proj")
         if angles is not None:
             end = k.shape[1] - num_unrotated
             q = rotate(q, angles)
             k = jnp.concatenate([rotate(k[:, :end], angles), k[:, end:]], axis=1)
-        out, _ = attend(q, k, v, None if masked is None else masked[:, None, None])
+        out = map_attention(q, k, v, None if masked is None else masked[:, None, None])
+        out = out.reshape(*out.shape[:2], -1)
+        if projects_late:
+            out = Linear(self.inner_dim, dtype=self.dtype, name="v_proj")(out)
         return Linear(query.shape[-1], dtype=self.dtype, name="out_proj")(out)
 
 
