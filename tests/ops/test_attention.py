@@ -23,10 +23,9 @@ def formula(q, k, v, biases=(), masked=None):
 
 def inputs(queries, keys, heads=2, width=8, value_width=5, rows=3):
     rng = np.random.default_rng(0)
-    sizes = ((queries, width), (keys, width), (keys, value_width))
-    return [
-        jnp.asarray(rng.standard_normal((rows, length, heads, c), np.float32)) for length, c in sizes
-    ]
+    sizes = (queries, width), (keys, width), (keys, value_width)
+    arrays = (rng.standard_normal((rows, length, heads, c), np.float32) for length, c in sizes)
+    return [jnp.asarray(array) for array in arrays]
 
 
 def test_the_formula():
