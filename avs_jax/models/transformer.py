@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models.attention import attend, split_heads
+from avs_jax.models.attention import split_heads
 from avs_jax.models.layers import LayerNorm, Linear
+from avs_jax.ops.attention import softmax_attention
 
 INIT = nn.initializers.normal(0.02)
 
@@ -51,7 +52,8 @@ class SelfAttention(nn.Module):
             split_heads(self._linear(x.shape[-1], name)(x), self.num_heads)
             for name in ("query", "key", "value")
         )
-        return self._linear(x.shape[-1], "out")(attend(q, k, v, masked)[0])
+        out = softmax_attention(q, k, v, masked=masked).reshape(x.shape)
+        return self._linear(x.shape[-1], "out")(out)
 
     def _linear(self, features: int, name: str) -> Linear:
         return Linear(features, True, INIT, nn.initializers.zeros, self.dtype, name=name)

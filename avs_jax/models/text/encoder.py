@@ -15,9 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models.attention import attend, hide_padding, split_heads
+from avs_jax.models.attention import hide_padding, split_heads
 from avs_jax.models.layers import LayerNorm, Linear
 from avs_jax.models.rules import at_least, divides
+from avs_jax.ops.attention import softmax_attention
 from avs_jax.spec import check_shape
 
 PAD = 1  # id of padding; positions of tokens start above it
@@ -63,7 +64,8 @@ class TextLayer(nn.Module):
             split_heads(linear(width, name)(x), self.num_heads)
             for name in ("query", "key", "value")
         )
-        mixed = linear(width, "attention_out")(attend(q, k, v, masked)[0])
+        mixed = softmax_attention(q, k, v, masked=masked).reshape(x.shape)
+        mixed = linear(width, "attention_out")(mixed)
         x = LayerNorm(self.epsilon, name="attention_norm")(x + mixed)
         hidden = nn.gelu(linear(self.ffn_dim, "ffn_0")(x), approximate=False)
         return LayerNorm(self.epsilon, name="ffn_norm")(x + linear(width, "ffn_1")(hidden))
