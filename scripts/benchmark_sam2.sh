@@ -16,7 +16,7 @@ measure() { # recipe, px, blocks
   local name=$1_$2
   $python scripts/benchmark.py --config="configs/$1.py" --config.data.image_size="$2" \
     --blocks="$3" --repeats="$repeats" --output="$output/$name.md"
-  if [ -f "$output/sam2.csv" ]; then tail -n +2 "$output/$name.csv"; else cat "$output/$name.csv"; fi \
+  if [ -s "$output/sam2.csv" ]; then tail -n +2 "$output/$name.csv"; else cat "$output/$name.csv"; fi \
     >>"$output/sam2.csv"
 }
 
