@@ -51,10 +51,13 @@ def open_built(data_dir, layout="object224"):
 @pytest.fixture(scope="module")
 def built(source, tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("built")
-    before = set(os.listdir(tempfile.gettempdir()))
-    # The parent folder of Single-source is accepted too.
-    assert run(source.parent, data_dir) == 0
-    assert set(os.listdir(tempfile.gettempdir())) <= before
+    temporary = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(temporary))
+        patch.setattr(tempfile, "tempdir", None)  # read TMPDIR again
+        # The parent folder of Single-source is accepted too.
+        assert run(source.parent, data_dir) == 0
+    assert not os.listdir(temporary)
     assert not (data_dir / "downloads").exists()
     return data_dir
 

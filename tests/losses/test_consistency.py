@@ -100,6 +100,7 @@ def test_micro_batches_and_bad_values_are_errors():
             check_rules(AMA.RULES, {"fusion": {"name": "ama", "embed_dim": 256, key: value}})
 
 
+@pytest.mark.slow
 def test_the_value_path_has_a_reader_and_changes_no_map():
     rng = np.random.default_rng(0)
     audio = rng.standard_normal((4, 8)).astype(np.float32)

@@ -111,6 +111,7 @@ def without_fusion(variables):
     return model, params, batch, train_outputs(model, params, batch)
 
 
+@pytest.mark.slow
 def test_training_on_a_subset_of_frames_draws_the_same_numbers(without_fusion):
     """Without cross-frame statistics, frames 0 and 2 are the same with or without frame 1."""
     model, params, batch, whole = without_fusion

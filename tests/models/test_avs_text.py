@@ -75,6 +75,7 @@ def test_gamma_zero_keeps_a_loaded_model_s_masks_bit_for_bit(model, params):
     assert np.abs(masks(model, opened, inputs)[0] - want[0]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_expressions_of_a_clip_share_its_images_and_sound(model, params):
     clips, words = batch(1), np.array([[0, 7, 9, 4, 2, 1], [0, 3, 8, 2, 1, 1]], np.int32)
     several = clips | {"text_ids": words, "text_mask": words != 1}

@@ -219,6 +219,7 @@ def test_doubling_the_padding_changes_nothing(fusion):
             np.testing.assert_allclose(gate[where], padded_gate[where], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", SOME_FUSIONS)
 def test_bfloat16_is_finite_and_close(fusion):
     read = random_inputs()

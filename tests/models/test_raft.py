@@ -175,6 +175,7 @@ def test_odd_sizes_are_padded_as_for_sintel():
         assert_probe(channels_first(flows[iteration - 1]), name, data, 2e-5)
 
 
+@pytest.mark.slow
 def test_last_flow_alone_on_demand_and_bfloat16():
     """Without the earlier flows; the other correlation; half precision stays near."""
     data = golden("raft_small")

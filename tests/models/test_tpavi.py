@@ -144,6 +144,7 @@ def test_exported_program_takes_any_number_of_clips_and_frames():
     np.testing.assert_allclose(exported.call(batch), run(batch), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_audio_moves_the_masks_where_pixels_attend_to_it():
     batch = random_batch(frames=2, size=32)
     swapped = batch | {"log_mel": batch["log_mel"][::-1]}

@@ -125,6 +125,7 @@ def test_the_average_of_the_parameters_is_what_a_finished_run_gives(never_stoppe
     assert saved["raw_mIoU"] == lines["val/avsbench(batch=1)/mIoU"]
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_never_stopped_bit_for_bit(never_stopped, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, 2)
@@ -265,6 +266,7 @@ def test_early_stopping_comes_at_the_same_step_when_resumed(tmp_path, monkeypatc
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(never_stopped, tmp_path, monkeypatch):
     """From a good checkpoint, with a NaN in one sound of the next batch."""
     take_up(never_stopped, tmp_path, 2)
