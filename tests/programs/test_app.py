@@ -51,6 +51,8 @@ def serving(folder):
     (folder / "tmp").mkdir()
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     variables = {"PYTHONPATH": paths, "TMPDIR": str(folder / "tmp"), "XLA_FLAGS": ""}
+    # With programs that an earlier run compiled, a job ends before a test can cancel it.
+    variables["XDG_CACHE_HOME"] = str(folder / "cache")
     flags = [f"--checkpoint={folder}/weights", "--max_seconds=20", "--max_megabytes=3"]
     process = subprocess.Popen(
         [sys.executable, "-m", "avs_jax.cli", "app", *flags],
@@ -66,6 +68,7 @@ def serving(folder):
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
+        process.stdout.close()
     assert not list((folder / "tmp").glob("avs_jax_app_*"))  # nothing is left
 
 
