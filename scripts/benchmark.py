@@ -10,7 +10,7 @@ ratio.
 
   swin         the backbone, forward, and forward and backward
   encoder      the deformable encoder of the pixel decoder, likewise
-  decoder      the transformer decoder with all predictions, likewise; ours includes PPQG
+  decoder      PPQG and the transformer decoder with all predictions, likewise
   criterion    matching and losses of all predictions, with the gradient
   clip         the whole model on all frames of one clip, as in evaluation; of every host
   step         a training step on one clip, or on B clips with --clips=B; of every host
@@ -20,10 +20,10 @@ ratio.
                frame behind a full memory, without the encoder
 
 The other side is PyTorch in eager mode: transformers' Swin and Mask2Former and torchvision's RAFT.
-Its whole model has two Swins, channel gates, pixel decoder, transformer decoder, losses with
-SciPy's matching, and AdamW. It lacks VGGish, the audio MLP, PPQG and AMA, so it does less. In
-`step` it gets the frames of `data.train_frames`, or with --original-frames all five, as in the
-original.
+PPQG is written for it, from the same formulas. Its whole model has two Swins, channel gates, pixel
+decoder, PPQG, transformer decoder, losses with SciPy's matching, and AdamW. It lacks VGGish, the
+audio MLP and AMA, so it does less. In `step` it gets the frames of `data.train_frames`, or with
+--original-frames all five, as in the original.
 
 With --config.model.dtype=bfloat16, `clip` and `step` of PyTorch's VCT run under autocast to
 bfloat16; TPAVI is compared in float32 only.

@@ -12,9 +12,11 @@ from torch import nn
 from transformers import Mask2FormerConfig, SwinBackbone, SwinConfig
 from transformers.models.mask2former import modeling_mask2former as mask2former
 
+MASK_STRIDE, PROTOTYPE_HEADS = 4, 4  # of ours
+
 
 class Model(nn.Module):
-    """Two Swins, gated, Mask2Former's pixel decoder and transformer decoder; no audio."""
+    """Two Swins, gated, Mask2Former's pixel decoder, PPQG, transformer decoder; no audio."""
 
     def __init__(self, config: ConfigDict):
         super().__init__()
@@ -22,7 +24,7 @@ class Model(nn.Module):
         self.backbones = nn.ModuleList(swin_module(config) for _ in range(2))
         self.gates = nn.ModuleList(nn.Linear(dim, dim) for dim in dims)
         self.pixel_decoder = mask2former.Mask2FormerPixelDecoder(settings, dims)
-        self.transformer = mask2former.Mask2FormerTransformerModule(settings.feature_size, settings)
+        self.transformer = transformer_module(config)
         self.class_embed = nn.Linear(settings.hidden_dim, config.model.num_classes + 1)
 
     def forward(self, images, pre_masks):
@@ -42,6 +44,59 @@ def decode(pixel_decoder, transformer, class_embed, features):
     out = transformer(list(pixels.multi_scale_features), pixels.mask_features)
     logits = [class_embed(x.transpose(0, 1)) for x in out.intermediate_hidden_states]
     return list(zip(logits, out.masks_queries_logits, strict=True))
+
+
+class PPQG(nn.Module):
+    """Queries from mask features, by the formulas of avs_jax/models/decoders/ppqg.py."""
+
+    def __init__(self, config: ConfigDict):
+        super().__init__()
+        dim, count = config.model.hidden_dim, config.model.num_queries
+        pixels = (config.data.image_size // MASK_STRIDE) ** 2
+        self.pre_proj = nn.Sequential(
+            nn.Conv2d(dim, dim, 1),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 1),
+        )
+        self.mixer = nn.Sequential(
+            nn.Linear(pixels, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, count)
+        )
+        self.prototypes = None
+        if config.model.num_prototypes:
+            self.prototypes = nn.Parameter(torch.randn(config.model.num_prototypes, dim))
+            self.attend = nn.MultiheadAttention(dim, PROTOTYPE_HEADS, batch_first=True)
+            self.norm = nn.LayerNorm(dim)
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, mask_features):
+        """[N, D, h, w] -> [Q, N, D]."""
+        x = self.pre_proj(mask_features).flatten(2)
+        queries, pixels = self.mixer(x).transpose(1, 2), x.transpose(1, 2)
+        if self.prototypes is not None:
+            spread = self.prototypes.expand(len(x), -1, -1)
+            queries = self.norm(queries + self.attend(queries, spread, spread)[0])
+        keys = self.key(pixels).transpose(1, 2)
+        soft = (self.query(queries) @ keys * x.shape[1] ** -0.5).softmax(1)
+        hard = nn.functional.one_hot(soft.argmax(1), soft.shape[1]).transpose(1, 2)
+        assigned = (hard - soft).detach() + soft
+        share = assigned / (assigned.sum(-1, keepdim=True) + 1)
+        return (queries + self.out(share @ self.value(pixels))).transpose(0, 1)
+
+
+def transformer_module(config: ConfigDict) -> nn.Module:
+    """Mask2Former's masked decoder, whose queries start from those that PPQG generates."""
+    settings = mask2former_config(config)
+    module = mask2former.Mask2FormerTransformerModule(config.model.hidden_dim, settings)
+    module.ppqg = PPQG(config)
+
+    def generate(_, args, given):
+        learned, mask_features = given["inputs_embeds"], given["pixel_embeddings"]
+        return args, given | {"inputs_embeds": learned + module.ppqg(mask_features)}
+
+    module.decoder.register_forward_pre_hook(generate, with_kwargs=True)
+    return module
 
 
 def swin_module(config: ConfigDict) -> nn.Module:
@@ -154,14 +209,14 @@ def encoder(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
 
 
 def decoder(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
-    """Mask2Former's masked decoder, without query generation."""
+    """PPQG and Mask2Former's masked decoder."""
 
     def build(device):
-        dim, settings = config.model.hidden_dim, mask2former_config(config)
+        dim = config.model.hidden_dim
         maps = [torch.randn(values.frames, dim, s, s, device=device) for s, _ in sizes(config)]
         module = nn.ModuleDict(
             {
-                "transformer": mask2former.Mask2FormerTransformerModule(dim, settings),
+                "transformer": transformer_module(config),
                 "class_embed": nn.Linear(dim, config.model.num_classes + 1),
             }
         ).to(device)
