@@ -24,7 +24,8 @@ class Progress:
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0, is_shown: bool = True):
         """`done`: items of an earlier run."""
-        self._title, self._total, self._unit, self._done = title, total, unit, done
+        self._title, self._total, self._done = title, total, done
+        self._units = unit + ("es" if unit.endswith("ch") else "s")
         self._is_shown, self._on_terminal = is_shown, sys.stderr.isatty()
         self._timed: tuple[float, int] | None = None  # when the first item was done, count then
         wait = TERMINAL_SECONDS if self._on_terminal else FIRST_SECONDS
@@ -52,11 +53,11 @@ class Progress:
     def _show(self, now: float) -> None:
         if not self._is_shown:
             return
-        line = f"{self._title}: {self._done}/{self._total} {self._unit}s"
+        line = f"{self._title}: {self._done}/{self._total} {self._units}"
         start, before = self._timed or (now, self._done)
         if now > start and self._done > before:
             each = (now - start) / (self._done - before)
-            speed = f"{1 / each:.1f} {self._unit}s/s" if each < 1 else f"{each:.1f} s each"
+            speed = f"{1 / each:.1f} {self._units}/s" if each < 1 else f"{each:.1f} s each"
             line += f"  {speed}  {clock(each * (self._total - self._done))} left"
         ends = (CLEAR, "") if self._on_terminal else ("", "\n")
         print(f"{ends[0]}{line}", end=ends[1], file=sys.stderr, flush=True)

@@ -33,7 +33,10 @@ Outputs of the models of task `segment`, a dict:
   edge_logits    [B, T, h, w]         logits of the objects' edges, stride 4, where BRM is on
   presence_logits [B, T]             what the expression means is in the frame, where it has a head
   align_map      [B, T, h, w, E]     features at stride 8, align_text [B, E] those of the expression
+  align_phrases  [B, P, E]           of the clip's expressions, in training with a localizer
   align_scale, align_ramp []         learned log temperature of their comparison, its ramp
+  location_logits [B, T, P, h, w]    where what P expressions mean is, stride 8, with a localizer;
+                                     P = 1 in evaluation
   intermediates  dict of everything else worth looking at; XLA drops what nobody reads
 """
 

@@ -304,12 +304,18 @@ def cma() -> ConfigDict:
     fusion.text_pool = "tokens"
     fusion.top_k = 3  # of "topk"
     fusion.null_key = True  # a learned key to attend to instead: "none of these words"
-    fusion.mask_gate = "none"  # "prior": only where the initial queries see something
-    fusion.tau = 1.0  # temperature of the prior
+    # "prior": only where the initial queries see something; "located": where the localizer says
+    fusion.mask_gate = "none"
+    fusion.tau = 1.0  # temperature of the gate
     fusion.warmup = 0.1  # fraction of the training over which the strength rises to 1
     # tokens enter without projection and norm, as published; hidden_dim must be their width
     fusion.raw_text = False
     return fusion
+
+
+def text_to_pixel() -> ConfigDict:
+    """Which cells each expression of a clip means, from words and sound."""
+    return ConfigDict({"name": "text_to_pixel", "embed_dim": 128, "num_heads": 8})
 
 
 # ---- frames that see each other ----

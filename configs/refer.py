@@ -36,7 +36,11 @@ def refer_config() -> ConfigDict:
     data.text.words = ()
     data.text.max_tokens = 25  # with <s> and </s>; the end of a longer expression is cut
 
+    # expressions of a clip that a localizer reads in training: the row's and others, drawn
+    data.text.num_phrases = 0
+
     model = config.model
+    model.localizer = parts.absent()
     model.text = parts.distilroberta()
     model.head = ConfigDict({"name": "referral"})
     model.head.hidden_dim = 256  # of the presence MLP
@@ -46,13 +50,14 @@ def refer_config() -> ConfigDict:
     model.decoder.prompt = "concat"
 
     config.loss.presence_weight = 0.5
+    config.loss.localization_weight = 5.0
     config.loss.align_weight = 0.1  # 0: no alignment, and train.accumulate may be above 1
 
     config.init.text = ""  # folder of --source=roberta
     config.optim.frozen = (r"audio_backbone/.*", r"text/.*")
     config.train.final_splits = ("val", "test_s", "test_u", "test_n")
     # from a checkpoint of task segment: what it lacks, and what this model lacks
-    config.train.init_fresh = (r"(text|cma|head)/.*", r"predictor/text_.*")
+    config.train.init_fresh = (r"(text|cma|head|localizer)/.*", r"predictor/text_.*")
     config.train.init_dropped = (
         r"logit_scale",
         r"predictor/visual_query_block/lambda",  # of AMA
@@ -84,9 +89,13 @@ def shrink(config: ConfigDict, variant: str) -> ConfigDict:
     config.model.head.embed_dim = 64
     shrink_for_demo(config)
     config.data.num_supervised = 1
-    config.evaluate.score_size = 96
+    config.evaluate.score_size = 128  # of the generated masks, which therefore do not grow
     if config.model.fusion.name == "cma":
         config.model.fusion.num_heads = 4
+    if config.model.localizer.name != "none":
+        config.model.localizer.update(embed_dim=64, num_heads=4)
+        config.data.text.num_phrases = 12
+        config.loss.align_weight = 2.0
     config.train.steps = 2000  # from the checkpoint of demo s4_ama
     if variant == "tiny":
         shrink_to_tiny(config)
@@ -96,4 +105,6 @@ def shrink(config: ConfigDict, variant: str) -> ConfigDict:
         config.data.num_supervised = 1
         if config.model.fusion.name == "cma":
             config.model.fusion.num_heads = 2
+        if config.model.localizer.name != "none":
+            config.model.localizer.update(embed_dim=8, num_heads=2)
     return config

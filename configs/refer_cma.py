@@ -18,6 +18,9 @@ def recipe() -> ConfigDict:
     config = refer_vct.recipe()
     config.name = "refer_cma"
     config.model.fusion = parts.cma()
+    config.model.fusion.mask_gate = "located"
+    config.model.localizer = parts.text_to_pixel()
+    config.data.text.num_phrases = 6
     return config
 
 

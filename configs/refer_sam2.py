@@ -33,6 +33,7 @@ def recipe() -> ConfigDict:
     config.optim.frozen = (r"text/.*", *base.optim.frozen)
     config.init = base.init
     config.init.text = ""  # folder of --source=roberta
+    del config.data.text.num_phrases  # no localizer
     config.train.batch_size = 4
     config.train.init_fresh, config.train.init_dropped = (), ()
     return config

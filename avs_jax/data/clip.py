@@ -22,7 +22,7 @@ Source: VCT's data mappers. One class serves S4, MS3 and AVSS, which differ in c
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -256,6 +256,10 @@ class ClipRows:
             if t in masks:
                 labels = square(decode_labels(masks[t], data.num_classes), transforms.NEAREST)
                 self._write_labels(row, i, labels, draw)
+                if train:
+                    self._write_targets(
+                        row, i, record, t, functools.partial(_augmented, square, draw)
+                    )
             if train:
                 _write_prototypes(row, i, record, data)
         if not train:
@@ -286,6 +290,19 @@ class ClipRows:
             row["target_labels"][i, target] = label
             row["target_valid"][i, target] = True
 
+    def _write_targets(
+        self,
+        row: Row,
+        i: int,
+        record: Record,
+        t: int,
+        augmented: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        """What a task reads besides in training from frame t, which is row i.
+
+        `augmented` does to labels uint8 [H, W] what was done to the frame: [S, S], 255 outside.
+        """
+
     def _write_objects(self, row: Row, record: Record, num_frames: int) -> None:
         """Writes the object masks, if the clip has them."""
         masks, side = record.get("object_masks", ()), self.sizes["S"]
@@ -301,6 +318,10 @@ class ClipRows:
         own = row["motion"][:num_frames] if has_own else self.motion_maps(record)
         size = self.sizes["S"]
         row["moving"][:num_frames] = [moving_pixels(found, size, self._threshold) for found in own]
+
+
+def _augmented(square: Callable, draw: Any, labels: np.ndarray) -> np.ndarray:
+    return transforms.augment_labels(square(labels, transforms.NEAREST), draw)
 
 
 def moving_pixels(motion_map: np.ndarray, size: int, threshold: float) -> np.ndarray:

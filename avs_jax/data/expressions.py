@@ -19,7 +19,7 @@ import numpy as np
 
 from avs_jax.data import transforms
 from avs_jax.data.clip import ClipRows
-from avs_jax.data.decode import decode_rgb, decode_text
+from avs_jax.data.decode import decode_labels, decode_rgb, decode_text
 from avs_jax.data.tokens import Tokenizer, Tokens, WordTokenizer, load_tokenizer, tokenize
 from avs_jax.spec import Field, InputError
 from avs_jax.task import Record, Row
@@ -30,6 +30,21 @@ FIELDS = {
     "object_id": Field(
         "int32", "B", "target", "equal for expressions that mean the same object", "train"
     ),
+    "phrase_ids": Field(
+        "int32",
+        "B P N",
+        "input",
+        "tokens of the clip's expressions, its own first",
+        "train",
+        1,
+        "never",
+    ),
+    "phrase_mask": Field("bool", "B P N", "input", "the token exists", "train", given="never"),
+    "phrase_targets": Field(
+        "bool", "B T P H W", "target", "the pixels of what the expression means", "train"
+    ),
+    "phrase_objects": Field("int32", "B P", "target", "as object_id, of each expression", "train"),
+    "phrase_valid": Field("bool", "B P", "target", "the expression exists", "train"),
     "is_null": Field("bool", "B", "target", "the expression means nothing", "evaluate"),
     "is_seen": Field("bool", "B", "target", "its class occurs in train", "evaluate"),
     "kind": Field(
@@ -47,8 +62,10 @@ class ExpressionRows(ClipRows):
     def __init__(self, config: Any):
         super().__init__(config)
         self._text = config.data.text.copy_and_resolve_references()
-        self.fields: Mapping[str, Field] = {**self.fields, **FIELDS}
-        self.sizes: Mapping[str, int] = {**self.sizes, "N": self._text.max_tokens}
+        count = self._num_phrases = self._text.get("num_phrases", 0)
+        own = {k: v for k, v in FIELDS.items() if count or not k.startswith("phrase_")}
+        self.fields: Mapping[str, Field] = {**self.fields, **own}
+        self.sizes: Mapping[str, int] = {**self.sizes, "N": self._text.max_tokens, "P": count}
 
     def prepare(self, record: Record, rng: np.random.Generator | None = None) -> Row:
         """The row of a record's item; rng draws augmentation, None prepares it for evaluation.
@@ -57,12 +74,17 @@ class ExpressionRows(ClipRows):
           InputError: naming the expression, the problem and the configuration key to blame.
         """
         clip = clip_record(record)
+        if rng is not None and self._num_phrases:
+            clip["phrases"] = self._draw_phrases(record, rng)
         row = super().prepare(clip, rng)
         text, tokens = clip["text"], self.tokens(clip["text"], clip["clip_id"])
         row |= {"text_ids": tokens.ids, "text_mask": tokens.mask}
         if rng is not None:
-            name = f"{clip['vid']}/{clip['fid']}"
-            return row | {"object_id": np.int32(zlib.crc32(name.encode()) & 0x7FFFFFFF)}
+            for i, phrase in enumerate(clip.get("phrases", ())):
+                own = self.tokens(phrase["text"], phrase["clip_id"])
+                row["phrase_ids"][i], row["phrase_mask"][i] = own.ids, own.mask
+                row["phrase_objects"][i], row["phrase_valid"][i] = object_id(phrase), True
+            return row | {"object_id": object_id(clip)}
         row |= {"has_text": np.bool_(tokens.num_pieces > 0), "is_cut": np.bool_(tokens.is_cut)}
         row["text"] = text
         return row | _facts(clip)
@@ -84,12 +106,32 @@ class ExpressionRows(ClipRows):
         """The tokenizer of the configuration; InputError if it names none."""
         return make_tokenizer(self._text)
 
+    def _draw_phrases(self, record: Record, rng: np.random.Generator) -> list[dict[str, Any]]:
+        """The clips of the item and of others of its record, which are drawn."""
+        item = int(record["item"])
+        others = [i for i in range(len(record["expressions"])) if i != item]
+        drawn = [item, *(int(i) for i in rng.permutation(others)[: self._num_phrases - 1])]
+        return [clip_record({**record, "item": i}) for i in drawn]
+
+    def _write_targets(self, row, i, record, t, augmented) -> None:
+        found = {}  # several expressions mean the same object
+        for place, phrase in enumerate(record.get("phrases", ())):
+            if phrase["fid"] not in found:
+                labels = decode_labels(phrase["masks"][t], self._data.num_classes)
+                found[phrase["fid"]] = augmented(labels) == 1
+            row["phrase_targets"][i, place] = found[phrase["fid"]]
+
     def _write_labels(self, row: Row, i: int, labels: np.ndarray, draw: Any) -> None:
         if "labels" not in row:
             return super()._write_labels(row, i, labels, draw)
         side = self.sizes["S"]
         grown = transforms.resize(labels * np.uint8(255), (side, side), transforms.BILINEAR)
         row["labels"][i] = grown > 0
+
+
+def object_id(clip: Mapping[str, Any]) -> np.int32:
+    """Equal for expressions that mean the same object of the same clip."""
+    return np.int32(zlib.crc32(f"{clip['vid']}/{clip['fid']}".encode()) & 0x7FFFFFFF)
 
 
 def make_tokenizer(text: Any) -> Tokenizer:

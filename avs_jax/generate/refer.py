@@ -88,6 +88,7 @@ UNSEEN = {  # the same; these are among the classes that Ref-AVS keeps out of tr
 CLASSES = SEEN | UNSEEN
 REGISTERS = {"low": ((90, 130), (220, 320)), "high": ((700, 950), (2200, 3000))}  # pitch, center
 MOST_OF_KIND = {"look": 2, "sound": 2, "time": 2, "both": 2}  # expressions per clip
+MOST_IN_TRAIN = {"look": 8, "sound": 4, "time": 2, "both": 6}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _describe(scene: Plan, fid: int) -> Thing:
 def _choose_expressions(
     things: tuple[Thing, ...], split: str, rng: np.random.Generator
 ) -> tuple[Expression, ...]:
-    """Some of the expressions for a clip, at most MOST_OF_KIND of each kind, and null ones."""
+    """Some of the expressions for a clip, and null ones."""
     unknown_shapes = {shape for _, shape, _, _ in UNSEEN.values()}
     found = [
         expression
@@ -207,7 +208,7 @@ def _choose_expressions(
         and (split != "test_u" or expression.target.class_name in UNSEEN)
     ]
     chosen = []
-    for kind, most in MOST_OF_KIND.items():
+    for kind, most in (MOST_IN_TRAIN if split == "train" else MOST_OF_KIND).items():
         of_kind = [expression for expression in found if expression.kind == kind]
         chosen += [of_kind[i] for i in rng.permutation(len(of_kind))[:most]]
     null_kinds = {"test_s": NULL_KINDS, "test_u": ()}.get(split)

@@ -2,6 +2,7 @@
 
   loss_presence  BCE of presence_logits with "the frame's truth is not empty", mean over frames with
                  ground truth
+  loss_localization  of the localizer, where the model has one (losses/localization.py)
   loss_align     multi-positive InfoNCE between objects and expressions, both directions averaged:
                  v_i = unit(mean of align_map under the truth, over all frames of row i)
                  t_i = unit(align_text_i)
@@ -26,6 +27,7 @@ import numpy as np
 from avs_jax.losses import criterion
 from avs_jax.losses.alignment import infonce, scale_of
 from avs_jax.losses.boundary import foreground
+from avs_jax.losses.localization import localization_loss, phrase_pairs
 from avs_jax.ops.frames import fold_frames, unfold_frames
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.ops.unit_length import normalize
@@ -54,19 +56,32 @@ def compute_losses(
     frames = (norms or {}).get("frames", jnp.maximum(supervised.sum(), 1))
     presence = jnp.where(supervised, bce, 0).sum() / frames
     added = {"loss_presence": loss_config.presence_weight * presence}
+    if "location_logits" in outputs:
+        found = localization_loss(outputs["location_logits"], batch)
+        added["loss_localization"] = loss_config.localization_weight * found
     if loss_config.align_weight:
-        visual = normalize(mean_under(outputs["align_map"], masks))
-        text = normalize(outputs["align_text"])
+        if "align_phrases" in outputs:
+            mean, pairs = phrase_pairs(outputs["align_map"], batch)
+            words = outputs["align_phrases"]
+            text = normalize(words.reshape(-1, words.shape[-1]))
+        else:
+            mean = mean_under(outputs["align_map"], masks)
+            pairs = {"object_id": batch["object_id"], "has_object": present.any(1)}
+            text = normalize(outputs["align_text"])
         scale = scale_of(outputs["align_scale"].astype(jnp.float32))
-        similarity = scale * jnp.einsum("ie,je->ij", visual, text, precision="highest")
-        align, counts = info_nce(similarity, batch["object_id"], present.any(1))
+        similarity = scale * jnp.einsum("ie,je->ij", normalize(mean), text, precision="highest")
+        align, counts = info_nce(similarity, **pairs)
         added["loss_align"] = loss_config.align_weight * outputs["align_ramp"] * align
         terms |= counts
     return total + sum(added.values()), terms | added
 
 
 def info_nce(
-    similarity: jax.Array, object_id: jax.Array, has_object: jax.Array
+    similarity: jax.Array,
+    object_id: jax.Array,
+    has_object: jax.Array,
+    exists: jax.Array | None = None,
+    ignored: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Multi-positive InfoNCE of rows [B] of objects against rows [B] of texts.
 
@@ -74,15 +89,18 @@ def info_nce(
       similarity: float32 [B, B], object i and text j, divided by the temperature.
       object_id: int32 [B], equal for rows that mean the same object.
       has_object: bool [B]; other rows are texts only.
+      exists: bool [B], the text exists; None: all do.
+      ignored: bool [B, B], neither positive nor negative; None: no pair is.
 
     Returns:
       the mean over anchors of both directions, 0 without anchors; and counts: align_anchors, and
       align_positives per anchor.
     """
     positive = (object_id[:, None] == object_id[None]) & has_object[:, None] & has_object[None]
-    no_object = jnp.broadcast_to(~has_object[None], positive.shape)
-    by_object = infonce(similarity, 1.0, positive)
-    by_text = infonce(similarity.T, 1.0, positive, no_object)
+    ignored = jnp.zeros_like(positive) if ignored is None else ignored
+    no_text = ignored if exists is None else ignored | ~exists[None]
+    by_object = infonce(similarity, 1.0, positive, no_text)
+    by_text = infonce(similarity.T, 1.0, positive, ignored.T | ~has_object[None])
     loss, anchors = (by_object + by_text) / 2, jnp.maximum(has_object.sum(), 1)
     counts = {"align_anchors": has_object.sum(), "align_positives": positive.sum() / anchors}
     return loss, {name: value.astype(jnp.float32) for name, value in counts.items()}

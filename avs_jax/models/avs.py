@@ -5,6 +5,7 @@ log_mel -> VGGish -> MLP -> audio tokens;  audio, motion -> AMA -> map
 motion_track, sound_track -> synchrony -> map, mask features
 mask features, res2 -> BRM -> edges, mask features
 ids of an expression -> text encoder -> tokens;  levels, tokens -> CMA -> levels
+tokens, audio, level at stride 8 -> localizer -> map
 mask features [, map] -> PPQG -> queries [, audio -> fusion -> queries] -> decoder over (audio,
 stride 32, 16, 8) -> masks, classes
 
@@ -25,6 +26,7 @@ from flax.core import FrozenDict
 from avs_jax.models.backbones.stages import FEATURE_LEVELS
 from avs_jax.models.decoders.pixel_decoder import PixelDecoder
 from avs_jax.models.decoders.vct_decoder import PROMPTS, VCTDecoder
+from avs_jax.models.fusion.gated import pool_tokens
 from avs_jax.models.fusion.gates import ChannelGate
 from avs_jax.models.inputs import INPUTS, TEXT_FIELDS, prepare_field, prepare_images
 from avs_jax.models.layers import MLP
@@ -107,6 +109,7 @@ class AVS(nn.Module):
     text: Mapping[str, Any] = ABSENT
     head: Mapping[str, Any] = ABSENT
     temporal: Mapping[str, Any] = ABSENT
+    localizer: Mapping[str, Any] = ABSENT
 
     HAS_PARTS = True  # its sections choose rows of models/parts.py
     RULES = (
@@ -158,8 +161,9 @@ class AVS(nn.Module):
           InputError: an unknown part.
         """
         sizes = self._check_batch(batch)
-        encoded, text, intermediates = self._encode(batch, sizes, train)
+        encoded, text, phrases, intermediates = self._encode(batch, sizes, train)
         batch, encoded = _repeat_for_expressions(batch, encoded, sizes)
+        locations = self._locate(encoded, text, phrases)
         predictor = self._make_predictor()
         now = StageInputs(
             **encoded._asdict(),
@@ -172,6 +176,7 @@ class AVS(nn.Module):
             text=text,
             image_size=batch["images"].shape[2:4],
             mask_prior=lambda: mask_prior(predictor, encoded),
+            location=None if locations is None else locations[:, 0],
         )
         now, query_map, vectors, named = self._run_stages(now, intermediates)
         if train and gumbel_noise is None:
@@ -182,7 +187,9 @@ class AVS(nn.Module):
         outputs = self._unfold(decoded, named, sizes["T"])
         if self.head["name"] != "none":
             queries = steps["decoder"]["ffn"][-1]
-            outputs |= self._refer(queries, encoded, text, sizes["T"], progress)
+            outputs |= self._refer(queries, encoded, text, phrases, now)
+        if locations is not None:
+            outputs["location_logits"] = unfold_frames(locations, sizes["T"])
         return outputs | {"intermediates": intermediates | steps}
 
     def stages(self) -> dict[str, Stage]:
@@ -266,7 +273,7 @@ class AVS(nn.Module):
         features, intermediates = self._encode_images(batch, train, ids)
         features = self._mix_frames(features, batch, sizes["T"])
         audio, audio_map = self._encode_audio(batch["log_mel"])
-        text = self._encode_text(batch, sizes["T"])
+        text, phrases = self._encode_text(batch, sizes["T"])
         pixel_decoder = make_part(
             "pixel_decoder",
             PixelDecoder,
@@ -281,7 +288,7 @@ class AVS(nn.Module):
             "audio_features": audio,
             "pixel_decoder": steps | {"multi_scale": levels, "mask_features": mask_features},
         }
-        return Encoded(features, levels, mask_features, audio, ids), text, intermediates
+        return Encoded(features, levels, mask_features, audio, ids), text, phrases, intermediates
 
     def _make_predictor(self) -> VCTDecoder:
         return make_part(
@@ -364,28 +371,53 @@ class AVS(nn.Module):
         return transform(encoded), encoded
 
     def _encode_text(self, batch, num_frames):
-        """Tokens [N, L, Dt] and which exist, once per frame; None without an encoder."""
+        """Tokens [N, L, Dt] and which exist, once per frame; None without an encoder.
+
+        Also the means of the expressions that a clip has in training, [N, P, Dt], or None.
+        """
         module = find_part("text", self.text)
         if module is None:
-            return None
+            return None, None
         encode = make_part("text", module, self.text, dtype=jnp.dtype(self.dtype), name="text")
         mask = batch["text_mask"]
         tokens = encode(batch["text_ids"], mask)
-        return jnp.repeat(tokens, num_frames, axis=0), jnp.repeat(mask, num_frames, axis=0)
+        text = jnp.repeat(tokens, num_frames, axis=0), jnp.repeat(mask, num_frames, axis=0)
+        if "phrase_ids" not in batch:
+            return text, None
+        num_clips, _, length = batch["phrase_ids"].shape
+        ids, mask = (batch[name].reshape(-1, length) for name in ("phrase_ids", "phrase_mask"))
+        phrases = pool_tokens(encode(ids, mask), mask).reshape(num_clips, -1, tokens.shape[-1])
+        return text, jnp.repeat(phrases, num_frames, axis=0)
+
+    def _locate(self, encoded, text, phrases):
+        """Logits [N, P, h, w] of where expressions mean; the first is that of the row."""
+        module = find_part("localizer", self.localizer)
+        if module is None:
+            return None
+        if text is None:
+            raise InputError(
+                f"localizer.name = {self.localizer['name']!r} reads text, but text is none"
+            )
+        locate = make_part("localizer", module, self.localizer, name="localizer")
+        words = pool_tokens(*text) if phrases is None else phrases
+        return locate(encoded.levels[-1], encoded.audio, words)
 
     def _draw_gumbel(self, encoded):
         """Noise for the queries, [N, Q, h*w]."""
         num_pixels = math.prod(encoded.mask_features.shape[1:3])
         return gumbel(self.make_rng("gumbel"), encoded.ids, self.num_queries, num_pixels)
 
-    def _refer(self, queries, encoded, text, num_frames, progress):
-        """What the head makes of an expression, with axes B and T; align_text has B alone."""
+    def _refer(self, queries, encoded, text, phrases, now):
+        """What the head makes of an expression, with axes B and T; those of texts have B alone."""
         if text is None:
             raise InputError(f"head.name = {self.head['name']!r} reads text, but text is none")
         head = make_part("head", find_part("head", self.head), self.head, name="head")
-        per_frame, scalars = head(queries, encoded.audio, *text, encoded.levels[-1], progress)
-        outputs = {name: unfold_frames(x, num_frames) for name, x in per_frame.items()}
-        return outputs | {"align_text": outputs["align_text"][:, 0]} | scalars
+        per_frame, scalars = head(
+            queries, encoded.audio, *text, encoded.levels[-1], now.progress, now.location, phrases
+        )
+        outputs = {name: unfold_frames(x, now.num_frames) for name, x in per_frame.items()}
+        texts = {n: outputs[n][:, 0] for n in ("align_text", "align_phrases") if n in outputs}
+        return outputs | texts | scalars
 
     def _unfold(self, decoded, named, num_frames):
         """The outputs with axes B and T."""

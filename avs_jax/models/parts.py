@@ -18,6 +18,7 @@ from avs_jax.models.backbones.resnet import ResNet
 from avs_jax.models.backbones.swin import Swin
 from avs_jax.models.backbones.vggish import VGGish
 from avs_jax.models.decoders import boundary
+from avs_jax.models.decoders.localizer import TextToPixel
 from avs_jax.models.decoders.referral import ReferralHead
 from avs_jax.models.fusion import ama, cma, query_fusion, sync
 from avs_jax.models.rules import Rule, check_rules
@@ -51,6 +52,7 @@ FUSIONS = {
 REFINERS = {"none": None, "auxiliary": boundary.AUXILIARY, "refine": boundary.REFINE}
 TEMPORALS = {"none": None, "divided": DividedEncoder}
 HEADS = {"none": None, "referral": ReferralHead}
+LOCALIZERS = {"none": None, "text_to_pixel": TextToPixel}
 TABLES = {
     "backbone": BACKBONES,
     "audio_backbone": AUDIO_BACKBONES,
@@ -59,6 +61,7 @@ TABLES = {
     "fusion": FUSIONS,
     "refiner": REFINERS,
     "head": HEADS,
+    "localizer": LOCALIZERS,
 }
 
 

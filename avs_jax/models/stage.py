@@ -33,6 +33,7 @@ class StageInputs:
       text: tokens [N, L, Dt] and which exist, bool [N, L]; None where the model reads no text.
       image_size: (H, W) of the images before padding.
       mask_prior: () -> mask logits [N, h, w] that no stage has had a part in.
+      location: logits [N, h, w] at stride 8 of what the expression means; None without a localizer.
     """
 
     fields: Mapping[str, jax.Array]
@@ -48,6 +49,7 @@ class StageInputs:
     text: tuple[jax.Array, jax.Array] | None = None
     image_size: tuple[int, int] | None = None
     mask_prior: Callable[[], jax.Array] | None = None
+    location: jax.Array | None = None
 
 
 class StageResult(NamedTuple):

@@ -152,6 +152,13 @@ def _check_queries(config: ConfigDict) -> None:
             f"config.model.head.name = {config.model.head.name!r}: task 'refer' expects 'referral'"
         )
     _check_text_is_read(config, "decoder.prompt", config.model.decoder.prompt, "none")
+    localizer = config.model.get("localizer", {"name": "none"})["name"]
+    phrases = config.data.text.get("num_phrases", 0)
+    if (localizer == "none") != (phrases == 0):
+        raise InputError(
+            f"config.data.text.num_phrases = {phrases!r} with config.model.localizer.name = "
+            f"{localizer!r}: a localizer needs at least 1, and without one nothing reads them"
+        )
 
 
 def _check_prompts(config: ConfigDict) -> None:

@@ -78,6 +78,28 @@ def test_tokens_and_what_is_cut(clips, config):
         rows.prepare(record | {"text": "d" * 1_000_000})
 
 
+def test_a_training_row_has_other_expressions_of_its_clip(clips, config):
+    rows, record = ExpressionRows(config), clips["train"][0]
+    count, own = config.data.text.num_phrases, rows.prepare(record, np.random.default_rng(0))
+    others = len(record["expressions"]) - 1
+    assert own["phrase_valid"].tolist() == [True] * (1 + others) + [False] * (count - 1 - others)
+    np.testing.assert_array_equal(own["phrase_ids"][0], own["text_ids"])
+    np.testing.assert_array_equal(own["phrase_mask"][0], own["text_mask"])
+    assert own["phrase_objects"][0] == own["object_id"]
+    # The masks have gone through the crop and the flip of the row's own.
+    target = own["target_masks"][0, own["target_labels"][0].tolist().index(1)]
+    np.testing.assert_array_equal(own["phrase_targets"][0, 0], target)
+    for item in range(1, 1 + others):
+        other = rows.prepare(record | {"item": item}, np.random.default_rng(0))
+        (place,) = np.flatnonzero((own["phrase_ids"] == other["text_ids"]).all(1))
+        assert own["phrase_objects"][place] == other["object_id"]
+        present = other["target_labels"][0].tolist().index(1)
+        np.testing.assert_array_equal(
+            own["phrase_targets"][0, place], other["target_masks"][0, present]
+        )
+    assert not own["phrase_targets"][:, 1 + others :].any()
+
+
 def test_a_tokenizer_must_be_named(clips, config):
     config = config.copy_and_resolve_references()
     config.data.text.words = ()

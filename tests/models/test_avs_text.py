@@ -138,6 +138,48 @@ def test_the_mask_prior_has_not_seen_the_text():
     assert not np.allclose(jax.jit(loss)(params, inputs), value)
 
 
+def test_the_localizer_reads_words_and_sound_and_gates_the_words():
+    config = with_text(prompt="none")
+    config.localizer = parts.text_to_pixel()
+    config.localizer.update(embed_dim=8, num_heads=2)
+    config.fusion.update(mask_gate="located", levels=("res2",))
+    model = build_model(config)
+    params = draw(model)
+    params["localizer/bias"] = np.float32(-1)
+
+    @jax.jit
+    def apply(params, inputs):
+        outputs = model.apply({"params": unflatten(params)}, inputs)
+        return outputs["location_logits"], outputs["pred_masks"]
+
+    inputs = batch()
+    own, masks_of_own = apply(params, inputs)
+    assert own.shape == (1, 2, 1, 4, 4)
+    other = {**inputs, "text_ids": inputs["text_ids"][:, ::-1]}
+    mean = apply(params, {**inputs, "log_mel": inputs["log_mel"] + 1})[0]
+    assert jnp.abs(apply(params, other)[0] - own).max() > 1e-3
+    assert jnp.abs(mean - own).max() > 1e-3  # the words have heard the sound
+    ids = jnp.stack([inputs["text_ids"], other["text_ids"]], axis=1)
+    phrases = {"phrase_ids": ids, "phrase_mask": jnp.stack([inputs["text_mask"]] * 2, axis=1)}
+    both, masks_of_both = apply(params, inputs | phrases)
+    assert both.shape == (1, 2, 2, 4, 4)
+    np.testing.assert_allclose(both[:, :, :1], own, atol=1e-5)
+    np.testing.assert_allclose(masks_of_both, masks_of_own, atol=1e-4)
+    closed, _ = apply(params | {"localizer/bias": np.float32(-200)}, inputs)
+    assert closed.max() < -100
+    shut = apply(params | {"localizer/bias": np.float32(-200)}, inputs)[1]
+    without = apply(params | {"cma/gamma_res2": np.float32(0)}, inputs)[1]
+    np.testing.assert_array_equal(shut, without)
+    assert jnp.abs(masks_of_own - without).max() > 1e-3
+
+
+def test_a_gate_without_a_localizer_is_named():
+    config = with_text(prompt="none")
+    config.fusion.mask_gate = "located"
+    with pytest.raises(InputError, match="mask_gate = 'located' needs a localizer"):
+        jax.eval_shape(build_model(config).init, jax.random.key(0), batch())
+
+
 def test_text_without_an_encoder_is_named():
     config = with_text(prompt="none")
     config.text = parts.absent()

@@ -16,8 +16,10 @@ per cell. `text_pool` says what the keys are:
   topk     the top_k tokens by a learned score, each times sigmoid(score): a hard choice alone would
            give the scorer no gradient
 
-`mask_gate = "prior"` multiplies o by sigmoid(m / tau), m a mask prior that has not seen the text,
-without gradient. The same code runs in training and inference.
+`mask_gate` multiplies o by sigmoid(m / tau), and the same code runs in training and inference:
+
+  prior    m is a mask prior that has not seen the text, without gradient
+  located  m are the logits of the localizer (models/decoders/localizer.py), with its gradient
 
 Source: repository pengrui-art/SALMA, module CrossModalAttention2D, which is `raw_text = True` and
 `null_key = False`: tokens enter without projection and norm. Departures:
@@ -44,6 +46,7 @@ from avs_jax.spec import InputError
 
 CMA_LEVELS = ("res5", "res4", "res3", "res2")  # strides 32, 16, 8 and 4
 POOLS = ("tokens", "mean", "cls", "attn", "topk")
+GATES = ("none", "prior", "located")
 FIRST_STRENGTH = 0.01  # s of the first step
 
 
@@ -125,7 +128,7 @@ class CMA(nn.Module):
       num_heads: G.
       num_layers, share_layers: layers of attention, with the same weights or their own.
       text_pool, top_k, null_key: see above.
-      mask_gate, tau: "none" or "prior"; temperature of the prior.
+      mask_gate, tau: of GATES; temperature of the gate.
       warmup: fraction of the training.
       gamma_init: where gamma starts.
       grid: cells per side of res5 that the module is made for; another size is resized to it
@@ -157,7 +160,7 @@ class CMA(nn.Module):
         *at_least(1, "fusion.num_heads", "fusion.top_k"),
         within("fusion.num_layers", lambda x: x in (1, 2, 3), "1, 2 or 3"),
         one_of("fusion.text_pool", POOLS),
-        one_of("fusion.mask_gate", ("none", "prior")),
+        one_of("fusion.mask_gate", GATES),
         one_of("fusion.on_mismatch", ("resize", "error")),
         within("fusion.tau", lambda x: x > 0, "above 0"),
         within("fusion.warmup", lambda x: 0 <= x <= 1, "a share, 0..1"),
@@ -178,7 +181,7 @@ class CMA(nn.Module):
         Args:
           maps: level -> [N, h, w, C].
           text: [N, L, Dt]; text_mask: bool [N, L], True = valid.
-          prior: mask logits [N, h, w] of any size, read if `mask_gate` is "prior".
+          prior: mask logits [N, h, w] of any size, m of `mask_gate`.
           progress: [], fraction of the training that is done.
 
         Returns:
@@ -191,8 +194,9 @@ class CMA(nn.Module):
         missing = [level for level in self.levels if level not in maps]
         if missing:
             raise InputError(f"fusion.levels: {missing[0]!r} is not one of the maps {sorted(maps)}")
-        if self.mask_gate == "prior" and prior is None:
-            raise InputError("fusion.mask_gate = 'prior', but there is no mask prior")
+        if self.mask_gate != "none" and prior is None:
+            need = "a localizer" if self.mask_gate == "located" else "a mask prior"
+            raise InputError(f"fusion.mask_gate = {self.mask_gate!r} needs {need}")
         width = self.hidden_dim or maps[self.levels[0]].shape[-1]
         text = text.astype(self.dtype)
         if not self.raw_text:
@@ -223,7 +227,7 @@ class CMA(nn.Module):
                 cells = enter(y.reshape(y.shape[0], -1, y.shape[-1]).astype(self.dtype))
                 out, weights = layers[i % count](cells, keys, exists)
                 out = leave(out).reshape(y.shape)
-                if self.mask_gate == "prior":
+                if self.mask_gate != "none":
                     out = out * self._gate(prior, out.shape[1:3]).astype(out.dtype)
                 y = y + (strength * gamma).astype(y.dtype) * out.astype(y.dtype)
             changed[level] = y if size is None else resize_bilinear(y, x.shape[1:3])
@@ -238,7 +242,9 @@ class CMA(nn.Module):
         return enter, Linear(theirs, dtype=self.dtype, name=f"out_{level}")
 
     def _gate(self, prior: jax.Array, size: tuple[int, int]) -> jax.Array:
-        prior = jax.lax.stop_gradient(prior).astype(jnp.float32)
+        if self.mask_gate == "prior":
+            prior = jax.lax.stop_gradient(prior)
+        prior = prior.astype(jnp.float32)
         return nn.sigmoid(resize_bilinear(prior[..., None], size) / self.tau)
 
     def _grid(self, level: str, x: jax.Array) -> tuple[int, int] | None:
@@ -263,7 +269,7 @@ def _apply(module: CMA, inputs: StageInputs) -> StageResult:
     if inputs.text is None:
         raise InputError("fusion.name = 'cma' reads text, but config.model.text is none")
     maps = dict(zip(CMA_LEVELS, (*inputs.levels, inputs.mask_features), strict=True))
-    prior = inputs.mask_prior() if module.mask_gate == "prior" else None
+    prior = inputs.mask_prior() if module.mask_gate == "prior" else inputs.location
     changed, attention = module(maps, *inputs.text, prior, inputs.progress)
     *levels, mask_features = (changed[level] for level in CMA_LEVELS)
     return StageResult(

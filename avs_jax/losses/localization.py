@@ -1,0 +1,97 @@
+"""The losses of all expressions that a clip has in training, P of them per row.
+
+  loss_localization  of location_logits, mean over the expressions of the supervised frames of
+      BCE with the share of each cell that the expression's object covers, mean over cells; those
+      that mean nothing count too, with empty masks
+      + -log softmax over the objects o of the clip (mean of the logits under o) at its own object,
+      where it has one and the clip has others
+  loss_align         losses/referral.py's InfoNCE, of the objects and expressions of all rows; equal
+      texts of different objects are neither positive nor negative
+
+Source: ours, see models/decoders/localizer.py.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, reduce
+
+STRIDE = 8  # pixels of the padded image per cell
+
+
+def localization_loss(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """float32 [].
+
+    Args:
+      logits: [B, T, P, h, w], over images padded at the bottom and right.
+      batch: phrase_targets bool [B, T, P, H, W], phrase_valid bool [B, P], phrase_objects int32
+        [B, P] and supervised bool [B, T].
+    """
+    logits = logits.astype(jnp.float32)
+    share = cell_shares(batch["phrase_targets"], logits.shape[3:])
+    bce = (jax.nn.softplus(logits) - logits * share).mean((3, 4))
+    counts = batch["supervised"][:, :, None] & batch["phrase_valid"][:, None]
+    return mean_over(bce, counts) + _contrast(logits, share, batch["phrase_objects"], counts)
+
+
+def _contrast(logits, share, objects, counts):
+    """Every expression against the objects of its frame."""
+    same = objects[:, :, None] == objects[:, None]  # [B, P, P]
+    total = share.sum((3, 4))
+    visible = counts & (total > 0)
+    earlier = jnp.tril(jnp.ones(same.shape[1:], bool), -1)[None]
+    repeated = ((same & earlier)[:, None] & visible[:, :, None]).any(-1)
+    is_object = visible & ~repeated  # the first expression of each stands for it
+    mean = jnp.einsum("btehw,btohw->bteo", logits, share)
+    mean = mean / jnp.maximum(total, 1e-6)[:, :, None]
+    log_share = jax.nn.log_softmax(jnp.where(is_object[:, :, None], mean, -1e9), axis=-1)
+    own = same[:, None] & is_object[:, :, None]
+    several = is_object.sum(-1, keepdims=True) > 1
+    return mean_over(-jnp.where(own, log_share, 0).sum(-1), visible & several)
+
+
+def mean_over(values: jax.Array, counts: jax.Array) -> jax.Array:
+    """The mean of the values that count; 0 without any."""
+    return jnp.where(counts, values, 0).sum() / jnp.maximum(counts.sum(), 1)
+
+
+def phrase_pairs(
+    features: jax.Array, batch: Mapping[str, jax.Array]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Objects of all expressions of a batch, and which of them go with which expression.
+
+    Args:
+      features: [B, T, h, w, E] at stride 8.
+      batch: see `localization_loss`, and phrase_ids int32 [B, P, N].
+
+    Returns:
+      the mean of the features under each expression's masks, float32 [B P, E], 0 where they are
+      empty; and for info_nce `object_id` int32, `has_object` and `exists` bool [B P], and `ignored`
+      bool [B P, B P], pairs of an object with the text of another that is the same.
+    """
+    share = cell_shares(batch["phrase_targets"], features.shape[2:4])
+    share = jnp.where(batch["supervised"][:, :, None, None, None], share, 0)
+    total = share.sum((1, 3, 4))
+    mean = jnp.einsum("bthwe,btphw->bpe", features.astype(jnp.float32), share)
+    mean = rearrange(mean / jnp.maximum(total, 1e-6)[..., None], "b p e -> (b p) e")
+    ids = rearrange(batch["phrase_ids"], "b p n -> (b p) n")
+    object_id = batch["phrase_objects"].reshape(-1)
+    equal = (ids[:, None] == ids[None]).all(-1)
+    exists = batch["phrase_valid"].reshape(-1)
+    return mean, {
+        "object_id": object_id,
+        "has_object": (total > 0).reshape(-1) & exists,
+        "exists": exists,
+        "ignored": equal & (object_id[:, None] != object_id[None]),
+    }
+
+
+def cell_shares(masks: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """How much of each cell bool masks [B, T, P, H, W] cover: float32 [B, T, P, h, w].
+
+    Masks are padded as images are.
+    """
+    more = [(0, STRIDE * n - m) for n, m in zip(size, masks.shape[3:], strict=True)]
+    padded = jnp.pad(masks.astype(jnp.float32), ((0, 0), (0, 0), (0, 0), *more))
+    return reduce(padded, "b t p (h i) (w j) -> b t p h w", "mean", i=STRIDE, j=STRIDE)
