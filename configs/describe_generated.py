@@ -3,15 +3,28 @@
 Data:    python scripts/make_clips.py --setting=refer --output=demo/clips_refer
          python scripts/build_dataset.py --dataset=refavs --manual_dir=demo/clips_refer \
              --data_dir=demo/tfds
-Command: python -m avs_jax.main --config=configs/describe_generated.py:demo --workdir=DIR
+Command: python -m avs_jax.main --config=configs/describe_generated.py:demo --workdir=DIR \
+             --config.init.backbone=RUN --config.init.audio_backbone=RUN
+RUN is a run of refer_cma.py:demo, whose backbones tell shapes and sounds apart; they are frozen.
 """
 
 from ml_collections import ConfigDict
 
+from configs import parts
 from configs.describe import describe_config, shrink
 
 
 def get_config(variant: str = "") -> ConfigDict:
     config = describe_config()
     config.name = "describe_generated"
-    return shrink(config, variant)
+    config = shrink(config, variant)
+    if variant == "demo":
+        config.model.backbone = parts.swin()
+        config.model.backbone.update(parts.demo_backbone(config.model.backbone))
+        config.data.image_size = 96  # as in the backbone's run
+        config.data.augment.min_sizes = (96,)
+        config.optim.frozen = (r"(backbone|audio_backbone)/.*",)
+        config.train.batch_size = 8
+        config.train.steps = 1200
+        config.train.eval_every = 600
+    return config

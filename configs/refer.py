@@ -95,8 +95,8 @@ def shrink(config: ConfigDict, variant: str) -> ConfigDict:
     if config.model.localizer.name != "none":
         config.model.localizer.update(embed_dim=64, num_heads=4)
         config.data.text.num_phrases = 12
-        config.loss.align_weight = 2.0
-    config.train.steps = 2000  # from the checkpoint of demo s4_ama
+        config.loss.update(localization_weight=20.0, align_weight=5.0)
+    config.train.steps = 1300  # from the checkpoint of demo s4_ama
     if variant == "tiny":
         shrink_to_tiny(config)
         config.model.text.update(hidden_dim=16, num_layers=1, num_heads=2, ffn_dim=16)

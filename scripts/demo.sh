@@ -30,8 +30,10 @@ step() { printf '\n== %s\n' "$*"; }
 # clip_flags  of make_clips.py
 # build_flags further flags of build_dataset.py
 # starts_from another recipe, whose demo of the same seed runs first
+# start_keys  keys of the configuration that name its run
 build_flags=()
 starts_from=
+start_keys=(train.init_from)
 prepare() { :; } # between clips and records
 questions() { :; } # flags of predict for the video $1, one per line
 check() { :; } # after the prediction
@@ -56,7 +58,7 @@ if [ -n "$starts_from" ]; then
     step "first the demo that this one starts from: $source_run"
     CONFIG=$starts_from SEED=$seed scripts/demo.sh
   fi
-  start+=(--config.train.init_from="$source_run")
+  for key in "${start_keys[@]}"; do start+=("--config.$key=$source_run"); done
 fi
 
 step "1/4 generated clips: $clips"

@@ -82,12 +82,11 @@ def test_starts_from_another_demo(project, recipe, first):
     ]
 
 
-@pytest.mark.parametrize("recipe", ["refer_sam2", "describe_x"])
-def test_starts_from_nothing(project, recipe):
+def test_starts_from_nothing(project):
     """Although other recipes on the same clips start from S4's."""
     (project / "demo" / "clips_refer").mkdir(parents=True)
-    (project / "configs" / f"{recipe}.py").touch()
-    status, runs, errors = demo(project, recipe)
+    (project / "configs" / "refer_sam2.py").touch()
+    status, runs, errors = demo(project, "refer_sam2")
     assert status == 0, errors
     assert "--output=demo/clips_refer" in runs[0] and not any("init_from" in run for run in runs)
 
@@ -121,17 +120,20 @@ def test_an_expression_may_hold_spaces(project):
     assert "--text=the red star --output=" in runs[-1]
 
 
-def test_a_trained_reader_reads_descriptions(project):
+def test_the_reader_of_descriptions_lends_its_backbones(project):
     masks = project / "demo" / "clips_refer" / "gt_mask" / "test_s_0"
     for fid in ("fid_2", "fid_1"):
         (masks / fid).mkdir(parents=True)
     (project / "demo" / "clips_refer" / "videos").mkdir()
     (project / "demo" / "clips_refer" / "videos" / "test_s_0.mp4").touch()
+    reader = "demo/refer_cma-seed0"
+    (project / reader / "evaluation").mkdir(parents=True)
     status, runs, errors = demo(project, "describe_x")
     assert status == 0, errors
-    assert "--masks=demo/clips_refer/gt_mask/test_s_0/fid_1 --output=" in runs[-1]
-    (project / "demo" / "refer_cma-seed0" / "evaluation").mkdir(parents=True)
-    _, runs, _ = demo(project, "describe_x")
+    assert runs[2].endswith(
+        f"--config.init.backbone={reader} --config.init.audio_backbone={reader}"
+    )
+    assert "--masks=demo/clips_refer/gt_mask/test_s_0/fid_1 --output=" in runs[-2]
     assert runs[-1] == (
         "scripts/check_descriptions.py --checkpoint=demo/describe_x-seed0"
         " --refer=demo/refer_cma-seed0 --output=demo/describe_x-seed0/check.json"

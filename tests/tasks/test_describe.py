@@ -18,7 +18,7 @@ from avs_jax.runtime import sharding
 from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
-from configs import describe_generated, parts
+from configs import describe_generated, describe_refavs, parts
 from tests import small
 from tests.conftest import GOLDEN
 from tfds_builders.refer_clips import list_clips
@@ -137,7 +137,7 @@ def colored_squares(count):
 def test_descriptions_are_learned_by_heart(decoder):
     """32 pairs, word for word, by beam search without any word given."""
     records = colored_squares(32)
-    config = describe_generated.get_config("demo")
+    config = describe_refavs.get_config("demo")
     if decoder == "lstm":
         with config.unlocked():
             config.model.decoder = parts.word_lstm()
