@@ -238,7 +238,7 @@ def test_grids_and_levels_that_do_not_fit(ours):
         fits.clone(on_mismatch="error").apply({"params": some}, wide, text, mask)
     with pytest.raises(InputError, match="'res4' is not one of the maps"):
         module.apply({"params": params}, wide, text, mask)
-    with pytest.raises(InputError, match="no mask prior"):
+    with pytest.raises(InputError, match="needs a mask prior"):
         module.clone(mask_gate="prior").apply({"params": params}, maps, text, mask)
 
 
