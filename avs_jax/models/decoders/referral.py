@@ -75,7 +75,9 @@ class ReferralHead(nn.Module):
             words,
         ]
         if location is not None:
-            joined.append(location.max((1, 2))[:, None])
+            # Without gradient: XLA may compute the map twice, not to the same bits; then no cell
+            # equals the maximum, and its gradient is 0 / 0.
+            joined.append(jax.lax.stop_gradient(location).max((1, 2))[:, None])
         presence = MLP((self.hidden_dim, 1), name="presence")(jnp.concatenate(joined, axis=-1))
         wide = features.astype(jnp.float32)
         embed = Linear(self.embed_dim, use_bias=False, name="align_text")
