@@ -49,6 +49,9 @@ def refer_config() -> ConfigDict:
     # how tokens join the audio tokens of the decoder: "none" | "concat" | "gated"
     model.decoder.prompt = "concat"
 
+    # False: masks and presence are not trained, so a step skips the decoder. A first stage for a
+    # model with a localizer: what words mean is learned from more rows in the same time.
+    config.loss.masks = True
     config.loss.presence_weight = 0.5
     config.loss.localization_weight = 5.0
     config.loss.align_weight = 0.1  # 0: no alignment, and train.accumulate may be above 1
@@ -98,7 +101,8 @@ def shrink(config: ConfigDict, variant: str) -> ConfigDict:
         # From random values: with less, the trunk follows the masks' gradients alone.
         config.loss.update(localization_weight=200.0, align_weight=200.0)
         config.optim.clip_norm = 1.0
-    config.train.steps = 1300  # from the checkpoint of demo s4_ama
+    config.optim.frozen = (r"audio_backbone/.*",)  # trained by demo s4_ama
+    config.train.steps = 1300  # from its checkpoint
     if variant == "tiny":
         shrink_to_tiny(config)
         config.model.text.update(hidden_dim=16, num_layers=1, num_heads=2, ffn_dim=16)

@@ -35,6 +35,7 @@ build_flags=()
 starts_from=
 start_keys=(train.init_from)
 prepare() { :; } # between clips and records
+first_stage() { :; } # between records and training; may change the array `start`, flags of main.py
 questions() { :; } # flags of predict for the video $1, one per line
 check() { :; } # after the prediction
 # the last step: a prediction on the first video of the test split
@@ -67,6 +68,7 @@ step "2/4 records: $records"
 prepare
 $python scripts/build_dataset.py --dataset="$dataset" --manual_dir="$clips" --data_dir="$records" \
   ${build_flags[@]+"${build_flags[@]}"}
+first_stage
 step "3/4 training, then the best checkpoint on val and test, with own and with false inputs: $workdir"
 $python -m avs_jax.main --config="$config" --config.seed="$seed" --config.data.data_dir="$records" \
   --workdir="$workdir" ${start[@]+"${start[@]}"}

@@ -21,7 +21,7 @@ from avs_jax.data import transforms
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_labels, decode_rgb, decode_text
 from avs_jax.data.tokens import Tokenizer, Tokens, WordTokenizer, load_tokenizer, tokenize
-from avs_jax.spec import Field, InputError
+from avs_jax.spec import MEL_BANDS, MEL_FRAMES, Field, InputError
 from avs_jax.task import Record, Row
 
 FIELDS = {
@@ -43,6 +43,15 @@ FIELDS = {
     "phrase_targets": Field(
         "bool", "B T P H W", "target", "the pixels of what the expression means", "train"
     ),
+    "clip_log_mel": Field(
+        "float32",
+        f"B F {MEL_FRAMES} {MEL_BANDS}",
+        "input",
+        "log-mel of every second of the clip",
+        "train",
+        given="never",
+    ),
+    "clip_has_sound": Field("bool", "B F", "input", "the second exists", "train", given="never"),
     "phrase_objects": Field("int32", "B P", "target", "as object_id, of each expression", "train"),
     "phrase_valid": Field("bool", "B P", "target", "the expression exists", "train"),
     "is_null": Field("bool", "B", "target", "the expression means nothing", "evaluate"),
@@ -63,9 +72,10 @@ class ExpressionRows(ClipRows):
         super().__init__(config)
         self._text = config.data.text.copy_and_resolve_references()
         count = self._num_phrases = self._text.get("num_phrases", 0)
-        own = {k: v for k, v in FIELDS.items() if count or not k.startswith("phrase_")}
+        own = {k: v for k, v in FIELDS.items() if count or not k.startswith(("phrase_", "clip_"))}
         self.fields: Mapping[str, Field] = {**self.fields, **own}
-        self.sizes: Mapping[str, int] = {**self.sizes, "N": self._text.max_tokens, "P": count}
+        more = {"N": self._text.max_tokens, "P": count, "F": config.data.num_frames}
+        self.sizes: Mapping[str, int] = {**self.sizes, **more}
 
     def prepare(self, record: Record, rng: np.random.Generator | None = None) -> Row:
         """The row of a record's item; rng draws augmentation, None prepares it for evaluation.

@@ -47,15 +47,17 @@ def compute_losses(
 
     Besides the weighted terms come align_anchors and align_positives, counts that are logged.
     """
-    total, terms = criterion.compute_losses(outputs, batch, key, norms, loss_config=loss_config)
     supervised = batch["supervised"]
     masks = unfold_frames(foreground(batch), supervised.shape[1]) & supervised[..., None, None]
     present = masks.any((2, 3))
-    logits = outputs["presence_logits"].astype(jnp.float32)
-    bce = jax.nn.softplus(logits) - logits * present
-    frames = (norms or {}).get("frames", jnp.maximum(supervised.sum(), 1))
-    presence = jnp.where(supervised, bce, 0).sum() / frames
-    added = {"loss_presence": loss_config.presence_weight * presence}
+    total, terms, added = jnp.float32(0), {}, {}
+    if loss_config.masks:
+        total, terms = criterion.compute_losses(outputs, batch, key, norms, loss_config=loss_config)
+        logits = outputs["presence_logits"].astype(jnp.float32)
+        bce = jax.nn.softplus(logits) - logits * present
+        frames = (norms or {}).get("frames", jnp.maximum(supervised.sum(), 1))
+        presence = jnp.where(supervised, bce, 0).sum() / frames
+        added["loss_presence"] = loss_config.presence_weight * presence
     if "location_logits" in outputs:
         found = localization_loss(outputs["location_logits"], batch)
         added["loss_localization"] = loss_config.localization_weight * found

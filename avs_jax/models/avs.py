@@ -161,9 +161,10 @@ class AVS(nn.Module):
           InputError: an unknown part.
         """
         sizes = self._check_batch(batch)
-        encoded, text, phrases, intermediates = self._encode(batch, sizes, train)
+        encoded, clip_audio, text, phrases, intermediates = self._encode(batch, sizes, train)
+        exists = batch.get("clip_has_sound", batch.get("valid"))
         batch, encoded = _repeat_for_expressions(batch, encoded, sizes)
-        locations = self._locate(encoded, text, phrases)
+        locations = self._locate(encoded, text, phrases, clip_audio, exists)
         predictor = self._make_predictor()
         now = StageInputs(
             **encoded._asdict(),
@@ -268,11 +269,11 @@ class AVS(nn.Module):
         return sizes
 
     def _encode(self, batch, sizes, train):
-        """Frames and sound; words; what the steps in between have found."""
+        """Frames and sound; the clips' sound; words; what the steps in between have found."""
         ids = _frame_ids(batch, sizes) if train else None
         features, intermediates = self._encode_images(batch, train, ids)
         features = self._mix_frames(features, batch, sizes["T"])
-        audio, audio_map = self._encode_audio(batch["log_mel"])
+        audio, audio_map, clip_audio = self._encode_audio(batch)
         text, phrases = self._encode_text(batch, sizes["T"])
         pixel_decoder = make_part(
             "pixel_decoder",
@@ -288,7 +289,8 @@ class AVS(nn.Module):
             "audio_features": audio,
             "pixel_decoder": steps | {"multi_scale": levels, "mask_features": mask_features},
         }
-        return Encoded(features, levels, mask_features, audio, ids), text, phrases, intermediates
+        encoded = Encoded(features, levels, mask_features, audio, ids)
+        return encoded, clip_audio, text, phrases, intermediates
 
     def _make_predictor(self) -> VCTDecoder:
         return make_part(
@@ -352,14 +354,15 @@ class AVS(nn.Module):
             kept = jax.random.bernoulli(key, 1 - self.pre_mask_dropout, (num_clips,))
         return jnp.repeat(kept, num_frames)[:, None, None, None]
 
-    def _encode_audio(self, log_mel):
-        """Audio tokens [N, 6, 4, D] and the backbone map [N, 6, 4, C]."""
+    def _encode_audio(self, batch):
+        """Audio tokens [N, 6, 4, D] and the backbone map [N, 6, 4, C].
+
+        Also tokens [B, F, 4, D] of every second of the clips, None without a localizer.
+        """
         module = find_part("audio_backbone", self.audio_backbone)
         backbone = make_part(
             "audio_backbone", module, self.audio_backbone, dtype=self.dtype, name="audio_backbone"
         )
-        x = (fold_frames(log_mel) - self.audio_mean) / self.audio_std
-        encoded = backbone(x)
         widths = (self.audio_hidden_dim, self.audio_hidden_dim, self.hidden_dim)
         transform = MLP(
             widths,
@@ -368,7 +371,16 @@ class AVS(nn.Module):
             stride=2,
             name="audio_transformation",
         )
-        return transform(encoded), encoded
+
+        def encode(log_mel):
+            return backbone((fold_frames(log_mel) - self.audio_mean) / self.audio_std)
+
+        encoded, clip = encode(batch["log_mel"]), None
+        if self.localizer["name"] != "none":
+            whole = batch.get("clip_log_mel", batch["log_mel"])
+            seconds = encode(whole) if "clip_log_mel" in batch else encoded
+            clip = unfold_frames(transform(seconds.mean(1)), whole.shape[1])
+        return transform(encoded), encoded, clip
 
     def _encode_text(self, batch, num_frames):
         """Tokens [N, L, Dt] and which exist, once per frame; None without an encoder.
@@ -389,7 +401,7 @@ class AVS(nn.Module):
         phrases = pool_tokens(encode(ids, mask), mask).reshape(num_clips, -1, tokens.shape[-1])
         return text, jnp.repeat(phrases, num_frames, axis=0)
 
-    def _locate(self, encoded, text, phrases):
+    def _locate(self, encoded, text, phrases, clip_audio, exists):
         """Logits [N, P, h, w] of where expressions mean; the first is that of the row."""
         module = find_part("localizer", self.localizer)
         if module is None:
@@ -400,7 +412,10 @@ class AVS(nn.Module):
             )
         locate = make_part("localizer", module, self.localizer, name="localizer")
         words = pool_tokens(*text) if phrases is None else phrases
-        return locate(encoded.levels[-1], encoded.audio, words)
+        exists = jnp.ones(clip_audio.shape[:2], bool) if exists is None else exists
+        times = words.shape[0] // clip_audio.shape[0]  # frames of a clip, for each expression
+        heard = (jnp.repeat(x, times, axis=0) for x in (clip_audio, exists))
+        return locate(encoded.levels[-1], encoded.audio, words, *heard)
 
     def _draw_gumbel(self, encoded):
         """Noise for the queries, [N, Q, h*w]."""

@@ -159,6 +159,11 @@ def _check_queries(config: ConfigDict) -> None:
             f"config.data.text.num_phrases = {phrases!r} with config.model.localizer.name = "
             f"{localizer!r}: a localizer needs at least 1, and without one nothing reads them"
         )
+    if not config.loss.masks and localizer == "none":
+        raise InputError(
+            "config.loss.masks = False with config.model.localizer.name = 'none': only a localizer "
+            "learns without masks"
+        )
 
 
 def _check_prompts(config: ConfigDict) -> None:

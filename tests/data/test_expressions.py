@@ -98,6 +98,10 @@ def test_a_training_row_has_other_expressions_of_its_clip(clips, config):
             own["phrase_targets"][0, place], other["target_masks"][0, present]
         )
     assert not own["phrase_targets"][:, 1 + others :].any()
+    # All that the clip sounds like, although only some of its frames are here.
+    every = rows.prepare(record)
+    assert own["clip_has_sound"].tolist() == [True] * config.data.num_frames
+    np.testing.assert_array_equal(own["clip_log_mel"], every["log_mel"])
 
 
 def test_a_tokenizer_must_be_named(clips, config):

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from avs_jax.losses.referral import info_nce, mean_under
+from avs_jax.losses.localization import localization_loss
+from avs_jax.losses.referral import compute_losses, info_nce, mean_under
 from avs_jax.ops.unit_length import normalize
 
 SIMILARITY = np.array(
@@ -65,3 +67,23 @@ def test_mean_under_masks():
     np.testing.assert_array_equal(found[1], 0)
     grad = jax.grad(lambda x: normalize(mean_under(x, masks)).sum())(jnp.asarray(features))
     assert np.isfinite(grad).all()
+
+
+def test_without_masks_only_words_are_learned():
+    rng = np.random.default_rng(0)
+    masks = rng.uniform(size=(2, 1, 2, 16, 16)) < 0.4
+    batch = {
+        "supervised": np.array([[True], [True]]),
+        "target_masks": masks[:, :, :1],
+        "target_labels": np.ones((2, 1, 1), np.int32),
+        "target_valid": np.ones((2, 1, 1), bool),
+        "phrase_targets": masks,
+        "phrase_valid": np.ones((2, 2), bool),
+        "phrase_objects": np.array([[1, 2], [3, 4]], np.int32),
+    }
+    outputs = {"location_logits": rng.standard_normal((2, 1, 2, 2, 2)).astype(np.float32)}
+    loss = {"masks": False, "localization_weight": 3.0, "align_weight": 0.0}
+    total, terms = compute_losses(outputs, batch, None, loss_config=ConfigDict(loss))
+    assert list(terms) == ["loss_localization"]
+    expected = 3 * localization_loss(outputs["location_logits"], batch)
+    np.testing.assert_allclose([total, terms["loss_localization"]], expected, rtol=1e-6)

@@ -161,16 +161,26 @@ def test_the_localizer_reads_words_and_sound_and_gates_the_words():
     assert jnp.abs(mean - own).max() > 1e-3  # the words have heard the sound
     ids = jnp.stack([inputs["text_ids"], other["text_ids"]], axis=1)
     phrases = {"phrase_ids": ids, "phrase_mask": jnp.stack([inputs["text_mask"]] * 2, axis=1)}
+    phrases |= {"clip_log_mel": inputs["log_mel"], "clip_has_sound": np.ones((1, 2), bool)}
     both, masks_of_both = apply(params, inputs | phrases)
     assert both.shape == (1, 2, 2, 4, 4)
     np.testing.assert_allclose(both[:, :, :1], own, atol=1e-5)
     np.testing.assert_allclose(masks_of_both, masks_of_own, atol=1e-4)
+    # A frame hears the seconds of its clip that exist, in training and in evaluation.
+    first = {"valid": np.array([[True, False]])}
+    alone, _ = apply(params, inputs | first)
+    assert jnp.abs(alone - own)[:, 0].max() > 1e-4
+    phrases["clip_has_sound"] = first["valid"]
+    np.testing.assert_allclose(apply(params, inputs | phrases)[0][:, :, :1], alone, atol=1e-5)
     closed, _ = apply(params | {"localizer/bias": np.float32(-200)}, inputs)
     assert closed.max() < -100
     shut = apply(params | {"localizer/bias": np.float32(-200)}, inputs)[1]
-    without = apply(params | {"cma/gamma_res2": np.float32(0)}, inputs)[1]
+    only_marks = params | {"cma/gamma_res2": np.float32(0)}
+    nothing = only_marks | {"cma/mark_res2": np.zeros_like(params["cma/mark_res2"])}
+    without, marked = (apply(p, inputs)[1] for p in (nothing, only_marks))
     np.testing.assert_array_equal(shut, without)
-    assert jnp.abs(masks_of_own - without).max() > 1e-3
+    assert jnp.abs(marked - without).max() > 1e-3
+    assert jnp.abs(masks_of_own - marked).max() > 1e-3
 
 
 def test_a_gate_without_a_localizer_is_named():

@@ -1,11 +1,12 @@
 """Where is what an expression means: a logit for every cell and every expression of a frame.
 
-  q_e = W_q w_e;  a_e = q_e + MHA(q_e, sound tokens + codes, sound tokens)   what is said, and heard
+  q_e = W_q w_e;  a_e = q_e + MHA(q_e, s + codes of place, s)    what is said, and heard in s
   l   = exp(s) cos(MLP(F at the cell), MLP([q_e ; a_e])) + b     exp(s), b: SCALE, BIAS at first
 
 w_e is the mean of the expression's valid tokens. F are the features at stride 8 before any text has
 entered them. The words read the sound before they are compared with a cell, since "the one making
-the low sound" says nothing about looks.
+the low sound" says nothing about looks: the tokens of the frame's second, and one per second of the
+clip and frequency band, since what sounds may be silent now, and "first" needs the others.
 
 In training it reads several expressions of every clip (data.text.num_phrases), and a loss tells
 each cell which of them mean it (losses/localization.py). A batch with one expression per clip says
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 
 from avs_jax.models.layers import MLP, Linear, MultiheadAttention
 from avs_jax.models.rules import at_least
+from avs_jax.models.temporal.divided import time_encoding
 from avs_jax.ops.unit_length import normalize
 
 SCALE, BIAS = 10.0, -2.0  # an expression means few cells
@@ -42,27 +44,49 @@ class TextToPixel(nn.Module):
     RULES = at_least(1, "localizer.embed_dim", "localizer.num_heads")
 
     @nn.compact
-    def __call__(self, features: jax.Array, audio: jax.Array, words: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        features: jax.Array,
+        audio: jax.Array,
+        words: jax.Array,
+        clip_audio: jax.Array,
+        clip_valid: jax.Array,
+    ) -> jax.Array:
         """Reads one frame per row.
 
         Args:
           features: [N, h, w, D], stride 8.
           audio: [N, 6, 4, D].
           words: [N, P, Dt], expressions of each frame.
+          clip_audio: [N, F, 4, D], sound of every second of the clip, (second, band).
+          clip_valid: bool [N, F], the second exists.
 
         Returns:
           logits float32 [N, P, h, w].
         """
-        features, audio = features.astype(jnp.float32), audio.astype(jnp.float32)
+        features = features.astype(jnp.float32)
         width = features.shape[-1]
-        codes = self.param("sound_codes", nn.initializers.normal(0.02), audio.shape[1:])
-        tokens = audio.reshape(len(audio), -1, width)
-        keys = (audio + codes[None]).reshape(tokens.shape)
+        tokens, codes, missing = self._sound(audio.astype(jnp.float32), clip_audio, clip_valid)
         said = Linear(width, name="words")(words.astype(jnp.float32))
-        heard = MultiheadAttention(self.num_heads, name="listen")(said, keys, tokens)
+        missing = jnp.broadcast_to(missing[:, None], (*said.shape[:2], missing.shape[1]))
+        listen = MultiheadAttention(self.num_heads, name="listen")
+        heard = listen(said, tokens + codes[None], tokens, missing)
         both = jnp.concatenate([said, said + heard], axis=-1)
         meant = normalize(MLP((width, self.embed_dim), name="meant")(both))
         seen = normalize(MLP((width, self.embed_dim), name="seen")(features))
         scale = self.param("scale", nn.initializers.constant(math.log(SCALE)), ())
         bias = self.param("bias", nn.initializers.constant(BIAS), ())
         return jnp.exp(scale) * jnp.einsum("npe,nhwe->nphw", meant, seen) + bias
+
+    def _sound(self, audio, clip_audio, clip_valid):
+        """The frame's sound and the clip's: tokens [N, S, D], codes [S, D], missing [N, S]."""
+        width, normal = audio.shape[-1], nn.initializers.normal(0.02)
+        seconds, bands = clip_audio.shape[1:3]
+        now = self.param("sound_codes", normal, audio.shape[1:])
+        times = time_encoding(seconds, width)[:, None]
+        places = times + self.param("band_codes", normal, (bands, width))[None]
+        codes = jnp.concatenate([x.reshape(-1, width) for x in (now, places)])
+        pair = audio, clip_audio.astype(jnp.float32)
+        tokens = jnp.concatenate([x.reshape(x.shape[0], -1, width) for x in pair], axis=1)
+        missing = jnp.repeat(~clip_valid, bands, axis=1)
+        return tokens, codes, jnp.pad(missing, ((0, 0), (tokens.shape[1] - missing.shape[1], 0)))

@@ -19,7 +19,9 @@ per cell. `text_pool` says what the keys are:
 `mask_gate` multiplies o by sigmoid(m / tau), and the same code runs in training and inference:
 
   prior    m is a mask prior that has not seen the text, without gradient
-  located  m are the logits of the localizer (models/decoders/localizer.py), with its gradient
+  located  m are the logits of the localizer (models/decoders/localizer.py), with its gradient;
+           and y += s sigmoid(m / tau) u, u a learned vector per level that starts at 0: gamma, one
+           number, moves too slowly to carry the map to the masks
 
 Source: repository pengrui-art/SALMA, module CrossModalAttention2D, which is `raw_text = True` and
 `null_key = False`: tokens enter without projection and norm. Departures:
@@ -230,6 +232,10 @@ class CMA(nn.Module):
                 if self.mask_gate != "none":
                     out = out * self._gate(prior, out.shape[1:3]).astype(out.dtype)
                 y = y + (strength * gamma).astype(y.dtype) * out.astype(y.dtype)
+            if self.mask_gate == "located":
+                mark = self.param(f"mark_{level}", nn.initializers.zeros, y.shape[-1:])
+                located = self._gate(prior, y.shape[1:3])
+                y = y + (strength * located * mark[None, None, None]).astype(y.dtype)
             changed[level] = y if size is None else resize_bilinear(y, x.shape[1:3])
             attention[level] = weights.reshape(*y.shape[:3], -1)
         return changed, attention

@@ -160,11 +160,12 @@ class DividedEncoder(nn.Module):
         return {**features, self.level: level + update}
 
 
-def time_encoding(num_frames: int, features: int) -> np.ndarray:
+def time_encoding(num_frames: int, features: int) -> jax.Array:
     """float32 [num_frames, features]: sine (even) and cosine (odd channels) of the place in time.
 
     Channel i has the frequency 10000^(-2 floor(i/2) / features), in radians per frame.
     """
     index = np.arange(features)
-    angle = np.arange(num_frames)[:, None] / 10000 ** (2 * (index // 2) / features)[None]
-    return np.where(index % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+    frequency = np.float32(10000 ** (-2 * (index // 2) / features))
+    angle = jnp.arange(num_frames, dtype=jnp.float32)[:, None] * frequency[None]
+    return jnp.where((index % 2 == 0)[None], jnp.sin(angle), jnp.cos(angle))
