@@ -12,8 +12,9 @@ first_stage() {
   $python -m avs_jax.main --config="$config" --config.seed="$seed" \
     --config.data.data_dir="$records" --workdir="$words" ${start[@]+"${start[@]}"} \
     --config.loss.masks=False --config.optim.frozen="('(audio_backbone|predictor)/.*',)" \
-    --config.train.batch_size=16 --config.train.steps=900 --config.train.eval_every=900 \
+    --config.train.batch_size=16 --config.train.steps=1100 --config.train.eval_every=1100 \
     --config.train.final_splits="()"
-  start=(--config.train.init_from="$words" --config.train.{init_fresh,init_dropped}="()")
+  start=(--config.train.init_from="$words" --config.train.{init_fresh,init_dropped}="()"
+    --config.train.steps=450)
 }
 questions() { awk -F, -v vid="$(basename "$1" .mp4)" '$1 == vid { print "--text=" $5 }' "$clips/metadata.csv"; }

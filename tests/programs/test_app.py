@@ -240,7 +240,7 @@ def test_cancel_ends_the_job(browser, served, tmp_path):
     before = places()  # of closed browsers, whose sessions last for an hour
     upload(browser, "video", video(tmp_path / "long.mp4", 20, size=(96, 64)))
     click(browser, "run")
-    wait(browser, lambda: "step 1" in status(browser))  # compiles another size
+    wait(browser, lambda: "step 1" in status(browser), 180)  # compiles another size
     click(browser, "cancel")
     wait(browser, lambda: status(browser) == "cancelled")
     deadline = time.monotonic() + PATIENCE
