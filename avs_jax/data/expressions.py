@@ -123,6 +123,11 @@ class ExpressionRows(ClipRows):
         drawn = [item, *(int(i) for i in rng.permutation(others)[: self._num_phrases - 1])]
         return [clip_record({**record, "item": i}) for i in drawn]
 
+    def _write_clip_sound(self, row, mel) -> None:
+        if "clip_log_mel" in row:
+            row["clip_log_mel"][: len(mel)] = mel
+            row["clip_has_sound"][: len(mel)] = True
+
     def _write_targets(self, row, i, record, t, augmented) -> None:
         found = {}  # several expressions mean the same object
         for place, phrase in enumerate(record.get("phrases", ())):

@@ -15,6 +15,6 @@ first_stage() {
     --config.train.batch_size=16 --config.train.steps=1100 --config.train.eval_every=1100 \
     --config.train.final_splits="()"
   start=(--config.train.init_from="$words" --config.train.{init_fresh,init_dropped}="()"
-    --config.train.steps=450)
+    --config.train.steps=450 --config.optim.frozen="('audio_backbone/.*',)")
 }
 questions() { awk -F, -v vid="$(basename "$1" .mp4)" '$1 == vid { print "--text=" $5 }' "$clips/metadata.csv"; }
