@@ -38,6 +38,8 @@ def refer_config() -> ConfigDict:
 
     # expressions of a clip that a localizer reads in training: the row's and others, drawn
     data.text.num_phrases = 0
+    # seconds of a clip whose sound a localizer hears in training, drawn every epoch; 0: all
+    data.text.num_seconds = 0
 
     model = config.model
     model.localizer = parts.absent()

@@ -12,6 +12,7 @@ matrix products, one matrix per group of output phases, which gives the same sum
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse
@@ -40,6 +41,7 @@ def log_mel(
     sample_rate: int,
     num_examples: int | None = None,
     short: str = "repeat",
+    only: Sequence[int] | None = None,
 ) -> np.ndarray:
     """VGGish log-mel examples of a sound: float32 [T, 96, 64] (example, 10 ms frame, mel band).
 
@@ -50,28 +52,30 @@ def log_mel(
       short: how to reach num_examples when the sound holds fewer: "repeat" the last example
         (AVSBench's rule for S4 and MS3) or "zeros" (its rule for AVSS: zeros in log-mel, which is
         not silence).
+      only: of these T, those to compute; the result has them alone, in this order.
     """
     if short not in ("repeat", "zeros"):
         raise ValueError(f"short is {short!r}, expected 'repeat' or 'zeros'")
     samples = resample(to_mono(waveform), int(sample_rate))
     count = max(0, (len(samples) - WINDOW) // HOP + 1) // MEL_FRAMES
-    if num_examples is not None:
-        count = min(count, num_examples)
-    examples = np.zeros((count, MEL_FRAMES, MEL_BANDS), np.float32)
-    if count:
-        frames = sliding_window_view(samples, WINDOW)[::HOP][: count * MEL_FRAMES]
-        magnitude = np.abs(np.fft.rfft(frames * hann_window(), FFT_SIZE))
-        examples[:] = np.log(to_mel(magnitude) + LOG_OFFSET).reshape(examples.shape)
-    if num_examples is None or count == num_examples:
-        return examples
-    if short == "repeat" and not count:
+    wanted = np.arange(count if num_examples is None else num_examples)
+    wanted = wanted if only is None else wanted[np.asarray(only, int)]
+    if short == "repeat" and not count and len(wanted):
         raise InputError(
             f"a sound of {len(samples) / SAMPLE_RATE:.3f} s is too short for one log-mel example: "
             f"{EXAMPLE_SAMPLES / SAMPLE_RATE} s are needed (or short='zeros')"
         )
     if short == "repeat":
-        return np.pad(examples, ((0, num_examples - count), (0, 0), (0, 0)), mode="edge")
-    return np.pad(examples, ((0, num_examples - count), (0, 0), (0, 0)))
+        wanted = np.minimum(wanted, count - 1)
+    examples = np.zeros((len(wanted), MEL_FRAMES, MEL_BANDS), np.float32)
+    held, place = np.unique(wanted[wanted < count], return_inverse=True)
+    if len(held):
+        rows = (MEL_FRAMES * held[:, None] + np.arange(MEL_FRAMES)).reshape(-1)
+        frames = sliding_window_view(samples, WINDOW)[::HOP][rows]
+        magnitude = np.abs(np.fft.rfft(frames * hann_window(), FFT_SIZE))
+        made = np.log(to_mel(magnitude) + LOG_OFFSET).reshape(-1, MEL_FRAMES, MEL_BANDS)
+        examples[wanted < count] = made[place]
+    return examples
 
 
 def to_mono(waveform: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ Source: VCT's data mappers. One class serves S4, MS3 and AVSS, which differ in c
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -227,9 +227,12 @@ class ClipRows:
         row = self.empty(train)
         frame = functools.cache(lambda t: decode_rgb(record["frames"][t]))
         waveform, rate = record["waveform"], int(record["sample_rate"])
-        mel = log_mel(waveform, rate, num_frames, short=data.short_audio)
-        self._write_clip_sound(row, mel)
         used = sorted(masks) if train and data.train_frames == "supervised" else range(num_frames)
+        heard = self._draw_seconds(num_frames, rng)
+        seconds = sorted({*used, *heard})
+        examples = log_mel(waveform, rate, num_frames, short=data.short_audio, only=seconds)
+        mel = dict(zip(seconds, examples, strict=True))
+        self._write_clip_sound(row, heard, mel)
         draw = _draw_augmentation(rng, frame(used[0]).shape, data) if train and used else None
         square = transforms.resize_to_square if draw and data.square_first else _keep
         windows = synchrony.Windows(record, data.track, num_frames) if self._has_track else None
@@ -291,8 +294,14 @@ class ClipRows:
             row["target_labels"][i, target] = label
             row["target_valid"][i, target] = True
 
-    def _write_clip_sound(self, row: Row, mel: np.ndarray) -> None:
-        """What a task reads of all seconds [T, 96, 64], also where the row has frames of few."""
+    def _draw_seconds(self, num_frames: int, rng: np.random.Generator | None) -> Sequence[int]:
+        """Seconds whose sound a task reads besides that of the row's frames, in order."""
+        return ()
+
+    def _write_clip_sound(
+        self, row: Row, seconds: Sequence[int], mel: Mapping[int, np.ndarray]
+    ) -> None:
+        """Writes the sound of these seconds; mel has [96, 64] of each."""
 
     def _write_targets(
         self,

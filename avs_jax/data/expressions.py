@@ -47,11 +47,12 @@ FIELDS = {
         "float32",
         f"B F {MEL_FRAMES} {MEL_BANDS}",
         "input",
-        "log-mel of every second of the clip",
+        "log-mel of seconds of the clip",
         "train",
         given="never",
     ),
     "clip_has_sound": Field("bool", "B F", "input", "the second exists", "train", given="never"),
+    "clip_seconds": Field("int32", "B F", "input", "place of the second", "train", given="never"),
     "phrase_objects": Field("int32", "B P", "target", "as object_id, of each expression", "train"),
     "phrase_valid": Field("bool", "B P", "target", "the expression exists", "train"),
     "is_null": Field("bool", "B", "target", "the expression means nothing", "evaluate"),
@@ -74,7 +75,13 @@ class ExpressionRows(ClipRows):
         count = self._num_phrases = self._text.get("num_phrases", 0)
         own = {k: v for k, v in FIELDS.items() if count or not k.startswith(("phrase_", "clip_"))}
         self.fields: Mapping[str, Field] = {**self.fields, **own}
-        more = {"N": self._text.max_tokens, "P": count, "F": config.data.num_frames}
+        self._num_seconds = self._text.get("num_seconds", 0) or config.data.num_frames
+        if not 0 < self._num_seconds <= config.data.num_frames:
+            raise InputError(
+                f"config.data.text.num_seconds is {self._num_seconds}, expected 0 (all) to "
+                f"config.data.num_frames = {config.data.num_frames}"
+            )
+        more = {"N": self._text.max_tokens, "P": count, "F": self._num_seconds}
         self.sizes: Mapping[str, int] = {**self.sizes, **more}
 
     def prepare(self, record: Record, rng: np.random.Generator | None = None) -> Row:
@@ -123,10 +130,17 @@ class ExpressionRows(ClipRows):
         drawn = [item, *(int(i) for i in rng.permutation(others)[: self._num_phrases - 1])]
         return [clip_record({**record, "item": i}) for i in drawn]
 
-    def _write_clip_sound(self, row, mel) -> None:
-        if "clip_log_mel" in row:
-            row["clip_log_mel"][: len(mel)] = mel
-            row["clip_has_sound"][: len(mel)] = True
+    def _draw_seconds(self, num_frames, rng):
+        if rng is None or not self._num_phrases:
+            return ()
+        if num_frames <= self._num_seconds:
+            return range(num_frames)
+        return np.sort(rng.permutation(num_frames)[: self._num_seconds]).tolist()
+
+    def _write_clip_sound(self, row, seconds, mel) -> None:
+        for i, t in enumerate(seconds):
+            row["clip_log_mel"][i], row["clip_seconds"][i] = mel[t], t
+            row["clip_has_sound"][i] = True
 
     def _write_targets(self, row, i, record, t, augmented) -> None:
         found = {}  # several expressions mean the same object

@@ -127,7 +127,9 @@ class PairRows:
         row["valid"][: len(used)] = True
         if "log_mel" in row:
             waveform, rate = record["waveform"], int(record["sample_rate"])
-            row["log_mel"][: len(used)] = log_mel(waveform, rate, count, data.short_audio)[used]
+            row["log_mel"][: len(used)] = log_mel(
+                waveform, rate, count, data.short_audio, only=used
+            )
         if "images" in row:
             self._write_images(row["images"], record, used, rng)
         category, label = decode_text(record.get("category", "")), record.get("category_label", 0)

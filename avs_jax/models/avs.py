@@ -15,21 +15,18 @@ are only mixed by `temporal`: elsewhere, clips and frames are one folded axis N.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from avs_jax.models.backbones.stages import FEATURE_LEVELS
-from avs_jax.models.decoders.pixel_decoder import PixelDecoder
+from avs_jax.models.avs_encoders import Encoded, encode, encode_text
 from avs_jax.models.decoders.vct_decoder import PROMPTS, VCTDecoder
 from avs_jax.models.fusion.gated import pool_tokens
-from avs_jax.models.fusion.gates import ChannelGate
-from avs_jax.models.inputs import INPUTS, TEXT_FIELDS, prepare_field, prepare_images
-from avs_jax.models.layers import MLP
+from avs_jax.models.inputs import INPUTS, TEXT_FIELDS, prepare_field
 from avs_jax.models.parts import (
     MAP_AUDIO_BACKBONES,
     MAP_BACKBONES,
@@ -46,7 +43,6 @@ from avs_jax.spec import (
     SIZE_DIVISOR,
     InputError,
     check_shape,
-    frame_ids,
 )
 
 ABSENT = FrozenDict({"name": "none"})
@@ -64,20 +60,6 @@ def gumbel(key: jax.Array, ids: jax.Array, num_queries: int, num_pixels: int) ->
         return jax.random.gumbel(jax.random.fold_in(key, frame), (num_queries, num_pixels))
 
     return jax.vmap(draw)(ids)
-
-
-class Encoded(NamedTuple):
-    """What the encoders and the pixel decoder make of frames and sound; see StageInputs.
-
-    Attributes:
-      ids: of random draws, None in evaluation.
-    """
-
-    features: Mapping[str, jax.Array]
-    levels: Sequence[jax.Array]
-    mask_features: jax.Array
-    audio: jax.Array
-    ids: jax.Array | None
 
 
 class AVS(nn.Module):
@@ -161,10 +143,10 @@ class AVS(nn.Module):
           InputError: an unknown part.
         """
         sizes = self._check_batch(batch)
-        encoded, clip_audio, text, phrases, intermediates = self._encode(batch, sizes, train)
-        exists = batch.get("clip_has_sound", batch.get("valid"))
+        encoded, clip_sound, intermediates = encode(self, batch, sizes, train)
+        text, phrases = encode_text(self, batch, sizes["T"])
         batch, encoded = _repeat_for_expressions(batch, encoded, sizes)
-        locations = self._locate(encoded, text, phrases, clip_audio, exists)
+        locations = self._locate(encoded, text, phrases, clip_sound)
         predictor = self._make_predictor()
         now = StageInputs(
             **encoded._asdict(),
@@ -268,30 +250,6 @@ class AVS(nn.Module):
             raise ValueError(f"motion: {sizes['C']} channels, expected 1 (strength) or 2 (u, v)")
         return sizes
 
-    def _encode(self, batch, sizes, train):
-        """Frames and sound; the clips' sound; words; what the steps in between have found."""
-        ids = _frame_ids(batch, sizes) if train else None
-        features, intermediates = self._encode_images(batch, train, ids)
-        features = self._mix_frames(features, batch, sizes["T"])
-        audio, audio_map, clip_audio = self._encode_audio(batch)
-        text, phrases = self._encode_text(batch, sizes["T"])
-        pixel_decoder = make_part(
-            "pixel_decoder",
-            PixelDecoder,
-            self.pixel_decoder,
-            hidden_dim=self.hidden_dim,
-            remat=self.remat == "all",
-            name="pixel_decoder",
-        )
-        levels, mask_features, steps = pixel_decoder(features)
-        intermediates |= {
-            "audio_backbone": audio_map,
-            "audio_features": audio,
-            "pixel_decoder": steps | {"multi_scale": levels, "mask_features": mask_features},
-        }
-        encoded = Encoded(features, levels, mask_features, audio, ids)
-        return encoded, clip_audio, text, phrases, intermediates
-
     def _make_predictor(self) -> VCTDecoder:
         return make_part(
             "decoder",
@@ -305,103 +263,7 @@ class AVS(nn.Module):
             name="predictor",
         )
 
-    def _encode_images(self, batch, train, ids):
-        """Feature maps res2..res5 of all frames, with the gated pre-mask branch added."""
-        module = find_part("backbone", self.backbone)
-
-        def encode(field, name):
-            backbone = make_part(
-                "backbone",
-                module,
-                self.backbone,
-                remat=self.remat in ("backbone", "all"),
-                dtype=self.dtype,
-                name=name,
-            )
-            return backbone(prepare_images(batch[field]), train, ids)
-
-        features = encode("images", "backbone")
-        intermediates = {"backbone": features}
-        if self.pre_masks:
-            second = encode("pre_masks", "pre_sam_backbone")
-            gates = [
-                ChannelGate(name=f"scale_factor_module_{i}")(second[level])
-                for i, level in enumerate(FEATURE_LEVELS)
-            ]
-            kept = self._drop_pre_mask_branch(batch["images"].shape[:2], train)
-            features = {
-                level: features[level] + (gate * kept).astype(self.dtype) * second[level]
-                for level, gate in zip(FEATURE_LEVELS, gates, strict=True)
-            }
-            intermediates |= {"pre_sam_backbone": second, "scale_factor": gates}
-        return features, intermediates | {"fused": features}
-
-    def _mix_frames(self, features, batch, num_frames):
-        """The features with what the frames of a clip know of each other, where `temporal` is."""
-        module = find_part("temporal", self.temporal)
-        if module is None:
-            return features
-        dtype = jnp.dtype(self.dtype)
-        mix = make_part("temporal", module, self.temporal, dtype=dtype, name="temporal")
-        return mix(features, num_frames, batch.get("valid"))
-
-    def _drop_pre_mask_branch(self, shape, train):
-        """Whether each frame keeps the pre-mask branch, decided per clip: bool [N, 1, 1, 1]."""
-        num_clips, num_frames = shape
-        kept = jnp.ones(num_clips, bool)
-        if train and self.pre_mask_dropout > 0:
-            key = self.make_rng("pre_mask_dropout")
-            kept = jax.random.bernoulli(key, 1 - self.pre_mask_dropout, (num_clips,))
-        return jnp.repeat(kept, num_frames)[:, None, None, None]
-
-    def _encode_audio(self, batch):
-        """Audio tokens [N, 6, 4, D] and the backbone map [N, 6, 4, C].
-
-        Also tokens [B, F, 4, D] of every second of the clips, None without a localizer.
-        """
-        module = find_part("audio_backbone", self.audio_backbone)
-        backbone = make_part(
-            "audio_backbone", module, self.audio_backbone, dtype=self.dtype, name="audio_backbone"
-        )
-        widths = (self.audio_hidden_dim, self.audio_hidden_dim, self.hidden_dim)
-        transform = MLP(
-            widths,
-            jnp.dtype(self.dtype),
-            prefix="embeddings",
-            stride=2,
-            name="audio_transformation",
-        )
-
-        def encode(log_mel):
-            return backbone((fold_frames(log_mel) - self.audio_mean) / self.audio_std)
-
-        encoded, clip = encode(batch["log_mel"]), None
-        if self.localizer["name"] != "none":
-            whole = batch.get("clip_log_mel", batch["log_mel"])
-            seconds = encode(whole) if "clip_log_mel" in batch else encoded
-            clip = unfold_frames(transform(seconds.mean(1)), whole.shape[1])
-        return transform(encoded), encoded, clip
-
-    def _encode_text(self, batch, num_frames):
-        """Tokens [N, L, Dt] and which exist, once per frame; None without an encoder.
-
-        Also the means of the expressions that a clip has in training, [N, P, Dt], or None.
-        """
-        module = find_part("text", self.text)
-        if module is None:
-            return None, None
-        encode = make_part("text", module, self.text, dtype=jnp.dtype(self.dtype), name="text")
-        mask = batch["text_mask"]
-        tokens = encode(batch["text_ids"], mask)
-        text = jnp.repeat(tokens, num_frames, axis=0), jnp.repeat(mask, num_frames, axis=0)
-        if "phrase_ids" not in batch:
-            return text, None
-        num_clips, _, length = batch["phrase_ids"].shape
-        ids, mask = (batch[name].reshape(-1, length) for name in ("phrase_ids", "phrase_mask"))
-        phrases = pool_tokens(encode(ids, mask), mask).reshape(num_clips, -1, tokens.shape[-1])
-        return text, jnp.repeat(phrases, num_frames, axis=0)
-
-    def _locate(self, encoded, text, phrases, clip_audio, exists):
+    def _locate(self, encoded, text, phrases, clip_sound):
         """Logits [N, P, h, w] of where expressions mean; the first is that of the row."""
         module = find_part("localizer", self.localizer)
         if module is None:
@@ -412,9 +274,8 @@ class AVS(nn.Module):
             )
         locate = make_part("localizer", module, self.localizer, name="localizer")
         words = pool_tokens(*text) if phrases is None else phrases
-        exists = jnp.ones(clip_audio.shape[:2], bool) if exists is None else exists
-        times = words.shape[0] // clip_audio.shape[0]  # frames of a clip, for each expression
-        heard = (jnp.repeat(x, times, axis=0) for x in (clip_audio, exists))
+        times = words.shape[0] // len(clip_sound.tokens)  # frames of a clip, for each expression
+        heard = (jnp.repeat(x, times, axis=0) for x in clip_sound)
         return locate(encoded.levels[-1], encoded.audio, words, *heard)
 
     def _draw_gumbel(self, encoded):
@@ -472,13 +333,6 @@ def _repeat_for_expressions(
         for name, x in batch.items()
     }
     return repeated, encoded
-
-
-def _frame_ids(batch, sizes):
-    index = batch.get("frame_index")
-    if index is None:
-        index = jnp.broadcast_to(jnp.arange(sizes["T"]), (sizes["B"], sizes["T"]))
-    return frame_ids(index)
 
 
 def check_image_size(params: Mapping[str, Any], size: tuple[int, int]) -> None:

@@ -146,7 +146,7 @@ class Describe(nn.Module):
             [object_features(*pair) for pair in zip(maps, shares, strict=True)], axis=-1
         )
         heard = self._encode_audio(batch["log_mel"])
-        times = time_encoding(heard.shape[1], self.feature_dim)[None]
+        times = time_encoding(jnp.arange(heard.shape[1]), self.feature_dim)[None]
         tokens = [
             Linear(self.feature_dim, name=f"{name}_projection")(x.astype(jnp.float32)) + times
             for name, x in (("object", objects), ("frame", maps[-1].mean((2, 3))), ("audio", heard))

@@ -89,6 +89,10 @@ def test_short_sounds():
     filled = audio.log_mel(sound, 16_000, num_examples=4, short="zeros")
     np.testing.assert_array_equal(filled, np.concatenate([two, np.zeros_like(two)]))
     np.testing.assert_array_equal(audio.log_mel(sound, 16_000, num_examples=1), two[:1])
+    for short, every in (("repeat", repeated[:4]), ("zeros", filled)):
+        some = audio.log_mel(sound, 16_000, 4, short, only=[1, 2, 3])
+        np.testing.assert_array_equal(some, every[1:])
+        assert not audio.log_mel(sound, 16_000, 4, short, only=[]).size
 
 
 def test_errors_name_the_value():

@@ -102,6 +102,26 @@ def test_a_training_row_has_other_expressions_of_its_clip(clips, config):
     every = rows.prepare(record)
     assert own["clip_has_sound"].tolist() == [True] * config.data.num_frames
     np.testing.assert_array_equal(own["clip_log_mel"], every["log_mel"])
+    assert own["clip_seconds"].tolist() == list(range(config.data.num_frames))
+
+
+def test_a_training_row_hears_drawn_seconds(clips, config):
+    config = config.copy_and_resolve_references()
+    config.data.text.num_seconds = 3
+    rows, record = ExpressionRows(config), clips["train"][0]
+    every = rows.prepare(record)["log_mel"]
+    drawn = set()
+    for seed in range(5):
+        own = rows.prepare(record, np.random.default_rng(seed))
+        seconds = own["clip_seconds"].tolist()
+        assert own["clip_has_sound"].all() and seconds == sorted(set(seconds)) and len(seconds) == 3
+        np.testing.assert_array_equal(own["clip_log_mel"], every[seconds])
+        np.testing.assert_array_equal(own["log_mel"][0], every[own["frame_index"][0]])
+        drawn.add(tuple(seconds))
+    assert len(drawn) > 1
+    config.data.text.num_seconds = config.data.num_frames + 1
+    with pytest.raises(InputError, match=r"num_seconds is 11, expected 0 \(all\) to"):
+        ExpressionRows(config)
 
 
 def test_a_tokenizer_must_be_named(clips, config):

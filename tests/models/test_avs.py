@@ -7,7 +7,8 @@ import pytest
 from flax import traverse_util
 
 from avs_jax.models import build_model
-from avs_jax.models.avs import frame_ids, gumbel
+from avs_jax.models.avs import gumbel
+from avs_jax.spec import frame_ids
 from configs import s4_ama, s4_vct
 from tests import small
 from tests.golden.compare import assert_golden

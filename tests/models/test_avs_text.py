@@ -172,6 +172,10 @@ def test_the_localizer_reads_words_and_sound_and_gates_the_words():
     assert jnp.abs(alone - own)[:, 0].max() > 1e-4
     phrases["clip_has_sound"] = first["valid"]
     np.testing.assert_allclose(apply(params, inputs | phrases)[0][:, :, :1], alone, atol=1e-5)
+    phrases["clip_seconds"] = np.array([[0, 1]])
+    np.testing.assert_allclose(apply(params, inputs | phrases)[0][:, :, :1], alone, atol=1e-5)
+    phrases["clip_seconds"] = np.array([[4, 1]])  # the first second is the fifth of its clip
+    assert jnp.abs(apply(params, inputs | phrases)[0][:, :, :1] - alone).max() > 1e-4
     closed, _ = apply(params | {"localizer/bias": np.float32(-200)}, inputs)
     assert closed.max() < -100
     shut = apply(params | {"localizer/bias": np.float32(-200)}, inputs)[1]

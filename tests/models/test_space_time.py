@@ -202,7 +202,9 @@ def test_the_encoder_starts_as_the_identity_and_learns():
     for level, value in features.items():
         np.testing.assert_array_equal(out[level], value)
     assert np.abs(grads["params"]["output_projection"]["kernel"]).max() > 0
-    assert time_encoding(5, 8).shape == (5, 8) and np.ptp(time_encoding(5, 8), axis=0).min() > 0
+    codes = time_encoding(jnp.arange(5), 8)
+    assert codes.shape == (5, 8) and np.ptp(codes, axis=0).min() > 0
+    np.testing.assert_array_equal(time_encoding(jnp.array([[4, 1]]), 8)[0], codes[[4, 1]])
 
 
 @pytest.mark.slow

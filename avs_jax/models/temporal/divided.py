@@ -148,7 +148,7 @@ class DividedEncoder(nn.Module):
         _, height, width, channels = level.shape
         x = Linear(self.hidden_dim, dtype=self.dtype, name="input_projection")(level)
         places = sine_position_encoding(height, width, self.hidden_dim).reshape(1, -1, x.shape[-1])
-        times = time_encoding(num_frames, self.hidden_dim)
+        times = time_encoding(jnp.arange(num_frames), self.hidden_dim)
         x = unfold_frames(x.reshape(x.shape[0], height * width, -1), num_frames)
         x = x + (places + times[:, None])[None].astype(x.dtype)
         for i in range(self.num_layers):
@@ -160,12 +160,16 @@ class DividedEncoder(nn.Module):
         return {**features, self.level: level + update}
 
 
-def time_encoding(num_frames: int, features: int) -> jax.Array:
-    """float32 [num_frames, features]: sine (even) and cosine (odd channels) of the place in time.
+def time_encoding(frames: jax.Array, features: int) -> jax.Array:
+    """float32 [..., features]: sine (even) and cosine (odd channels) of places in time, int [...].
 
     Channel i has the frequency 10000^(-2 floor(i/2) / features), in radians per frame.
     """
     index = np.arange(features)
     frequency = np.float32(10000 ** (-2 * (index // 2) / features))
-    angle = jnp.arange(num_frames, dtype=jnp.float32)[:, None] * frequency[None]
-    return jnp.where((index % 2 == 0)[None], jnp.sin(angle), jnp.cos(angle))
+    # Ranks are equal, since promoting them is an error here.
+    frequency, is_even = (
+        jnp.expand_dims(x, range(frames.ndim)) for x in (frequency, index % 2 == 0)
+    )
+    angle = frames.astype(jnp.float32)[..., None] * frequency
+    return jnp.where(is_even, jnp.sin(angle), jnp.cos(angle))
