@@ -62,7 +62,7 @@ def refer_config() -> ConfigDict:
     config.optim.frozen = (r"audio_backbone/.*", r"text/.*")
     config.train.final_splits = ("val", "test_s", "test_u", "test_n")
     # from a checkpoint of task segment: what it lacks, and what this model lacks
-    config.train.init_fresh = (r"(text|cma|head|localizer)/.*", r"predictor/text_.*")
+    config.train.init_fresh = (r"(text|cma|head|localizer)/.*", r"predictor/(text|location)_.*")
     config.train.init_dropped = (
         r"logit_scale",
         r"predictor/visual_query_block/lambda",  # of AMA

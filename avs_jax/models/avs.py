@@ -165,7 +165,14 @@ class AVS(nn.Module):
         if train and gumbel_noise is None:
             gumbel_noise = self._draw_gumbel(encoded)
         decoded, steps = predictor(
-            now.levels, now.mask_features, now.audio, query_map, gumbel_noise, text, vectors
+            now.levels,
+            now.mask_features,
+            now.audio,
+            query_map,
+            gumbel_noise,
+            text,
+            vectors,
+            now.location,
         )
         outputs = self._unfold(decoded, named, sizes["T"])
         if self.head["name"] != "none":

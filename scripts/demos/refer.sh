@@ -1,20 +1,30 @@
 # Expressions for objects: by look, by sound, by time, both, and of nothing there.
 dataset=refavs
 clips=demo/clips_refer
-clip_flags=(--setting=refer --train=1500 --val=20 --test=40) # about 7 expressions each, 25 in train
+clip_flags=(--setting=refer --train=1500 --val=10 --test=30) # about 8 expressions each, 30 in train
 starts_from=s4_ama # sees and hears already; words are new
 [ "$recipe" != refer_sam2 ] || starts_from= # another model
-# What words mean, before the masks: steps without the decoder take half the time.
+# What words mean, before the masks: in steps without the decoder, looks first. What an object sounds
+# like can only be learned of objects that look different, and faster where these looks stay as they
+# are: with the alignment, which cannot hear, in the loss, sounds stayed at chance.
 first_stage() {
   [ "$recipe" = refer_cma ] || return 0
-  local words=demo/${recipe}_words-seed$seed
-  step "first stage: what words mean, without masks: $words"
+  learn_words looks "what looks mean" 700 "'audio_backbone/.*', 'predictor/.*'" \
+    ${start[@]+"${start[@]}"} --config.data.text.num_seconds=1
+  learn_words sounds "what sounds mean" 600 \
+    "'audio_backbone/.*', 'predictor/.*', 'backbone/.*', 'pixel_decoder/.*'" \
+    "${start[@]}" --config.loss.align_weight=0
+  start+=(--config.train.steps=450 --config.optim.frozen="('audio_backbone/.*',)"
+    --config.loss.align_weight=20)
+}
+# NAME TITLE STEPS FROZEN [FLAGS]: a run without masks, from which the next one starts
+learn_words() {
+  local words=demo/${recipe}_$1-seed$seed
+  step "first $2, without masks: $words"
   $python -m avs_jax.main --config="$config" --config.seed="$seed" \
-    --config.data.data_dir="$records" --workdir="$words" ${start[@]+"${start[@]}"} \
-    --config.loss.masks=False --config.optim.frozen="('(audio_backbone|predictor)/.*',)" \
-    --config.train.batch_size=16 --config.train.steps=1100 --config.train.eval_every=1100 \
-    --config.train.final_splits="()"
-  start=(--config.train.init_from="$words" --config.train.{init_fresh,init_dropped}="()"
-    --config.train.steps=450 --config.optim.frozen="('audio_backbone/.*',)")
+    --config.data.data_dir="$records" --workdir="$words" --config.loss.masks=False \
+    --config.train.batch_size=16 --config.train.steps="$3" --config.train.eval_every="$3" \
+    --config.train.final_splits="()" --config.optim.frozen="($4,)" "${@:5}"
+  start=(--config.train.init_from="$words" --config.train.{init_fresh,init_dropped}="()")
 }
 questions() { awk -F, -v vid="$(basename "$1" .mp4)" '$1 == vid { print "--text=" $5 }' "$clips/metadata.csv"; }

@@ -146,6 +146,11 @@ def test_the_localizer_reads_words_and_sound_and_gates_the_words():
     model = build_model(config)
     params = draw(model)
     params["localizer/bias"] = np.float32(-1)
+    trust = {
+        f"predictor/location_embed/{x}": 0 * params[f"predictor/location_embed/{x}"]
+        for x in ("kernel", "bias")
+    }
+    trusting, params = params, params | trust
 
     @jax.jit
     def apply(params, inputs):
@@ -185,6 +190,8 @@ def test_the_localizer_reads_words_and_sound_and_gates_the_words():
     np.testing.assert_array_equal(shut, without)
     assert jnp.abs(marked - without).max() > 1e-3
     assert jnp.abs(masks_of_own - marked).max() > 1e-3
+    direct = apply(nothing | {name: trusting[name] for name in trust}, inputs)[1]
+    assert jnp.abs(direct - without).max() > 1e-3
 
 
 def test_a_gate_without_a_localizer_is_named():

@@ -8,6 +8,9 @@ f is level i mod 4 of (audio grid, stride 32, stride 16, stride 8) plus a learne
 p its sine encoding, e the learned query positions. A query attends where its predicted mask,
 resized to the level, is not negative, or everywhere if that leaves no pixel. Audio is never masked.
 
+With a localizer, masks also have w . q' + b times its logits: it tells objects apart, so the masks
+only need to know their outlines. w and b start at 0.
+
 With `prompt`, the tokens of an expression, projected and with a learned vector of their own, join
 the audio tokens; "gated" first lets the sound enter them through fusion/gated.py.
 
@@ -36,6 +39,17 @@ from avs_jax.models.layers import (
 from avs_jax.ops.sampling import resize_bilinear
 
 PROMPTS = ("none", "concat", "gated")
+LOCATION_RANGE = 4.0  # logits below the best cell that tell cells apart
+TRUST_SCALE = 8.0  # of the learned weight, which starts at 0 and must grow within hundreds of steps
+zeros = nn.initializers.zeros
+
+
+def _relative(location: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Logits [N, h', w'] as [N, h, w, 1]: 2 at the best cell, -2 LOCATION_RANGE below it."""
+    location = location.astype(jnp.float32)
+    best = jax.lax.stop_gradient(location.max((1, 2), keepdims=True))
+    below = jnp.maximum(location - best, -LOCATION_RANGE) + LOCATION_RANGE / 2
+    return resize_bilinear(below[..., None], size)
 
 
 class CrossAttentionLayer(nn.Module):
@@ -129,6 +143,7 @@ class VCTDecoder(nn.Module):
         gumbel_noise: jax.Array | None = None,
         text: tuple[jax.Array, jax.Array] | None = None,
         vectors: Sequence[Callable[[jax.Array], jax.Array]] = (),
+        location: jax.Array | None = None,
     ) -> tuple[dict, dict]:
         """Decodes frames.
 
@@ -140,6 +155,7 @@ class VCTDecoder(nn.Module):
           gumbel_noise: [N, Q, h w], or None.
           text: tokens [N, L, Dt] and which exist, bool [N, L]; read with a `prompt`.
           vectors: functions of the initial queries, [N, Q, D] -> [N, Q, D], applied in order.
+          location: logits [N, h', w'] of a localizer (localizer.py), or None.
 
         Returns:
           {"predictions": list of {"pred_logits" [N, Q, K+1], "pred_masks" [N, h, w, Q]}, that of
@@ -151,7 +167,7 @@ class VCTDecoder(nn.Module):
         hidden = None  # tokens beside the audio that no query may look at
         if self.prompt != "none" and text is not None:
             sources[0], positions[0], hidden = self._join_text(sources[0], positions[0], *text)
-        predict = self._make_heads(mask_features)
+        predict = self._make_heads(mask_features, location)
         query, query_position, prototypes, ppqg = self._initial_queries(
             mask_features, motion_weight, gumbel_noise
         )
@@ -188,8 +204,11 @@ class VCTDecoder(nn.Module):
             outputs |= self._embed(audio_features, prototypes)
         return outputs, {"ppqg": ppqg, "decoder": intermediates}
 
-    def _make_heads(self, mask_features):
+    def _make_heads(self, mask_features, location):
         """A function from queries to their prediction; all predictions share its modules."""
+        if location is not None:
+            location = _relative(location, mask_features.shape[1:3])
+            trust = Linear(1, True, zeros, zeros, name="location_embed")
         width = mask_features.shape[-1]
         decoder_norm = LayerNorm(name="decoder_norm")
         class_embed = Linear(self.num_classes + 1, dtype=self.dtype, name="class_embed")
@@ -200,6 +219,9 @@ class VCTDecoder(nn.Module):
             logits = class_embed(normed).astype(jnp.float32)
             embed = mask_embed(normed).astype(jnp.float32)
             masks = jnp.einsum("nqc,nhwc->nhwq", embed, mask_features.astype(jnp.float32))
+            if location is not None:
+                weight = TRUST_SCALE * trust(normed.astype(jnp.float32))[:, None, None, :, 0]
+                masks += location * weight
             return {"pred_logits": logits, "pred_masks": masks}
 
         return predict
