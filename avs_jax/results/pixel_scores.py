@@ -87,8 +87,10 @@ def expression_score(
 ) -> dict[str, jax.Array]:
     """Probabilities of what an expression means; frames without it have none.
 
-    The probability is the score of class 1, at most 1: it is 0 where no query has a mask, while the
-    softmax of both scores would be 0.5, above Ref-AVS's threshold of 0.4.
+    The probability is the score of class 1 over the queries' probabilities of it, if their sum is
+    above 1: several queries that all mean the object vote, as a sum even cells that each of them
+    doubts would pass. It is 0 where no query has a mask, while the softmax of both scores would be
+    0.5, above Ref-AVS's threshold of 0.4.
 
     A mask counts where presence p_t > 0.5. Where p_t > 0.5 but no pixel passes the threshold, the
     fallback replaces the mask: by the frame before that has one ("prev_frame"), by the mask of the
@@ -105,7 +107,8 @@ def expression_score(
     Returns:
       "pred" float32 [B, T, h, w], "presence" float32 [B, T], and "fallback" bool [B, T].
     """
-    prob = query_scores(outputs, inputs, size)[..., 1].clip(0, 1)
+    votes = jax.nn.softmax(outputs["pred_logits"].astype(jnp.float32), axis=-1)[..., 1].sum(-1)
+    prob = query_scores(outputs, inputs, size)[..., 1] / jnp.maximum(votes, 1.0)[:, :, None, None]
     presence = jax.nn.sigmoid(outputs["presence_logits"].astype(jnp.float32))
     is_present = (presence > 0.5) & inputs["valid"]
     is_empty = ~(prob > threshold).any((2, 3))

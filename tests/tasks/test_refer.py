@@ -209,6 +209,25 @@ def test_fallbacks_fire_only_where_something_is_meant(fallback):
     assert found["presence"][0, 2] == pytest.approx(float(jax.nn.sigmoid(jnp.float32(-3))))
 
 
+def test_queries_that_mean_the_same_vote():
+    """Three of four queries mean the object; all of them doubt the left half."""
+    masks = np.broadcast_to(np.float32([-1, -1, 20, 20])[:, None], (1, 1, 4, 4, 4))
+    logits = np.zeros((1, 1, 4, 3), np.float32)
+    logits[..., :3, 1], logits[..., 3, 2] = 20, 20
+    outputs = {"pred_logits": logits, "pred_masks": masks, "presence_logits": np.full((1, 1), 9.0)}
+    inputs = {"images": np.zeros((1, 1, 16, 16, 3), np.uint8), "valid": np.ones((1, 1), bool)}
+    found = expression_score(outputs, inputs, size=(4, 4), threshold=0.4, fallback="none")
+    doubt = float(jax.nn.sigmoid(jnp.float32(-1)))
+    np.testing.assert_allclose(found["pred"][0, 0, :, [0, 3]], [[doubt] * 4, [1] * 4], atol=1e-4)
+    # A query that is alone and not sure keeps its probability.
+    alone = np.zeros_like(logits)
+    alone[..., 1:, 2] = 20
+    found = expression_score(
+        outputs | {"pred_logits": alone}, inputs, size=(4, 4), threshold=0.4, fallback="none"
+    )
+    np.testing.assert_allclose(found["pred"][0, 0, :, 3], 1 / 3, atol=1e-4)
+
+
 @pytest.mark.parametrize("recipe", [refer_cma, refer_sam2])
 def test_false_sounds_are_refused(recipe, monkeypatch, capsys):
     """Also of a checkpoint whose configuration has their keys, which nothing read."""
