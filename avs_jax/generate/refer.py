@@ -95,7 +95,7 @@ FROM_LOW_TO_HIGH = (
     *("piano", "keyboard", "baby", "cat", "helicopter", "mower"),
 )
 MOST_OF_KIND = {"look": 2, "sound": 2, "time": 2, "both": 2}  # expressions per clip
-MOST_IN_TRAIN = {"look": 8, "sound": 6, "time": 6, "both": 8, "null_c": 4, "null_m": 3}
+MOST_IN_TRAIN = {"look": 8, "sound": 6, "time": 6, "both": 8, "null_c": 2, "null_m": 2}
 
 
 @dataclasses.dataclass(frozen=True)
