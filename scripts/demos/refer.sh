@@ -1,7 +1,7 @@
 # Expressions for objects: by look, by sound, by time, both, and of nothing there.
 dataset=refavs
 clips=demo/clips_refer
-clip_flags=(--setting=refer --train=1500 --val=10 --test=30) # about 8 expressions each, 28 in train
+clip_flags=(--setting=refer --train=1500 --val=20 --test=40) # about 7 expressions each, 25 in train
 starts_from=s4_ama # sees and hears already; words are new
 [ "$recipe" != refer_sam2 ] || starts_from= # another model
 # What words mean, before the masks: in steps without the decoder, looks first. What an object sounds
@@ -10,7 +10,7 @@ starts_from=s4_ama # sees and hears already; words are new
 first_stage() {
   [ "$recipe" = refer_cma ] || return 0
   learn_words looks "what looks mean" 1100 "'audio_backbone/.*', 'predictor/.*'" \
-    ${start[@]+"${start[@]}"} --config.data.text.num_seconds=1
+    ${start[@]+"${start[@]}"}
   learn_words sounds "what sounds mean" 600 \
     "'audio_backbone/.*', 'predictor/.*', 'backbone/.*', 'pixel_decoder/.*'" \
     "${start[@]}" --config.loss.align_weight=0
