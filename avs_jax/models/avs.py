@@ -281,7 +281,8 @@ class AVS(nn.Module):
             )
         locate = make_part("localizer", module, self.localizer, name="localizer")
         words = pool_tokens(*text) if phrases is None else phrases
-        times = words.shape[0] // len(clip_sound.tokens)  # frames of a clip, for each expression
+        # Frames of a clip, for each expression; by shape, since an exported size may be symbolic.
+        times = words.shape[0] // clip_sound.tokens.shape[0]
         heard = (jnp.repeat(x, times, axis=0) for x in clip_sound)
         return locate(encoded.levels[-1], encoded.audio, words, *heard)
 
