@@ -38,12 +38,7 @@ from avs_jax.models.parts import (
 from avs_jax.models.rules import at_least, divides, one_of, within
 from avs_jax.models.stage import PLACES, Stage, StageInputs, StageResult
 from avs_jax.ops.frames import fold_frames, repeat_clips, unfold_frames
-from avs_jax.spec import (
-    MASK_STRIDE,
-    SIZE_DIVISOR,
-    InputError,
-    check_shape,
-)
+from avs_jax.spec import MASK_STRIDE, SIZE_DIVISOR, InputError, check_shape
 
 ABSENT = FrozenDict({"name": "none"})
 STAGES = ("refiner", "fusion")  # sections of the configuration, in execution order

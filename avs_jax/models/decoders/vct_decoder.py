@@ -8,8 +8,8 @@ f is level i mod 4 of (audio grid, stride 32, stride 16, stride 8) plus a learne
 p its sine encoding, e the learned query positions. A query attends where its predicted mask,
 resized to the level, is not negative, or everywhere if that leaves no pixel. Audio is never masked.
 
-With a localizer, masks also have w . q' + b times its logits: it tells objects apart, so the masks
-only need to know their outlines. w and b start at 0.
+With a localizer, masks also have TRUST_SCALE (w . q' + b) times its logits, relative to the best
+cell: it tells objects apart, so the masks only need to know their outlines. w and b start at 0.
 
 With `prompt`, the tokens of an expression, projected and with a learned vector of their own, join
 the audio tokens; "gated" first lets the sound enter them through fusion/gated.py.
@@ -41,7 +41,6 @@ from avs_jax.ops.sampling import resize_bilinear
 PROMPTS = ("none", "concat", "gated")
 LOCATION_RANGE = 4.0  # logits below the best cell that tell cells apart
 TRUST_SCALE = 8.0  # of the learned weight, which starts at 0 and must grow within hundreds of steps
-zeros = nn.initializers.zeros
 
 
 def _relative(location: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -208,6 +207,7 @@ class VCTDecoder(nn.Module):
         """A function from queries to their prediction; all predictions share its modules."""
         if location is not None:
             location = _relative(location, mask_features.shape[1:3])
+            zeros = nn.initializers.zeros
             trust = Linear(1, True, zeros, zeros, name="location_embed")
         width = mask_features.shape[-1]
         decoder_norm = LayerNorm(name="decoder_norm")
