@@ -211,7 +211,7 @@ class ClipRows:
         settings, side = self._own_motion, self._data.image_size
         frame = functools.cache(lambda t: decode_rgb(record["frames"][t]))
         count = len(record["frames"])
-        maps = (_motion_map(record, frame, t, count, settings) for t in range(count))
+        maps = (motion.frame_map(record, frame, t, count, settings) for t in range(count))
         return np.stack(
             [motion.after_augmentation(_resize_motion(m, None, side), settings) for m in maps]
         )
@@ -251,7 +251,7 @@ class ClipRows:
                 pre_mask = square(decode_rgb(record["pre_masks"][t]), transforms.NEAREST)
                 row["pre_masks"][i] = _resize_pre_mask(pre_mask, draw, t, data.image_size)
             if "motion" in row and "motion" not in record:
-                found = _motion_map(record, frame, t, num_frames, data.motion)
+                found = motion.frame_map(record, frame, t, num_frames, data.motion)
                 resized = _resize_motion(found, draw, data.image_size)
                 row["motion"][i] = motion.after_augmentation(resized, data.motion)
             if windows is not None:
@@ -330,17 +330,13 @@ class ClipRows:
         has_own = "motion" in row and "motion" not in record
         own = row["motion"][:num_frames] if has_own else self.motion_maps(record)
         size = self.sizes["S"]
-        row["moving"][:num_frames] = [moving_pixels(found, size, self._threshold) for found in own]
+        row["moving"][:num_frames] = [
+            motion.moving_pixels(found, size, self._threshold) for found in own
+        ]
 
 
 def _augmented(square: Callable, draw: Any, labels: np.ndarray) -> np.ndarray:
     return transforms.augment_labels(square(labels, transforms.NEAREST), draw)
-
-
-def moving_pixels(motion_map: np.ndarray, size: int, threshold: float) -> np.ndarray:
-    """Where the strength of a map [H, W, C], resized to `size` px, exceeds a threshold: [S, S]."""
-    strength = np.linalg.norm(motion_map, axis=-1)
-    return transforms.resize(strength, (size, size), transforms.BILINEAR) > threshold
 
 
 def _check_data(data: Any) -> None:
@@ -439,35 +435,6 @@ def _resize_motion(found: np.ndarray, draw: Any, side: int) -> np.ndarray:
     if draw is None:
         return transforms.resize_motion(found, (side, side))
     return transforms.augment_motion(found, draw)
-
-
-def _motion_map(record: Record, frame: Any, t: int, num_frames: int, settings: Any) -> np.ndarray:
-    """Motion of frame t before any augmentation, float32 [H, W, 1 or 2]."""
-    flow = record.get("flow")
-    is_stored = settings.source == "auto" and flow is not None and np.size(flow) > 0
-    if is_stored and len(flow) != num_frames:
-        raise InputError(f"flow for {len(flow)} of {num_frames} frames")
-    index = motion.map_index(t, num_frames, settings.first_frame)
-    if t == 0 and is_stored and settings.first_frame == "next" and _has_first_flow(record):
-        index = 0
-    if index is None:
-        channels = 2 if settings.map != "magnitude_max" else 1
-        return np.zeros((*frame(t).shape[:2], channels), np.float32)
-    if is_stored:
-        return motion.before_augmentation(np.asarray(flow[index]), settings)
-    if motion.needs_vectors(settings):
-        raise InputError(
-            f"no flow is stored, and config.data.motion.map = {settings.map!r} with "
-            f"compensate_camera = {settings.compensate_camera} cannot do without: make it "
-            "(avs-jax flow) and build the dataset with --flow_dir"
-        )
-    return motion.frame_difference(frame(index - 1), frame(index))[..., None]
-
-
-def _has_first_flow(record: Record) -> bool:
-    """Whether frame 0 has a real flow; inferred from its values without the field."""
-    stored = record.get("flow_has_first")
-    return bool(np.any(record["flow"][0])) if stored is None else bool(stored)
 
 
 def _write_prototypes(row: Row, i: int, record: Record, data: Any) -> None:

@@ -18,11 +18,14 @@ frame into noise; camera compensation.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from avs_jax.data import transforms
 from avs_jax.spec import InputError
+from avs_jax.task import Record
 
 FIRST_FRAME = ("next", "zeros")
 SOURCES = ("none", "auto", "difference")
@@ -99,6 +102,58 @@ def after_augmentation(motion: np.ndarray, config: Any) -> np.ndarray:
         return motion
     scaled = motion / np.float32(config.scale)
     return scaled if config.map == "uv" else np.hypot(scaled[..., :1], scaled[..., 1:])
+
+
+def frame_map(
+    record: Record,
+    frame: Callable[[int], np.ndarray],
+    t: int,
+    num_frames: int,
+    config: Any,
+) -> np.ndarray:
+    """Motion of frame t of a record before any augmentation, float32 [H, W, 1 or 2].
+
+    Args:
+      record: with a flow, or none.
+      frame: frame -> RGB, uint8 [H, W, 3].
+      t, num_frames: the frame, of how many.
+      config: config.data.motion.
+
+    Raises:
+      InputError: the flow is for another number of frames, or a map of vectors is asked for and
+        no flow is stored.
+    """
+    flow = record.get("flow")
+    is_stored = config.source == "auto" and flow is not None and np.size(flow) > 0
+    if is_stored and len(flow) != num_frames:
+        raise InputError(f"flow for {len(flow)} of {num_frames} frames")
+    index = map_index(t, num_frames, config.first_frame)
+    if t == 0 and is_stored and config.first_frame == "next" and _has_first_flow(record):
+        index = 0
+    if index is None:
+        channels = 2 if config.map != "magnitude_max" else 1
+        return np.zeros((*frame(t).shape[:2], channels), np.float32)
+    if is_stored:
+        return before_augmentation(np.asarray(flow[index]), config)
+    if needs_vectors(config):
+        raise InputError(
+            f"no flow is stored, and config.data.motion.map = {config.map!r} with "
+            f"compensate_camera = {config.compensate_camera} cannot do without: make it "
+            "(avs-jax flow) and build the dataset with --flow_dir"
+        )
+    return frame_difference(frame(index - 1), frame(index))[..., None]
+
+
+def _has_first_flow(record: Record) -> bool:
+    """Whether frame 0 has a real flow; inferred from its values without the field."""
+    stored = record.get("flow_has_first")
+    return bool(np.any(record["flow"][0])) if stored is None else bool(stored)
+
+
+def moving_pixels(motion_map: np.ndarray, size: int, threshold: float) -> np.ndarray:
+    """Where the strength of a map [H, W, C], resized to `size` px, exceeds a threshold: [S, S]."""
+    strength = np.linalg.norm(motion_map, axis=-1)
+    return transforms.resize(strength, (size, size), transforms.BILINEAR) > threshold
 
 
 def flow_strength(flow: np.ndarray) -> np.ndarray:

@@ -83,7 +83,8 @@ def _embeds(outputs: Mapping[str, Any], inputs: Mapping[str, jax.Array]) -> dict
 def _probability(sound_map: jax.Array) -> jax.Array:
     """Maps [B, T, h, w] as float32 in 0..1: each frame's least and largest cosine are 0 and 1."""
     low, high = (f(sound_map, (2, 3), keepdims=True) for f in (jnp.min, jnp.max))
-    return (sound_map - low) / jnp.maximum(high - low, 1e-6)
+    # On a GPU, a quotient of equals can be 1 + 1e-7.
+    return jnp.minimum((sound_map - low) / jnp.maximum(high - low, 1e-6), 1)
 
 
 def _write_maps(config: ConfigDict, directory, scores: Mapping, batch: Mapping) -> None:

@@ -8,8 +8,9 @@ import pytest
 from avs_jax.controls import false_motion
 from avs_jax.controls import false_sounds as negative
 from avs_jax.data.audio import log_mel
-from avs_jax.data.clip import ClipRows, moving_pixels
+from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_text
+from avs_jax.data.motion import moving_pixels
 from avs_jax.data.pipeline import EvalBatches
 from avs_jax.spec import NEGATIVE_AUDIO, SAMPLE_RATE, InputError
 from tests.small import records as small_records
