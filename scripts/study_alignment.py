@@ -4,9 +4,9 @@
       [--steps=clips,align,maps,runs,page] [--align.KEY=VALUE ...] [--config.KEY=VALUE ...]
   python scripts/study_alignment.py --output=try --variant=tiny --clips=16,4,6 --seeds=0
 
-  clips  1,000 clips whose masks are not read (pairs) and, as MS3 has 296, 300 with masks (masks),
-         with the same validation and test clips; their records
-  align  configs/align_ms3.py:demo on the pairs, for each seed
+  clips  500 clips of one kind of object each, whose masks are not read (pairs); and 300 MS3-like
+         clips (masks; MS3 has 296); 60 to validate and 100 to test of each; their records
+  align  configs/align_swin.py:demo on the pairs, for each seed
   maps   where these models hear a sound, without training: scripts/score_maps.py, with the clip's
          own sound, another clip's and silence
   runs   configs/ms3_vct.py:demo on the masks, for each seed: from random weights (scratch), and
@@ -26,12 +26,25 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CLIPS = {"pairs": "1000,60,100", "masks": "300,60,100"}  # folder -> clips of train, val, test
 SPLITS = ("train", "val", "test")
-DATASET = "avsbench_ms3"
-ALIGN, SEGMENT = "configs/align_ms3.py", "configs/ms3_vct.py"
+
+
+class Clips(NamedTuple):
+    """Generated clips: numbers of each of SPLITS, the flags that make them, their dataset."""
+
+    numbers: str
+    flags: tuple[str, ...]
+    dataset: str
+
+
+CLIPS = {
+    "pairs": Clips("500,60,100", ("--setting=twins", "--kind=still"), "avsbench_s4"),
+    "masks": Clips("300,60,100", ("--setting=ms3",), "avsbench_ms3"),
+}
+ALIGN, SEGMENT = "configs/align_swin.py", "configs/ms3_vct.py"
 STARTS = {  # variant -> parts that start from the alignment of the same seed
     "scratch": (),
     "sound": ("audio_backbone",),
@@ -88,15 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_clips(args: argparse.Namespace) -> list[Command]:
     """Clips and records, except where records were brought along without their clips."""
     commands = []
-    for name, default in CLIPS.items():
+    for name, kind in CLIPS.items():
         clips, records = folder(args, name, "clips"), folder(args, name, "tfds")
-        if (ROOT / records / DATASET).is_dir() and not (ROOT / clips).exists():
+        if (ROOT / records / kind.dataset).is_dir() and not (ROOT / clips).exists():
             continue
-        counts = zip(SPLITS, (args.clips or default).split(","), strict=True)
+        counts = zip(SPLITS, (args.clips or kind.numbers).split(","), strict=True)
         numbers = [f"--{split}={count}" for split, count in counts]
         commands += [
-            ["scripts/make_clips.py", "--setting=ms3", f"--output={clips}", *numbers],
-            ["scripts/build_dataset.py", f"--dataset={DATASET}", f"--manual_dir={clips}"]
+            ["scripts/make_clips.py", *kind.flags, f"--output={clips}", *numbers],
+            ["scripts/build_dataset.py", f"--dataset={kind.dataset}", f"--manual_dir={clips}"]
             + [f"--data_dir={records}"],
         ]
     return commands
@@ -127,11 +140,12 @@ def train(args: argparse.Namespace) -> list[Command]:
 
 
 def write_page(args: argparse.Namespace) -> list[Command]:
-    counts = {name: (args.clips or default).split(",") for name, default in CLIPS.items()}
+    counts = {name: (args.clips or kind.numbers).split(",") for name, kind in CLIPS.items()}
     about = (
-        f"Generated MS3-like clips, seeds {args.seeds.replace(',', ', ')}: "
-        f"{ALIGN}:{args.variant} on {counts['pairs'][0]} clips, {SEGMENT}:{args.variant} on "
-        f"{counts['masks'][0]}, scored on {counts['masks'][2]} test clips"
+        f"Generated clips, seeds {args.seeds.replace(',', ', ')}: "
+        f"{ALIGN}:{args.variant} on {counts['pairs'][0]} of one kind of object each, "
+        f"{SEGMENT}:{args.variant} on {counts['masks'][0]} MS3-like ones, scored on "
+        f"{counts['masks'][2]} of those for tests"
     )
     shown = [] if args.seeds == SEEDS else [f"--seeds={args.seeds}"]
     shown += [f"--clips={args.clips}"] if args.clips else []

@@ -18,7 +18,7 @@ from avs_jax.models.backbones.ast import AST
 from avs_jax.models.backbones.clip_vit import CLIPViT
 from avs_jax.models.text.clip_text import CLIPText
 from avs_jax.spec import InputError
-from configs import align_ms3, s4_vct
+from configs import align_swin, s4_vct
 from tests.cases_golden import arrays, assert_golden, meta, state_dict
 from tests.golden.compare import shapes_of
 
@@ -226,7 +226,7 @@ def test_levels_are_projected_and_added(monkeypatch):
     heard = rng.normal(size=(2, 12)).astype(np.float32)
     found = {"backbone": maps, "audio_backbone": heard}
     monkeypatch.setattr(align, "make_part", lambda *_, name, **__: lambda *_: found[name])
-    config = align_ms3.get_config("tiny").model.to_dict()
+    config = align_swin.get_config("tiny").model.to_dict()
     batch = {
         "images": np.zeros((1, 2, 64, 64, 3), np.uint8),
         "log_mel": np.zeros((1, 2, 96, 64), np.float32),

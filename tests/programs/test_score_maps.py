@@ -8,7 +8,7 @@ import pytest
 
 from avs_jax.data.clip import ClipRows
 from avs_jax.spec import TRUE_AUDIO, InputError
-from configs import align_ms3, ms3_vct
+from configs import align_swin, ms3_vct
 from scripts import score_maps
 from tests import small
 
@@ -16,7 +16,7 @@ NUM_CLIPS, SIDE = 4, 8
 
 
 def a_run(tmp_path, seed):
-    config = align_ms3.get_config("tiny")
+    config = align_swin.get_config("tiny")
     config.seed = seed
     return types.SimpleNamespace(
         config=config,
@@ -66,7 +66,7 @@ def program(monkeypatch, tmp_path):
 def test_own_sound_is_compared_with_others_over_seeds(program, capsys):
     assert program.run(*[f"--checkpoint={name}" for name in program.runs]) == 0
     report = json.loads((program.maps / "align-seed1" / "report.json").read_text())
-    assert report["facts"]["config"] == "align_ms3_tiny" and report["facts"]["clips"] == NUM_CLIPS
+    assert report["facts"]["config"] == "align_swin_tiny" and report["facts"]["clips"] == NUM_CLIPS
     scores = {name: found["stream"]["mIoU"] for name, found in report["scores"].items()}
     assert scores[TRUE_AUDIO] > 0.4 > 0.1 > max(scores["swapped_audio"], scores["silence_zeros"])
     for name in ("counts.npz", "counts_swapped_audio.npz", "report.md"):
@@ -94,8 +94,8 @@ def test_what_cannot_be_compared_is_refused(program, capsys):
     refused(known, "--checkpoint=run0", "--measure=stream/IoU")
     program.runs["run0"].config.task = "segment"
     refused("task 'segment', not 'align'", "--checkpoint=run0")
-    with pytest.raises(InputError, match="align_ms3_tiny is not a recipe of binary segmentation"):
-        score_maps.run(types.SimpleNamespace(config=align_ms3.get_config("tiny"), values=VALUES))
+    with pytest.raises(InputError, match="align_swin_tiny is not a recipe of binary segmentation"):
+        score_maps.run(types.SimpleNamespace(config=align_swin.get_config("tiny"), values=VALUES))
 
 
 VALUES = types.SimpleNamespace(output="x", checkpoint=[])

@@ -72,7 +72,7 @@ def test_steps_run_in_order_with_flags_that_exist(calls, tmp_path):
 
 
 def test_steps_can_be_chosen_and_stop_at_a_failure(calls, tmp_path, capsys):
-    records = tmp_path / "pairs" / "tfds" / "avsbench_ms3"
+    records = tmp_path / "pairs" / "tfds" / "avsbench_s4"
     records.mkdir(parents=True)
     flags = [f"--output={tmp_path}", "--clips=9,8,7"]
     assert study_alignment.main([*flags, "--steps=clips"]) == 0  # records without clips are kept
