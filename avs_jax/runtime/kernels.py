@@ -108,8 +108,8 @@ def find_kernels(program: Program) -> list[Kernel]:
 
 
 def _body(program: Program, instruction: Instruction) -> Mapping[str, Instruction] | None:
-    """The operations of a fusion."""
-    if instruction.opcode != "fusion":
+    """The operations of a fusion, which may run beside others (`fusion-start`)."""
+    if instruction.opcode.removesuffix("-start") != "fusion":
         return None
     return program.computations[dict(instruction.called)["calls"]]
 

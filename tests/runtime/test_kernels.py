@@ -102,6 +102,28 @@ def test_bytes_of_whole_arrays_slices_and_updates(kernels):
     assert {"sorts", "reductions", "copies", "elementwise"} <= {k.kind for k in kernels}
 
 
+def test_a_fusion_that_runs_beside_others_moves_what_it_slices():
+    text = """HloModule jit_step
+
+%sliced (stack: bf16[9,8,64], place: s32[]) -> bf16[1,8,64] {
+  %stack = bf16[9,8,64]{2,1,0} parameter(0)
+  %place = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = bf16[1,8,64]{2,1,0} dynamic-slice(%stack, %place, %zero, %zero), dynamic_slice_sizes={1,8,64}
+}
+
+ENTRY %main (stack.1: bf16[9,8,64], place.1: s32[]) -> bf16[1,8,64] {
+  %stack.1 = bf16[9,8,64]{2,1,0} parameter(0)
+  %place.1 = s32[] parameter(1)
+  %start = ((bf16[9,8,64]{2,1,0}, s32[]), bf16[1,8,64]{2,1,0}, u32[]) fusion-start(%stack.1, %place.1), kind=kLoop, calls=%sliced
+  ROOT %done = bf16[1,8,64]{2,1,0} fusion-done(%start)
+}
+"""  # noqa: E501
+    (kernel,) = find_kernels(Program.parse(text))
+    assert kernel.bytes == 2 * (8 * 64 * 2) + 4  # a slice in and out, and its place
+    assert (kernel.kind, kernel.runs) == ("copies", 1)
+
+
 def test_the_time_of_a_kernel(kernels):
     gpu, found = GPUS["h100"], {k.name: k for k in kernels}
     product = found["custom-call.9"]
