@@ -33,6 +33,8 @@ def describe_config() -> ConfigDict:
     model.vocab_size = 4096
     model.max_words = 20  # of a description, with its end
     model.feature_dim = 256  # of what the decoder reads
+    # level of the backbone whose cells it reads beside the means: "none" | "res3" | "res4" | "res5"
+    model.cells = "none"
     model.decoder = parts.word_transformer()  # or word_lstm
     model.num_beams = 3  # 1: greedy
     model.length_power = 1.0  # 0.0: beams compare sums of log probabilities; 1.0: means

@@ -9,6 +9,8 @@ checkpoint of task `describe`. A checkpoint of task `refer` then reads the words
   J_reference   the same for the first expression that a person, or the generator, gave
   unambiguity   share of the objects that its alignment ranks first of their clip's objects for the
                 words; ties count against them, and only clips with several objects count
+  unambiguity_reference
+                the same for that first expression
   shuffled      unambiguity if every object gets the words of another one, drawn at random: chance
   chance        mean of 1 / objects of the clip
 """
@@ -101,8 +103,9 @@ class Reader:
 def check(describer: Predictor, reader: Reader, records: Sequence[Mapping]) -> dict[str, Any]:
     """The numbers, and per object its words."""
     words = describer.config.data.text.words
-    objects, clips, cycle, reference = [], [], [], []
+    objects, clips, cycle = [], [], []
     vectors: list[dict[str, Any]] = []
+    given: list[dict[str, Any]] = []
     seen = set()
     for record in records:
         clip = clip_record(record)
@@ -115,19 +118,20 @@ def check(describer: Predictor, reader: Reader, records: Sequence[Mapping]) -> d
         said = words_of(describer.arrays(inputs)["words"][0].tolist(), words)
         found = reader.read(record, said)
         cycle.append(found["iou"].mean())
-        reference.append(reader.read(record, clip["text"])["iou"].mean())
+        given.append(reader.read(record, clip["text"]))
         vectors.append(found)
         clips.append(clip["vid"])
         objects.append({"object": f"{name[0]}/{name[1]}", "text": clip["text"], "words": said})
     if not objects:
         raise InputError("no expression of this split means an object")
     things = np.stack([found["object"] for found in vectors])
-    texts = np.stack([found["words"] for found in vectors])
+    texts, references = (np.stack([x["words"] for x in found]) for found in (vectors, given))
     others = np.random.default_rng(SEED).permutation(len(texts))
     return {
         "J_cycle": float(np.mean(cycle)),
-        "J_reference": float(np.mean(reference)),
+        "J_reference": float(np.mean([found["iou"].mean() for found in given])),
         **unambiguity(things, texts, clips),
+        "unambiguity_reference": unambiguity(things, references, clips)["unambiguity"],
         "shuffled": unambiguity(things, texts[others], clips)["unambiguity"],
         "objects": objects,
     }

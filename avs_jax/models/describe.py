@@ -4,6 +4,7 @@
   o_t = sum m F / sum m        the object in frame t, with its center and its share of the frame
   g_t = mean of res5           the frame;  a_t = mean of the sound's map
   features = [W_o o_t + time code ; W_g g_t + time code ; W_a a_t + time code] -> decoder -> words
+  with `cells`, also W_c [cell ; its m, y and x] + time code, for each cell of that level
 
 Frames without the object give no o_t. Words come from decoders/words.py, one by one, by beam search
 (ops/beam_search.py); in training, from the words before them.
@@ -48,6 +49,7 @@ class Describe(nn.Module):
       backbone, audio_backbone: sections of the towers; the backbone gives maps.
       decoder: `name`, a key of DECODERS, and its fields.
       feature_dim: of the features that the decoder reads.
+      cells: level whose cells say what else is there, of LEVELS, or "none".
       num_beams, length_power: see ops/beam_search.py.
       audio_mean, audio_std: log-mels enter as (x - mean) / std.
       dtype: of the backbones; the rest is float32.
@@ -59,6 +61,7 @@ class Describe(nn.Module):
     audio_backbone: Mapping[str, Any]
     decoder: Mapping[str, Any]
     feature_dim: int = 256
+    cells: str = "none"
     num_beams: int = 3
     length_power: float = 1.0
     audio_mean: float = 0.0
@@ -73,6 +76,15 @@ class Describe(nn.Module):
         one_of("backbone.name", sorted(MAP_BACKBONES)),
         within("audio_std", lambda x: x > 0, "above 0"),
         one_of("dtype", ("float32", "bfloat16")),
+        one_of("cells", ("none", *LEVELS)),
+        Rule(
+            "cells",
+            lambda cells, config: cells == "none" or config["decoder"]["name"] == "transformer",
+            lambda config: (
+                f"'none' with model.decoder.name = {config['decoder']['name']!r}, which reads the "
+                "mean of all features"
+            ),
+        ),
         Rule(
             "num_beams",
             lambda beams, config: beams <= config["vocab_size"],
@@ -139,7 +151,7 @@ class Describe(nn.Module):
         return module(self.vocab_size, **fields, name="decoder")
 
     def _features(self, batch, valid: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Features float32 [B, 3 T, D] of objects, frames and sounds, and which exist [B, 3 T]."""
+        """Features float32 [B, M, D] of objects, frames, sounds and cells, and which exist."""
         maps = self._encode_frames(batch["images"], train)
         shares = [resize_mask(batch["mask"], x.shape[2:4]) for x in maps]
         objects = jnp.concatenate(
@@ -151,8 +163,14 @@ class Describe(nn.Module):
             Linear(self.feature_dim, name=f"{name}_projection")(x.astype(jnp.float32)) + times
             for name, x in (("object", objects), ("frame", maps[-1].mean((2, 3))), ("audio", heard))
         ]
-        seen = valid & batch["mask"].any((2, 3))
-        return jnp.concatenate(tokens, axis=1), jnp.concatenate([seen, valid, valid], axis=1)
+        exists = [valid & batch["mask"].any((2, 3)), valid, valid]
+        if self.cells != "none":
+            level = LEVELS.index(self.cells)
+            cells = cell_features(maps[level], shares[level])
+            cells = Linear(self.feature_dim, name="cell_projection")(cells) + times[:, :, None]
+            tokens.append(cells.reshape(cells.shape[0], -1, self.feature_dim))
+            exists.append(jnp.repeat(valid, cells.shape[2], axis=1))
+        return jnp.concatenate(tokens, axis=1), jnp.concatenate(exists, axis=1)
 
     def _encode_frames(self, images: jax.Array, train: bool) -> list[jax.Array]:
         """[B, T, h, w, C] of each of LEVELS."""
@@ -191,6 +209,19 @@ def object_features(maps: jax.Array, share: jax.Array) -> jax.Array:
     y = (weight.sum(3) * ((jnp.arange(height) + 0.5) / height)[None, None]).sum(-1)
     x = (weight.sum(2) * ((jnp.arange(width) + 0.5) / width)[None, None]).sum(-1)
     return jnp.concatenate([mean, jnp.stack([y, x, total / (height * width)], -1)], axis=-1)
+
+
+def cell_features(maps: jax.Array, share: jax.Array) -> jax.Array:
+    """Each cell of maps [B, T, h, w, C], its share of the mask and its place: [B, T, h * w, C + 3].
+
+    The place (y, x) is in 0..1.
+    """
+    height, width = share.shape[2:]
+    y = jnp.broadcast_to((jnp.arange(height) + 0.5)[:, None] / height, share.shape)
+    x = jnp.broadcast_to((jnp.arange(width) + 0.5) / width, share.shape)
+    place = jnp.stack([share, y, x], axis=-1)
+    found = jnp.concatenate([maps.astype(jnp.float32), place], axis=-1)
+    return found.reshape(*found.shape[:2], height * width, -1)
 
 
 def resize_mask(mask: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -9,9 +9,12 @@ import pytest
 from flax import traverse_util
 
 from avs_jax.losses.description import word_losses
+from avs_jax.models import build_model
 from avs_jax.models.decoders.words import LSTMDecoder, TransformerDecoder
-from avs_jax.models.describe import object_features, resize_mask
+from avs_jax.models.describe import Describe, object_features, resize_mask
 from avs_jax.ops.beam_search import beam_search
+from avs_jax.spec import MEL_BANDS, MEL_FRAMES, InputError
+from configs import describe_generated, describe_refavs
 from tests.cases_golden import arrays, assert_golden, meta, state_dict
 
 NAME = "caption_seed"
@@ -174,3 +177,33 @@ def test_features_of_an_object_by_loops():
     x = sum(want[i, j] * (j + 0.5) / 3 for i in range(2) for j in range(3)) / total
     np.testing.assert_allclose(found[0, 0], [*mean, y, x, total / 6], rtol=1e-5, atol=1e-6)
     assert not np.asarray(found[0, 1]).any()
+
+
+def test_cells_tell_what_else_is_there(monkeypatch):
+    """Two cells outside the mask change, and no mean does: only a model with cells sees it."""
+    rng = np.random.default_rng(0)
+    maps = [rng.standard_normal((2, 2, 4 // s, 4 // s, 6)).astype(np.float32) for s in (1, 2, 4)]
+    changed = [x.copy() for x in maps]
+    changed[0][:, :, 2] += 1
+    changed[0][:, :, 3] -= 1
+    mask = np.zeros((2, 2, 64, 64), bool)
+    mask[:, :, :32] = True  # the upper half
+    batch = {
+        "images": np.zeros((2, 2, 64, 64, 3), np.uint8),
+        "mask": mask,
+        "log_mel": np.zeros((2, 2, MEL_FRAMES, MEL_BANDS), np.float32),
+        "text_ids": np.zeros((2, 3), np.int32),
+    }
+    monkeypatch.setattr(Describe, "_encode_audio", lambda *_: jnp.zeros((2, 2, 5)))
+    for cells, sees in (("none", False), ("res3", True)):
+        config = describe_generated.get_config("tiny").model.to_dict()
+        model = build_model({**config, "cells": cells}, Describe)
+        logits, variables = [], None
+        for found in (maps, changed):
+            monkeypatch.setattr(Describe, "_encode_frames", lambda *_, found=found: found)
+            variables = variables or model.init(jax.random.key(0), batch)
+            logits.append(np.asarray(model.apply(variables, batch)["word_logits"]))
+        assert (np.abs(logits[0] - logits[1]).max() > 1e-3) == sees
+    config["decoder"] = dict(describe_refavs.get_config("lstm").model.decoder)
+    with pytest.raises(InputError, match="'res3'.*reads the mean of all features"):
+        build_model({**config, "cells": "res3"}, Describe)
