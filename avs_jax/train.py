@@ -161,7 +161,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
                 announce_compilation(
                     "the training step", "1 to 5 minutes on a CPU (XLA may warn that this is slow)"
                 )
-            train_step, used = compile_ahead(train_step, setup.state, setup.batch_shapes())
+            seed = setup.seed()
+            train_step, used = compile_ahead(train_step, setup.state, setup.batch_shapes(), seed)
             log.say(str(used))
             log.scalars(start_step, used.as_scalars())
             _return_compiler_memory(log, start_step)
@@ -180,7 +181,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
             profiler.before(step)
             batch = sharding.put_batch(select(batch, task.rows.fields, "input", "target"), mesh)
             with jax.transfer_guard("disallow"):
-                state, metrics = train_step(state, batch)
+                state, metrics = train_step(state, batch, seed)
             is_last = step == total_steps
             stop = stop_requested(step) and not is_last
             must_log = is_last or step % config.train.log_every == 0

@@ -55,9 +55,9 @@ class StepBytes:
         )
 
 
-def compile_ahead(step, state, batch) -> tuple[jax.stages.Compiled, StepBytes]:
-    """The jitted step, compiled for ShapeDtypeStructs with shardings, and its bytes."""
-    compiled = step.lower(state, batch).compile()
+def compile_ahead(step, *inputs) -> tuple[jax.stages.Compiled, StepBytes]:
+    """The jitted step, compiled for arrays or their ShapeDtypeStructs, and its bytes."""
+    compiled = step.lower(*inputs).compile()
     return compiled, StepBytes.of(compiled)
 
 

@@ -15,7 +15,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from avs_jax.runtime import sharding
-from avs_jax.runtime.step import TrainState, init_state, init_variables, make_train_step
+from avs_jax.runtime.step import (
+    TrainState,
+    init_state,
+    init_variables,
+    make_train_step,
+    seed_data,
+)
 from avs_jax.task import Task, select, stack_rows
 
 RUN_ONCE = {"xla_backend_optimization_level": 0}  # for programs that compile longer than they run
@@ -39,16 +45,20 @@ class TrainSetup:
     def init_variables(self) -> tuple[dict, dict]:
         """Random (params, batch_stats) from the seed, on the mesh."""
         return jax.jit(
-            functools.partial(init_variables, self.model, seed=self.config.seed),
+            functools.partial(init_variables, self.model),
             out_shardings=(self.shardings.params, self.shardings.batch_stats),
             compiler_options=RUN_ONCE,
-        )(self.task.inputs(self.example))
+        )(self.task.inputs(self.example), seed_data(self.config.seed))
 
     def init_state(self, params: Mapping, batch_stats: Mapping) -> TrainState:
         """The state before the first step, on the mesh."""
         new_state = _state_maker(self.optimizer, self.config)
         compiled = jax.jit(new_state, out_shardings=self.shardings, compiler_options=RUN_ONCE)
         return compiled(params, batch_stats)
+
+    def seed(self) -> jax.Array:
+        """The last argument of the training step, on the mesh."""
+        return jax.device_put(seed_data(self.config.seed), sharding.replicated(self.mesh))
 
     def make_train_step(self) -> Callable:
         return make_train_step(

@@ -210,7 +210,7 @@ def test_the_training_program_starts_from_converted_files(tmp_path, model, monke
     whole = {"params": shaped(params, "random"), "batch_stats": shaped(stats, "random")}
     checkpoint.save_variables(tmp_path / "whole", whole, config)
 
-    def first_step(state, batch):
+    def first_step(state, batch, seed):
         raise FirstStep(jax.device_get(state))
 
     monkeypatch.setattr(program, "compile_ahead", lambda *_: (first_step, StepBytes(0, 0, 0, 0)))

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from avs_jax.losses.criterion import PointSamples, criterion
 from avs_jax.models import build_model
 from avs_jax.models.decoders import vct_decoder
 from avs_jax.runtime import optim, sharding
-from avs_jax.runtime.step import init_state, init_variables, make_train_step
+from avs_jax.runtime.step import init_state, init_variables, make_train_step, seed_data
 from avs_jax.spec import Field
 from avs_jax.tasks import make_task
 from configs.s4_vct import get_config
@@ -380,6 +381,43 @@ def test_no_target_reaches_the_model():
     step = make_train_step(Spy(), loss, optimizer, schedule, task, config)
     step(init_state(params, {}, optimizer, config), small.train_batch(config))
     assert seen == {"images", "log_mel", "valid", "frame_index"}
+
+
+def test_seeds_share_a_program():
+    """It draws what a program draws that has the seed as a constant."""
+    task = make_task(small.tiny_config(fusion="none"))
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, train):
+            x = self.param("x", nn.initializers.normal(), (3,))
+            return {"x": x}
+
+    class Plain:
+        def apply(self, variables, inputs, **_):
+            return {"x": variables["params"]["x"]}, {}
+
+    def loss(outputs, batch, key, norms):
+        return outputs["x"].sum() + jax.random.normal(key), {}
+
+    texts, losses = set(), []
+    for seed in (0, 2**40 + 7):
+        config = small.tiny_config(fusion="none")
+        config.seed = seed
+        config.optim.groups = ((".*", 1.0, 1.0),)
+        init = jax.jit(functools.partial(init_variables, Model()))
+        params, _ = init(np.zeros(2), seed_data(seed))
+        wanted, _ = init_variables(Model(), None, seed)
+        np.testing.assert_allclose(params["x"], wanted["x"], rtol=1e-6)
+        optimizer, schedule = optim.make_optimizer(params, config)
+        step = make_train_step(Plain(), loss, optimizer, schedule, task, config)
+        batch, state = small.train_batch(config), init_state(params, {}, optimizer, config)
+        texts.add(step.lower(state, batch, seed_data(seed)).as_text())
+        _, constant = step(jax.tree.map(np.array, state), batch)
+        _, given = step(jax.tree.map(np.array, state), batch, seed_data(seed))
+        assert given["total_loss"] == constant["total_loss"]
+        losses.append(float(given["total_loss"]))
+    assert len(texts) == 1 and losses[0] != losses[1]
 
 
 @pytest.mark.slow
