@@ -52,7 +52,7 @@ class TracedStep:
 
     state: TrainState  # ShapeDtypeStructs with shardings
     batch: dict[str, jax.ShapeDtypeStruct]  # likewise, of `config.train.batch_size` clips
-    traced: Any  # `.jaxpr` is the program, `.lower().compile()` the function (state, batch)
+    traced: Any  # `.jaxpr` is the program, `.lower().compile()` the function (state, batch, seed)
 
 
 def trace_step(config: ConfigDict, mesh: Mesh) -> TracedStep:
@@ -61,8 +61,8 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> TracedStep:
     sharding.check_batch_size("config.train.batch_size", size, mesh, config.train.accumulate)
     task = make_task(config)
     setup = make_train_setup(task.model, task.loss, optim.make_optimizer, task, config, mesh)
-    state, batch = setup.state, setup.batch_shapes()
-    return TracedStep(state, batch, setup.make_train_step().trace(state, batch))
+    state, batch, seed = setup.step_shapes()
+    return TracedStep(state, batch, setup.make_train_step().trace(state, batch, seed))
 
 
 def plan(

@@ -161,8 +161,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
                 announce_compilation(
                     "the training step", "1 to 5 minutes on a CPU (XLA may warn that this is slow)"
                 )
-            seed = setup.seed()
-            train_step, used = compile_ahead(train_step, setup.state, setup.batch_shapes(), seed)
+            train_step, used = compile_ahead(train_step, *setup.step_shapes())
             log.say(str(used))
             log.scalars(start_step, used.as_scalars())
             _return_compiler_memory(log, start_step)
@@ -174,6 +173,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
             span = (config.profile_steps, start_step, total_steps)
             profiler = StepProfiler(workdir, *span, enabled=is_first)
             stack.callback(profiler.close)
+            seed = setup.seed()
             waits, finite = DataWaitTimer(iter(train_loader)), FiniteCheck(checkpoints)
             speed, metrics = StepSpeed(waits, batch_size), None
         for step in range(start_step + 1, 1 if is_over else total_steps + 1):

@@ -76,19 +76,19 @@ def measure_loader(config: ConfigDict, seconds: float) -> tuple[float, float]:
         return first, count * size / (time.monotonic() - begun)
 
 
-def measure_step(compiled: Any, state: Any, batch: Any, steps: int) -> tuple[float, Any]:
+def measure_step(step: Any, state: Any, batch: Any, steps: int) -> tuple[float, Any]:
     """The step alone: (seconds, state after it)."""
     for i in range(WARM_UP + steps):
         if i == WARM_UP:
             jax.block_until_ready(state)
             begun = time.monotonic()
-        state, _ = compiled(state, batch)
+        state, _ = step(state, batch)
     jax.block_until_ready(state)
     return (time.monotonic() - begun) / steps, state
 
 
 def measure_training(
-    config: ConfigDict, compiled: Any, state: Any, mesh: Any, steps: int
+    config: ConfigDict, step: Any, state: Any, mesh: Any, steps: int
 ) -> tuple[float, float, Any]:
     """The step on the pipeline's batches, with the host one step ahead as in training.
 
@@ -105,7 +105,7 @@ def measure_training(
                 begun = time.monotonic()
             batch = sharding.put_batch(batches.next(metrics), mesh)
             previous = metrics
-            state, metrics = compiled(state, batch)
+            state, metrics = step(state, batch)
             jax.block_until_ready(previous)
         jax.block_until_ready(state)
         whole = time.monotonic() - begun
@@ -128,13 +128,18 @@ def benchmark(config: ConfigDict, workers: Sequence[int], seconds: float, steps:
     step = trace_step(config, mesh)
     compiled = step.traced.lower().compile()
     state, batch = random_state(step.state), sharding.put_batch(random_batch(config), mesh)
-    alone, state = measure_step(compiled, state, batch, steps)
+    seed = sharding.put_seed(config.seed, mesh)
+
+    def train_step(state: Any, batch: Any) -> tuple[Any, Any]:
+        return compiled(state, batch, seed)
+
+    alone, state = measure_step(train_step, state, batch, steps)
     print(f"{mesh.size} device(s) of kind {jax.devices()[0].device_kind}")
     print("loader processes   seconds per step   clips per second   waiting for data")
     print(f"{'one batch':>16} {alone:18.3f} {size / alone:18.2f} {0:18.1%}", flush=True)
     for count in workers:
         taken, share, state = measure_training(
-            with_workers(config, count), compiled, state, mesh, steps
+            with_workers(config, count), train_step, state, mesh, steps
         )
         print(f"{count:16d} {taken:18.3f} {size / taken:18.2f} {share:18.1%}", flush=True)
 

@@ -141,12 +141,12 @@ def step(config: ConfigDict, mode: str, values: flags.FlagValues) -> Case:
     train_step = make_train_step(task.model, task.loss, optimizer, schedule, task, config)
     new_state = partial(init_state, optimizer=optimizer, config=config)
     state = jax.jit(new_state)(random_values(params), random_values(batch_stats))
-    batch = jax.device_put(host)
-    compiled = train_step.lower(state, batch).compile()
+    batch, seed = jax.device_put((host, np.uint32(config.seed)))
+    compiled = train_step.lower(state, batch, seed).compile()
     held = [state]
 
     def run():
-        held[0], metrics = compiled(held[0], batch)
+        held[0], metrics = compiled(held[0], batch, seed)
         jax.block_until_ready((held[0], metrics))
 
     return Case(run, lambda: bytes_of(compiled), jax.devices()[0].device_kind, host["valid"].size)

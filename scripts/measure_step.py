@@ -148,10 +148,11 @@ def measure(config: ConfigDict, steps: int, return_freed: bool) -> tuple:
         print(f"the process, freed memory given back: {ProcessMemory.now()}")
     reset_peak()
     state, batch = random_state(step.state), sharding.put_batch(random_batch(config), mesh)
+    seed = sharding.put_seed(config.seed, mesh)
     times = []
     for i in range(steps):
         start, cpu = time.monotonic(), time.process_time()
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(state, batch, seed)
         jax.block_until_ready(state)
         seconds, cpu = time.monotonic() - start, time.process_time() - cpu
         times.append(seconds)

@@ -184,7 +184,7 @@ def run(variant: str, seed: int, steps: int) -> dict[str, dict[str, float]]:
     batches = TrainBatches(draw_records(NUM_TRAIN, seed), task.rows, 32, seed)
     for i in range(steps):
         batch = select(batches[i], task.rows.fields, "input", "target")
-        state, _ = step(state, sharding.put_batch(batch, mesh))
+        state, _ = step(state, sharding.put_batch(batch, mesh), setup.seed())
     records = draw_records(NUM_TEST, 1000 + seed)
     log = gate_log.GateLog(variant)
     observers = [] if variant == "silent" else [log.add]

@@ -146,7 +146,7 @@ def test_every_recipe_makes_a_training_step(name, variant, golden_dir):
     for kind, leaves in want.items():
         found = flatten(getattr(setup.state, kind))
         assert {path: list(x.shape) for path, x in found.items()} == leaves
-    state, metrics = jax.eval_shape(setup.make_train_step(), setup.state, setup.batch_shapes())
+    state, metrics = jax.eval_shape(setup.make_train_step(), *setup.step_shapes())
     assert jax.tree.structure(state) == jax.tree.structure(setup.state)
     assert metrics["total_loss"].shape == () and "loss_ce" in metrics
     assert ("loss_proto" in metrics) == (not name.startswith("ms3"))
@@ -167,7 +167,7 @@ def test_recipes_of_the_baselines_make_a_training_step(name, variant):
     assert config.name == name + (f"_{variant}" if variant else "")
     config.train.batch_size = 8
     setup = small.train_setup(config)
-    _, metrics = jax.eval_shape(setup.make_train_step(), setup.state, setup.batch_shapes())
+    _, metrics = jax.eval_shape(setup.make_train_step(), *setup.step_shapes())
     assert metrics["total_loss"].shape == () and "loss_seg" in metrics
     assert ("loss_av" in metrics) == (not name.startswith("s4"))
     frozen = split_frozen(setup.state.params, config.optim.frozen)[1]
@@ -192,7 +192,7 @@ def test_recipes_of_sam2_make_a_training_step(name, variant):
     assert config.name == name + (f"_{variant}" if variant else "")
     config.train.batch_size = 8
     setup = small.train_setup(config)
-    _, metrics = jax.eval_shape(setup.make_train_step(), setup.state, setup.batch_shapes())
+    _, metrics = jax.eval_shape(setup.make_train_step(), *setup.step_shapes())
     terms = {"loss_focal", "loss_dice", "loss_iou", "loss_presence"}
     assert terms <= set(metrics) and ("loss_class" in metrics) == name.startswith("avss")
     trained, frozen = split_frozen(setup.state.params, config.optim.frozen)
@@ -237,7 +237,7 @@ def test_recipes_of_other_tasks_make_a_training_step(name, variant):
     config = load(name, variant)
     config.train.batch_size = 8
     setup = small.train_setup(config)
-    _, metrics = jax.eval_shape(setup.make_train_step(), setup.state, setup.batch_shapes())
+    _, metrics = jax.eval_shape(setup.make_train_step(), *setup.step_shapes())
     assert metrics["total_loss"].shape == ()
     assert any(found.startswith(LOSS_OF_TASK[config.task]) for found in metrics)
     assert config.name == name + (f"_{variant}" if variant else "")

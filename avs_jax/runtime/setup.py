@@ -20,7 +20,6 @@ from avs_jax.runtime.step import (
     init_state,
     init_variables,
     make_train_step,
-    seed_data,
 )
 from avs_jax.task import Task, select, stack_rows
 
@@ -48,7 +47,7 @@ class TrainSetup:
             functools.partial(init_variables, self.model),
             out_shardings=(self.shardings.params, self.shardings.batch_stats),
             compiler_options=RUN_ONCE,
-        )(self.task.inputs(self.example), seed_data(self.config.seed))
+        )(self.task.inputs(self.example), np.uint32(self.config.seed))
 
     def init_state(self, params: Mapping, batch_stats: Mapping) -> TrainState:
         """The state before the first step, on the mesh."""
@@ -58,7 +57,7 @@ class TrainSetup:
 
     def seed(self) -> jax.Array:
         """The last argument of the training step, on the mesh."""
-        return jax.device_put(seed_data(self.config.seed), sharding.replicated(self.mesh))
+        return sharding.put_seed(self.config.seed, self.mesh)
 
     def make_train_step(self) -> Callable:
         return make_train_step(
@@ -71,9 +70,10 @@ class TrainSetup:
             self.shardings,
         )
 
-    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """ShapeDtypeStructs with shardings of a training batch."""
-        return sharding.batch_shapes(self.example, self.config.train.batch_size, self.mesh)
+    def step_shapes(self) -> tuple[TrainState, dict, jax.ShapeDtypeStruct]:
+        """ShapeDtypeStructs with shardings of the step's (state, batch, seed)."""
+        batch = sharding.batch_shapes(self.example, self.config.train.batch_size, self.mesh)
+        return self.state, batch, sharding.seed_shape(self.mesh)
 
 
 def make_train_setup(

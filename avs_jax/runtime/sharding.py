@@ -100,6 +100,16 @@ def batch_shapes(
     }
 
 
+def seed_shape(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """The shape and sharding of `put_seed`."""
+    return jax.ShapeDtypeStruct((), np.uint32, sharding=replicated(mesh))
+
+
+def put_seed(seed: int, mesh: Mesh) -> jax.Array:
+    """0..2^32 - 1 -> uint32 [] on all devices."""
+    return jax.device_put(np.uint32(seed), replicated(mesh))
+
+
 def put_batch(batch: Mapping[str, Array], mesh: Mesh) -> dict[str, jax.Array]:
     """Host arrays, this process's rows of the batch -> arrays with rows over all devices."""
     rows, local, arrays = batch_sharding(mesh), len(mesh.local_devices), {}

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -52,23 +51,13 @@ class TrainState:
     ema: Any = dataclasses.field(default_factory=dict)
 
 
-def seed_data(seed: int) -> np.ndarray:
-    """The data of key(seed), uint32 [2]: an argument of programs that are the same for any seed."""
-    return np.asarray(jax.random.key_data(jax.random.key(seed)))
-
-
-def _key(seed: int | Array) -> jax.Array:
-    """Of a seed, which becomes a constant of the program, or of its `seed_data`."""
-    return jax.random.key(seed) if isinstance(seed, int) else jax.random.wrap_key_data(seed)
-
-
 def init_variables(model, inputs: Mapping[str, Array], seed: int | Array) -> tuple[dict, dict]:
     """Initial (params, batch_stats) of a Linen model; under jit, XLA removes the forward pass.
 
-    `seed` is a number or its `seed_data`, with the same result up to rounding: XLA computes small
-    constants when it compiles.
+    `seed` is a number, or uint32 [] for a program that is the same for any seed. The two differ by
+    rounding: XLA computes small constants when it compiles.
     """
-    variables = model.init(_key(seed), inputs, train=False)
+    variables = model.init(jax.random.key(seed), inputs, train=False)
     return variables["params"], variables.get("batch_stats", {})
 
 
@@ -104,16 +93,16 @@ def make_train_step(
       shardings: of the state, from `sharding.tree_shardings`; None leaves them to XLA.
 
     Returns:
-      (state, batch, seed) -> (state, metrics). `seed` is `seed_data(config.seed)`; without it, the
-      seed is a constant, and another seed compiles anew. The input state is donated: do not use it
-      again. Metrics are scalars: loss terms, the task's schedules and logged parameters,
-      total_loss, grad_norm (before clipping), lr, and finite (bool, for loss and gradient).
+      (state, batch, seed) -> (state, metrics). `seed` is uint32 [], so that all seeds share one
+      program. The input state is donated: do not use it again. Metrics are scalars: loss terms,
+      the task's schedules and logged parameters, total_loss, grad_norm (before clipping), lr, and
+      finite (bool, for loss and gradient).
     """
     mesh = shardings and shardings.step.mesh
     gradients = _make_gradients(model, loss, task, config.train.accumulate, mesh)
 
-    def step(state: TrainState, batch, seed=None):
-        key = jax.random.fold_in(_key(config.seed if seed is None else seed), state.step)
+    def step(state: TrainState, batch, seed):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         trainable, frozen = split_frozen(state.params, config.optim.frozen)
         progress = state.step / config.train.steps
         (total, (terms, batch_stats)), grads = gradients(

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from avs_jax.convert.rules import invert_rules
 from avs_jax.convert.tables import vct_rules
@@ -20,8 +21,9 @@ from avs_jax.losses.criterion import PointSamples, criterion
 from avs_jax.models import build_model
 from avs_jax.models.decoders import vct_decoder
 from avs_jax.runtime import optim, sharding
-from avs_jax.runtime.step import init_state, init_variables, make_train_step, seed_data
-from avs_jax.spec import Field
+from avs_jax.runtime.run_config import check_run_config
+from avs_jax.runtime.step import init_state, init_variables, make_train_step
+from avs_jax.spec import Field, InputError
 from avs_jax.tasks import make_task
 from configs.s4_vct import get_config
 from tests import small, vct_golden
@@ -53,6 +55,7 @@ KINK_SHIFT = 2e-6
 MASK_SHIFT = 1e-5
 # Its gradient is exactly zero (the softmax over queries cancels it); what is stored is noise.
 ZERO_GRADIENT = "sem_seg_head.predictor.visual_query_block.assign_attn.q_proj.bias"
+SEED = np.uint32(0)  # of no effect: all draws are given
 
 
 class WithNoise:
@@ -149,7 +152,7 @@ class GoldenStep:
     def run(self, variant, kinks=KINKS):
         """One step: parameters before and after it and gradients, as PyTorch's, and the metrics."""
         before, state = self.initial(kinks)
-        state, metrics = self.step(state, golden_batch(self.archive, variant))
+        state, metrics = self.step(state, golden_batch(self.archive, variant), SEED)
         assert int(state.step) == 1
         # The first moment after one step is 0.1 * the clipped gradient.
         norm = self.manifest[variant]["grad_norm_total_preclip"]
@@ -345,11 +348,11 @@ class SmallStep:
         ]
         task = with_draws(config)
         step = make_train_step(task.model, task.loss, optimizer, schedule, task, config, shardings)
-        history = []
+        history, seed = [], sharding.put_seed(config.seed, mesh)
         for batch in batches:
             before = state
             with jax.transfer_guard("disallow"):
-                state, metrics = step(state, batch)
+                state, metrics = step(state, batch, seed)
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))  # given away
             history.append(jax.device_get(metrics))
         return jax.device_get(state), history
@@ -379,12 +382,12 @@ def test_no_target_reaches_the_model():
     config.optim.groups = ((".*", 1.0, 1.0),)
     optimizer, schedule = optim.make_optimizer(params, config)
     step = make_train_step(Spy(), loss, optimizer, schedule, task, config)
-    step(init_state(params, {}, optimizer, config), small.train_batch(config))
+    step(init_state(params, {}, optimizer, config), small.train_batch(config), SEED)
     assert seen == {"images", "log_mel", "valid", "frame_index"}
 
 
 def test_seeds_share_a_program():
-    """It draws what a program draws that has the seed as a constant."""
+    """And the program draws from the seed's key."""
     task = make_task(small.tiny_config(fusion="none"))
 
     class Model(nn.Module):
@@ -401,23 +404,31 @@ def test_seeds_share_a_program():
         return outputs["x"].sum() + jax.random.normal(key), {}
 
     texts, losses = set(), []
-    for seed in (0, 2**40 + 7):
+    for seed in (0, 2**32 - 1):
         config = small.tiny_config(fusion="none")
         config.seed = seed
         config.optim.groups = ((".*", 1.0, 1.0),)
         init = jax.jit(functools.partial(init_variables, Model()))
-        params, _ = init(np.zeros(2), seed_data(seed))
+        params, _ = init(np.zeros(2), np.uint32(seed))
         wanted, _ = init_variables(Model(), None, seed)
         np.testing.assert_allclose(params["x"], wanted["x"], rtol=1e-6)
         optimizer, schedule = optim.make_optimizer(params, config)
         step = make_train_step(Plain(), loss, optimizer, schedule, task, config)
         batch, state = small.train_batch(config), init_state(params, {}, optimizer, config)
-        texts.add(step.lower(state, batch, seed_data(seed)).as_text())
-        _, constant = step(jax.tree.map(np.array, state), batch)
-        _, given = step(jax.tree.map(np.array, state), batch, seed_data(seed))
-        assert given["total_loss"] == constant["total_loss"]
-        losses.append(float(given["total_loss"]))
+        texts.add(step.lower(state, batch, np.uint32(seed)).as_text())
+        _, metrics = step(jax.tree.map(np.array, state), batch, np.uint32(seed))
+        step_key = jax.random.fold_in(jax.random.key(seed), 0)
+        loss_key = jax.random.split(step_key, len(task.rng_streams))[task.rng_streams.index("loss")]
+        wanted = params["x"].sum() + jax.random.normal(loss_key)
+        np.testing.assert_allclose(metrics["total_loss"], wanted, rtol=1e-6)
+        losses.append(float(metrics["total_loss"]))
     assert len(texts) == 1 and losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+def test_a_seed_outside_of_its_type_is_named(seed):
+    with pytest.raises(InputError, match=rf"config.seed = {seed}: expected .* 0 to 2\*\*32 - 1"):
+        check_run_config(ConfigDict({"seed": seed}))
 
 
 @pytest.mark.slow

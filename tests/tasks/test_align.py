@@ -164,7 +164,7 @@ def test_a_step_compares_the_rows_of_all_devices():
     batch = [rows.prepare(r, np.random.default_rng(0)) for r in small.records(8)]
     batch = sharding.put_batch(stack_rows(batch, rows.fields), setup.mesh)
     state = setup.init_state(*setup.init_variables())
-    _, metrics = setup.make_train_step()(state, batch)
+    _, metrics = setup.make_train_step()(state, batch, setup.seed())
     assert metrics["finite"] and 1.5 < metrics["loss_audio_frames"] < 4  # about ln 8
     assert len(jax.tree.leaves(batch)[0].devices()) == 8
 

@@ -155,7 +155,7 @@ def test_descriptions_are_learned_by_heart(decoder):
     batch = sharding.put_batch(batch, setup.mesh)
     state, step = setup.init_state(*setup.init_variables()), setup.make_train_step()
     for _ in range(NUM_STEPS):
-        state, _ = step(state, batch)
+        state, _ = step(state, batch, setup.seed())
     rows = stack_rows([task.rows.prepare(record) for record in records], task.rows.fields)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     found = jax.jit(task.model.apply)(variables, task.inputs(rows))["words"]
