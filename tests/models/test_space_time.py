@@ -204,7 +204,7 @@ def test_the_encoder_starts_as_the_identity_and_learns():
     assert np.abs(grads["params"]["output_projection"]["kernel"]).max() > 0
     codes = time_encoding(jnp.arange(5), 8)
     assert codes.shape == (5, 8) and np.ptp(codes, axis=0).min() > 0
-    np.testing.assert_array_equal(time_encoding(jnp.array([[4, 1]]), 8)[0], codes[[4, 1]])
+    np.testing.assert_array_equal(time_encoding(jnp.array([[4, 1]]), 8)[0], codes[np.array([4, 1])])
 
 
 @pytest.mark.slow
