@@ -38,6 +38,9 @@ def refer_config() -> ConfigDict:
 
     # expressions of a clip that a localizer reads in training: the row's and others, drawn
     data.text.num_phrases = 0
+    # expressions of a clip whose masks are trained; its images are encoded once for all of them.
+    # Above 1, they are the first of num_phrases
+    data.text.num_asked = 1
     # seconds of a clip whose sound a localizer hears in training, drawn every epoch; 0: all
     data.text.num_seconds = 0
 

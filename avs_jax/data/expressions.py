@@ -27,6 +27,16 @@ from avs_jax.task import Record, Row
 FIELDS = {
     "text_ids": Field("int32", "B N", "input", "tokens of the expression, 1 after its end", fill=1),
     "text_mask": Field("bool", "B N", "input", "the token exists"),
+    "asked_ids": Field(
+        "int32",
+        "B E N",
+        "input",
+        "tokens of the expressions whose masks are trained, the first of phrase_ids",
+        "train",
+        1,
+        "never",
+    ),
+    "asked_mask": Field("bool", "B E N", "input", "the token exists", "train", given="never"),
     "object_id": Field(
         "int32", "B", "target", "equal for expressions that mean the same object", "train"
     ),
@@ -73,7 +83,10 @@ class ExpressionRows(ClipRows):
         super().__init__(config)
         self._text = config.data.text.copy_and_resolve_references()
         count = self._num_phrases = self._text.get("num_phrases", 0)
-        own = {k: v for k, v in FIELDS.items() if count or not k.startswith(("phrase_", "clip_"))}
+        self._num_asked = self._text.get("num_asked", 1)
+        unused = () if count else ("phrase_", "clip_")
+        unused += ("asked_",) if self._num_asked == 1 else ()
+        own = {k: v for k, v in FIELDS.items() if not k.startswith(unused)}
         self.fields: Mapping[str, Field] = {**self.fields, **own}
         self._num_seconds = self._text.get("num_seconds", 0) or config.data.num_frames
         if not 0 < self._num_seconds <= config.data.num_frames:
@@ -82,6 +95,7 @@ class ExpressionRows(ClipRows):
                 f"config.data.num_frames = {config.data.num_frames}"
             )
         more = {"N": self._text.max_tokens, "P": count, "F": self._num_seconds}
+        more["E"] = self._num_asked
         self.sizes: Mapping[str, int] = {**self.sizes, **more}
 
     def prepare(self, record: Record, rng: np.random.Generator | None = None) -> Row:
@@ -101,6 +115,11 @@ class ExpressionRows(ClipRows):
                 own = self.tokens(phrase["text"], phrase["clip_id"])
                 row["phrase_ids"][i], row["phrase_mask"][i] = own.ids, own.mask
                 row["phrase_objects"][i], row["phrase_valid"][i] = object_id(phrase), True
+            if "asked_ids" in row:
+                exists = row["phrase_valid"][: self._num_asked, None]
+                for name in ("ids", "mask"):
+                    asked = row[f"phrase_{name}"][: self._num_asked]
+                    row[f"asked_{name}"][:] = np.where(exists, asked, row[f"text_{name}"])
             return row | {"object_id": object_id(clip)}
         row |= {"has_text": np.bool_(tokens.num_pieces > 0), "is_cut": np.bool_(tokens.is_cut)}
         row["text"] = text
@@ -145,10 +164,11 @@ class ExpressionRows(ClipRows):
     def _write_targets(self, row, i, record, t, augmented) -> None:
         found = {}  # several expressions mean the same object
         for place, phrase in enumerate(record.get("phrases", ())):
-            if phrase["fid"] not in found:
+            meant = phrase["fid"], phrase["is_null"]
+            if meant not in found:
                 labels = decode_labels(phrase["masks"][t], self._data.num_classes)
-                found[phrase["fid"]] = augmented(labels) == 1
-            row["phrase_targets"][i, place] = found[phrase["fid"]]
+                found[meant] = augmented(labels) == 1
+            row["phrase_targets"][i, place] = found[meant]
 
     def _write_labels(self, row: Row, i: int, labels: np.ndarray, draw: Any) -> None:
         if "labels" not in row:

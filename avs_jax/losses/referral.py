@@ -23,12 +23,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from avs_jax.losses import criterion
 from avs_jax.losses.alignment import infonce, scale_of
 from avs_jax.losses.boundary import foreground
 from avs_jax.losses.localization import localization_loss, phrase_pairs
-from avs_jax.ops.frames import fold_frames, unfold_frames
+from avs_jax.ops.frames import fold_frames, repeat_clips, unfold_frames
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.ops.unit_length import normalize
 
@@ -47,6 +48,7 @@ def compute_losses(
 
     Besides the weighted terms come align_anchors and align_positives, counts that are logged.
     """
+    everything, batch = batch, asked_targets(batch)
     supervised = batch["supervised"]
     masks = unfold_frames(foreground(batch), supervised.shape[1]) & supervised[..., None, None]
     present = masks.any((2, 3))
@@ -59,11 +61,11 @@ def compute_losses(
         presence = jnp.where(supervised, bce, 0).sum() / frames
         added["loss_presence"] = loss_config.presence_weight * presence
     if "location_logits" in outputs:
-        found = localization_loss(outputs["location_logits"], batch)
+        found = localization_loss(outputs["location_logits"], everything)
         added["loss_localization"] = loss_config.localization_weight * found
     if loss_config.align_weight:
         if "align_phrases" in outputs:
-            mean, pairs = phrase_pairs(outputs["align_map"], batch)
+            mean, pairs = phrase_pairs(outputs["align_map"], everything)
             words = outputs["align_phrases"]
             text = normalize(words.reshape(-1, words.shape[-1]))
         else:
@@ -76,6 +78,29 @@ def compute_losses(
         added["loss_align"] = loss_config.align_weight * outputs["align_ramp"] * align
         terms |= counts
     return total + sum(added.values()), terms | added
+
+
+def asked_targets(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    """The targets of every expression that is asked of a clip, each in a row.
+
+    A clip's rows follow each other, as those of the model's outputs. Where a clip has fewer
+    expressions, the rows that are left are not supervised.
+    """
+    if "asked_ids" not in batch:
+        return batch
+    times = batch["asked_ids"].shape[1]
+    inside = batch["target_masks"].any(2)[:, :, None]  # padding is in no mask
+    meant = batch["phrase_targets"][:, :, :times] & inside
+    masks = jnp.stack([inside & ~meant, meant], axis=3)  # background and object
+    masks = rearrange(masks, "b t e m h w -> (b e) t m h w")
+    exists = rearrange(batch["phrase_valid"][:, :times], "b e -> (b e) 1")
+    return {
+        "target_masks": masks,
+        "target_labels": jnp.broadcast_to(jnp.arange(2)[None, None], masks.shape[:3]),
+        "target_valid": masks.any((3, 4)),
+        "supervised": repeat_clips(batch["supervised"], 1, times) & exists,
+        "frame_index": repeat_clips(batch["frame_index"], 1, times),
+    }
 
 
 def info_nce(

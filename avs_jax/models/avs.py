@@ -21,12 +21,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax.core import FrozenDict
 
 from avs_jax.models.avs_encoders import Encoded, encode, encode_text
 from avs_jax.models.decoders.vct_decoder import PROMPTS, VCTDecoder
 from avs_jax.models.fusion.gated import pool_tokens
-from avs_jax.models.inputs import INPUTS, TEXT_FIELDS, prepare_field
+from avs_jax.models.inputs import ASKED_FIELDS, INPUTS, TEXT_FIELDS, prepare_field
 from avs_jax.models.parts import (
     MAP_AUDIO_BACKBONES,
     MAP_BACKBONES,
@@ -137,11 +138,16 @@ class AVS(nn.Module):
           ValueError: a missing field or a wrong shape.
           InputError: an unknown part.
         """
+        batch = _ask_several(batch)
         sizes = self._check_batch(batch)
+        times = sizes.get("X", sizes["B"]) // sizes["B"]
         encoded, clip_sound, intermediates = encode(self, batch, sizes, train)
         text, phrases = encode_text(self, batch, sizes["T"])
-        batch, encoded = _repeat_for_expressions(batch, encoded, sizes)
-        locations = self._locate(encoded, text, phrases, clip_sound)
+        location, locations = self._locate(encoded, text, phrases, clip_sound, sizes["T"], times)
+        compared = encoded.levels[-1]  # with the phrases of its clip, or with the row's expression
+        if times != 1:
+            batch, encoded = _repeat_for_expressions(batch, encoded, sizes["T"], times)
+            compared = encoded.levels[-1] if phrases is None else compared
         predictor = self._make_predictor()
         now = StageInputs(
             **encoded._asdict(),
@@ -154,7 +160,7 @@ class AVS(nn.Module):
             text=text,
             image_size=batch["images"].shape[2:4],
             mask_prior=lambda: mask_prior(predictor, encoded),
-            location=None if locations is None else locations[:, 0],
+            location=location,
         )
         now, query_map, vectors, named = self._run_stages(now, intermediates)
         if train and gumbel_noise is None:
@@ -172,7 +178,7 @@ class AVS(nn.Module):
         outputs = self._unfold(decoded, named, sizes["T"])
         if self.head["name"] != "none":
             queries = steps["decoder"]["ffn"][-1]
-            outputs |= self._refer(queries, encoded, text, phrases, now)
+            outputs |= self._refer(queries, compared, text, phrases, now)
         if locations is not None:
             outputs["location_logits"] = unfold_frames(locations, sizes["T"])
         return outputs | {"intermediates": intermediates | steps}
@@ -265,34 +271,43 @@ class AVS(nn.Module):
             name="predictor",
         )
 
-    def _locate(self, encoded, text, phrases, clip_sound):
-        """Logits [N, P, h, w] of where expressions mean; the first is that of the row."""
+    def _locate(self, encoded, text, phrases, clip_sound, num_frames, times):
+        """Logits of where expressions mean: of the rows [N, h, w], and of all [N, P, h, w].
+
+        Frames are read once for the expressions of their clip; of its phrases, the rows' are the
+        first.
+        """
         module = find_part("localizer", self.localizer)
         if module is None:
-            return None
+            return None, None
         if text is None:
             raise InputError(
                 f"localizer.name = {self.localizer['name']!r} reads text, but text is none"
             )
         locate = make_part("localizer", module, self.localizer, name="localizer")
         words = pool_tokens(*text) if phrases is None else phrases
-        # Frames of a clip, for each expression; by shape, since an exported size may be symbolic.
-        times = words.shape[0] // clip_sound.tokens.shape[0]
-        heard = (jnp.repeat(x, times, axis=0) for x in clip_sound)
-        return locate(encoded.levels[-1], encoded.audio, words, *heard)
+        if phrases is None and times != 1:
+            order = "(b e t) p d -> (b t) (e p) d"
+            words = rearrange(words, order, e=times, t=num_frames)
+        heard = (jnp.repeat(x, num_frames, axis=0) for x in clip_sound)
+        found = locate(encoded.levels[-1], encoded.audio, words, *heard)
+        if times == 1:
+            return found[:, 0], found
+        own = rearrange(found[:, :times], "(b t) e h w -> (b e t) h w", t=num_frames)
+        return own, own[:, None] if phrases is None else found
 
     def _draw_gumbel(self, encoded):
         """Noise for the queries, [N, Q, h*w]."""
         num_pixels = math.prod(encoded.mask_features.shape[1:3])
         return gumbel(self.make_rng("gumbel"), encoded.ids, self.num_queries, num_pixels)
 
-    def _refer(self, queries, encoded, text, phrases, now):
+    def _refer(self, queries, features, text, phrases, now):
         """What the head makes of an expression, with axes B and T; those of texts have B alone."""
         if text is None:
             raise InputError(f"head.name = {self.head['name']!r} reads text, but text is none")
         head = make_part("head", find_part("head", self.head), self.head, name="head")
         per_frame, scalars = head(
-            queries, encoded.audio, *text, encoded.levels[-1], now.progress, now.location, phrases
+            queries, now.audio, *text, features, now.progress, now.location, phrases
         )
         outputs = {name: unfold_frames(x, now.num_frames) for name, x in per_frame.items()}
         texts = {n: outputs[n][:, 0] for n in ("align_text", "align_phrases") if n in outputs}
@@ -323,14 +338,19 @@ def mask_prior(predictor: VCTDecoder, encoded: Encoded) -> jax.Array:
     return decoded["predictions"][0]["pred_masks"].max(-1)
 
 
+def _ask_several(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    """The batch with the expressions that training asks of every clip as the rows' texts."""
+    if not set(ASKED_FIELDS.values()) <= set(batch):
+        return batch
+    asked = {name: fold_frames(batch[field]) for name, field in ASKED_FIELDS.items()}
+    return {**batch, **asked}
+
+
 def _repeat_for_expressions(
-    batch: Mapping[str, jax.Array], encoded: Encoded, sizes: Mapping[str, int]
+    batch: Mapping[str, jax.Array], encoded: Encoded, num_frames: int, times: int
 ) -> tuple[Mapping[str, jax.Array], Encoded]:
     """Both with every clip once per expression, in a row; so far, expressions shared a clip."""
-    times = sizes.get("X", sizes["B"]) // sizes["B"]
-    if times == 1:
-        return batch, encoded
-    encoded = jax.tree.map(lambda x: repeat_clips(x, sizes["T"], times), encoded)
+    encoded = jax.tree.map(lambda x: repeat_clips(x, num_frames, times), encoded)
     repeated = {
         name: x if name in TEXT_FIELDS else jnp.repeat(x, times, axis=0)
         for name, x in batch.items()

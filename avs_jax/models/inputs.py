@@ -33,6 +33,7 @@ INPUTS = {  # which of them the model reads depends on the configuration
     "text_mask": "X N",
 }
 TEXT_FIELDS = ("text_ids", "text_mask")
+ASKED_FIELDS = {"text_ids": "asked_ids", "text_mask": "asked_mask"}  # of training, B E N
 
 
 def prepare_field(x: jax.Array) -> jax.Array:

@@ -39,6 +39,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"seed", (lambda x: _count(0)[0](x) and x < 2**32, "a whole number, 0 to 2**32 - 1")),
     (r"data\.(prefetch|image_size|num_frames|num_supervised|max_targets)", _count(1)),
     (r"data\.num_classes", _count(2)),
+    (r"data\.text\.num_asked", _count(1)),
     (r"data\.augment\.flip", _number("a share, 0..1", most=1)),
     (r"data\.augment\.max_size|loss\.num_points|evaluate\.(batch_size|score_size)", _count(1)),
     (r"evaluate\.num_pictures", _count(0)),

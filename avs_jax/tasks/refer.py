@@ -159,6 +159,12 @@ def _check_queries(config: ConfigDict) -> None:
             f"config.data.text.num_phrases = {phrases!r} with config.model.localizer.name = "
             f"{localizer!r}: a localizer needs at least 1, and without one nothing reads them"
         )
+    asked = config.data.text.get("num_asked", 1)
+    if asked > max(1, phrases):
+        raise InputError(
+            f"config.data.text.num_asked = {asked}: expected at most "
+            f"config.data.text.num_phrases = {phrases}, whose first ones they are"
+        )
     if not config.loss.masks and localizer == "none":
         raise InputError(
             "config.loss.masks = False with config.model.localizer.name = 'none': only a localizer "
@@ -187,10 +193,14 @@ def _query_norms(config: ConfigDict) -> Callable | None:
     if config.loss.align_weight:  # the alignment compares the rows of a batch with each other
         return None
     return functools.partial(
-        criterion.norms,
+        _asked_norms,
         num_queries=config.model.num_queries,
         no_object_weight=config.loss.no_object_weight,
     )
+
+
+def _asked_norms(batch: Mapping[str, Any], **weights: Any) -> dict[str, Any]:
+    return criterion.norms(referral.asked_targets(batch), **weights)
 
 
 def _derive(outputs, inputs, *, score):

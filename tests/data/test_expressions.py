@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from avs_jax.data.expressions import ExpressionRows
+from avs_jax.losses.referral import asked_targets
 from avs_jax.spec import InputError
 from configs import refer_cma
 from tfds_builders.refer_clips import list_clips
@@ -103,6 +104,41 @@ def test_a_training_row_has_other_expressions_of_its_clip(clips, config):
     assert own["clip_has_sound"].tolist() == [True] * config.data.num_frames
     np.testing.assert_array_equal(own["clip_log_mel"], every["log_mel"])
     assert own["clip_seconds"].tolist() == list(range(config.data.num_frames))
+
+
+def test_several_expressions_of_a_row_are_asked(clips, config):
+    config = config.copy_and_resolve_references()
+    config.data.text.num_asked = 3
+    rows, record = ExpressionRows(config), clips["train"][0]
+    assert len(record["expressions"]) == 2
+    own = rows.prepare(record, np.random.default_rng(0))
+    for name in ("ids", "mask"):
+        phrases, asked = own[f"phrase_{name}"], own[f"asked_{name}"]
+        np.testing.assert_array_equal(asked[:2], phrases[:2])
+        np.testing.assert_array_equal(asked[2], phrases[0])  # in a place that does not count
+    batch = {name: value[None] for name, value in own.items()}
+    targets = {name: np.asarray(value) for name, value in asked_targets(batch).items()}
+    assert targets["supervised"].tolist() == [[True], [True], [False]]
+    for item in range(2):
+        other = rows.prepare(record | {"item": item}, np.random.default_rng(0))
+        (place,) = np.flatnonzero((own["asked_ids"][:2] == other["text_ids"]).all(1))
+        for name in ("masks", "labels", "valid"):
+            np.testing.assert_array_equal(
+                targets[f"target_{name}"][place], other[f"target_{name}"], err_msg=name
+            )
+        assert targets["frame_index"][place] == other["frame_index"]
+    assert "asked_ids" not in rows.prepare(record)
+    config.data.text.num_asked = 1
+    assert "asked_ids" not in ExpressionRows(config).prepare(record, np.random.default_rng(0))
+
+
+def test_a_null_expression_has_no_masks_of_an_object_of_its_number(clips, config):
+    record = clips["train"][0]
+    fid = record["expression_fids"][0]
+    record = {**record, "expression_fids": [fid, fid], "is_null": [False, True]}
+    row = ExpressionRows(config).prepare(record, np.random.default_rng(0))
+    assert row["phrase_valid"][:2].all() and row["phrase_targets"][0, 0].any()
+    assert not row["phrase_targets"][0, 1].any()
 
 
 def test_a_training_row_hears_drawn_seconds(clips, config):

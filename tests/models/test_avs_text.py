@@ -171,6 +171,16 @@ def test_the_localizer_reads_words_and_sound_and_gates_the_words():
     assert both.shape == (1, 2, 2, 4, 4)
     np.testing.assert_allclose(both[:, :, :1], own, atol=1e-5)
     np.testing.assert_allclose(masks_of_both, masks_of_own, atol=1e-4)
+    # Training may ask for the masks of several of them, as prediction does.
+    asked = {"asked_ids": ids, "asked_mask": phrases["phrase_mask"]}
+    found, masks_of_asked = apply(params, inputs | phrases | asked)
+    np.testing.assert_allclose(found, both, atol=1e-5)
+    several = {"text_ids": ids[0], "text_mask": phrases["phrase_mask"][0]}
+    found, masks_of_several = apply(params, inputs | several)
+    np.testing.assert_allclose(found[:, :, 0], jnp.moveaxis(both[0], 1, 0), atol=1e-5)
+    assert masks_of_asked.shape[0] == 2
+    np.testing.assert_allclose(masks_of_asked, masks_of_several, atol=1e-4)
+    np.testing.assert_allclose(masks_of_asked[:1], masks_of_own, atol=1e-4)
     # A frame hears the seconds of its clip that exist, in training and in evaluation.
     first = {"valid": np.array([[True, False]])}
     alone, _ = apply(params, inputs | first)

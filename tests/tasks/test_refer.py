@@ -21,14 +21,16 @@ from avs_jax.data.tokens import WordTokenizer, read_vocabulary
 from avs_jax.inference.predictor import Predictor
 from avs_jax.programs import build_dataset
 from avs_jax.results.pixel_scores import FALLBACKS, expression_score
+from avs_jax.runtime import sharding
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import UsageError, parse
 from avs_jax.runtime.stored_config import check_same_config, flat_config, update_stored
 from avs_jax.spec import InputError
+from avs_jax.task import stack_rows
 from avs_jax.tasks import complete_config, make_task
 from configs import parts, refer_cma, refer_sam2, refer_vct
 from scripts import plot_words
-from tests import video_files
+from tests import small, video_files
 from tests.conftest import GOLDEN
 from tfds_builders.refer_clips import list_clips
 
@@ -102,6 +104,28 @@ def test_files_of_predictions_score_as_the_run_that_wrote_them(run, tmp_path):
         for name in "ab"
     )
     assert b["predictions"]["unseen(paper)"] == a["true_audio"]["unseen(paper)"]
+
+
+@pytest.mark.slow
+def test_several_expressions_are_asked_in_micro_batches(records):
+    config = small_config()
+    config.data.text.update(num_asked=2, words=("the", "dog", "man", ",", "object"))
+    config.loss.align_weight = 0.0
+    config.train.update(accumulate=2, batch_size=16)
+    setup, rng = small.train_setup(config), np.random.default_rng(0)
+    task, rows = setup.task, (*records["train"], *records["test_n"])
+    rows = [task.rows.prepare(rows[i % len(rows)], rng) for i in range(16)]
+    batch = stack_rows(rows, task.rows.fields)
+    second = int(batch["phrase_valid"][:, 1].sum())
+    assert 0 < second < 16  # some clips have one expression
+    meant = int(batch["phrase_targets"][:, 0, :2].any((2, 3)).sum())
+    norms = task.norms(batch)
+    assert norms["frames"] == 16 + second
+    assert norms["masks"] == 16 + second + meant  # a background each, and the objects
+    state = setup.init_state(*setup.init_variables())
+    held = sharding.put_batch(batch, setup.mesh)
+    _, metrics = setup.make_train_step()(state, held, setup.seed())
+    assert metrics["finite"] and metrics["loss_presence"] > 0 and metrics["loss_mask"] > 0
 
 
 @pytest.mark.slow
@@ -262,6 +286,8 @@ def test_mistakes_are_named(tmp_path):
     refused(lambda c: c.evaluate.update(fallback="last"), "fallback = 'last': choose one of")
     refused(lambda c: c.model.fusion.update(text_pool="sum"), "text_pool = 'sum'")
     refused(lambda c: c.model.decoder.update(prompt="none"), "would not depend", refer_vct)
+    refused(lambda c: c.data.text.update(num_asked=13), "num_asked = 13: .* num_phrases = 12")
+    refused(lambda c: c.data.text.update(num_asked=2), "num_phrases = 0", refer_vct)
     refused(lambda c: c.loss.update(masks=False), "only a localizer learns", refer_vct)
     refused(lambda c: c.update(host="swin"), "config.host = 'swin': choose one of", refer_sam2)
     refused(lambda c: c.model.update(memory=True), "frames meet in the memory", refer_sam2)
