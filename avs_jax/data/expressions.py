@@ -65,6 +65,7 @@ FIELDS = {
     "clip_seconds": Field("int32", "B F", "input", "place of the second", "train", given="never"),
     "phrase_objects": Field("int32", "B P", "target", "as object_id, of each expression", "train"),
     "phrase_valid": Field("bool", "B P", "target", "the expression exists", "train"),
+    "place": Field("int32", "B", "target", "among the expressions of its clip", "evaluate"),
     "is_null": Field("bool", "B", "target", "the expression means nothing", "evaluate"),
     "is_seen": Field("bool", "B", "target", "its class occurs in train", "evaluate"),
     "kind": Field(
@@ -122,7 +123,7 @@ class ExpressionRows(ClipRows):
                     row[f"asked_{name}"][:] = np.where(exists, asked, row[f"text_{name}"])
             return row | {"object_id": object_id(clip)}
         row |= {"has_text": np.bool_(tokens.num_pieces > 0), "is_cut": np.bool_(tokens.is_cut)}
-        row["text"] = text
+        row |= {"text": text, "place": np.int32(record.get("item", 0))}
         return row | _facts(clip)
 
     def tokens(self, text: str, name: str) -> Tokens:

@@ -120,7 +120,6 @@ def _predict(
             inputs["text_ids"] = np.stack([token.ids for token in tokens])
             inputs["text_mask"] = np.stack([token.mask for token in tokens])
             outputs = predictor.outputs(inputs)
-            inputs["valid"] = np.repeat(inputs["valid"], len(texts), axis=0)
             result = jax.device_get(scored(outputs, inputs, size=(video.height, video.width)))
             later(_write, folder, video, threshold, window, result, expressions, writers)
 

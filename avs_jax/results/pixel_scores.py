@@ -99,7 +99,7 @@ def expression_score(
 
     Args:
       outputs: pred_logits, pred_masks and presence_logits [B, T].
-      inputs: images and valid.
+      inputs: images and valid, of B clips or of clips with as many of the B expressions each.
       size: (h, w) of the result.
       threshold: of an empty mask.
       fallback: one of FALLBACKS.
@@ -107,8 +107,11 @@ def expression_score(
     Returns:
       "pred" float32 [B, T, h, w], "presence" float32 [B, T], and "fallback" bool [B, T].
     """
+    times = outputs["presence_logits"].shape[0] // inputs["valid"].shape[0]
+    inputs = {**inputs, "valid": jnp.repeat(inputs["valid"], times, axis=0)}
     votes = jax.nn.softmax(outputs["pred_logits"].astype(jnp.float32), axis=-1)[..., 1].sum(-1)
     prob = query_scores(outputs, inputs, size)[..., 1] / jnp.maximum(votes, 1.0)[:, :, None, None]
+    prob = jnp.minimum(prob, 1.0)  # which rounding may pass
     presence = jax.nn.sigmoid(outputs["presence_logits"].astype(jnp.float32))
     is_present = (presence > 0.5) & inputs["valid"]
     is_empty = ~(prob > threshold).any((2, 3))

@@ -3,6 +3,10 @@
 Both validation and avs_jax.evaluate use it. Each device scores one row at a time, so no number
 depends on the batch size. Floating-point sums do depend on the computed shape, by about 1e-7 of a
 logit, which can flip a pixel at a threshold.
+
+Rows of a clip that share its images are scored together (Task.own_inputs), always TOGETHER in one
+program; where there are fewer, others fill their places. A row's place among them is its place in
+the clip, so its number depends neither on the batch size nor on what the batch holds besides.
 """
 
 import io
@@ -20,6 +24,8 @@ from avs_jax.runtime.sharding import AXES, batch_sharding, put_batch
 from avs_jax.task import Batch, Record, Table, Task
 
 Scores = Mapping[str, np.ndarray]
+
+TOGETHER = 4  # rows of a clip; more take more memory, and are in vain where a clip has fewer
 
 
 class Evaluation(NamedTuple):
@@ -101,15 +107,49 @@ def evaluate(
 
 
 def _score(task: Task, eval_step, variables, batch: Batch, mesh: Mesh) -> dict[str, np.ndarray]:
-    """The scores of this process's rows, one row per device at a time."""
+    """The scores of this process's rows, one group of rows per device at a time."""
     inputs = task.inputs(batch)
-    rows, step = len(next(iter(inputs.values()))), len(mesh.local_devices)
+    groups, step = _groups(task, batch, inputs), len(mesh.local_devices)
+    count = _most_of_all_processes(-(-len(groups) // step))
+    taken = groups + groups[-1:] * (count * step - len(groups))  # a last one fills the devices
     pending = []  # dispatch all before waiting for the first
-    for i in range(0, rows, step):
-        part = {name: value[i : i + step] for name, value in inputs.items()}
+    for i in range(0, len(taken), step):
+        some = taken[i : i + step]
+        rows = {False: [max(group) for group in some], True: [_filled(group) for group in some]}
+        part = {
+            name: value[np.ravel(rows[name in task.own_inputs])] for name, value in inputs.items()
+        }
         pending.append(eval_step(*variables, put_batch(part, mesh)))
     parts = [{name: _local_rows(x) for name, x in outputs.items()} for outputs in pending]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    row_of = np.concatenate(groups)  # of every computed one, -1 of a filled place
+    order = np.argsort(row_of)[np.count_nonzero(row_of < 0) :]
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+
+
+def _groups(task: Task, batch: Batch, inputs: Mapping[str, np.ndarray]) -> list[list[int]]:
+    """Rows that are scored together, in their places; -1 where a clip has none in the batch."""
+    if not task.own_inputs:
+        return [[row] for row in range(len(next(iter(inputs.values()))))]
+    shared = [value for name, value in inputs.items() if name not in task.own_inputs]
+    groups: list[list[int]] = []
+    for row, place in enumerate(batch["place"]):
+        before = batch["place"][row - 1] if row else place
+        joins = before < place and before // TOGETHER == place // TOGETHER
+        if not (joins and all(np.array_equal(x[row], x[row - 1]) for x in shared)):
+            groups.append([-1] * TOGETHER)
+        groups[-1][place % TOGETHER] = row
+    return groups
+
+
+def _filled(group: list[int]) -> list[int]:
+    return [max(group) if row < 0 else row for row in group]
+
+
+def _most_of_all_processes(count: int) -> int:
+    """All processes run a program equally often: it may gather parameters."""
+    if jax.process_count() == 1:
+        return count
+    return int(multihost_utils.process_allgather(np.array([count])).max())
 
 
 def _local_rows(x: jax.Array) -> np.ndarray:

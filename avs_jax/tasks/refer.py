@@ -20,6 +20,7 @@ from avs_jax.inference import expression_video
 from avs_jax.inference.trunk_weights import with_trunk_key
 from avs_jax.losses import criterion, prompted, referral
 from avs_jax.models import avs, build_model
+from avs_jax.models.inputs import TEXT_FIELDS
 from avs_jax.models.rules import look_up
 from avs_jax.models.sam2 import host as sam2
 from avs_jax.models.stage import check_frames
@@ -107,6 +108,7 @@ def make_task(config: ConfigDict) -> Task:
         schedules=schedules,
         logged_params=logged,
         outputs=OUTPUTS,
+        own_inputs=TEXT_FIELDS,
         score=score,
         derive=functools.partial(_derive, score=score),
         meter=refavs.ExpressionMeter,

@@ -3,6 +3,7 @@
 Records are those of the layout fixture, through the real reader; the model is `:tiny`.
 """
 
+import dataclasses
 import json
 import types
 
@@ -17,6 +18,7 @@ from avs_jax import predict
 from avs_jax import train as program
 from avs_jax.controls.expression_controls import expression_controls
 from avs_jax.data.expressions import clip_record
+from avs_jax.data.pipeline import EvalBatches
 from avs_jax.data.tokens import WordTokenizer, read_vocabulary
 from avs_jax.inference.predictor import Predictor
 from avs_jax.programs import build_dataset
@@ -24,6 +26,8 @@ from avs_jax.results.pixel_scores import FALLBACKS, expression_score
 from avs_jax.runtime import sharding
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import UsageError, parse
+from avs_jax.runtime.evaluation import evaluate, make_eval_step
+from avs_jax.runtime.step import init_variables
 from avs_jax.runtime.stored_config import check_same_config, flat_config, update_stored
 from avs_jax.spec import InputError
 from avs_jax.task import stack_rows
@@ -104,6 +108,62 @@ def test_files_of_predictions_score_as_the_run_that_wrote_them(run, tmp_path):
         for name in "ab"
     )
     assert b["predictions"]["unseen(paper)"] == a["true_audio"]["unseen(paper)"]
+
+
+@pytest.mark.slow
+def test_expressions_of_a_clip_are_scored_together(records):
+    """In fewer passes, with numbers that depend on neither batch nor devices, to the last bit."""
+    config = small_config()
+    config.data.text.words = ("the", "dog", "man", ",", "object")
+    texts = ["the dog", "the man", "object", "dog", "man", "the object"]
+    first, other = records["train"][0], records["val"][0]
+    names = ("expression_fids", "kinds", "is_null", "is_seen")
+    first = {**first, **{name: [first[name][0]] * 6 for name in names}, "expressions": texts}
+    first["uids"] = [f"clip_dog_{i}" for i in range(6)]
+    rows = [first | {"item": i} for i in range(6)] + [other | {"item": 0}]
+    uids = [f"clip_man_{i}" for i in range(6)]
+    task, rng, passes = make_task(config), np.random.default_rng(0), []
+    noise = rng.integers(-20_000, 20_000, first["waveform"].shape, np.int16)
+    rows.append(first | {"item": 1, "uids": uids, "waveform": noise})
+
+    def score(task, batch_size, devices=1, fsdp=1):
+        config.train.mesh.fsdp = fsdp
+        mesh = sharding.make_mesh(config, jax.devices()[:devices])
+        params = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
+        step, batches, found = (
+            make_eval_step(task, mesh),
+            EvalBatches(rows, task.rows, batch_size),
+            [],
+        )
+
+        def counted(*args):
+            passes.append(batch_size)
+            return step(*args)
+
+        evaluate(
+            task,
+            counted,
+            (params, {}),
+            [batches[i] for i in range(len(batches))],
+            mesh,
+            observers=[lambda scores, _: found.append((scores["pred"], scores["presence"]))],
+        )
+        return [np.concatenate(x)[: len(rows)] for x in zip(*found, strict=True)]
+
+    inputs = task.inputs(EvalBatches(rows, task.rows, 1)[0])
+    shapes, _ = jax.eval_shape(lambda x: init_variables(task.model, x, 0), inputs)
+    variables = jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), shapes)
+    alone = score(dataclasses.replace(task, own_inputs=()), 8)
+    found = score(task, 8)
+    assert passes == [8] * 8 + [8] * 4  # items 0 to 3, 4 and 5, and two clips of one
+    for x, y in zip(found, alone, strict=True):
+        np.testing.assert_allclose(x, y, atol=5e-6)
+    masks, presence = found
+    assert masks.max() > 0.1 and np.ptp(presence[:6, 0]) > 2e-4
+    assert np.abs(presence[7] - presence[1]).max() > 2e-4  # not with the sound of the other rows
+    for batch_size, devices, fsdp in ((1, 1, 1), (3, 1, 1), (8, 8, 2)):
+        for x, y in zip(score(task, batch_size, devices, fsdp), found, strict=True):
+            np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.slow
