@@ -78,6 +78,7 @@ def refer_config() -> ConfigDict:
     for key in ("swapped_audio", "audio", "manifest", "motion", "moving_threshold"):
         del evaluate[key]
     evaluate.split = "test_s"
+    evaluate.batch_size = 32  # expressions of a clip are scored together where a batch holds them
     evaluate.score_size = 256
     # what replaces an empty mask where the head says that something is meant:
     # "none" | "zeros" | "prev_frame" | "top_query"
@@ -97,12 +98,13 @@ def shrink(config: ConfigDict, variant: str) -> ConfigDict:
     config.model.head.embed_dim = 64
     shrink_for_demo(config)
     config.data.num_supervised = 1
+    config.evaluate.batch_size = 32
     config.evaluate.score_size = 128  # of the generated masks, which therefore do not grow
     if config.model.fusion.name == "cma":
         config.model.fusion.num_heads = 4
     if config.model.localizer.name != "none":
         config.model.localizer.update(embed_dim=64, num_heads=4)
-        config.data.text.num_phrases = 12
+        config.data.text.update(num_phrases=12, num_asked=4)
         # From random values: with less, the trunk follows the masks' gradients alone.
         config.loss.update(localization_weight=200.0, align_weight=200.0)
         config.optim.clip_norm = 1.0

@@ -33,8 +33,9 @@ def recipe() -> ConfigDict:
     config.optim.frozen = (r"text/.*", *base.optim.frozen)
     config.init = base.init
     config.init.text = ""  # folder of --source=roberta
-    del config.data.text.num_phrases  # no localizer
+    del config.data.text.num_phrases, config.data.text.num_asked  # no localizer
     config.train.batch_size = 4
+    config.evaluate.batch_size = 8
     config.train.init_fresh, config.train.init_dropped = (), ()
     return config
 
