@@ -38,7 +38,7 @@ FIELDS = {
     ),
     "asked_mask": Field("bool", "B E N", "input", "the token exists", "train", given="never"),
     "object_id": Field(
-        "int32", "B", "target", "equal for expressions that mean the same object", "train"
+        "int32", "B", "target", "equal for expressions of the same object, -1: of none", "train"
     ),
     "phrase_ids": Field(
         "int32",
@@ -180,7 +180,9 @@ class ExpressionRows(ClipRows):
 
 
 def object_id(clip: Mapping[str, Any]) -> np.int32:
-    """Equal for expressions that mean the same object of the same clip."""
+    """Equal for expressions that mean the same object of the same clip; -1 for nothing."""
+    if clip["is_null"]:
+        return np.int32(-1)
     return np.int32(zlib.crc32(f"{clip['vid']}/{clip['fid']}".encode()) & 0x7FFFFFFF)
 
 
