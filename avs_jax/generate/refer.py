@@ -15,8 +15,7 @@ their DIR is null_c-{vid} or null_m-{vid}, a folder with the same media (hard li
 system has them), their class is "null", and their masks are empty.
 
 Splits are train, val, test_s (as many clips as --test says), test_u (half as many) and test_n, the
-null expressions of test_s's clips. Half of the clips of train and val have null expressions too:
-in train up to four of one kind, so that "nothing" is not rare among the rows.
+null expressions of test_s's clips. Half of the clips of train and val have a null expression too.
 Expressions of test_u refer to classes that occur in no other split, and name no shape that does not
 occur in train.
 
@@ -95,8 +94,8 @@ FROM_LOW_TO_HIGH = (
     *("violin", "car", "emergency-car", "man", "dog", "lion"),
     *("piano", "keyboard", "baby", "cat", "helicopter", "mower"),
 )
-MOST_OF_KIND = {"look": 2, "sound": 2, "time": 2, "both": 2, "null": 1}  # expressions per clip
-MOST_IN_TRAIN = {"look": 8, "sound": 6, "time": 6, "both": 8, "null": 4}
+MOST_OF_KIND = {"look": 2, "sound": 2, "time": 2, "both": 2}  # expressions per clip
+MOST_IN_TRAIN = {"look": 8, "sound": 6, "time": 6, "both": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,20 +219,17 @@ def _choose_expressions(
         if not unknown_shapes & set(expression.text.split())
         and (split != "test_u" or expression.target.class_name in UNSEEN)
     ]
-    most, chosen = MOST_IN_TRAIN if split == "train" else MOST_OF_KIND, []
-
-    def choose(kind, candidates, count):
-        of_kind = [expression for expression in candidates if expression.kind == kind]
-        return [of_kind[i] for i in rng.permutation(len(of_kind))[:count]]
-
-    for kind in ("look", "sound", "time", "both"):
-        chosen += choose(kind, found, most[kind])
+    chosen = []
+    for kind, most in (MOST_IN_TRAIN if split == "train" else MOST_OF_KIND).items():
+        of_kind = [expression for expression in found if expression.kind == kind]
+        chosen += [of_kind[i] for i in rng.permutation(len(of_kind))[:most]]
     null_kinds = {"test_s": NULL_KINDS, "test_u": ()}.get(split)
     if null_kinds is None:
         null_kinds = (str(rng.choice(NULL_KINDS)),) if rng.uniform() < 0.5 else ()
     null = null_expressions(things, list(COLORS), [row[1] for row in SEEN.values()])
     for kind in null_kinds:
-        chosen += choose(kind, null, most["null"])
+        of_kind = [expression for expression in null if expression.kind == kind]
+        chosen.append(of_kind[rng.integers(len(of_kind))])
     return tuple(chosen)
 
 

@@ -1,12 +1,10 @@
 """The losses of all expressions that a clip has in training, P of them per row.
 
   loss_localization  of location_logits, mean over the expressions of the supervised frames of
-      BCE with the share of each cell that the expression's object covers, mean over cells
+      BCE with the share of each cell that the expression's object covers, mean over cells; those
+      that mean nothing count too, with empty masks
       + -log softmax over the objects o of the clip (mean of the logits under o) at its own object,
       where it has one and the clip has others
-      Expressions that mean nothing do not count: "the star that sounds" of a silent star says to
-      a model that does not hear yet that there is no star, and with them sounds stayed at chance.
-      Whether something is meant is learned by the presence, from rows (losses/referral.py).
   loss_align         losses/referral.py's InfoNCE, of the objects and expressions of all rows; equal
       texts of different objects are neither positive nor negative
 
@@ -28,13 +26,12 @@ def localization_loss(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.
     Args:
       logits: [B, T, P, h, w], over images padded at the bottom and right.
       batch: phrase_targets bool [B, T, P, H, W], phrase_valid bool [B, P], phrase_objects int32
-        [B, P] (-1: nothing is meant) and supervised bool [B, T].
+        [B, P] (-1: of none) and supervised bool [B, T].
     """
     logits = logits.astype(jnp.float32)
     share = cell_shares(batch["phrase_targets"], logits.shape[3:])
     bce = (jax.nn.softplus(logits) - logits * share).mean((3, 4))
-    exists = batch["phrase_valid"] & (batch["phrase_objects"] >= 0)
-    counts = batch["supervised"][:, :, None] & exists[:, None]
+    counts = batch["supervised"][:, :, None] & batch["phrase_valid"][:, None]
     return mean_over(bce, counts) + _contrast(logits, share, batch["phrase_objects"], counts)
 
 
