@@ -104,7 +104,7 @@ def shrink(config: ConfigDict, variant: str) -> ConfigDict:
         config.model.fusion.num_heads = 4
     if config.model.localizer.name != "none":
         config.model.localizer.update(embed_dim=64, num_heads=4)
-        config.data.text.update(num_phrases=12, num_asked=4)
+        config.data.text.num_phrases = 12
         # From random values: with less, the trunk follows the masks' gradients alone.
         config.loss.update(localization_weight=200.0, align_weight=200.0)
         config.optim.clip_norm = 1.0

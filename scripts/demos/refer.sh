@@ -15,7 +15,7 @@ first_stage() {
     "'audio_backbone/.*', 'predictor/.*', 'backbone/.*', 'pixel_decoder/.*'" \
     "${start[@]}" --config.loss.align_weight=0
   start+=(--config.train.steps=450 --config.optim.frozen="('audio_backbone/.*',)"
-    --config.loss.align_weight=2 --config.loss.localization_weight=20)
+    --config.loss.align_weight=20)
 }
 # NAME TITLE STEPS FROZEN [FLAGS]: a run without masks, from which the next one starts
 learn_words() {
