@@ -92,11 +92,12 @@ def shrink(config: ConfigDict, variant: str) -> ConfigDict:
     if not variant:
         return config
     config.data.text.source = "tiny"
-    config.data.text.max_tokens = 16
+    config.data.text.max_tokens = 12
     config.model.text = parts.tiny_text()
     config.model.text.vocab_size = 256
     config.model.head.embed_dim = 64
     shrink_for_demo(config)
+    config.data.augment.update(min_sizes=(96,), crop=False)  # clips are drawn, as many as it takes
     config.data.num_supervised = 1
     config.evaluate.batch_size = 32
     config.evaluate.score_size = 128  # of the generated masks, which therefore do not grow
