@@ -37,6 +37,7 @@ magnitudes divided by their maximum; flow within the video.
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -130,8 +131,9 @@ def run(args: argparse.Namespace) -> Outcome:
     if needs_weights == (args.weights is None):
         what = "needs" if needs_weights else "has no"
         raise FlowError(f"--model={args.model} {what} --weights (avs-jax convert --source=raft)")
-    if args.batch_size < 1:
-        raise FlowError(f"--batch_size={args.batch_size}: expected at least 1")
+    for name in ("batch_size", "workers"):
+        if getattr(args, name) < 1:
+            raise FlowError(f"--{name}={getattr(args, name)}: expected at least 1")
     settings = {"model": args.model, "source": args.source, "dataset": args.dataset}
     settings |= {} if side is None else {"size": side}
     estimate = motion_track.WITHOUT_WEIGHTS.get(args.model) if is_track else difference
@@ -150,7 +152,10 @@ def run(args: argparse.Namespace) -> Outcome:
     with locked(output, "flow"):
         check_settings(output, settings)
         if is_track:
-            return make_tracks(clips, output, estimate, args.rate, args.batch_size, _say, side)
+            workers = 1 if needs_weights else args.workers
+            return make_tracks(
+                clips, output, estimate, args.rate, args.batch_size, _say, side, workers
+            )
         return make_flow(
             clips, output, args.source, estimate, needs_weights, args.batch_size, _say, side
         )
@@ -183,6 +188,12 @@ def _parser() -> FlagParser:
     add("rate", "samples of a track per second (%(default)s)", type=float, default=25.0)
     add("videos", "folder of NAME.mp4, instead of the dataset's own")
     add("batch_size", "pairs at once (%(default)s)", type=int, default=4)
+    add(
+        "workers",
+        "processes for tracks without weights (%(default)s, the processors here)",
+        type=int,
+        default=os.cpu_count() or 1,
+    )
     add("iterations", "updates of RAFT's flow (%(default)s)", type=int, default=12)
     add("dtype", "of RAFT", choices=("float32", "bfloat16"), default="float32")
     return parser

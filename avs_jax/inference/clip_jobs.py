@@ -2,6 +2,12 @@
 
 import collections
 import concurrent.futures
+import functools
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import NamedTuple, TypeVar
@@ -24,15 +30,20 @@ class Outcome(NamedTuple):
 
 
 def read_ahead(
-    read: Callable[[FlowClip], T], clips: Iterable[FlowClip]
+    read: Callable[[FlowClip], T], clips: Iterable[FlowClip], workers: int = 1
 ) -> Iterator[tuple[FlowClip, Callable[[], T]]]:
-    """(clip, () -> read(clip)) in order, read a few clips ahead in threads."""
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+    """(clip, () -> read(clip)) in order, read a few clips ahead in threads.
+
+    With several workers it is read in that many processes, to which `read` is sent.
+    """
+    count = _READERS if workers <= 1 else workers
+    read = read if workers <= 1 else functools.partial(_with_plain_errors, read)
+    with _make_pool(workers) as pool:
         queue: collections.deque = collections.deque()
         try:
             for clip in clips:
                 queue.append((clip, pool.submit(read, clip)))
-                if len(queue) > 2 * _READERS:
+                if len(queue) > 2 * count:
                     clip, future = queue.popleft()
                     yield clip, future.result
             while queue:
@@ -40,6 +51,33 @@ def read_ahead(
                 yield clip, future.result
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _with_plain_errors(read: Callable[[FlowClip], T], clip: FlowClip) -> T:
+    """Some exceptions of decoders cannot leave a process, and their pool would end with them."""
+    try:
+        return read(clip)
+    except Exception as error:
+        raise RuntimeError(str(error) or type(error).__name__) from None
+
+
+def _make_pool(workers: int) -> concurrent.futures.Executor:
+    if workers <= 1:
+        return concurrent.futures.ThreadPoolExecutor(_READERS)
+    # Spawned, not forked: this process may hold threads (jax does).
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker)
+
+
+def _start_worker() -> None:
+    """Leaves Ctrl-C to the program, which then ends this process; so does its end, even a kill."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_program, daemon=True).start()
+
+
+def _end_with_program() -> None:
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 class Progress:

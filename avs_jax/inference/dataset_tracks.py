@@ -1,5 +1,6 @@
 """The motion tracks of a dataset's clips: one file per clip (data/motion_track.py)."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,7 @@ def make_tracks(
     batch_size: int,
     say: Callable[[str], None],
     side: int,
+    workers: int = 1,
 ) -> Outcome:
     """Writes the motion tracks that clips do not have.
 
@@ -34,19 +36,14 @@ def make_tracks(
       rate: samples per second.
       say: takes lines of progress.
       side: px that frames are squashed to.
+      workers: processes that read videos and call `estimate`; 1: threads of this one do.
     """
     failed: list[str] = []
     progress, written, kept = Progress(len(clips), say), 0, 0
-
-    def read(clip: FlowClip) -> np.ndarray | None:
-        count = round(len(frame_files(clip.frames)) * rate)
-        if is_whole_track(output / clip.folder / TRACK_FILE, count):
-            return None
-        frames = read_timed_frames(clip.video, least_interval(rate))
-        return np.stack([*track_samples(frames, estimate, rate, count, side, batch_size)])
-
+    read = functools.partial(_make_track, output, estimate, rate, batch_size, side)
+    jobs = read_ahead(read, clips, min(workers, len(clips)))
     progress.start()
-    for number, (clip, result) in enumerate(read_ahead(read, clips), start=1):
+    for number, (clip, result) in enumerate(jobs, start=1):
         try:
             track = result()
             if track is None:
@@ -60,3 +57,19 @@ def make_tracks(
         progress.show(number, written, kept)
     progress.show(len(clips), written, kept, is_last=True)
     return Outcome(written, kept, failed)
+
+
+def _make_track(
+    output: pathlib.Path,
+    estimate: Estimate,
+    rate: float,
+    batch_size: int,
+    side: int,
+    clip: FlowClip,
+) -> np.ndarray | None:
+    """The track of a clip, float16 [N, 24, 24, C]; None where the folder has it."""
+    count = round(len(frame_files(clip.frames)) * rate)
+    if is_whole_track(output / clip.folder / TRACK_FILE, count):
+        return None
+    frames = read_timed_frames(clip.video, least_interval(rate))
+    return np.stack([*track_samples(frames, estimate, rate, count, side, batch_size)])

@@ -17,7 +17,7 @@ from avs_jax.spec import InputError
 from tests.clip_records import make_config
 
 SIDE = 64
-MADE = ("--source=track", "--model=difference", "--rate=8")
+MADE = ("--source=track", "--model=difference", "--rate=8", "--workers=1")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,22 @@ def test_tracks_reach_the_rows(clips, tracks, tmp_path, capsys):
         assert not found[..., 1].any()
     assert build_dataset.main(flags) == 1
     assert "was built with track_dir" in capsys.readouterr().err
+
+
+def test_several_processes_make_the_same_tracks(clips, tracks, tmp_path, capsys):
+    """A damaged video is listed, wherever it was read; so is a number of processes below one."""
+    shutil.copytree(clips, tmp_path / "clips")
+    damaged = sorted((tmp_path / "clips").rglob("*.mp4"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    several = (*MADE[:-1], "--workers=2")
+    assert run(clips, tmp_path / "tracks", *several) == 0
+    for path, other in zip(files(tracks), files(tmp_path / "tracks"), strict=True):
+        np.testing.assert_array_equal(np.load(path), np.load(other))
+    assert run(tmp_path / "clips", tmp_path / "damaged", *several) == 1
+    assert len(files(tmp_path / "damaged")) == 1
+    assert damaged.stem in capsys.readouterr().err
+    assert run(clips, tmp_path / "none", *MADE[:-1], "--workers=0") == 1
+    assert "--workers=0: expected at least 1" in capsys.readouterr().err
 
 
 def test_only_what_is_missing_or_damaged_is_made_again(clips, tracks, tmp_path, capsys):
