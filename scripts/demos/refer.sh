@@ -1,7 +1,7 @@
 # Expressions for objects: by look, by sound, by time, both, and of nothing there.
 dataset=refavs
 clips=demo/clips_refer
-clip_flags=(--setting=refer --train=1500 --val=20 --test=40) # about 7 expressions each, 25 in train
+clip_flags=(--setting=refer --train=1500 --val=20 --test=40) # about 7 expressions each, 14 in train
 starts_from=s4_ama # sees and hears already; words are new
 [ "$recipe" != refer_sam2 ] || starts_from= # another model
 # What words mean, before the masks: in steps without the decoder, looks first, with one second of the
