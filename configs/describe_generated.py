@@ -25,8 +25,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.augment.min_sizes = (96,)
         config.optim.frozen = (r"(backbone|audio_backbone)/.*",)
         config.train.batch_size = 8
-        config.train.steps = 600  # after 1,500, fewer descriptions single out their object
-        config.train.eval_every = 300
+        config.train.steps = 1000  # after 600, half of the descriptions fit another object, too
+        config.train.eval_every = 1000
         config.model.cells = "res4"  # what else is there: a color is no description of one of two
         # Means prefer long expressions, such as "the red one that makes no sound".
         config.model.length_power = 0.0
