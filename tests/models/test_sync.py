@@ -64,7 +64,7 @@ def test_formula(inputs, variables):
         columns += [level, np.diff(level, prepend=level[0])]
     signed = (u * axis[0] + v * axis[1]) / 0.1
     sequences, _ = motion_sequences(jnp.asarray(track), 1)
-    ours = np.asarray(sequences[0, y * G + x], np.float64)
+    ours = np.asarray(sequences[0, :, y * G + x], np.float64)
     np.testing.assert_allclose(ours[:, [0, 1, 3, 4]], np.stack(columns, 1), atol=1e-4)
     np.testing.assert_allclose(np.abs(ours[:, 2]), np.abs(signed), atol=1e-4)
 

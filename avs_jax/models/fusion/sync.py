@@ -52,7 +52,7 @@ LOSS_OUTPUTS = ("lags", "near", "far", "score", "activity")
 
 
 class TemporalConv(nn.Module):
-    """Dilated convolution over the second-to-last axis, [..., R, C], repeating the ends."""
+    """Dilated convolution over the time of [N, R, S, C], repeating the ends."""
 
     features: int
     dilation: int
@@ -64,32 +64,37 @@ class TemporalConv(nn.Module):
         init = nn.initializers.lecun_normal(in_axis=(0, 1), out_axis=2)
         kernel = self.param("kernel", init, (KERNEL, width, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        length = x.shape[-2]
-        padding = [(0, 0)] * (x.ndim - 2) + [(reach, reach), (0, 0)]
-        x = jnp.pad(x.astype(self.dtype), padding, mode="edge")
-        y = sum(
-            x[..., k * self.dilation : k * self.dilation + length, :] @ kernel[k].astype(self.dtype)
-            for k in range(KERNEL)
+        x = x.astype(self.dtype)
+        x = jnp.concatenate([x[:, :1]] * reach + [x] + [x[:, -1:]] * reach, axis=1)
+        # Over [R, S] as over a picture, with S innermost but for C: half the time, on a CPU, of
+        # shifted products or of sequences whose time is innermost.
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel[:, None].astype(self.dtype),
+            (1, 1),
+            "VALID",
+            rhs_dilation=(self.dilation, 1),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
 
 
 class SequenceEncoder(nn.Module):
-    """Sequences [..., R, C] to [..., R, width] without a mean and of unit length, float32."""
+    """Sequences [N, R, S, C] to [N, R, S, width] without a mean and of unit length, float32."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x - x.mean(-2, keepdims=True)
+        x = x - x.mean(1, keepdims=True)
         for i, dilation in enumerate(DILATIONS):
             x = TemporalConv(self.width, dilation, self.dtype, name=f"conv_{i}")(x)
             if i < len(DILATIONS) - 1:
                 x = nn.gelu(x)
         x = x.astype(jnp.float32)
-        x = x - x.mean(-2, keepdims=True)
-        square = jnp.square(x).sum((-2, -1), keepdims=True)
+        x = x - x.mean(1, keepdims=True)
+        square = jnp.square(x).sum((1, 3), keepdims=True)
         return x * jax.lax.rsqrt(square + EPSILON)
 
 
@@ -154,11 +159,11 @@ class Sync(nn.Module):
         length, cells = track.shape[1], track.shape[2:4]
         sequences, speed = motion_sequences(track, self.reach)
         moves = SequenceEncoder(self.width, self.dtype, name="motion")(sequences)
-        heard = SequenceEncoder(self.width, self.dtype, name="sound")(sound)
+        heard = SequenceEncoder(self.width, self.dtype, name="sound")(sound[:, :, None])[:, :, 0]
         lags = range(-self.max_lag, self.max_lag + 1)
         shifted = jnp.stack([_shift(heard, lag) for lag in lags], axis=1)
         overlap = np.float32([length / max(length - abs(lag), 1) for lag in lags])
-        match = jnp.einsum("nsrc,nlrc->nsl", moves, shifted) * overlap[None, None]
+        match = jnp.einsum("nrsc,nlrc->nsl", moves, shifted) * overlap[None, None]
         itself = jnp.einsum("nrc,nlrc->nl", heard, shifted) * overlap[None]
 
         log_tau = self.param("log_tau", nn.initializers.constant(math.log(TAU)), (1,))
@@ -206,7 +211,7 @@ def motion_sequences(track: jax.Array, reach: int) -> tuple[jax.Array, jax.Array
     """How cells move, from velocities [N, R, g, g, 2].
 
     Returns:
-      sequences [N, g * g, R, 5], see above (3 if `reach` is 0); and mean speeds [N, g * g] within
+      sequences [N, R, g * g, 5], see above (3 if `reach` is 0); and mean speeds [N, g * g] within
       `reach` cells.
     """
     u, v = track[..., 0], track[..., 1]
@@ -220,7 +225,7 @@ def motion_sequences(track: jax.Array, reach: int) -> tuple[jax.Array, jax.Array
     stacked = jnp.stack(sequences, axis=-1)  # [N, R, g, g, C]
     count, length = stacked.shape[:2]
     stacked = stacked.reshape(count, length, -1, stacked.shape[-1])
-    return jnp.swapaxes(stacked, 1, 2), around.mean(1).reshape(count, -1)
+    return stacked, around.mean(1).reshape(count, -1)
 
 
 def _level_and_change(speed: jax.Array) -> list[jax.Array]:
