@@ -1,46 +1,78 @@
 #!/usr/bin/env bash
-# Does motion find the one of two look-alikes that sounds, and does synchrony? Five models x five seeds
-# on generated clips in which only the sounding twin moves (still), and in which both do (moving).
-# All output goes to demo/study_twins, and existing output is reused: after an interruption, run it
-# again to resume. Flags are passed on to scripts/ablate.py: --seeds=0,1 --config.train.steps=800
-# Tables of each kind: table.md under the clips' own sound and motion, table_late.md with the sound
-# half a second late, table_scrambled_track.md with the motion track in a random order.
+# Does motion find the one of two look-alikes that sounds, does synchrony, and what do they cost on
+# ordinary clips? Each model five times, with statistics:
+#   still     look-alikes of which one moves and sounds: VCT, AMA, AMA on queries and features
+#   moving    both move, each after its own loudness, and one is heard: VCT, AMA, synchrony
+#   ordinary  the S4 demo's clips: VCT, AMA, synchrony, AMA trained with false sounds
+# Every run starts from the S4 demo (./scripts/demo.sh, seed 0; trained first if it is missing), where
+# motion decides nothing, without its AMA: so all know the objects, and learn only whom to believe.
+# All output goes to demo/, and existing output is reused: after an interruption, run it again to
+# resume. KINDS="still moving" chooses kinds; flags are passed on to scripts/ablate.py: --seeds=0,1
+# Tables: demo/study_twins/KIND/table.md; of look-alikes also table_late.md, with the sound half a
+# second late, and of synchrony table_scrambled_track.md, with the motion track in a random order.
+# A seed of all kinds takes about an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/environment.sh
+source scripts/environment.sh "" # without the empty word it would read the flags of this script
 
 python=$venv/bin/python
-models=(
-  --variant="vct --config=configs/s4_vct.py:demo"
-  --variant="ama --config=configs/s4_ama.py:demo"
-  --variant="ama_both --config=configs/s4_ama.py:demo --config.model.fusion.at=both"
-)
-with_synchrony=(
-  --variant="sync --config=configs/s4_sync.py:demo"
-  --variant="ama_sync --config=configs/s4_ama_sync.py:demo"
-)
+start=demo/s4_ama-seed0
+vct=(--variant="vct --config=configs/s4_vct.py:demo")
+ama=(--variant="ama --config=configs/s4_ama.py:demo")
+ama_both=(--variant="ama_both --config=configs/s4_ama.py:demo --config.model.fusion.at=both")
+sync=(--variant="sync --config=configs/s4_sync.py:demo --config.data.track.window_seconds=5")
+robust=(--variant="robust --config=configs/s4_ama_robust.py:demo")
 common=(
-  --measure=look_alikes/right_source
+  --config.train.init_from="$start"
+  --config.train.init_fresh="('(ama|sync)/.*', 'predictor/visual_query_block/lambda')"
+  --config.train.init_dropped="('ama/.*', 'predictor/visual_query_block/lambda')"
+  --config.train.steps=500
+  --config.train.eval_every=250
+  --config.train.final_splits="('test',)"
+  --config.evaluate.swapped_audio=False
   --measure=stream/mIoU
-  --config.data.track.window_seconds=5
+)
+look_alikes=(
+  --measure=look_alikes/right_source
   --config.evaluate.audio=late
   --config.evaluate.motion=scrambled
-  --config.evaluate.swapped_audio=False
-  --config.train.final_splits="('test',)"
+)
+false_sounds=(
+  --config.evaluate.audio=silence,noise,offscreen
 )
 
-for kind in still moving; do
+if [ ! -d "$start/evaluation" ]; then
+  printf '\n== first the demo from which all start: %s\n' "$start"
+  scripts/demo.sh
+fi
+
+for kind in ${KINDS:-still moving ordinary}; do
+  case $kind in
+    still) models=("${vct[@]}" "${ama[@]}" "${ama_both[@]}") ;;
+    moving) models=("${vct[@]}" "${ama[@]}" "${sync[@]}") ;;
+    ordinary) models=("${vct[@]}" "${ama[@]}" "${sync[@]}" "${robust[@]}") ;;
+    *) echo "KINDS=$KINDS: choose from still, moving, ordinary" >&2; exit 1 ;;
+  esac
   root=demo/study_twins/$kind
+  clips=$root/clips tracks=$root/tracks records=$root/tfds
+  clip_flags=(--setting=twins --kind="$kind") compare=("${look_alikes[@]}") with_tracks=()
+  if [ "$kind" = ordinary ]; then # the folders of ./scripts/demo.sh
+    clips=demo/clips tracks=demo/tracks records=demo/tfds_tracks
+    clip_flags=(--setting=s4) compare=("${false_sounds[@]}")
+  fi
   printf '\n== %s: clips, motion tracks, records\n' "$kind"
-  $python scripts/make_clips.py --setting=twins --kind="$kind" --output="$root/clips"
-  $python -m avs_jax.flow --dataset=s4 --root="$root/clips" --output="$root/tracks" --source=track \
-    --model=lucas_kanade
-  $python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir="$root/clips" \
-    --track_dir="$root/tracks" --data_dir="$root/tfds"
-  compare=($python scripts/ablate.py --output="$root/runs" "${common[@]}"
-    --config.data.data_dir="$root/tfds")
+  $python scripts/make_clips.py "${clip_flags[@]}" --output="$clips"
+  if [ "$kind" != still ]; then
+    $python -m avs_jax.flow --dataset=s4 --root="$clips" --output="$tracks" --source=track \
+      --model=lucas_kanade
+    with_tracks=(--track_dir="$tracks")
+  fi
+  $python scripts/build_dataset.py --dataset=avsbench_s4 --manual_dir="$clips" --data_dir="$records" \
+    ${with_tracks[@]+"${with_tracks[@]}"}
   printf '\n== %s: training and tables\n' "$kind"
-  "${compare[@]}" "${models[@]}" "${with_synchrony[@]}" "$@"
-  "${compare[@]}" "${models[@]}" "${with_synchrony[@]}" "$@" --train=no --condition=late
-  "${compare[@]}" "${with_synchrony[@]}" "$@" --train=no --condition=scrambled_track
+  ablate=($python scripts/ablate.py --output="$root/runs" "${common[@]}" "${compare[@]}"
+    --config.data.data_dir="$records")
+  "${ablate[@]}" "${models[@]}" "$@"
+  [ "$kind" = ordinary ] || "${ablate[@]}" "${models[@]}" "$@" --train=no --condition=late
+  [ "$kind" != moving ] || "${ablate[@]}" "${sync[@]}" "$@" --train=no --condition=scrambled_track
 done

@@ -5,8 +5,9 @@ import json
 import os
 import pathlib
 import re
-import shlex
+import shutil
 import signal
+import subprocess
 import threading
 import time
 import types
@@ -231,24 +232,71 @@ def test_bad_flags_are_named(trainer, tmp_path, capsys, change, message):
     assert message in capsys.readouterr().err
 
 
-def test_the_study_of_look_alikes_has_only_flags_that_exist():
-    text = (ablate.ROOT / "scripts/study_twins.sh").read_text()
-    variants, common = (
-        shlex.split("\n".join(re.findall(pattern, text, re.MULTILINE)))
-        for pattern in (r"^  (--variant=.*)$", r"^  (--(?!variant).*)$")
-    )
-    args, overrides = ablate._parser().parse_known_args(["--output=x", *variants, *common])
-    assert args.measure == ["look_alikes/right_source", "stream/mIoU"]
+@pytest.fixture
+def study(tmp_path):
+    """Runs a copy of study_twins.sh with a Python that writes its arguments down."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "demo/s4_ama-seed0/evaluation").mkdir(parents=True)
+    shutil.copy(ablate.ROOT / "scripts/study_twins.sh", tmp_path / "scripts")
+    (tmp_path / "scripts/environment.sh").write_text('extras=$1 venv=.; [ -z "$extras" ]')
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    python.write_text("""#!/bin/sh\nprintf '%s\\0' "$@" >>commands; printf '\\n' >>commands\n""")
+    python.chmod(0o755)
+
+    def run(kinds, *flags):
+        command = ["bash", "scripts/study_twins.sh", *flags]
+        environment = {**os.environ, "KINDS": kinds}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / "commands").read_text().splitlines()
+        return [line.split("\0")[:-1] for line in lines]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "kind, names",
+    [
+        ("still", ["vct", "ama", "ama_both"]),
+        ("moving", ["vct", "ama", "sync"]),
+        ("ordinary", ["vct", "ama", "sync", "robust"]),
+    ],
+)
+def test_the_study_of_look_alikes_has_only_flags_that_exist(study, kind, names):
+    commands = study(kind, "--seeds=0,1")
+    trains, *tables = (c[1:] for c in commands if c[0] == "scripts/ablate.py")
+    args, overrides = ablate._parser().parse_known_args(trains)
+    assert args.seeds == "0,1" and args.train == "yes"
+    conditions = [ablate._parser().parse_known_args(flags)[0].condition for flags in tables]
+    expected = {"still": ["late"], "moving": ["late", "scrambled_track"], "ordinary": []}
+    assert conditions == expected[kind]
     found = ablate.read_variants(args.variant, overrides)
-    assert list(found) == ["vct", "ama", "ama_both", "sync", "ama_sync"]
+    assert list(found) == names
+    (builds,) = [c for c in commands if c[0] == "scripts/build_dataset.py"]
+    assert any(flag.startswith("--track_dir=") for flag in builds) == ("sync" in names)
     for name, flags in found.items():
         config = parse(["train", *flags], lambda values: None, "").config
-        assert config.data.track.window_seconds == 5 and config.evaluate.audio == "late"
         task = make_task(config)
-        assert ("motion_track" in task.rows.fields) == name.endswith("sync")
-        assert motion_controls(config.evaluate.motion) == ["scrambled_track"]
-        at = config.model.fusion.get("at", "")
-        assert at == {"ama": "queries", "ama_both": "both", "sync": "both"}.get(name, "")
+        fresh = config.train.init_fresh
+        assert any(re.fullmatch(rule, "ama/q_proj/kernel") for rule in fresh)
+        assert ("motion_track" in task.rows.fields) == (name == "sync")
+        assert config.data.track.window_seconds == (5 if name == "sync" else 2)
+        at = {"ama": "queries", "robust": "queries", "ama_both": "both", "sync": "both"}
+        assert config.model.fusion.get("at", "") == at.get(name, "")
+        if kind == "ordinary":
+            assert config.evaluate.audio == "silence,noise,offscreen"
+            assert config.data.false_sounds.share == (0.3 if name == "robust" else 0)
+        else:
+            assert config.evaluate.audio == "late"
+            assert motion_controls(config.evaluate.motion) == ["scrambled_track"]
+
+
+def test_an_unknown_kind_of_study_is_named(study):
+    with pytest.raises(AssertionError, match="choose from still, moving, ordinary"):
+        study("both")
 
 
 def test_a_run_starts_from_that_of_its_seed(trainer, tmp_path):
