@@ -83,6 +83,8 @@ def refer_config() -> ConfigDict:
     # what replaces an empty mask where the head says that something is meant:
     # "none" | "zeros" | "prev_frame" | "top_query"
     evaluate.fallback = "none"
+    # a frame has a mask where the head's presence is above; see docs/refer.md for what it trades
+    evaluate.presence_threshold = 0.5
     return config
 
 

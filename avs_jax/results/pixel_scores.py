@@ -84,6 +84,7 @@ def expression_score(
     size: tuple[int, int],
     threshold: float,
     fallback: str,
+    presence_threshold: float = 0.5,
 ) -> dict[str, jax.Array]:
     """Probabilities of what an expression means; frames without it have none.
 
@@ -92,10 +93,10 @@ def expression_score(
     doubts would pass. It is 0 where no query has a mask, while the softmax of both scores would be
     0.5, above Ref-AVS's threshold of 0.4.
 
-    A mask counts where presence p_t > 0.5. Where p_t > 0.5 but no pixel passes the threshold, the
-    fallback replaces the mask: by the frame before that has one ("prev_frame"), by the mask of the
-    query that is most likely the object ("top_query"), or by zeros. It never fires where p_t says
-    that nothing is meant.
+    A mask counts where presence p_t > presence_threshold. Where it is but no pixel passes the
+    threshold, the fallback replaces the mask: by the frame before that has one ("prev_frame"), by
+    the mask of the query that is most likely the object ("top_query"), or by zeros. It never fires
+    where p_t says that nothing is meant.
 
     Args:
       outputs: pred_logits, pred_masks and presence_logits [B, T].
@@ -103,6 +104,7 @@ def expression_score(
       size: (h, w) of the result.
       threshold: of an empty mask.
       fallback: one of FALLBACKS.
+      presence_threshold: of p_t, at least 0 and below 1.
 
     Returns:
       "pred" float32 [B, T, h, w], "presence" float32 [B, T], and "fallback" bool [B, T].
@@ -113,7 +115,7 @@ def expression_score(
     prob = query_scores(outputs, inputs, size)[..., 1] / jnp.maximum(votes, 1.0)[:, :, None, None]
     prob = jnp.minimum(prob, 1.0)  # which rounding may pass
     presence = jax.nn.sigmoid(outputs["presence_logits"].astype(jnp.float32))
-    is_present = (presence > 0.5) & inputs["valid"]
+    is_present = (presence > presence_threshold) & inputs["valid"]
     is_empty = ~(prob > threshold).any((2, 3))
     fires = is_present & is_empty & (fallback != "none")
     replaced = prob

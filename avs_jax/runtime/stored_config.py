@@ -78,6 +78,7 @@ ADDED_UNDER: dict[tuple[str, str], dict[str, Any]] = {
         "model.sam2.language_dim": 0,
         "model.sam2.hides_absent": True,
     },
+    ("task", "refer"): {"evaluate.presence_threshold": 0.5},
     ("task", "track"): {"model.language_dim": 0, "model.hides_absent": True},
     ("task", "align"): {"model.bias_init": None, "model.levels": ["res5"]},
     ("model.fusion.name", "cma"): {"model.fusion.hidden_dim": 0, "model.fusion.raw_text": False},

@@ -95,7 +95,10 @@ def make_task(config: ConfigDict) -> Task:
     check_frames(meeting, config.data.train_frames)
     evaluate = config.evaluate
     score_at = functools.partial(
-        pixel_scores.expression_score, threshold=refavs.THRESHOLD, fallback=evaluate.fallback
+        pixel_scores.expression_score,
+        threshold=refavs.THRESHOLD,
+        fallback=evaluate.fallback,
+        presence_threshold=evaluate.presence_threshold,
     )
     score = functools.partial(score_at, size=(evaluate.score_size,) * 2)
     return Task(
@@ -145,6 +148,11 @@ def _check(config: ConfigDict) -> None:
         raise InputError(
             f"config.evaluate.fallback = {config.evaluate.fallback!r}: choose one of "
             f"{pixel_scores.FALLBACKS}"
+        )
+    threshold = config.evaluate.presence_threshold
+    if not 0 <= threshold < 1:
+        raise InputError(
+            f"config.evaluate.presence_threshold = {threshold!r}: expected at least 0 and below 1"
         )
 
 

@@ -293,6 +293,20 @@ def test_fallbacks_fire_only_where_something_is_meant(fallback):
     assert found["presence"][0, 2] == pytest.approx(float(jax.nn.sigmoid(jnp.float32(-3))))
 
 
+@pytest.mark.parametrize("threshold, masks", [(0.0, [1, 1, 1]), (0.6, [0, 1, 1]), (0.9, [0, 0, 1])])
+def test_a_mask_needs_more_presence_than_the_threshold(threshold, masks):
+    outputs = {
+        "pred_logits": np.tile(np.float32([0, 9, 0]), (1, 3, 1, 1)),
+        "pred_masks": np.full((1, 3, 4, 4, 1), 20, np.float32),
+        "presence_logits": np.float32([[0, 1, 4]]),  # 0.5, 0.73, 0.98
+    }
+    inputs = {"images": np.zeros((1, 3, 16, 16, 3), np.uint8), "valid": np.ones((1, 3), bool)}
+    settings = {"size": (4, 4), "threshold": 0.4, "fallback": "none"}
+    found = expression_score(outputs, inputs, presence_threshold=threshold, **settings)
+    assert (found["pred"][0] > 0.4).any((1, 2)).tolist() == [bool(x) for x in masks]
+    np.testing.assert_allclose(found["presence"][0], [0.5, 0.7311, 0.982], atol=1e-4)
+
+
 def test_queries_that_mean_the_same_vote():
     """Three of four queries mean the object; all of them doubt the left half."""
     masks = np.broadcast_to(np.float32([-1, -1, 20, 20])[:, None], (1, 1, 4, 4, 4))
@@ -343,6 +357,9 @@ def test_mistakes_are_named(tmp_path):
 
     refused(lambda c: c.data.text.update(source="roberta"), "model.text.name = 'tiny'.*'roberta'")
     refused(lambda c: c.model.head.update(name="none"), "model.head.name = 'none'")
+    for value in (-0.1, 1.0):
+        message = f"presence_threshold = {value}: expected at least 0 and below 1"
+        refused(lambda c, value=value: c.evaluate.update(presence_threshold=value), message)
     refused(lambda c: c.evaluate.update(fallback="last"), "fallback = 'last': choose one of")
     refused(lambda c: c.model.fusion.update(text_pool="sum"), "text_pool = 'sum'")
     refused(lambda c: c.model.decoder.update(prompt="none"), "would not depend", refer_vct)
