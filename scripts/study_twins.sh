@@ -26,7 +26,6 @@ common=(
   --config.train.init_from="$start"
   --config.train.init_fresh="('(ama|sync)/.*', 'predictor/visual_query_block/lambda')"
   --config.train.init_dropped="('ama/.*', 'predictor/visual_query_block/lambda')"
-  --config.train.steps=500
   --config.train.eval_every=250
   --config.train.final_splits="('test',)"
   --config.evaluate.swapped_audio=False
@@ -47,8 +46,12 @@ if [ ! -d "$start/evaluation" ]; then
 fi
 
 for kind in ${KINDS:-still moving ordinary}; do
+  steps=500
   case $kind in
-    still) models=("${vct[@]}" "${ama[@]}" "${ama_both[@]}") ;;
+    still) # after 500 steps AMA on queries has only begun to learn
+      steps=1000
+      models=("${vct[@]}" "${ama[@]}" "${ama_both[@]}")
+      ;;
     moving) models=("${vct[@]}" "${ama[@]}" "${sync[@]}") ;;
     ordinary) models=("${vct[@]}" "${ama[@]}" "${sync[@]}" "${robust[@]}") ;;
     *) echo "KINDS=$KINDS: choose from still, moving, ordinary" >&2; exit 1 ;;
@@ -71,7 +74,7 @@ for kind in ${KINDS:-still moving ordinary}; do
     ${with_tracks[@]+"${with_tracks[@]}"}
   printf '\n== %s: training and tables\n' "$kind"
   ablate=($python scripts/ablate.py --output="$root/runs" "${common[@]}" "${compare[@]}"
-    --config.data.data_dir="$records")
+    --config.train.steps="$steps" --config.data.data_dir="$records")
   "${ablate[@]}" "${models[@]}" "$@"
   [ "$kind" = ordinary ] || "${ablate[@]}" "${models[@]}" "$@" --train=no --condition=late
   [ "$kind" != moving ] || "${ablate[@]}" "${sync[@]}" "$@" --train=no --condition=scrambled_track

@@ -282,6 +282,7 @@ def test_the_study_of_look_alikes_has_only_flags_that_exist(study, kind, names):
         task = make_task(config)
         fresh = config.train.init_fresh
         assert any(re.fullmatch(rule, "ama/q_proj/kernel") for rule in fresh)
+        assert config.train.steps == (1000 if kind == "still" else 500)
         assert ("motion_track" in task.rows.fields) == (name == "sync")
         assert config.data.track.window_seconds == (5 if name == "sync" else 2)
         at = {"ama": "queries", "robust": "queries", "ama_both": "both", "sync": "both"}
