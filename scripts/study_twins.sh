@@ -8,8 +8,8 @@
 # motion decides nothing, without its AMA: so all know the objects, and learn only whom to believe.
 # All output goes to demo/, and existing output is reused: after an interruption, run it again to
 # resume. KINDS="still moving" chooses kinds; flags are passed on to scripts/ablate.py: --seeds=0,1
-# Tables: demo/study_twins/KIND/table.md; of look-alikes also table_late.md, with the sound half a
-# second late, and of synchrony table_scrambled_track.md, with the motion track in a random order.
+# Tables: demo/study_twins/KIND/runs/table.md; of look-alikes also table_late.md, with the sound half
+# a second late, and of synchrony table_scrambled_track.md, with the motion track in a random order.
 # A seed of all kinds takes about an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -42,7 +42,7 @@ false_sounds=(
 
 if [ ! -d "$start/evaluation" ]; then
   printf '\n== first the demo from which all start: %s\n' "$start"
-  scripts/demo.sh
+  CONFIG=s4_ama SEED=0 scripts/demo.sh
 fi
 
 for kind in ${KINDS:-still moving ordinary}; do
