@@ -2,10 +2,10 @@
 
 another_query   the words of another query
 silence         features of the sound are zero, its energy is that of silence
-another_sound   the sound of another video
+another_sound   the sound of another video, repeated or cut to the length of its own
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,6 @@ from avs_jax.controls.pairing import swap_audio, swap_texts
 from avs_jax.data.decode import decode_text
 from avs_jax.data.moments import SILENCE, decode_array
 from avs_jax.task import Controls, Record
-
-WORDS, SOUND = ("text",), ("audio", "energy")
 
 
 def moment_controls(has_audio: bool, records: Sequence[Record], split: str) -> Controls:
@@ -28,19 +26,17 @@ def moment_controls(has_audio: bool, records: Sequence[Record], split: str) -> C
     del split
     found: dict[str, Sequence[Record]] = {}
     notes: list[str] = []
-    for name, key, fields, swap in (
-        ("another_query", "query", WORDS, swap_texts),
-        ("another_sound", "vid", SOUND if has_audio else (), swap_audio),
-    ):
-        if not fields:
-            continue
+    swaps = [("another_query", "query", swap_texts, _words)]
+    if has_audio:
+        swaps.append(("another_sound", "vid", swap_audio, _sound))
+    for name, key, swap, replace in swaps:
         groups = {str(i): decode_text(record[key]) for i, record in enumerate(records)}
         try:
             pairs = {int(a): int(b) for a, b in swap(groups).items()}
         except ValueError:
             notes.append(f"{name} left out: all records have the same {key}")
             continue
-        found[name] = _with_fields_of(records, pairs, fields)
+        found[name] = _from_givers(records, pairs, replace)
     if has_audio:
         found["silence"] = Altered(records, range(len(records)), _silence)
     else:
@@ -48,14 +44,29 @@ def moment_controls(has_audio: bool, records: Sequence[Record], split: str) -> C
     return Controls(found, notes)
 
 
-def _with_fields_of(
-    records: Sequence[Record], pairs: Mapping[int, int], fields: Sequence[str]
+def _from_givers(
+    records: Sequence[Record],
+    pairs: Mapping[int, int],
+    replace: Callable[[Record, Record], dict[str, Any]],
 ) -> Altered:
-    def replace(_: Record, item: int) -> dict[str, Any]:
-        giver = records[pairs[item]]
-        return {name: giver[name] for name in fields if name in giver}
+    """Records with what `replace` takes from the records that `pairs` gives them."""
+    return Altered(
+        records, range(len(records)), lambda record, item: replace(record, records[pairs[item]])
+    )
 
-    return Altered(records, range(len(records)), replace)
+
+def _words(_: Record, giver: Record) -> dict[str, Any]:
+    return {"text": giver["text"]}
+
+
+def _sound(record: Record, giver: Record) -> dict[str, Any]:
+    # rows are cut to the shortest of their features: a short sound would hide the video's end
+    own, other = (decode_array(r["audio"]) for r in (record, giver))
+    energy = np.asarray(giver["energy"], np.float32)
+    return {
+        "audio": np.resize(other, (len(own), *other.shape[1:])),
+        "energy": np.resize(energy, np.shape(record["energy"])),
+    }
 
 
 def _silence(record: Record, _: int) -> dict[str, Any]:
