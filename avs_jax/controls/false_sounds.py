@@ -34,6 +34,7 @@ import numpy as np
 
 from avs_jax.controls.altered import Altered
 from avs_jax.data.audio import EXAMPLE_SAMPLES, HOP, resample, to_mono
+from avs_jax.data.avsbench_folders import S4_CATEGORIES
 from avs_jax.data.decode import decode_labels, decode_text
 from avs_jax.data.input_files import read_json
 from avs_jax.spec import IGNORE_LABEL, MEL_FRAMES, NEGATIVE_AUDIO, SAMPLE_RATE, InputError, nearest
@@ -131,9 +132,9 @@ def collect_facts(
         they are the classes of its decoded masks.
       class_names: background first; missing ones become "class 7".
     """
+    # the builders' numbering of `visible_labels`
+    names = dict(enumerate(class_names if num_classes > 2 else ("", *S4_CATEGORIES)))
     facts = []
-    labels: dict[int, str] = {}
-    visible: list[list[int]] = []
     for i in range(len(records)):
         record = records[i]
         clip, category = decode_text(record["clip_id"]), decode_text(record.get("category", ""))
@@ -141,14 +142,10 @@ def collect_facts(
         heard = [name for name in category.split("+") if name]
         if num_classes > 2:
             heard = _classes_in(record["masks"], num_classes, class_names)
-        facts.append(ClipFacts(clip, tuple(sorted(heard)), frozenset(), seconds))
-        visible.append([int(label) for label in record.get("visible_labels", ())])
-        if int(record.get("category_label", 0)):
-            labels[int(record["category_label"])] = category
-    return [
-        dataclasses.replace(clip, visible=frozenset(labels[n] for n in shown if n in labels))
-        for clip, shown in zip(facts, visible, strict=True)
-    ]
+        shown = map(int, record.get("visible_labels", ()))
+        visible = frozenset(names.get(label, f"class {label}") for label in shown)
+        facts.append(ClipFacts(clip, tuple(sorted(heard)), visible, seconds))
+    return facts
 
 
 def _classes_in(masks: Iterable[Any], num_classes: int, names: Sequence[str]) -> list[str]:

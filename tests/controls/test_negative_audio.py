@@ -8,6 +8,7 @@ import pytest
 from avs_jax.controls import false_motion
 from avs_jax.controls import false_sounds as negative
 from avs_jax.data.audio import log_mel
+from avs_jax.data.avsbench_folders import S4_CATEGORIES
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_text
 from avs_jax.data.motion import moving_pixels
@@ -160,10 +161,36 @@ def test_few_partners_are_used_evenly():
     assert sorted(used.count(f"clip{i:02d}") for i in (9, 10, 11)) == [3, 3, 3]
 
 
+def labels_of(*names):
+    return [1 + S4_CATEGORIES.index(name) for name in names]
+
+
 def test_offscreen_sound_is_not_of_a_visible_object():
     # The dog's frames also show a man and a violin: only the car's sound is off-screen.
-    records = [record(0, visible=(1, 2, 3)), *(record(i) for i in (1, 2, 3, 4))]
+    visible = labels_of("dog_barking", "male_speech", "playing_violin")
+    records = [record(0, visible=visible), *(record(i) for i in (1, 2, 3, 4))]
     assert a_manifest(records)["clips"]["clip00"]["offscreen"] == "clip03"
+
+
+def test_nor_where_clips_have_several_categories():
+    visible = labels_of("dog_barking", "male_speech", "playing_violin")
+    names = ["dog_barking", "male_speech+race_car", "playing_violin+race_car", "race_car"]
+    records = [record(i, category=name) for i, name in enumerate(names)]
+    records[0]["visible_labels"] = np.array(visible, np.int32)
+    for clip in records:
+        clip["category_label"] = 0
+    assert a_manifest(records)["clips"]["clip00"]["offscreen"] == "clip03"
+
+
+def test_nor_where_masks_have_classes():
+    names = ["background", "dog", "man", "violin"]
+    records = [record(0, visible=(1, 2)), *(record(i) for i in (1, 2))]
+    for clip, label in zip(records, (1, 2, 3), strict=True):
+        clip["masks"], clip["category_label"] = [np.array([[label]], np.uint8)], 0
+    facts = negative.collect_facts(records, 4, names)
+    assert facts[0].visible == {"dog", "man"}
+    clips = negative.build_manifest(facts, "avsbench_semantic", "test")["clips"]
+    assert clips["clip00"]["offscreen"] == "clip02"
 
 
 def test_sets_of_categories_have_no_group_in_common():
