@@ -90,6 +90,7 @@ def sync_folder(path: pathlib.Path) -> None:
 
 def open_regular(path: Path) -> BinaryIO:
     """Opens a file for reading bytes; OSError for a folder, a device or a pipe (it would wait)."""
+    path = os.path.expanduser(path)
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

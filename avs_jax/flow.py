@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> Outcome:
     """`main`, with exceptions."""
     clips = list_clips(args.dataset, args.root, args.layout)
     if args.videos:
-        videos = pathlib.Path(args.videos)
+        videos = pathlib.Path(args.videos).expanduser()
         clips = [clip._replace(video=videos / f"{clip.name}.mp4") for clip in clips]
     elif args.source != "frames" and any(clip.video is None for clip in clips):
         raise FlowError(

@@ -109,23 +109,24 @@ def run(line: CommandLine) -> None:
     arrays, limit = None, parse_bytes(values.max_size)
     if values.arrays is not None:
         arrays = read_npz(values.arrays, limit, advice="--max_size raises the limit")
-    if values.video is not None and not pathlib.Path(values.video).expanduser().exists():
+    video = None if values.video is None else pathlib.Path(values.video).expanduser()
+    if video is not None and not video.exists():
         raise FileNotFoundError(f"{values.video}: no such file")
     predictor = make_predictor(line)
     task = predictor.task
     for name in given:
         if name not in task.answer_flags:
             raise UsageError(f"--{name} is not read by task {task.name!r}")
+    output = pathlib.Path(values.output).expanduser()
     if arrays is not None:
-        return _run_on_arrays(predictor, arrays, pathlib.Path(values.output))
+        return _run_on_arrays(predictor, arrays, output)
     if task.answer is None:
         raise UsageError(f"task {task.name!r} does not predict on videos; --arrays does")
-    output = pathlib.Path(values.output).expanduser()
     if videos is not None:
         return _run_on_videos(predictor, videos, shard, output, given)
     with locked(output.parent, f"predict {output.name}", name=f".{output.name}.lock"):
         try:
-            lines = task.answer(predictor, values.video, output, **given)
+            lines = task.answer(predictor, video, output, **given)
         except KeyboardInterrupt:
             print(f"{output}: nothing was written; the same command starts over", file=sys.stderr)
             raise

@@ -188,7 +188,7 @@ class ReferClip:
     root: pathlib.Path
     split: str
     rows: tuple[ExpressionRow, ...]
-    seen_classes: frozenset[str]
+    seen_classes: tuple[str, ...]  # sorted: a set's repr, of which digests are made, varies
 
     @property
     def folder(self) -> str:
@@ -323,7 +323,8 @@ def list_clips(root: pathlib.Path) -> tuple[dict[str, list[ReferClip]], int, lis
     rows, dropped, problems = read_expressions(root / CSV)
     kinds = read_kinds(root / DETAILS)
     rows = [dataclasses.replace(row, kind=kinds.get(row.uid, 0)) for row in rows]
-    seen = frozenset(row.class_name for row in rows if row.split == "train" and not row.is_null)
+    train = [row.class_name for row in rows if row.split == "train" and not row.is_null]
+    seen = tuple(sorted(set(train)))
     groups: dict[tuple[str, str], list[ExpressionRow]] = collections.defaultdict(list)
     for row in rows:
         groups[row.split, row.folder].append(row)

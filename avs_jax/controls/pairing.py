@@ -2,9 +2,12 @@
 
 import collections
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from avs_jax.controls.altered import Altered
 
@@ -101,10 +104,18 @@ def silent_audio(labels: Mapping[str, int], visible: Mapping[str, Sequence[int]]
 def with_audio_of(
     records: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[int, int]]
 ) -> Altered:
-    """Records with another record's sound, by pairs of indices (record, source of the sound)."""
+    """Records with another record's sound, by pairs of indices (record, source of the sound).
 
-    def replace(_: Mapping[str, Any], item: int) -> dict[str, Any]:
+    A sound that is shorter than the record's own is repeated: past its end there would be nothing,
+    which is not another sound.
+    """
+
+    def replace(record: Mapping[str, Any], item: int) -> dict[str, Any]:
         heard = records[pairs[item][1]]
-        return {name: heard[name] for name in ("waveform", "sample_rate")}
+        sound, rate = np.asarray(heard["waveform"]), int(heard["sample_rate"])
+        wanted = math.ceil(len(record["waveform"]) * rate / int(record["sample_rate"]))
+        if 0 < len(sound) < wanted:
+            sound = np.resize(sound, (wanted, *sound.shape[1:]))
+        return {"waveform": sound, "sample_rate": heard["sample_rate"]}
 
     return Altered(records, [frames for frames, _ in pairs], replace)

@@ -33,6 +33,7 @@ class VideoError(InputError):
 
 def open_container(path: _Path):
     """An input container; VideoError says why there is none."""
+    path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise VideoError(path, "no such file")
     if not os.path.getsize(path):
@@ -40,7 +41,8 @@ def open_container(path: _Path):
     try:
         # A playlist may not lead to the network.
         options = {"protocol_whitelist": "file"}
-        return av.open(os.fspath(path), container_options=options, **_ANY_TAGS)
+        # an absolute path: what precedes a colon in a relative one would be taken for a protocol
+        return av.open(os.path.abspath(path), container_options=options, **_ANY_TAGS)
     except av.error.FFmpegError as error:
         with open(path, "rb") as file:
             is_mp4 = file.read(12)[4:8] == b"ftyp"

@@ -43,7 +43,7 @@ class OverlayWriter:
         self._num_frames = self._num_samples = 0
 
     def __enter__(self) -> "OverlayWriter":
-        self._output = av.open(os.fspath(self._path), "w", format="mp4")
+        self._output = av.open(os.path.abspath(self._path), "w", format="mp4")
         return self
 
     @property
@@ -221,7 +221,7 @@ def write_with_sound(path: _Path, source: _Path, waveform: np.ndarray, sample_ra
     with open_container(source) as container:
         frames = find_frames(source, container)
         kind = "mp4" if frames.codec_context.name in _MP4_CODECS else "matroska"
-        with av.open(os.fspath(path), "w", format=kind) as output:
+        with av.open(os.path.abspath(path), "w", format=kind) as output:
             copied = output.add_stream_from_template(frames)
             encoded = _add_sound(output, sample_rate, num_channels)
             for packet in container.demux(frames):

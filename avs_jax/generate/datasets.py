@@ -55,7 +55,7 @@ def write_clips(
       workers: processes; 0 or 1 renders in this one.
       setting: key of SETTINGS.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     if setting not in SETTINGS:
         raise InputError(f"setting={setting!r}, expected one of {', '.join(SETTINGS)}")
     row = SETTINGS[setting]

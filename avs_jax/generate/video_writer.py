@@ -30,7 +30,7 @@ def write_video(
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         raise ValueError(f"frames of {height} x {width} px: h264 requires even sides")
-    with av.open(os.fspath(path), "w", format="mp4") as container:
+    with av.open(os.path.abspath(path), "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(100_000)
         video = container.add_stream("libx264", rate=rate)
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"

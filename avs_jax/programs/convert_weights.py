@@ -84,7 +84,7 @@ def run(argv: Sequence[str]) -> None:
     if (values.source in NO_CONFIG) == (config is not None):
         what = "needs no --config" if config is not None else "needs --config"
         raise UsageError(f"--source={values.source} {what}; --help lists the flags")
-    output = pathlib.Path(values.output)
+    output = pathlib.Path(values.output).expanduser()
     if output.exists():
         raise UsageError(f"--output={output} exists; choose a new folder, nothing was written")
     print(f"reading {values.input}", file=sys.stderr, flush=True)

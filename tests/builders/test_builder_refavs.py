@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from avs_jax.programs import build_dataset
 from avs_jax.spec import EXPRESSION_KINDS, InputError
 from tfds_builders.refer_clips import read_expressions
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 CLIP, NULL = "aaa111_0_10000", "null_c-bbb222_5000_15000"
 
 
@@ -142,3 +147,29 @@ def test_generated_clips_build(tmp_path, capsys):
             assert ("null_c", *EXPRESSION_KINDS)[kind] == details[uid].replace("_m", "_c")
     assert total == len(details)
     assert not any(np.any(record["is_seen"]) for record in records(source, "test_u"))
+
+
+def test_another_process_takes_finished_shards_for_current(source):
+    """Hashes of strings differ between processes, and with them the order of a set."""
+    code = (
+        "import pathlib, sys\n"
+        "from tfds_builders.refer_clips import list_clips\n"
+        "from tfds_builders.shards import source_digest\n"
+        "clips, *_ = list_clips(pathlib.Path(sys.argv[1]))\n"
+        "print([source_digest(group) for group in clips.values()])"
+    )
+    names = [f"{CLIP}_{word}_9" for word in ("tuba", "frog", "boat", "wolf", "harp", "drum")]
+    with open(source / "metadata.csv", "a", newline="") as file:
+        csv.writer(file).writerows([CLIP, name, "train", "0", "a thing"] for name in names)
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(source)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(digests) == 1

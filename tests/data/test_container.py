@@ -9,6 +9,7 @@ import pytest
 from avs_jax.data import container
 from avs_jax.data.container import VideoError
 from avs_jax.data.video import probe, read_pairs, read_windows
+from avs_jax.generate.video_writer import write_video
 from tests.video_files import HEIGHT, WIDTH, steady, write
 
 
@@ -85,3 +86,14 @@ def test_truncated_with_the_index_in_front(tmp_path, keep):
         with pytest.raises(VideoError, match="truncated|damaged"):
             list(readings)
     assert len(list(read_pairs(front, 8))) == 8  # shorter than asked for is no damage
+
+
+def test_names_that_a_shell_or_ffmpeg_would_read_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "2024-05-01T12:30:00.mp4", steady(2))
+    for name in ("2024-05-01T12:30:00.mp4", "~/2024-05-01T12:30:00.mp4"):
+        assert probe(name).num_seconds == 2 and count_seconds(name) == 2
+    frames, sound = np.zeros((5, HEIGHT, WIDTH, 3), np.uint8), np.zeros(16_000, np.int16)
+    write_video("take:1.mp4", frames, 5, sound)
+    assert probe("take:1.mp4").num_seconds == 1

@@ -125,6 +125,15 @@ def test_interrupted_run_continues(root, tmp_path):
     assert files(folder) == files(root)
 
 
+def test_a_folder_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    counts = {"num_train": 1, "num_val": 0, "num_test": 1, "size": 64, "workers": 1}
+    assert write_clips("~/clips", **counts) == 2 and (tmp_path / "clips").is_dir()
+    assert write_clips("~/clips", **counts) == 0
+    with pytest.raises(InputError, match="other options"):
+        write_clips("~/clips", seed=1, **counts)
+
+
 def test_other_parameters_or_other_content_are_refused(root, tmp_path, capsys):
     with pytest.raises(ValueError, match="size: 64 there, 96 asked for"):
         write_clips(root, seed=3, **COUNTS | {"size": 96})
