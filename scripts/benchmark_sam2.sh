@@ -30,7 +30,7 @@ cat "$output/sam2.csv"
 if [ "${2:-}" = --store ]; then
   versions=$($python -c 'import jax, torch, transformers
 print(f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")')
-  processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
+  processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | sed -n 1p)
   $python scripts/write_results.py table --csv="$output/sam2.csv" --name=12_benchmark_sam2 \
     --title="SAM2 compared with PyTorch" --command="scripts/benchmark_sam2.sh DIR --store" \
     --machine="$(nproc) cores of $processor, $versions in eager mode; one image, medians of $repeats alternating repetitions"

@@ -41,7 +41,7 @@ check() { :; } # after the prediction
 # the last step: a prediction on the first video of the test split
 answer() {
   local video flags=() flag
-  video=$(find "$clips" -path '*videos*' -name 'test*.mp4' | sort | head -n 1)
+  video=$(find "$clips" -path '*videos*' -name 'test*.mp4' | sort | sed -n 1p)
   if [ -z "$video" ]; then
     echo "skipped: these clips are frames, not videos"
     return

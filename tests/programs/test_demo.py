@@ -145,3 +145,9 @@ def test_a_recipe_without_a_demo_is_refused(project, recipe):
     status, runs, errors = demo(project, recipe)
     assert status == 1 and not runs
     assert f"CONFIG={recipe}: no demo" in errors and "align avss classify" in errors
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").rglob("*.sh")), ids=lambda p: p.name)
+def test_no_reader_closes_a_pipe_early(script):
+    """After `sort | head -n 1`, sort now and then dies of SIGPIPE, and pipefail ends the script."""
+    assert "| head" not in script.read_text()
