@@ -50,7 +50,7 @@ def moving_squares(height: int, count: int) -> Iterator[np.ndarray]:
 def write_example(path: pathlib.Path, seconds: int, height: int) -> None:
     """A video with a tone, written frame by frame."""
     width = height * 16 // 9 // 2 * 2
-    video = Video(path, 0.0, seconds, FPS, height, width, SAMPLE_RATE, 1)
+    video = Video(path, 0.0, seconds, FPS, height, width, SAMPLE_RATE, 1, (0.0, seconds))
     with OverlayWriter(path, FPS, video) as writer:
         start = 0
         for frame in moving_squares(height, seconds * FPS):

@@ -24,6 +24,7 @@ def write(
     codecs=None,
     shift=0,
     title=None,
+    sound_shift=0,
 ):
     """A file with frames at `times` (the last is the end) and a tone, louder every second."""
     vcodec, acodec = codecs or ("libx264", "aac")
@@ -40,23 +41,25 @@ def write(
         if rate:
             layout = "stereo" if channels == 2 else "mono"
             sound = container.add_stream(acodec, rate=rate, layout=layout)
+        packets = []
         for time in times[:-1]:
             image = np.full((HEIGHT, WIDTH, 3), gray(time), np.uint8)
             image[: HEIGHT // 4, : WIDTH // 4] = 255  # upper left corner
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = round((time + shift) * TICKS), Fraction(1, TICKS)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
         if rate:
             tone = level_steps(sound_seconds or float(times[-1]), rate)
             samples = np.repeat(tone[:, None], channels, axis=1)
             for start in range(0, len(samples), 1024):
                 block = np.ascontiguousarray(samples[start : start + 1024]).reshape(1, -1)
                 frame = av.AudioFrame.from_ndarray(block, format="s16", layout=layout)
-                frame.sample_rate, frame.pts = rate, start + round(shift * rate)
+                frame.sample_rate, frame.pts = rate, start + round((shift + sound_shift) * rate)
                 frame.time_base = Fraction(1, rate)
-                container.mux(sound.encode(frame))
-            container.mux(sound.encode(None))
+                packets += sound.encode(frame)
+            packets += sound.encode(None)
+        container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
     return path
 
 

@@ -7,6 +7,7 @@ the frames, data/video_output.py writes.
 
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import av
 import av.error
@@ -84,23 +85,39 @@ def _check_size(path: _Path, width: int, height: int) -> None:
         raise VideoError(path, f"frames of {width}x{height} px, expected 1 to {MAX_PIXELS} pixels")
 
 
-def scan(path: _Path, container, frames, sound=None) -> tuple[float, int]:
-    """Reads every packet: (end of the last frame in seconds, number of frames)."""
+class Packets(NamedTuple):
+    """What the packets of a file say, in seconds on its own clock.
+
+    Attributes:
+      end: of the last frame.
+      num_frames: packets of the video stream.
+      sound_stamps: stamps of the first and the last packet of the sound; None without `sound`.
+    """
+
+    end: float
+    num_frames: int
+    sound_stamps: tuple[float, float] | None
+
+
+def scan(path: _Path, container, frames, sound=None) -> Packets:
+    """Reads every packet of the two streams; VideoError if the file is damaged or cut off."""
     streams = [frames] if sound is None else [frames, sound]
     ends, count = {stream.index: None for stream in streams}, 0
-    first = None
+    first, heard = None, []
     try:
         for packet in container.demux(*streams):
             if packet.is_corrupt:
                 raise VideoError(path, "truncated: its last packet is not complete")
             if packet.pts is None:
                 continue
+            start = float(packet.pts * packet.time_base)
             end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
             ends[packet.stream.index] = max(end, ends[packet.stream.index] or end)
             if packet.stream.index == frames.index:
                 count += 1
-                start = float(packet.pts * packet.time_base)
                 first = start if first is None else min(first, start)
+            else:
+                heard = [min(start, *heard[:1]), max(start, *heard[1:])] if heard else [start] * 2
     except av.error.FFmpegError as error:
         raise VideoError(path, f"damaged ({error.strerror})") from error
     if first is None:
@@ -119,7 +136,7 @@ def scan(path: _Path, container, frames, sound=None) -> tuple[float, int]:
         found = max(ends.values())  # Matroska announces the end, not the length
     if is_short and declared - found > _TRUNCATION_SECONDS:
         raise VideoError(path, f"truncated: it announces {declared:.2f} s and holds {found:.2f} s")
-    return ends[frames.index], count
+    return Packets(ends[frames.index], count, tuple(heard) if heard else None)
 
 
 def decode(path: _Path, container, *streams) -> Iterator:

@@ -9,6 +9,7 @@ Source: AVSBench's preprocessing takes frame int((k + 15/16) * fps); this is the
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,7 @@ class Video:
       height, width: px as shown, after rotation.
       sample_rate: Hz of the sound.
       num_channels: of the sound as it is read: 1, or 2 (more are mixed down).
+      sound_stamps: when the first and the last packet of the sound begin, on the file's own clock.
     """
 
     path: pathlib.Path
@@ -58,6 +60,7 @@ class Video:
     width: int
     sample_rate: int
     num_channels: int
+    sound_stamps: tuple[float, float]
 
     @property
     def num_seconds(self) -> int:
@@ -86,28 +89,29 @@ def probe(path: _Path) -> Video:
     """
     with open_container(path) as container:
         frames, sound = find_streams(path, container)
-        end, count = scan(path, container, frames, sound)
+        packets = scan(path, container, frames, sound)
         sample_rate, num_channels = sound.codec_context.sample_rate, sound.codec_context.channels
     frame = _first_frame(path)
     height, width, _ = upright(path, frame).shape
-    duration = max(end - time_of(path, frame), 0.0)
+    duration = max(packets.end - time_of(path, frame), 0.0)
     return Video(
         path=pathlib.Path(path),
         start_time=time_of(path, frame),
         duration=duration,
-        fps=count / duration if duration else 1.0,
+        fps=packets.num_frames / duration if duration else 1.0,
         height=height,
         width=width,
         sample_rate=sample_rate,
         num_channels=min(2, num_channels),
+        sound_stamps=packets.sound_stamps,
     )
 
 
 def frame_span(path: _Path) -> Span:
     """Checks the frames of a file like `probe`; a file without sound will do."""
     with open_container(path) as container:
-        end, count = scan(path, container, find_frames(path, container))
-    return Span(time_of(path, _first_frame(path)), end, count)
+        packets = scan(path, container, find_frames(path, container))
+    return Span(time_of(path, _first_frame(path)), packets.end, packets.num_frames)
 
 
 def _first_frame(path: _Path) -> av.VideoFrame:
@@ -139,7 +143,7 @@ class Window(NamedTuple):
 def decode_windows(video: Video, num_frames: int, with_pairs: bool = False) -> Iterator[Window]:
     """Decodes a video once, window by window; the file was checked by `probe`.
 
-    Memory holds one window and what the file interleaves.
+    Memory holds one window and what the file interleaves, wherever the sound begins and ends.
 
     Args:
       num_frames: seconds of one window; the last one may be shorter.
@@ -162,7 +166,7 @@ def decode_windows(video: Video, num_frames: int, with_pairs: bool = False) -> I
         for frame in decode(path, container, *find_streams(path, container)):
             (picker if isinstance(frame, av.VideoFrame) else track).add(frame)
             samples = num_frames * video.sample_rate
-            while len(picker.ready) >= num_frames and track.num_ready >= samples:
+            while len(picker.ready) >= num_frames and track.knows(samples):
                 yield window(picker.take(num_frames), track.take(samples))
                 start += num_frames
         picker.finish()
@@ -352,10 +356,13 @@ class SoundTrack:
         )
         self._chunks: list[np.ndarray] = []
         self._end = 0  # sample after the last one added
+        self._last_stamp = -math.inf  # of the frames added, on the file's clock
         self.num_ready = 0
 
     def add(self, frame: av.AudioFrame) -> None:
         rate = self.video.sample_rate
+        if frame.time is not None:
+            self._last_stamp = max(self._last_stamp, frame.time)
         for part in self._resampler.resample(frame):
             samples = part.to_ndarray().reshape(-1, self.video.num_channels)
             position = self._end
@@ -371,6 +378,18 @@ class SoundTrack:
         self._chunks.append(samples)
         self._end += len(samples)
         self.num_ready += len(samples)
+
+    def knows(self, count: int) -> bool:
+        """Whether the next `count` samples are ready, or as many as the sound still has.
+
+        Until the sound begins, they are silence.
+        """
+        first, last = self.video.sound_stamps
+        silent = first - _JITTER_SECONDS - self.video.start_time
+        stop = self._end - self.num_ready + count
+        if self._last_stamp == -math.inf and self._end < stop <= silent * self.video.sample_rate:
+            self._append(np.zeros((stop - self._end, self.video.num_channels), np.int16))
+        return self.num_ready >= count or self._last_stamp >= last - STAMP_SECONDS
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` samples, fewer where the sound ends."""

@@ -70,6 +70,28 @@ def test_rest_of_a_second_and_short_sound(tmp_path):
     assert len(read(write(tmp_path / "half.mp4", steady(0.5)))[1]) == 1
 
 
+@pytest.mark.parametrize("container", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("begin, seconds", [(0, 1.5), (36.3, 3), (17, 2)])
+def test_frames_do_not_wait_for_sound_that_does_not_come(
+    tmp_path, monkeypatch, container, begin, seconds
+):
+    path = write(tmp_path / container, steady(40), sound_seconds=seconds, sound_shift=begin)
+    waiting, add = [], video._Picker.add
+
+    def watched(picker, frame):
+        add(picker, frame)
+        waiting.append(len(picker.ready))
+
+    monkeypatch.setattr(video._Picker, "add", watched)
+    waveform, rate = check(path, steady(40), 40, num_frames=2)
+    assert max(waiting) <= 4
+    ((_, whole, _),) = video.read_windows(path, 40)  # waits for everything
+    np.testing.assert_array_equal(waveform, whole)
+    start = np.flatnonzero(np.abs(waveform[:, 0]) > 50)[0]
+    assert abs(start - begin * rate) < 1e-3 * rate  # mp4 rounds the start of a stream to 1 ms
+    check_sound(waveform[max(0, start - 1) :], rate, seconds)
+
+
 def test_time_0_is_the_first_frame(tmp_path):
     """Pictures and sound that start at 1.5 s on the file's clock (mkv keeps it)."""
     path = write(tmp_path / "late.mkv", steady(3), shift=1.5, codecs=("libx264", "aac"))
