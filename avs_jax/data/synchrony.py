@@ -8,12 +8,13 @@ in both. The window of frame t is centered on t + 15/16 s, and moved to lie with
                 and padded with rest; in sides of the augmented image per second. A track of changes
                 has (change, 0)
   sound_track   float32 [U, 16], of 8 mel bands: log(energy + 0.01), then its rise since the last
-                10 ms, averaged over the sample
+                10 ms, averaged over the sample; silence where the sound has ended
 
 Without a stored track, both are 0.
 """
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class Windows:
             moves = augment_track(moves, draw, has_vectors=self._has_vectors)
         if not self._has_vectors:
             moves = np.concatenate([moves, np.zeros_like(moves)], axis=-1)
-        heard = _pad(self._sound[first : first + size], size)
+        heard = self._sound[first : first + size]
         return {"motion_track": moves.astype(np.float16), "sound_track": heard}
 
     def _resample(self, track: Any, rate: Any) -> np.ndarray:
@@ -91,10 +92,16 @@ class Windows:
 
     @functools.cached_property
     def _sound(self) -> np.ndarray:
-        features = sound_features(self._record["waveform"], int(self._record["sample_rate"]))
+        rate, count = self._config.rate, max(self._count, num_samples(self._config))
+        waveform = np.asarray(self._record["waveform"])
+        sample_rate = int(self._record["sample_rate"])
+        missing = math.ceil(count / rate * sample_rate) - len(waveform)
+        if missing > 0:  # silence, whose log energy is far from 0
+            waveform = np.pad(waveform, ((0, missing), *[(0, 0)] * (waveform.ndim - 1)))
+        features = sound_features(waveform, sample_rate)
         step, window = audio.HOP / SAMPLE_RATE, audio.WINDOW / SAMPLE_RATE
         times = np.arange(len(features) + 1) * step + (window - step) / 2
-        return overlaps(times, self._config.rate, self._count) @ features
+        return overlaps(times, rate, count) @ features
 
 
 def overlaps(times: np.ndarray, rate: float, count: int) -> np.ndarray:

@@ -96,6 +96,20 @@ def test_a_click_is_in_the_sample_of_its_time():
     assert rises[1].argmax() == 25 - 9 and rises[2].argmax() == 25 - 19 and not rises[0].any()
 
 
+@pytest.mark.parametrize("window_seconds", [2.0, 7.0])
+def test_a_sound_that_ends_early_is_followed_by_silence(window_seconds):
+    config = config_with_track()
+    config.data.track.window_seconds = window_seconds
+    noise = np.random.default_rng(0).integers(-9000, 9000, (5 * 16_000, 2)).astype(np.int16)
+    noise[4 * 16_000 :] = 0
+    whole, cut = (
+        ClipRows(config).prepare(with_track(numbered()) | {"waveform": waveform})["sound_track"]
+        for waveform in (noise, noise[: 4 * 16_000])
+    )
+    np.testing.assert_array_equal(cut, whole)
+    assert (np.sort(cut[4, :, 0])[:8] < -4.5).all()
+
+
 def test_features_follow_their_definition():
     waveform = np.random.default_rng(0).integers(-9000, 9000, 4000).astype(np.int16)
     found = synchrony.sound_features(waveform, 16_000)
