@@ -27,6 +27,7 @@ are kept. --train=no only makes the tables, with dashes where runs are missing.
 import argparse
 import concurrent.futures
 import json
+import os
 import pathlib
 import shlex
 import subprocess
@@ -38,6 +39,7 @@ from avs_jax.files import write_atomically
 from avs_jax.flag_style import FlagParser
 from avs_jax.progress import tracked
 from avs_jax.results import ablation
+from avs_jax.results.statistics import MAX_RUNS
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import TRUE_AUDIO, InputError, nearest
 from avs_jax.stopping import sigterm_as_interrupt, stop_status
@@ -74,6 +76,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     output, failed = pathlib.Path(args.output).expanduser().resolve(), []
     if args.train == "yes":
         failed = train_all(variants, seeds, output, args.split, args.jobs)
+        for line in failed:
+            print(f"failed: {line}", file=sys.stderr)
     found = [
         (name, seed, folder)
         for name in variants
@@ -93,8 +97,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     numbers = {name: {r.variant: dict(r.numbers) for r in rows} for name, rows in tables.items()}
     write_atomically(output / f"numbers{suffix}.json", json.dumps(numbers, indent=1) + "\n")
     print(ablation.to_markdown(tables))
-    for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} runs failed, see above: the table lacks them", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -124,8 +128,10 @@ def _read_seeds(text: str) -> list[int]:
         seeds = [int(word) for word in text.split(",")]
     except ValueError:
         seeds = []
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds={text}: expected different whole numbers joined by commas")
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds) or len(seeds) > MAX_RUNS:
+        raise InputError(
+            f"--seeds={text}: expected different whole numbers joined by commas, {MAX_RUNS} at most"
+        )
     return seeds
 
 
@@ -167,9 +173,9 @@ def train_all(
 
 
 def _check_flags(workdir: pathlib.Path, flags: Sequence[str]) -> None:
-    """Notes the flags of a run, or compares them with those of an earlier start."""
+    """Notes the flags of a run, or compares them with those of an earlier start that got so far."""
     path = workdir.with_name(f"{workdir.name}.flags.json")
-    if not path.exists():
+    if not path.exists() or not workdir.exists():
         write_atomically(path, json.dumps(list(flags)) + "\n")
         return
     stored = json.loads(path.read_text(encoding="utf-8"))
@@ -184,9 +190,11 @@ def _train(workdir: pathlib.Path, flags: Sequence[str], running: list[subprocess
     """Runs the training program, in `running` meanwhile; returns what went wrong, or ""."""
     command = [sys.executable, "-m", "avs_jax.main", *flags, f"--workdir={workdir}"]
     log = workdir.with_name(f"{workdir.name}.log")
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}  # from any folder
     print(f"{workdir.name}: {shlex.join(command)}", file=sys.stderr, flush=True)
     with open(log, "ab") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
         running.append(process)
         code = process.wait()
         running.remove(process)
@@ -237,20 +245,20 @@ def make_tables(
     known = ablation.flatten(reports[0]["scores"][condition])
     chosen = list(measures) or [name for name in MEASURES if name in known]
     chosen = chosen or [next(name for name in known if name.endswith(f"/{task.measure}"))]
-    tables = {}
-    for measure in chosen:
-        runs = []
-        for (variant, seed, folder), report, table in zip(found, reports, counts, strict=True):
-            numbers = ablation.flatten(report["scores"][condition])
+    runs: dict[str, list[ablation.Run]] = {measure: [] for measure in chosen}
+    for (variant, seed, folder), report, table in zip(found, reports, counts, strict=True):
+        numbers = ablation.flatten(report["scores"][condition])
+        for measure in chosen:
             if numbers.get(measure) is None:
                 near = ", ".join(nearest(measure, list(numbers)) or numbers)
                 raise InputError(f"{folder}: no measure {measure!r}; nearest: {near}")
-            names, scores = ablation.clip_scores(table, task.protocols, measure)
-            runs.append(
-                ablation.Run(variant, seed, report["facts"], numbers[measure], names, scores)
-            )
-        tables[measure] = ablation.make_rows(list(variants), baseline, runs)
-    return tables
+        names, scores = ablation.clip_scores(table, task.protocols, chosen)
+        for measure, own in runs.items():
+            number = numbers[measure]
+            own.append(ablation.Run(variant, seed, report["facts"], number, names, scores[measure]))
+    return {
+        measure: ablation.make_rows(list(variants), baseline, own) for measure, own in runs.items()
+    }
 
 
 def _counts_file(folder: pathlib.Path, condition: str, report: Mapping[str, Any]) -> pathlib.Path:

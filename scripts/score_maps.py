@@ -137,25 +137,28 @@ def compare(
     """Measure -> a row per condition; conditions that cover only some of the clips have none."""
     first = found[0].report.scores
     known = ablation.flatten(first[TRUE_AUDIO])
-    tables = {}
     for measure in measures:
         if measure not in known:
             near = ", ".join(nearest(measure, list(known)) or known)
             raise InputError(f"--measure={measure}: no such measure; nearest: {near}")
-        runs: list[ablation.Run] = []
-        for condition in first:
-            own = []
-            for seed, report, counts in found:
-                number = ablation.flatten(report.scores[condition])[measure]
-                clips = ablation.clip_scores(counts[condition], protocols, measure)
-                own.append(ablation.Run(condition, seed, report.facts, number, *clips))
-            if not runs or list(own[0].names) == list(runs[0].names):
-                runs += own
-            else:
-                print(f"{condition}: only {len(own[0].names)} of the clips, not in the table")
-        conditions = list(dict.fromkeys(run.variant for run in runs))
-        tables[measure] = ablation.make_rows(conditions, TRUE_AUDIO, runs)
-    return tables
+    runs: dict[str, list[ablation.Run]] = {measure: [] for measure in measures}
+    conditions, all_clips = [], None
+    for condition in first:
+        scored = [ablation.clip_scores(s.tables[condition], protocols, measures) for s in found]
+        clips = scored[0][0]
+        all_clips = all_clips or clips
+        if clips != all_clips:
+            print(f"{condition}: only {len(clips)} of the clips, not in the table")
+            continue
+        conditions.append(condition)
+        for (seed, report, _), (names, scores) in zip(found, scored, strict=True):
+            numbers = ablation.flatten(report.scores[condition])
+            for measure, own in runs.items():
+                run = (condition, seed, report.facts, numbers[measure], names, scores[measure])
+                own.append(ablation.Run(*run))
+    return {
+        measure: ablation.make_rows(conditions, TRUE_AUDIO, own) for measure, own in runs.items()
+    }
 
 
 def _define_flags(values: flags.FlagValues) -> None:

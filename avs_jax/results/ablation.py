@@ -4,6 +4,12 @@ Rows hold the mean and standard deviation over seeds, and, against the baseline,
 both have: the difference, its interval over seeds (paired t) and over clips (bootstrap), and the
 p values of results/statistics.py. Holm's adjustment is over the contrasts of one measure. A variant
 without runs has dashes.
+
+Most protocols are no means over clips: classes are pooled, curves are averaged before their maximum
+is taken, clips are ranked among each other. A clip's score is therefore what the split's number
+owes to it, its jackknife pseudo-value C x - (C - 1) x', where x is the number of all C clips and x'
+that without this one. Of a mean over clips, that is the clip's own score. A split of more than
+MAX_GROUPS clips is taken apart into that many groups at most.
 """
 
 import csv
@@ -30,6 +36,7 @@ HEADER = (
     "p (t, Holm)", "p (sign flip)", "its floor",
 )  # fmt: skip
 DASH = "–"
+MAX_GROUPS = 200  # whose pseudo-values are computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +48,8 @@ class Run:
       facts: of its report.
       number: what the report says, in 0..1.
       names: of the clips or other scored items.
-      scores: float [C], of each clip; NaN where the measure is not defined for it.
+      scores: float [G], pseudo-values of the clips or of groups of them; NaN where the measure is
+        not defined without them.
     """
 
     variant: str
@@ -69,19 +77,35 @@ class Row:
     p_holm: float = np.nan
 
 
-def clip_scores(table: Table, protocols: Protocols, measure: str) -> tuple[list[str], np.ndarray]:
-    """A measure of each clip (or other scored item) alone; NaN where it is not defined.
+def clip_scores(
+    table: Table, protocols: Protocols, measures: Sequence[str]
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Names of all clips (or other scored items), and the pseudo-values of each measure.
 
     Args:
       protocols: table -> {protocol: {measure: number}}.
-      measure: PROTOCOL/MEASURE.
+      measures: PROTOCOL/MEASURE each.
+
+    Returns:
+      the names, and measure -> float64 [G] as in `Run`.
     """
-    by, (names, scores) = next(iter(table.schema)), ([], [])
-    for group in table.groups(by):
-        names.append(str(table[by][group.start]))
-        value = flatten(protocols(table.take(group))).get(measure)
-        scores.append(np.nan if value is None else value)
-    return names, np.array(scores, np.float64)
+    by = next(iter(table.schema))
+    items = table.groups(by)
+    names = [str(table[by][item.start]) for item in items]
+    if len(items) < 2:
+        return names, {measure: np.full(len(items), np.nan) for measure in measures}
+    item_of_row = np.repeat(np.arange(len(items)), [item.stop - item.start for item in items])
+    size = -(-len(items) // MAX_GROUPS)
+    num_groups = -(-len(items) // size)  # every num_groups-th clip: neighbors are alike
+
+    def numbers(rows: np.ndarray | slice) -> list[float]:
+        found = flatten(protocols(table.take(rows)))
+        return [np.nan if found.get(name) is None else found[name] for name in measures]
+
+    whole = np.array(numbers(slice(None)), np.float64)
+    without = [numbers(item_of_row % num_groups != group) for group in range(num_groups)]
+    values = num_groups * whole - (num_groups - 1) * np.array(without, np.float64)
+    return names, dict(zip(measures, values.T, strict=True))
 
 
 def flatten(scores: Scores) -> dict[str, float | None]:

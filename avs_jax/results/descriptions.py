@@ -64,7 +64,10 @@ def sizes(table: DescriptionTable, num_records: int) -> dict[str, int]:
 def protocols(
     table: DescriptionTable, split_words: Callable[[str], list[str]]
 ) -> dict[str, dict[str, float | None]]:
-    """The numbers of all objects that an expression means; `split_words` is the tokenizer's."""
+    """The numbers of all objects that an expression means, none if there is no such object.
+
+    `split_words` is the tokenizer's.
+    """
     references: dict[str, list[list[str]]] = {}
     described: dict[str, str] = {}
     known = table.take(table["has_object"])
@@ -72,6 +75,8 @@ def protocols(
     for name, text, description in zip(*columns, strict=True):
         references.setdefault(name, []).append(split_words(text))
         described.setdefault(name, description)
+    if not described:
+        return {}
     captions = [split_words(described[name]) for name in references]
     found = bleu(bleu_counts(captions, list(references.values())))
     scores = {f"BLEU-{k}": value for k, value in enumerate(found, 1)}

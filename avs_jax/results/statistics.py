@@ -33,7 +33,7 @@ class Contrast:
       t, p_t: of the paired t-test; NaN for one run.
       p_sign_flip: of the exact sign-flip test, two-sided.
       p_floor: the smallest p_sign_flip that R runs can have.
-      clips_low, clips_high: bootstrap interval over clips.
+      clips_low, clips_high: bootstrap interval over clips; NaN without clips.
     """
 
     num_runs: int
@@ -61,15 +61,18 @@ def compare(
       a, b: float [R, C], scores of each run on each clip.
       num_resamples, seed: of the bootstrap.
       by_run: float [R], differences of the runs' own numbers, where a protocol's number is not the
-        mean over clips; None: those means.
+        mean over clips; None: those means. The interval over clips lies around their mean.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 2 or a.shape != b.shape or not a.size:
+    if a.ndim != 2 or a.shape != b.shape or not len(a) or not (a.size or by_run is not None):
         raise ValueError(f"scores {a.shape} and {b.shape}: expected [R, C] twice")
     by_clip = (a - b).mean(axis=0)
     by_run = (a - b).mean(axis=1) if by_run is None else np.asarray(by_run, np.float64)
     t, p_t, low, high = paired_t(by_run)
-    clips_low, clips_high = bootstrap(by_clip, num_resamples, seed)
+    clips_low, clips_high = np.nan, np.nan
+    if len(by_clip):
+        center = by_run.mean() - by_clip.mean()
+        clips_low, clips_high = bootstrap(by_clip + center, num_resamples, seed)
     return Contrast(
         num_runs=len(a),
         difference=float(by_run.mean()),

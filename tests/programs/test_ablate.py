@@ -11,14 +11,16 @@ import subprocess
 import threading
 import time
 import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from avs_jax.controls.false_motion import motion_controls
-from avs_jax.results import ablation, metrics
+from avs_jax.results import ablation, metrics, statistics
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.report import Report, write
+from avs_jax.results.table import Table
 from avs_jax.runtime.command_line import parse
 from avs_jax.spec import TRUE_AUDIO, InputError
 from avs_jax.tasks import make_task
@@ -203,12 +205,79 @@ def test_trains_what_is_missing_and_compares(trainer, tmp_path, capsys):
         assert (tmp_path / late).read_text() == (tmp_path / name).read_text()
 
 
-def test_scores_of_clips_average_to_the_protocol(tmp_path):
+def test_a_mistake_in_the_flags_is_said_and_can_be_corrected(trainer, tmp_path, capsys):
+    trainer.broken.update(f"{name}-seed{seed}" for name in ("vct", "ama") for seed in range(3))
+    assert ablate.main(flags(tmp_path, "--config.train.stepz=3")) == 1
+    captured = capsys.readouterr()
+    assert "failed: vct-seed0: exit status 1" in captured.err and "the disk is full" in captured.err
+    assert "no run has a report of split 'test'" in captured.err
+    trainer.broken.clear()
+    assert ablate.main(flags(tmp_path, "--config.train.steps=3")) == 0
+
+
+def test_scores_of_clips_are_those_of_a_mean_over_clips(tmp_path):
     number = write_report(tmp_path, 3, 0.7)
-    folder = ablate.find_report(tmp_path, "test")
-    loaded = FrameCounts.load(folder / "counts.npz")
-    names, scores = ablation.clip_scores(loaded, metrics.all_protocols, "avsbench(batch=1)/mIoU")
-    assert names == list(CLIPS) and scores.mean() == pytest.approx(number, abs=1e-12)
+    loaded = FrameCounts.load(ablate.find_report(tmp_path, "test") / "counts.npz")
+    measure = "avsbench(batch=1)/mIoU"
+    names, found = ablation.clip_scores(loaded, metrics.all_protocols, [measure])
+    assert names == list(CLIPS) and found[measure].mean() == pytest.approx(number, abs=1e-12)
+    alone = [
+        metrics.all_protocols(loaded.take(rows))["avsbench(batch=1)"]["mIoU"]
+        for rows in loaded.groups("clip_id")
+    ]
+    np.testing.assert_allclose(found[measure], alone, atol=1e-12)
+
+
+class Answers(Table):
+    schema: ClassVar = {"name": str}
+
+
+def answers(right, known=None):
+    """One row per item, and whether it was answered rightly."""
+    names = [f"{i:03d}" for i in range(len(right))]
+    known = np.ones(len(right), bool) if known is None else known
+    columns = {"name": np.array(names), "right": np.array(right), "known": known}
+    return Answers(columns)
+
+
+def share_of_squares(table):
+    """No mean over items: the square of the share of right answers among the known items."""
+    right, known = table["right"], table["known"]
+    value = None if not known.any() else float(right[known].mean() ** 2)
+    return {"all": {"squared": value}}
+
+
+@pytest.mark.parametrize("count", [60, 450])  # single items, and groups of three
+def test_what_is_no_mean_over_clips_has_the_interval_of_its_bootstrap(count):
+    rng = np.random.default_rng(0)
+    better, worse = answers(rng.random(count) < 0.8), answers(rng.random(count) < 0.6)
+    scores, numbers = [], []
+    for table in (better, worse):
+        names, found = ablation.clip_scores(table, share_of_squares, ["all/squared"])
+        assert len(names) == count
+        scores.append(found["all/squared"][None])
+        numbers.append(share_of_squares(table)["all"]["squared"])
+    assert scores[0].shape[1] == (60 if count == 60 else 150)
+    found = statistics.compare(*scores, by_run=np.array([numbers[0] - numbers[1]]))
+    weights = statistics.resample_weights(count, 4000, 1)[1:] / count
+    resampled = (weights @ better["right"]) ** 2 - (weights @ worse["right"]) ** 2
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    width = high - low
+    assert (found.clips_low, found.clips_high) == pytest.approx((low, high), abs=0.1 * width)
+
+
+def test_items_without_the_measure_and_too_few_items():
+    known = np.arange(40) < 10
+    table = answers(np.arange(40) % 2 == 0, known)
+    _, found = ablation.clip_scores(table, share_of_squares, ["all/squared"])
+    np.testing.assert_allclose(found["all/squared"][10:], 0.25)  # what they leave unchanged
+    only = answers([True, False], np.array([True, False]))
+    _, found = ablation.clip_scores(only, share_of_squares, ["all/squared"])
+    assert np.isnan(found["all/squared"][0]) and found["all/squared"][1] == 1
+    names, found = ablation.clip_scores(answers([True]), share_of_squares, ["all/squared"])
+    assert names == ["000"] and np.isnan(found["all/squared"]).all()
+    runs = [ablation.Run(v, 0, FACTS, 0.5, names, found["all/squared"]) for v in ("a", "b")]
+    assert ablation.cells(ablation.make_rows(["a", "b"], "a", runs)[1])[4] == ablation.DASH
 
 
 @pytest.mark.parametrize(
@@ -220,6 +289,7 @@ def test_scores_of_clips_average_to_the_protocol(tmp_path):
         (["--variant=x --config=f --steps=3"], "--steps=3 is not --config"),
         (["--seeds=1,1"], "--seeds=1,1: expected different whole numbers"),
         (["--seeds=a"], "--seeds=a: expected different"),
+        ([f"--seeds={','.join(map(str, range(17)))}"], "joined by commas, 16 at most"),
         (["--baseline=y"], "--baseline=y: no such variant; there are vct, ama"),
         (["--jobs=0"], "--jobs=0: expected at least 1"),
         (["--measure=stream/IoU"], "no measure 'stream/IoU'; nearest: stream/mIoU"),
