@@ -20,40 +20,59 @@ from einops import rearrange, reduce
 STRIDE = 8  # pixels of the padded image per cell
 
 
-def localization_loss(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+def localization_loss(
+    logits: jax.Array,
+    batch: Mapping[str, jax.Array],
+    norms: Mapping[str, jax.Array] | None = None,
+) -> jax.Array:
     """float32 [].
 
     Args:
       logits: [B, T, P, h, w], over images padded at the bottom and right.
       batch: phrase_targets bool [B, T, P, H, W], phrase_valid bool [B, P], phrase_objects int32
         [B, P] (-1: of none) and supervised bool [B, T].
+      norms: `localization_norms` of the whole batch, where this is a part of it; None: this is all.
     """
+    norms = localization_norms(batch) if norms is None else norms
     logits = logits.astype(jnp.float32)
     share = cell_shares(batch["phrase_targets"], logits.shape[3:])
     bce = (jax.nn.softplus(logits) - logits * share).mean((3, 4))
-    counts = batch["supervised"][:, :, None] & batch["phrase_valid"][:, None]
-    return mean_over(bce, counts) + _contrast(logits, share, batch["phrase_objects"], counts)
+    counts, contrasted, own, is_object = _roles(batch)
+    mean = jnp.einsum("btehw,btohw->bteo", logits, share)
+    mean = mean / jnp.maximum(share.sum((3, 4)), 1e-6)[:, :, None]
+    log_share = jax.nn.log_softmax(jnp.where(is_object[:, :, None], mean, -1e9), axis=-1)
+    contrast = jnp.where(contrasted, -jnp.where(own, log_share, 0).sum(-1), 0).sum()
+    return (
+        jnp.where(counts, bce, 0).sum() / norms["expressions"]
+        + contrast / norms["contrasted_expressions"]
+    )
 
 
-def _contrast(logits, share, objects, counts):
-    """Every expression against the objects of its frame."""
+def localization_norms(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Divisors of the two terms, from the targets of a batch."""
+    counts, contrasted, *_ = _roles(batch)
+    return {
+        "expressions": jnp.maximum(counts.sum(), 1),
+        "contrasted_expressions": jnp.maximum(contrasted.sum(), 1),
+    }
+
+
+def _roles(batch):
+    """What the expressions of a frame are, bool [B, T, P], [B, T, P, P] for pairs.
+
+    Whether they count; whether they are compared with the objects of the frame; which of these is
+    their own; which stand for an object, the first of each.
+    """
+    counts = jnp.asarray(batch["supervised"])[:, :, None] & batch["phrase_valid"][:, None]
+    objects = jnp.asarray(batch["phrase_objects"])
     same = objects[:, :, None] == objects[:, None]  # [B, P, P]
-    total = share.sum((3, 4))
-    visible = counts & (total > 0)
+    visible = counts & batch["phrase_targets"].any((3, 4))
     earlier = jnp.tril(jnp.ones(same.shape[1:], bool), -1)[None]
     repeated = ((same & earlier)[:, None] & visible[:, :, None]).any(-1)
-    is_object = visible & ~repeated  # the first expression of each stands for it
-    mean = jnp.einsum("btehw,btohw->bteo", logits, share)
-    mean = mean / jnp.maximum(total, 1e-6)[:, :, None]
-    log_share = jax.nn.log_softmax(jnp.where(is_object[:, :, None], mean, -1e9), axis=-1)
+    is_object = visible & ~repeated
     own = same[:, None] & is_object[:, :, None]
     several = is_object.sum(-1, keepdims=True) > 1
-    return mean_over(-jnp.where(own, log_share, 0).sum(-1), visible & several)
-
-
-def mean_over(values: jax.Array, counts: jax.Array) -> jax.Array:
-    """The mean of the values that count; 0 without any."""
-    return jnp.where(counts, values, 0).sum() / jnp.maximum(counts.sum(), 1)
+    return counts, visible & several, own, is_object
 
 
 def phrase_pairs(

@@ -61,7 +61,7 @@ def compute_losses(
         presence = jnp.where(supervised, bce, 0).sum() / frames
         added["loss_presence"] = loss_config.presence_weight * presence
     if "location_logits" in outputs:
-        found = localization_loss(outputs["location_logits"], everything)
+        found = localization_loss(outputs["location_logits"], everything, norms)
         added["loss_localization"] = loss_config.localization_weight * found
     if loss_config.align_weight:
         if "align_phrases" in outputs:

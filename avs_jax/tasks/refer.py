@@ -19,6 +19,7 @@ from avs_jax.data.trunk_features import expression_rows
 from avs_jax.inference import expression_video
 from avs_jax.inference.trunk_weights import with_trunk_key
 from avs_jax.losses import criterion, prompted, referral
+from avs_jax.losses.localization import localization_norms
 from avs_jax.models import avs, build_model
 from avs_jax.models.inputs import TEXT_FIELDS
 from avs_jax.models.rules import look_up
@@ -210,7 +211,8 @@ def _query_norms(config: ConfigDict) -> Callable | None:
 
 
 def _asked_norms(batch: Mapping[str, Any], **weights: Any) -> dict[str, Any]:
-    return criterion.norms(referral.asked_targets(batch), **weights)
+    located = localization_norms(batch) if "phrase_targets" in batch else {}
+    return located | criterion.norms(referral.asked_targets(batch), **weights)
 
 
 def _derive(outputs, inputs, *, score):

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from avs_jax.losses.localization import cell_shares, localization_loss, phrase_pairs
+from avs_jax.losses.localization import (
+    cell_shares,
+    localization_loss,
+    localization_norms,
+    phrase_pairs,
+)
 from avs_jax.losses.referral import info_nce
 
 
@@ -63,6 +68,18 @@ def test_what_does_not_exist_does_not_count():
     assert localization_loss(logits, batch) == loss
     logits[1, 0, 1] += 5  # an expression that means nothing
     assert localization_loss(logits, batch) > loss
+
+
+@pytest.mark.parametrize("supervised", [(True, True), (True, False)])
+def test_micro_batches_sum_to_the_whole(supervised):
+    logits, batch = make(2)
+    batch["supervised"] = np.array(supervised)[:, None]
+    norms = localization_norms(batch)
+    parts = []
+    for row in (slice(1), slice(1, 2)):
+        micro = {name: value[row] for name, value in batch.items()}
+        parts.append(localization_loss(logits[row], micro, norms))
+    np.testing.assert_allclose(sum(parts), localization_loss(logits, batch), rtol=1e-6)
 
 
 def test_a_cell_is_the_share_that_its_pixels_have():

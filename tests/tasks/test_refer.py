@@ -182,6 +182,7 @@ def test_several_expressions_are_asked_in_micro_batches(records):
     norms = task.norms(batch)
     assert norms["frames"] == 16 + second
     assert norms["masks"] == 16 + second + meant  # a background each, and the objects
+    assert norms["expressions"] == batch["phrase_valid"].sum()  # of the localizer's loss
     state = setup.init_state(*setup.init_variables())
     held = sharding.put_batch(batch, setup.mesh)
     _, metrics = setup.make_train_step()(state, held, setup.seed())
