@@ -35,6 +35,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from avs_jax.controls.false_sounds import own_sound
+from avs_jax.data.expressions import row_name
 from avs_jax.data.pipeline import EvalBatches, Loader
 from avs_jax.data.records import metadata, open_records
 from avs_jax.files import atomic_folder
@@ -276,7 +277,7 @@ def evaluate_predictions(
       config: as for the task's rows and protocols.
       directory: of the predictions, in the task's layout.
       split: of the dataset.
-      output: directory to write under, by default `directory`.
+      output: directory to write under; by default `directory`, or the folder of that file.
 
     Returns:
       The report, also printed and written.
@@ -285,6 +286,8 @@ def evaluate_predictions(
       InputError: `output` has this report of other predictions.
     """
     directory = pathlib.Path(directory).expanduser().resolve()
+    if output is None and directory.is_file():
+        output = directory.parent
     folder = predictions_folder(config, directory if output is None else output, split)
     scored = {"predictions": str(directory)}
     if output is not None:
@@ -369,7 +372,7 @@ def _sounds(records: Sequence[Record], figures: Mapping[str, Any]) -> dict[str, 
     sounds: dict[str, bytes] = {}
     for index in range(min(len(records), SEARCHED * len(figures))):
         record = records[index]
-        name = record.get("clip_id")
+        name = row_name(record)
         if name in figures and "waveform" in record:
             sounds[name] = encode_sound(record)
         if len(sounds) == len(figures):
@@ -415,7 +418,7 @@ def run(line: CommandLine) -> None:
             config, checkpoint, split, values.output, values.write_predictions, notes
         )
         return
-    if config.evaluate.get("audio"):
+    if values.audio or "evaluate.audio" in line.overridden:  # recipes may ask for false sounds
         raise UsageError(
             "--audio needs --checkpoint: stored predictions cannot react to another sound"
         )

@@ -213,7 +213,7 @@ def clip_record(record: Record) -> dict[str, Any]:
             "is_null": False, "is_seen": False, "kind": 0, "category": "", "category_label": 0,
         }  # fmt: skip
     item, num_frames = int(record["item"]), len(record["frames"])
-    uid, fid = decode_text(record["uids"][item]), int(record["expression_fids"][item])
+    uid, fid = row_name(record), int(record["expression_fids"][item])
     is_null = bool(record["is_null"][item])
     places = np.flatnonzero(np.asarray(record["fids"]) == fid)
     if is_null or not len(places):
@@ -238,6 +238,12 @@ def clip_record(record: Record) -> dict[str, Any]:
         "is_seen": bool(record["is_seen"][item]),
         "kind": int(record["kinds"][item]),
     }
+
+
+def row_name(record: Record) -> str:
+    """What a record's row is called: its expression's uid or, without expressions, its clip id."""
+    name = record["uids"][int(record["item"])] if "uids" in record else record.get("clip_id", "")
+    return decode_text(name)
 
 
 def _facts(clip: Mapping[str, Any]) -> Row:

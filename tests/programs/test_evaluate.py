@@ -94,7 +94,7 @@ def records(named=False):
         mask[:16, :16] = 1
         noise = np.random.default_rng(i).normal(size=16000 * num_frames)
         record = {
-            "clip_id": f"clip{i:02d}",
+            "clip_id": f"clip{i:02d}".encode(),  # as records are read
             "category": sounding,
             "category_label": 1 + i % 3,
             "frames": [image] * num_frames,
@@ -366,6 +366,8 @@ def test_evaluate_split_scores_true_and_false_sound(job, tmp_path, capsys):
     assert folder.name.startswith("converted_avsbench_s4_test_raw_")
     assert json.loads((folder / "report.json").read_text())["scores"] == report.scores
     assert "| swapped audio | stream | 0.00 |" in (folder / "report.md").read_text()
+    page = (folder / "report.html").read_text()
+    assert page.count("<audio") == page.count("<img") > 0  # what each figure's model heard
     counts = FrameCounts.load(folder / "counts.npz")
     assert metrics.all_protocols(counts) == true
     assert counts.facts["audio"] == "true_audio" and counts.facts["split"] == "test"

@@ -6,6 +6,7 @@ import pytest
 
 from avs_jax import evaluate as evaluation
 from avs_jax.spec import InputError
+from tests.ground_fixture import copy_qvhighlights, read_records
 from tests.results.test_predictions import SCORE, a_config, random_predictions, records, write_all
 
 
@@ -73,3 +74,26 @@ def test_command_line(source, tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluation.main(["evaluate", "--help"])
     assert "<category>/<clip>/<clip>_<number>" in capsys.readouterr().out
+
+
+def test_a_file_of_predictions_has_its_report_beside_it(tmp_path, monkeypatch):
+    folder = copy_qvhighlights(tmp_path / "qvhighlights")
+    queries = read_records(folder, "qvhighlights")
+    monkeypatch.setattr(evaluation, "open_records", lambda config, split: queries)
+    names = [{"qid": int(q["qid"]), "query": q["query"], "vid": q["vid"]} for q in queries]
+    rows = [name | {"pred_relevant_windows": [[0, 2, 0.9]]} for name in names]
+    path = tmp_path / "submission.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["evaluate", "--config=configs/qvh_custom.py:tiny", f"--predictions={path}"]
+    assert evaluation.main(flags) == 0 == evaluation.main(flags)
+    (report,) = (tmp_path / "evaluation").glob("*/report.json")
+    assert json.loads(report.read_text())["facts"]["predictions"] == str(path)
+
+
+def test_recipes_with_false_sounds_score_predictions_too(source, tmp_path, capsys):
+    flags = ["evaluate", "--config=configs/s4_ama_robust.py", f"--predictions={tmp_path}/nothing"]
+    assert evaluation.main(flags) == 1
+    assert "no such folder" in capsys.readouterr().err
+    for asked in ("--audio=silence", "--config.evaluate.audio=silence"):
+        assert evaluation.main([*flags, asked]) == 1
+        assert "--audio needs --checkpoint" in capsys.readouterr().err
