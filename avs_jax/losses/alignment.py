@@ -141,7 +141,13 @@ def sigmoid(
     return _mean(pairs.sum(1), positives.any(1))
 
 
-def triplet(similarity: Array, margin: float, mining: str, ignored: Array | None = None) -> Array:
+def triplet(
+    similarity: Array,
+    margin: float,
+    mining: str,
+    ignored: Array | None = None,
+    exists: Array | None = None,
+) -> Array:
     """See the module's docstring; float32 [].
 
     A query's positive is its own item. Without a semi-hard negative, a query does not count for
@@ -152,16 +158,18 @@ def triplet(similarity: Array, margin: float, mining: str, ignored: Array | None
       margin: of the hinge.
       mining: one of MININGS.
       ignored: bool [B, B], pairs that are no negatives.
+      exists: bool [B], queries that count; None: all.
     """
+    exists = jnp.ones(len(similarity), bool) if exists is None else exists
     own = jnp.diagonal(similarity)[:, None]
     _, negatives = _split(similarity, None, ignored)
     if mining == "semihard":
         negatives &= (similarity > own - margin) & (similarity < own)
     hinge = jnp.where(negatives, jnp.maximum(0.0, margin + similarity - own), 0.0)
     if mining == "all":
-        return hinge.sum(1).mean()
-    hardest = hinge.max(1)
-    return _mean(hardest, negatives.any(1)) if mining == "semihard" else hardest.mean()
+        return _mean(hinge.sum(1), exists)
+    counts = exists & negatives.any(1) if mining == "semihard" else exists
+    return _mean(hinge.max(1), counts)
 
 
 # ---- the loss of a batch ----
@@ -240,7 +248,8 @@ def _symmetric(queries, items, outputs, positives, ignored, loss_config) -> Arra
 
         def loss(similarity, positives, ignored):
             others = ignored | positives  # nor is another positive a negative
-            return triplet(similarity, loss_config.margin, loss_config.mining, others)
+            exists = positives.any(1)
+            return triplet(similarity, loss_config.margin, loss_config.mining, others, exists)
 
     elif loss_config.name == "sigmoid":
 

@@ -69,7 +69,10 @@ def protocols(
             ((second, items), (first, queries)),
         ):
             if "text" in (first, second) or relevant == "class":
-                found[f"{name} to {other}"] = retrieve(x, y, ids, other_ids)
+                numbers = {label: i for i, label in enumerate(np.unique([*ids, *other_ids])) if label}
+                asked = [numbers.get(label, -1) for label in ids]
+                offered = [numbers.get(label, -2) for label in other_ids]  # unknown: no pair
+                found[f"{name} to {other}"] = retrieve(x, y, asked, offered)
             else:
                 found[f"{name} to {other}"] = retrieve(x, y)
     return found

@@ -109,6 +109,22 @@ def test_the_numbers_of_the_triplet_example():
     assert triplet(similarity, 0.2, "all") == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize("mining", ["all", "hardest", "semihard"])
+def test_seconds_that_do_not_exist_change_no_triplet(mining):
+    rng = np.random.default_rng(4)
+    config = ConfigDict(LOSS | {"name": "triplet", "unit": "second", "mining": mining})
+    seconds = {
+        f"{kind}_seconds": normalize(jnp.asarray(rng.standard_normal((3, 5, 4)), jnp.float32))
+        for kind in ("audio", "frames")
+    }
+    padded = {name: jnp.concatenate([x, x], axis=1) for name, x in seconds.items()}
+    losses = []
+    for outputs, count in ((seconds, 5), (padded, 10)):
+        batch = {"label": np.arange(3), "valid": np.tile(np.arange(count) < 5, (3, 1))}
+        losses.append(compute_losses(outputs, batch, None, pairs=AV, loss_config=config)[0])
+    assert losses[0] > 0 and losses[1] == pytest.approx(float(losses[0]), rel=1e-6)
+
+
 def test_adaptive_margin_and_its_gradients():
     golden = arrays("retrieval")
     text, fused, visual = (jnp.asarray(golden[f"in/av_{n}"]) for n in ("text", "fused", "visual"))

@@ -112,6 +112,16 @@ def test_protocols_by_clip_by_class_and_by_text():
     assert by_class["text to audio"]["R@1"] == 1
 
 
+def test_clips_of_unknown_category_belong_together_with_none():
+    eye = np.eye(4)
+    table = table_of(audio=eye, frames=eye)
+    table.columns["category"][1:3] = ""
+    found = protocols(table, [("audio", "frames")], "class")["audio to frames"]
+    assert found["R@1"] == 1 and found["chance"] == pytest.approx(1 / 4)
+    table.columns["category"][:] = ""
+    assert protocols(table, [("audio", "frames")], "class")["audio to frames"]["R@1"] is None
+
+
 def test_shuffled_pairs_are_a_permutation():
     records = small.records(9)
     assert not pair_controls(False, records, "val").records
