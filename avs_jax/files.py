@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
+UNFINISHED = ".unfinished"  # in the name of what is being written
 Path = str | os.PathLike
 
 
@@ -61,8 +62,13 @@ def atomic_folder(path: Path) -> Iterator[pathlib.Path]:
 
     Its parent is made if need be. Where the block raises, `path` is as it was. A kill between the
     two renames leaves the earlier folder as `NAME.replaced`; the next call restores it.
+
+    Raises:
+      OSError: `path` is a file, which stays.
     """
     path = pathlib.Path(path).expanduser()
+    if path.exists() and not path.is_dir():
+        raise OSError(errno.ENOTDIR, "is a file; the results need a folder", os.fspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished, replaced = _unfinished(path), path.with_name(f"{path.name}.replaced")
     if replaced.is_dir() and not path.exists():
@@ -109,7 +115,7 @@ def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
 
 
 def _unfinished(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f"{path.stem}.unfinished{path.suffix}")
+    return path.with_name(f"{path.stem}{UNFINISHED}{path.suffix}")
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -25,7 +25,7 @@ from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.runtime.interruption import NotFiniteError
 from avs_jax.runtime.processes import distributed_job
 from avs_jax.spec import InputError
-from avs_jax.stopping import run_as_program
+from avs_jax.stopping import run_as_program, stop_status
 from avs_jax.train import train
 
 EXPECTED = (InputError, OSError, NotFiniteError)  # their message is for the user
@@ -64,9 +64,10 @@ def main(argv: Sequence[str]) -> None:
             checkpoint = Checkpoint.find(values.workdir)
             config, notes = checkpoint_config(line, checkpoint)
             evaluate_checkpoint(config, checkpoint, config.evaluate.split, notes=notes)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as error:
+        text, status = stop_status(error)
+        print(text, file=sys.stderr)
+        raise SystemExit(status) from None
     except EXPECTED as error:
         raise SystemExit(f"error: {error}") from error
 

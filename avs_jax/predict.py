@@ -104,7 +104,8 @@ def run(line: CommandLine) -> None:
     if values.videos and many_videos.per_video_flags(given):
         name = many_videos.per_video_flags(given)[0]
         raise UsageError(f"--{name} is about one video: it belongs to --video, not to --videos")
-    videos = many_videos.find_videos(values.videos) if values.videos else None
+    output = pathlib.Path(values.output).expanduser()
+    videos = many_videos.find_videos(values.videos, output) if values.videos else None
     shard = many_videos.Shard.parse(values.shard or "0/1")
     arrays, limit = None, parse_bytes(values.max_size)
     if values.arrays is not None:
@@ -117,7 +118,6 @@ def run(line: CommandLine) -> None:
     for name in given:
         if name not in task.answer_flags:
             raise UsageError(f"--{name} is not read by task {task.name!r}")
-    output = pathlib.Path(values.output).expanduser()
     if arrays is not None:
         return _run_on_arrays(predictor, arrays, output)
     if task.answer is None:

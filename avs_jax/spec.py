@@ -111,6 +111,10 @@ class InputError(ValueError):
     """
 
 
+class UsageError(InputError):
+    """An invalid command line: no file could make it right."""
+
+
 def check_shape(name: str, array: Array, pattern: str, **sizes: int) -> dict[str, int]:
     """Checks an array against a pattern such as "B T H W 3" and returns the sizes of its letters.
 

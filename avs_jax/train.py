@@ -35,6 +35,7 @@ from avs_jax.runtime.run_checkpoints import Checkpoints
 from avs_jax.runtime.run_config import check_run_config
 from avs_jax.runtime.setup import TrainSetup, make_train_setup
 from avs_jax.runtime.step import TrainState
+from avs_jax.stopping import sigterm_as_interrupt
 from avs_jax.task import Record, select
 from avs_jax.tasks import complete_config, make_task
 
@@ -94,6 +95,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
         # ---- restore ----
         checkpoints = Checkpoints(workdir, config, task.measure)
         stack.callback(checkpoints.close)
+        until_reports = stack.enter_context(contextlib.ExitStack())
         restored = checkpoints.restore(setup.state)
         state, start_step = (_first_state(setup), 0) if restored is None else restored
         log = Log(workdir, total_steps, batch_size, start_step, enabled=is_first)
@@ -169,13 +171,14 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
             batches = TrainBatches(data, task.rows, *order, alter=task.alter(data))
             workers, prefetch = config.data.num_workers, config.data.prefetch
             train_loader = stack.enter_context(Loader(batches, workers, prefetch))
-            stop_requested = stack.enter_context(sigterm_as_request())
+            stop_requested = until_reports.enter_context(sigterm_as_request())
             span = (config.profile_steps, start_step, total_steps)
             profiler = StepProfiler(workdir, *span, enabled=is_first)
             stack.callback(profiler.close)
             seed = setup.seed()
             waits, finite = DataWaitTimer(iter(train_loader)), FiniteCheck(checkpoints)
             speed, metrics = StepSpeed(waits, batch_size), None
+        asked = False
         for step in range(start_step + 1, 1 if is_over else total_steps + 1):
             batch = waits.next(metrics)
             profiler.before(step)
@@ -183,7 +186,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch, seed)
             is_last = step == total_steps
-            stop = stop_requested(step) and not is_last
+            asked = stop_requested(step)
+            stop = asked and not is_last
             must_log = is_last or step % config.train.log_every == 0
             validates = must_validate(step) and not stop  # the resumed run validates instead
             saves = validates or stop or step % config.train.checkpoint_every == 0
@@ -215,12 +219,17 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
 
         # ---- reports ----
         checkpoints.wait()
+        if asked:
+            log.say("asked to stop: all steps are done; the same command scores the best one")
+            return False
         log.say(f"done: {workdir}")
+        until_reports.close()
         best = Checkpoint.find(workdir)
-        for split in config.train.final_splits:
-            for weights in best.choose_weights(config.evaluate.weights):
-                if not has_report(report_folder(config, best, split, weights), best):
-                    evaluate_split(config, best, split, weights, records=records[split])
+        with sigterm_as_interrupt():  # an evaluation keeps what it has finished
+            for split in config.train.final_splits:
+                for weights in best.choose_weights(config.evaluate.weights):
+                    if not has_report(report_folder(config, best, split, weights), best):
+                        evaluate_split(config, best, split, weights, records=records[split])
     return True
 
 

@@ -98,3 +98,11 @@ def test_larger_files_than_allowed_are_not_read(tmp_path):
     assert files.read_regular(path, 5) == b"12345"
     with pytest.raises(OSError, match="5 bytes, more than the 4 allowed"):
         files.read_regular(path, 4)
+
+
+def test_a_folder_never_replaces_a_file(tmp_path):
+    (tmp_path / "clip.mp4").write_text("a video")
+    with pytest.raises(OSError, match="is a file; the results need a folder"):
+        with files.atomic_folder(tmp_path / "clip.mp4"):
+            pass
+    assert (tmp_path / "clip.mp4").read_text() == "a video" and len(list(tmp_path.iterdir())) == 1

@@ -37,6 +37,7 @@ def read_state_dict(path: str | os.PathLike, max_size: int = MAX_SIZE) -> dict[s
         holding something other than arrays, or a pickle that names other globals than those of
         plain tensors and arrays.
     """
+    path = os.path.expanduser(path)
     if os.path.exists(path) and not os.path.isfile(path):
         raise WeightsError(f"{path}: is a folder, pipe or device, not a file")
     with blame(path, MemoryError), open(path, "rb") as file:

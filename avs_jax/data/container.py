@@ -45,8 +45,11 @@ def open_container(path: _Path):
         # an absolute path: what precedes a colon in a relative one would be taken for a protocol
         return av.open(os.path.abspath(path), container_options=options, **_ANY_TAGS)
     except av.error.FFmpegError as error:
-        with open(path, "rb") as file:
-            is_mp4 = file.read(12)[4:8] == b"ftyp"
+        try:
+            with open(path, "rb") as file:
+                is_mp4 = file.read(12)[4:8] == b"ftyp"
+        except OSError as unreadable:
+            raise VideoError(path, f"cannot be read ({unreadable.strerror})") from unreadable
         reason = "truncated: the index is missing" if is_mp4 else "not a video"
         raise VideoError(path, f"{reason} ({error.strerror})") from error
 

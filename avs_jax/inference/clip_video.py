@@ -49,7 +49,7 @@ from avs_jax.inference.video_tracks import make_track_estimator, needs_weights, 
 from avs_jax.progress import Progress
 from avs_jax.results.postprocess import object_probability
 from avs_jax.results.visualize import overlay
-from avs_jax.spec import Field, InputError
+from avs_jax.spec import Field, InputError, UsageError
 
 SEGMENT_SIDE = 256  # px, longer side for felzenszwalb segmentation
 FELZENSZWALB = "felzenszwalb"
@@ -263,7 +263,8 @@ def segment_colors(image: np.ndarray) -> np.ndarray:
 
 
 def _pre_mask_files(folder: str | os.PathLike, count: int) -> list[pathlib.Path]:
-    files = sorted(pathlib.Path(folder).glob("*.png"), key=lambda p: (len(p.name), p.name))
+    folder = pathlib.Path(folder).expanduser()
+    files = sorted(folder.glob("*.png"), key=lambda p: (len(p.name), p.name))
     if len(files) < count:
         raise InputError(f"{folder}: {len(files)} PNG files for a video of {count} seconds")
     return files
@@ -282,14 +283,14 @@ def make_estimator(
     is_read = reads_motion and motion.source != "none"
     has_flow = is_read and motion.source == "auto" and motion.model != "difference"
     if has_flow and weights is None:
-        raise InputError(f"config.data.motion.model = {motion.model!r} needs --flow_weights=DIR")
+        raise UsageError(f"config.data.motion.model = {motion.model!r} needs --flow_weights=DIR")
     if not has_flow and weights is not None:
-        raise InputError(
+        raise UsageError(
             "--flow_weights is not read: the model has no motion, or it is the difference of "
             "frames; --config.data.motion.model=raft_large (or raft_small) says otherwise"
         )
     if is_read and not has_flow and needs_vectors(motion):
-        raise InputError(
+        raise UsageError(
             f"config.data.motion.map = {motion.map!r} with compensate_camera = "
             f"{motion.compensate_camera} needs flow: --config.data.motion.model=raft_large "
             "--flow_weights=DIR"

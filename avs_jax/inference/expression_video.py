@@ -32,7 +32,7 @@ from avs_jax.files import atomic_folder
 from avs_jax.inference.predictor import Predictor
 from avs_jax.inference.side_by_side import ahead, behind
 from avs_jax.results.visualize import overlay
-from avs_jax.spec import InputError
+from avs_jax.spec import UsageError
 
 EXPRESSIONS_AT_ONCE = 8  # more take more memory
 
@@ -62,7 +62,7 @@ def predict_expressions(
     """
     texts = [clean(words) for words in text]
     if not texts or not all(texts):
-        raise InputError('--text="..." is missing or empty: what should be segmented?')
+        raise UsageError('--text="..." is missing or empty: what should be segmented?')
     video = probe(path)
     scored = predictor.once("scored", lambda: jax.jit(score, static_argnames="size"))
     found = [

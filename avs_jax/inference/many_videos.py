@@ -8,9 +8,12 @@
 
 The files are the state: a process that was killed at any moment resumes where it was, and several
 processes share the videos (--shard=I/N takes every N-th) and the manifest. A video that is newer
-than its results, or than the note on its failure, is processed again.
+than its results, or than the note on its failure, is processed again. Results are no videos, even
+where the pattern matches them.
 """
 
+import contextlib
+import errno
 import fcntl
 import glob
 import itertools
@@ -19,20 +22,21 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import av.error
 
-from avs_jax.files import write_atomically
+from avs_jax.files import UNFINISHED, write_atomically
 from avs_jax.progress import clock
-from avs_jax.spec import InputError, first_line
+from avs_jax.spec import InputError, UsageError, first_line
 
 MANIFEST, SETTINGS = "manifest.json", "settings.json"
 RESULTS = "results.json"  # every task writes it last, and its folder appears as a whole
 FAILED = ".failed.txt"
 SAY_EVERY = 5.0  # seconds
 WRITE_EVERY = 30.0  # seconds
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Shard(NamedTuple):
@@ -50,8 +54,10 @@ class Shard(NamedTuple):
         return cls(int(match[1]), int(match[2]))
 
 
-def find_videos(pattern: str) -> dict[str, pathlib.Path]:
+def find_videos(pattern: str, output: pathlib.Path) -> dict[str, pathlib.Path]:
     """Name -> file of every match, sorted by name; ** matches any number of folders.
+
+    Results in `output` are left out, finished or not.
 
     Raises:
       InputError: nothing matches.
@@ -61,10 +67,22 @@ def find_videos(pattern: str) -> dict[str, pathlib.Path]:
     root = pathlib.Path(*fixed)
     root = root.parent if root.is_file() else root
     files = (pathlib.Path(path) for path in glob.glob(pattern, recursive=True))
-    found = {file.relative_to(root).as_posix(): file for file in files if file.is_file()}
+    videos = (file for file in files if file.is_file() and not _is_result(file, output))
+    found = {file.relative_to(root).as_posix(): file for file in videos}
     if not found:
         raise InputError(f"--videos={pattern}: no file matches; quote the pattern for the shell")
     return dict(sorted(found.items()))
+
+
+def _is_result(file: pathlib.Path, output: pathlib.Path) -> bool:
+    file, output = file.resolve(), output.resolve()
+    if not file.is_relative_to(output):
+        return False
+    parents = file.relative_to(output).parents
+    return any(
+        UNFINISHED in parent.name or (parent.name and (output / parent / RESULTS).is_file())
+        for parent in parents
+    )
 
 
 def predict_many(
@@ -88,8 +106,12 @@ def predict_many(
 
     Raises:
       InputError: the folder holds results with other settings.
+      UsageError: a flag is missing or wrong, whatever the video.
       OSError: results cannot be written, such as on a full disk.
     """
+    for name, file in videos.items():
+        if (output / name).resolve() == file.resolve():
+            raise UsageError(f"--output={output}: the results of {file} would take its place")
     check_settings(output, settings)
     mine = list(videos.items())[shard.index :: shard.count]
     work = [(name, file) for name, file in mine if _state(output, name, file)[0] == "open"]
@@ -102,6 +124,10 @@ def predict_many(
             if time.monotonic() - written > WRITE_EVERY:
                 write_manifest(output, videos)
                 written = time.monotonic()
+    except UsageError:
+        if all(_state(output, name, file)[0] == "open" for name, file in videos.items()):
+            (output / SETTINGS).unlink(missing_ok=True)  # the corrected command has others
+        raise
     finally:
         counts = write_manifest(output, videos)
     return ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -112,11 +138,16 @@ def _answer_one(answer: Callable, file: pathlib.Path, output: pathlib.Path, name
     note = output / f"{name}{FAILED}"
     try:
         answer(file, output / name)
+    except UsageError:
+        raise
     except Exception as error:
         # Decoders raise many kinds of exceptions for damaged files. A full disk is not the video's.
+        if getattr(error, "errno", None) in DISK_IS_FULL:
+            raise OSError(error.errno, os.strerror(error.errno), str(output)) from error
         if isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError):
             raise
-        write_atomically(note, first_line(error) + "\n")
+        reason = first_line(error).encode(errors="backslashreplace")  # names need not be UTF-8
+        write_atomically(note, reason.decode() + "\n")
         return True
     note.unlink(missing_ok=True)
     return False
@@ -137,9 +168,7 @@ def write_manifest(output: pathlib.Path, videos: Mapping[str, pathlib.Path]) -> 
 
     Processes take turns, so the last one to end writes what all of them did.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    with open(output / ".manifest.lock", "a") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    with _turn(output):
         counts = dict.fromkeys(("done", "failed", "open"), 0)
         entries = {}
         for name, file in videos.items():
@@ -151,12 +180,22 @@ def write_manifest(output: pathlib.Path, videos: Mapping[str, pathlib.Path]) -> 
     return counts
 
 
+@contextlib.contextmanager
+def _turn(output: pathlib.Path) -> Iterator[None]:
+    """Only one process at a time is inside."""
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / ".manifest.lock", "a") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+
+
 def check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Notes the settings of a new folder, or compares them with those of its results."""
     path, settings = output / SETTINGS, json.loads(json.dumps(settings))
-    if not path.is_file():
-        write_atomically(path, json.dumps(settings, indent=1) + "\n")
-        return
+    with _turn(output):
+        if not path.is_file():
+            write_atomically(path, json.dumps(settings, indent=1) + "\n")
+            return
     stored = json.loads(path.read_text())
     differing = [
         f"{key} {stored.get(key)!r} there, {settings.get(key)!r} now"

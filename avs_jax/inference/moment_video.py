@@ -23,7 +23,7 @@ from avs_jax.inference.predictor import Predictor
 from avs_jax.results.moment_figure import strip_chart
 from avs_jax.results.visualize import save_png
 from avs_jax.results.windows import PostProcess
-from avs_jax.spec import InputError
+from avs_jax.spec import InputError, UsageError
 from avs_jax.task import stack_rows
 
 DECIMALS = 4
@@ -51,7 +51,7 @@ def predict_moments(
       InputError: no text, a text without words, or features that are not made here.
     """
     if not text:
-        raise InputError('--text is missing: what to look for, such as --text="the violin"')
+        raise UsageError('--text is missing: what to look for, such as --text="the violin"')
     features = predictor.once("features", lambda: ClipFeatures(predictor.config))
     words = [features.words(query) for query in text]
     found = features.video(path, is_shown=True)

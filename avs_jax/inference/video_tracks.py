@@ -11,7 +11,7 @@ from avs_jax.data.motion_track import WITHOUT_WEIGHTS, Estimate, least_interval,
 from avs_jax.data.video import read_timed_frames
 from avs_jax.inference.flow_estimator import FlowEstimator
 from avs_jax.models.flow.raft import VARIANTS
-from avs_jax.spec import InputError
+from avs_jax.spec import UsageError
 
 
 def make_track_estimator(config: Any, weights: str | os.PathLike | None) -> Estimate:
@@ -20,7 +20,7 @@ def make_track_estimator(config: Any, weights: str | os.PathLike | None) -> Esti
     if model in WITHOUT_WEIGHTS:
         return WITHOUT_WEIGHTS[model]
     if weights is None:
-        raise InputError(f"config.data.track.model = {model!r} needs --flow_weights=DIR")
+        raise UsageError(f"config.data.track.model = {model!r} needs --flow_weights=DIR")
     return FlowEstimator(model, weights)
 
 

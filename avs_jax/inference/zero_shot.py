@@ -25,7 +25,7 @@ from avs_jax.inference.embedding_search import MEDIA, embed, record_of
 from avs_jax.inference.predictor import Predictor
 from avs_jax.losses.alignment import MAX_SCALE
 from avs_jax.models.align import PAIRS
-from avs_jax.spec import InputError
+from avs_jax.spec import InputError, UsageError
 
 NUM_SHOWN = 5
 DECIMALS = 4
@@ -51,7 +51,7 @@ class ZeroShot:
         text = predictor.config.data.text
         self.names = list(names or text.categories)
         if not self.names:
-            raise InputError("no classes: --text=... names one, and may be given several times")
+            raise UsageError("no classes: --text=... names one, and may be given several times")
         self._modalities = [name for name in MEDIA if name in partners]
         filled = [[t.format(name.replace("_", " ")) for t in text.templates] for name in self.names]
         found = [embed(predictor, record_of(texts=texts))["text_embed"] for texts in filled]

@@ -69,9 +69,10 @@ def protocols(
             ((second, items), (first, queries)),
         ):
             if "text" in (first, second) or relevant == "class":
-                numbers = {label: i for i, label in enumerate(np.unique([*ids, *other_ids])) if label}
-                asked = [numbers.get(label, -1) for label in ids]
-                offered = [numbers.get(label, -2) for label in other_ids]  # unknown: no pair
+                known = set(ids) - {""}
+                number_of = {label: number for number, label in enumerate(known)}
+                asked = [number_of.get(label, -1) for label in ids]
+                offered = [number_of.get(label, -2) for label in other_ids]  # not that of a query
                 found[f"{name} to {other}"] = retrieve(x, y, asked, offered)
             else:
                 found[f"{name} to {other}"] = retrieve(x, y)

@@ -23,7 +23,7 @@ from avs_jax import xla_flags
 from avs_jax.flag_style import with_underscores
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.stored_config import RENAMED_KEYS, changes_a_number
-from avs_jax.spec import InputError, nearest
+from avs_jax.spec import InputError, UsageError, nearest
 from avs_jax.stopping import stop_status
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
@@ -36,10 +36,6 @@ FREE_DATA_KEYS = (
     r"data\.motion\.(model|pairs)",
     r"data\.track\.model",
 )
-
-
-class UsageError(InputError):
-    """An invalid command line."""
 
 
 class CommandLine(NamedTuple):

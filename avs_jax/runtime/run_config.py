@@ -29,8 +29,9 @@ def _number(wanted: str, least: float = 0, most: float = sys.float_info.max) -> 
 
 # (key regex, rule). Keys that a task lacks are not checked.
 RULES: tuple[tuple[str, Rule], ...] = (
-    (r"train\.(steps|batch_size|accumulate|(log|eval|checkpoint)_every|mesh\.fsdp)", _count(1)),
-    (r"train\.(keep_latest|patience|num_pictures)", _count(0)),
+    (r"train\.(steps|batch_size|accumulate|keep_latest|mesh\.fsdp)", _count(1)),
+    (r"train\.(log|eval|checkpoint)_every", _count(1)),
+    (r"train\.(patience|num_pictures)", _count(0)),
     (r"train\.ema_decay", (lambda x: 0 <= x < 1, "0 (off) <= decay < 1")),
     (r"train\.mesh\.data", (lambda x: x == -1 or _count(1)[0](x), "-1 or at least 1")),
     (r"optim\.(learning_rate|weight_decay|clip_norm|power)", _number("a number, at least 0")),

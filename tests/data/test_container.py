@@ -1,5 +1,6 @@
 """Files that are odd, damaged or no video at all: read, or refused with the reason."""
 
+import errno
 import os
 
 import av
@@ -86,6 +87,18 @@ def test_truncated_with_the_index_in_front(tmp_path, keep):
         with pytest.raises(VideoError, match="truncated|damaged"):
             list(readings)
     assert len(list(read_pairs(front, 8))) == 8  # shorter than asked for is no damage
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = write(tmp_path / "in.mp4", steady(1))
+
+    def refused(*args, **kwargs):
+        raise av.error.PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(container.av, "open", refused)
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(VideoError, match="cannot be read .Permission denied"):
+        probe(path)
 
 
 def test_names_that_a_shell_or_ffmpeg_would_read_otherwise(tmp_path, monkeypatch):

@@ -1,13 +1,16 @@
 """Many videos: the files are the state, shards share the work, failures are named."""
 
+import errno
 import json
+import multiprocessing
 import os
 
+import av.error
 import pytest
 
 from avs_jax.inference import many_videos
 from avs_jax.inference.many_videos import Shard, find_videos, predict_many
-from avs_jax.spec import InputError
+from avs_jax.spec import InputError, UsageError
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def answer(video, output):
 
 
 def run(folder, shard="0/1", answer=answer, **settings):
-    videos, said = find_videos(f"{folder}/in/**/*.mp4"), []
+    videos, said = find_videos(f"{folder}/in/**/*.mp4", folder / "out"), []
     summary = predict_many(
         answer, videos, folder / "out", settings, Shard.parse(shard), said.append
     )
@@ -34,15 +37,39 @@ def run(folder, shard="0/1", answer=answer, **settings):
 
 
 def test_names_are_paths_below_the_pattern(folder):
-    assert list(find_videos(f"{folder}/in/**/*.mp4")) == [
+    out = folder / "out"
+    assert list(find_videos(f"{folder}/in/**/*.mp4", out)) == [
         "b.mp4",
         "c.mp4",
         "deep/bad.mp4",
         "deep/er/a.mp4",
     ]
-    assert list(find_videos(f"{folder}/in/b.mp4")) == ["b.mp4"]
+    assert list(find_videos(f"{folder}/in/b.mp4", out)) == ["b.mp4"]
     with pytest.raises(InputError, match="no file matches; quote"):
-        find_videos(f"{folder}/in/*.webm")
+        find_videos(f"{folder}/in/*.webm", out)
+
+
+def test_results_never_replace_a_video(folder):
+    videos = find_videos(f"{folder}/in/**/*.mp4", folder / "in")
+    with pytest.raises(UsageError, match="b.mp4 would take its place"):
+        predict_many(answer, videos, folder / "in", {}, Shard(0, 1), print)
+    assert (folder / "in" / "b.mp4").read_text() == "b.mp4" and len(list(folder.rglob("*"))) == 8
+
+
+@pytest.mark.parametrize("where", ["in/out", "."])
+def test_results_are_no_videos(folder, where):
+    def overlay(video, output):
+        answer(video, output)
+        (output / "overlay.mp4").write_text("masks")
+
+    output, pattern = folder / where, f"{folder}/in/**/*.mp4"
+    for _ in range(2):
+        videos = find_videos(pattern, output)
+        assert len(videos) == 4
+        predict_many(overlay, videos, output, {}, Shard(0, 1), print)
+    (output / "x.unfinished.mp4").mkdir()
+    (output / "x.unfinished.mp4" / "overlay.mp4").touch()
+    assert find_videos(pattern, output).keys() == videos.keys()
 
 
 def test_every_video_is_done_or_failed_with_its_reason(folder):
@@ -85,9 +112,31 @@ def test_a_full_disk_is_not_the_videos_fault(folder):
     def full(video, output):
         raise OSError("no space left on the disk")
 
-    with pytest.raises(OSError, match="no space"):
-        run(folder, answer=full)
-    assert not list((folder / "out").rglob("*.failed.txt"))
+    def full_to_ffmpeg(video, output):
+        raise av.error.FFmpegError(errno.ENOSPC, "No space left on device")
+
+    for write in (full, full_to_ffmpeg):
+        with pytest.raises(OSError, match="(?i)no space"):
+            run(folder, answer=write)
+        assert not list((folder / "out").rglob("*.failed.txt"))
+
+
+def test_a_missing_flag_is_not_the_videos_fault(folder):
+    def refuses(video, output):
+        raise UsageError("--text is missing")
+
+    with pytest.raises(UsageError):
+        run(folder, answer=refuses, text=None)
+    assert run(folder, text="a dog")[0] == "3 done, 1 failed, 0 open"
+    with pytest.raises(InputError, match="other settings"):
+        run(folder, text=None)
+
+
+def test_a_name_in_another_encoding(folder):
+    (folder / "in" / os.fsdecode(b"bad\xe9.mp4")).touch()
+    assert run(folder)[0] == "3 done, 2 failed, 0 open"
+    reason = run(folder)[1]["videos"][os.fsdecode(b"bad\xe9.mp4")]["reason"]
+    assert reason.endswith("bad\\udce9.mp4: damaged")
 
 
 def test_shards_share_the_videos_and_the_manifest(folder):
@@ -96,6 +145,22 @@ def test_shards_share_the_videos_and_the_manifest(folder):
     for wrong in ("2/2", "1", "-1/2", "0/0", "a/b"):
         with pytest.raises(InputError, match="expected I/N"):
             Shard.parse(wrong)
+
+
+def _note(output, barrier):
+    barrier.wait()
+    many_videos.check_settings(output, {"checkpoint": "a"})
+
+
+def test_shards_that_start_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(4)
+    shards = [context.Process(target=_note, args=(tmp_path / "out", barrier)) for _ in range(4)]
+    for process in shards:
+        process.start()
+    for process in shards:
+        process.join(120)
+    assert [process.exitcode for process in shards] == [0] * 4
 
 
 def test_other_settings_need_another_folder(folder):

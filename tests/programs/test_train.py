@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from avs_jax.runtime.interruption import NotFiniteError
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.memory import StepBytes, compile_ahead
 from avs_jax.runtime.run_checkpoints import STATE_FIELDS
+from avs_jax.stopping import Terminated
 from avs_jax.tasks import make_task
 from tests import small
 from tests.runtime.test_checkpoint import config_of_fc75a40_run
@@ -123,6 +125,29 @@ def test_the_average_of_the_parameters_is_what_a_finished_run_gives(never_stoppe
     lines = {key: value for line in read(never_stopped) for key, value in line.items()}
     assert saved["mIoU"] == lines["val_ema/avsbench(batch=1)/mIoU"]
     assert saved["raw_mIoU"] == lines["val/avsbench(batch=1)/mIoU"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["last step", "reports"])
+def test_sigterm_ends_the_reports_too(never_stopped, tmp_path, monkeypatch, capsys, when):
+    take_up(never_stopped, tmp_path, 2)
+    scored = []
+
+    def score(*args, **kwargs):
+        scored.append(args)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)  # an evaluation that takes long
+
+    monkeypatch.setattr(program, "evaluate_split", score)
+    if when == "last step":
+        stop_at(monkeypatch, 3)  # is heard after step 4
+        assert not program.train(small_config(), tmp_path)
+        assert "asked to stop: all steps are done" in capsys.readouterr().err and not scored
+        return
+    with pytest.raises(Terminated):
+        program.train(small_config(), tmp_path)
+    assert len(scored) == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert (tmp_path / "checkpoints" / "4").is_dir()
 
 
 @pytest.mark.slow
