@@ -44,7 +44,7 @@ NO_DATA = """{error}
 
 docs/data.md says where to get the dataset. With its folder on this machine, prepare it by
   avs-jax data build --dataset={dataset} --manual_dir=FOLDER --data_dir={data_dir}
-To see everything work without it, train a `:demo` variant; scripts/demo.sh makes its clips."""
+To see everything work without it, run scripts/demo.sh, which generates clips."""
 
 
 def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | None = None) -> bool:

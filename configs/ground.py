@@ -111,7 +111,8 @@ def concat() -> ConfigDict:
 
 def avigate() -> ConfigDict:
     """AVIGATE's gated fusion (family A): a gate per sample and layer, 12 learned audio queries."""
-    return ConfigDict({"name": "avigate", "num_layers": 4, "num_heads": 8, "max_length": 77})
+    section = {"name": "avigate", "num_layers": 4, "num_heads": 8, "max_length": 77}
+    return ConfigDict(section | {"gate": {"pooling": "masked"}})
 
 
 def custom(granularity: str, film: bool = False, bias: float = 1.0) -> ConfigDict:
@@ -120,7 +121,7 @@ def custom(granularity: str, film: bool = False, bias: float = 1.0) -> ConfigDic
     Args:
       granularity: "global", "clipwise" or "elementwise" gates.
     """
-    gate = {"granularity": granularity, "film": film, "bias_init": bias}
+    gate = {"granularity": granularity, "film": film, "bias_init": bias, "pooling": "masked"}
     return ConfigDict({"name": "custom", "num_layers": 4, "num_heads": 4, "gate": gate})
 
 

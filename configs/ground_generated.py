@@ -5,10 +5,11 @@ Data:    avs-jax clips --setting=moments --output=clips
          avs-jax data build --dataset=own_moments --manual_dir=clips \
              --data_dir=~/tensorflow_datasets
 Command: avs-jax train --config=configs/ground_generated.py --workdir=DIR
-Features need no weights: colors, mel bands and hashed words. Those of trained backbones:
+Features need no weights: colors, mel bands and hashed words. Those of trained backbones, here of
+full size (a run of s4_ama:demo has 256 and 512):
     --config.data.features.frames=backbone --config.data.features.frame_weights=runs/s4_ama
     --config.data.features.sound=vggish --config.data.features.sound_weights=runs/s4_ama
-    --config.data.video_dims="(256,)" --config.data.audio_dim=512
+    --config.data.video_dims="(1024,)" --config.data.audio_dim=2048
     --config.data.features.text=encoder --config.data.features.text_weights=checkpoints/roberta
     --config.data.features.tokenizer=tokenizer.json --config.data.text_dim=768
 `:demo` is the same recipe on the records of scripts/demo.sh; `:tiny` is for tests.

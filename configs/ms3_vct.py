@@ -75,7 +75,7 @@ def regularize(config: ConfigDict) -> None:
         config.model.fusion.projection_dropout = 0.2
         config.model.fusion.map_dropout = 0.2
     config.optim.groups = (
-        (r"ama/(audio_proj_1|flow_encoder_[14])/(scale|bias)", 0.5, 0.0),  # its norms
+        (r"ama/(level_\d+/)?(audio_proj_1|flow_encoder_[14]|memory/norm)/(scale|bias)", 0.5, 0.0),
         (r"ama/.*", 0.5, 2.0),  # of a weight decay of 0.05
         *config.optim.groups,
     )

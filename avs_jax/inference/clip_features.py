@@ -77,6 +77,11 @@ class ImageBackbone:
         @jax.jit
         def encode(images):
             maps = backbone.apply(variables, prepare_images(images[None]), False)
+            if not isinstance(maps, Mapping):
+                raise InputError(
+                    f"frame_weights = {settings['frame_weights']!r}: the backbone "
+                    f"{section['name']!r} makes no maps"
+                )
             return maps["res5"].astype(jnp.float32).mean((0, 1, 2))
 
         self._encode = encode
@@ -140,7 +145,7 @@ class TextTokens:
     def __init__(self, settings: Mapping[str, Any]):
         module, section, variables, config = load_component("text", settings["text_weights"])
         encoder = make_part("text", module, section)
-        words = config.data.text.words if "data" in config else ()
+        words = config.get("data", {}).get("text", {}).get("words", ())
         if words:
             self._tokenizer = WordTokenizer(words)
         else:

@@ -178,14 +178,14 @@ class Classify(nn.Module):
 
     def _encode_frames(self, images: jax.Array, valid: jax.Array, train: bool) -> jax.Array:
         """[B, T, C], or [B, 1, C] from TimeSformer."""
-        mean, std = (
-            np.array(c, np.float32)[None, None, None, None] for c in (PIXEL_MEAN, PIXEL_STD)
-        )
+        module = None if self.timesformer else find_part("backbone", self.backbone)
+        mean = getattr(module, "PIXEL_MEAN", PIXEL_MEAN)
+        std = getattr(module, "PIXEL_STD", PIXEL_STD)
+        mean, std = (np.array(c, np.float32)[None, None, None, None] for c in (mean, std))
         images = (images.astype(jnp.float32) - mean) / std
         if self.timesformer:
             fields = {**self.timesformer, "num_classes": 0, "dtype": self.dtype}
             return TimeSformer(**fields, name="timesformer")(images, valid)[:, None]
-        module = find_part("backbone", self.backbone)
         backbone = make_part("backbone", module, self.backbone, dtype=self.dtype, name="backbone")
         num_clips, num_frames = images.shape[:2]
         index = jnp.broadcast_to(jnp.arange(num_frames)[None], (num_clips, num_frames))

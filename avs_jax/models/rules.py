@@ -50,12 +50,11 @@ def divides(key: str, width_key: str) -> Rule:
     """A number of heads that divides the channels of `width_key`."""
 
     def holds(heads, config):
-        return heads >= 1 and look_up(config, width_key) % heads == 0
+        width = look_up(config, width_key)  # None: the module's default
+        return heads >= 1 and (width is None or width % heads == 0)
 
     def wanted(config):
-        width = look_up(config, width_key)
-        if not isinstance(width, int):
-            return f"a divisor of model.{width_key}, which is {width!r}"
+        width = look_up(config, width_key) or 0
         divisors = [n for n in range(1, width + 1) if width % n == 0]
         return f"a divisor of model.{width_key} = {width}: one of {divisors}"
 

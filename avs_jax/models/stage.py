@@ -5,7 +5,7 @@ that configurations use.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -72,6 +72,21 @@ class StageResult(NamedTuple):
     levels: Sequence[jax.Array] | None = None
     outputs: Mapping[str, jax.Array] = {}
     intermediates: Any = None
+
+
+KEYS = {  # that turn a field on
+    "motion": "data.motion.source",
+    "motion_track": "data.track.source",
+    "sound_track": "data.track.source",
+    "pre_masks": "data.pre_masks",
+}
+
+
+def check_fields(read: Collection[str], fields: Collection[str]) -> None:
+    """Raises InputError if the model reads fields that rows do not have."""
+    for name in sorted(set(read) - set(fields)):
+        where = f"; config.{KEYS[name]} turns it on" if name in KEYS else ""
+        raise InputError(f"the model reads {name}, which the rows do not have{where}")
 
 
 def check_frames(meeting: Sequence[str], train_frames: str) -> None:

@@ -75,6 +75,8 @@ class TPAVI(nn.Module):
       dtype: of compute; parameters are float32.
     """
 
+    HAS_PARTS = True  # its backbones are rows of models/parts.py
+
     num_classes: int
     hidden_dim: int
     backbone: Mapping[str, Any]

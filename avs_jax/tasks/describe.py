@@ -1,6 +1,7 @@
 """Task `describe`: an expression for the object under a mask, from its clip and its sound."""
 
 import functools
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,17 +23,19 @@ from avs_jax.task import AnswerFlag, Task
 ANSWER_FLAGS = {
     "masks": AnswerFlag("folder of indexed images 00000.png, ..: the value k is object k")
 }
+STRIDE = 32  # of the coarsest map: masks are pooled to its cells
 ANSWER_HELP = describe_video.__doc__
 
 
 def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> ConfigDict:
-    """The configuration with the vocabulary of the records, which so becomes the checkpoint's."""
+    """The configuration with its vocabulary, which so becomes the checkpoint's."""
     del stored  # a resumed run has its records
     text = config.data.text
-    if text.words or text.tokenizer:
+    if text.words:
         return config
+    path = pathlib.Path(text.tokenizer).expanduser() if text.tokenizer else None
     config = config.copy_and_resolve_references()
-    config.data.text.words = tuple(read_vocabulary(beside_records(config, VOCABULARY)))
+    config.data.text.words = tuple(read_vocabulary(path or beside_records(config, VOCABULARY)))
     return config
 
 
@@ -43,6 +46,10 @@ def make_task(config: ConfigDict) -> Task:
         raise InputError(
             f"config.data.text.source = {text.source!r}: descriptions are made of whole words, "
             "expected 'tiny'"
+        )
+    if config.data.image_size % STRIDE:
+        raise InputError(
+            f"config.data.image_size = {config.data.image_size}: expected a multiple of {STRIDE}"
         )
     if config.model.max_words > text.max_tokens - 1:
         raise InputError(

@@ -13,8 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from avs_jax.controls.expression_controls import expression_controls
+from avs_jax.data.expressions import make_tokenizer
 from avs_jax.data.records import beside_records
-from avs_jax.data.tokens import VOCABULARY, read_vocabulary
+from avs_jax.data.tokens import VOCABULARY, read_vocabulary, tokenizer_files
 from avs_jax.data.trunk_features import expression_rows
 from avs_jax.inference import expression_video
 from avs_jax.inference.trunk_weights import with_trunk_key
@@ -24,7 +25,7 @@ from avs_jax.models import avs, build_model
 from avs_jax.models.inputs import TEXT_FIELDS
 from avs_jax.models.rules import look_up
 from avs_jax.models.sam2 import host as sam2
-from avs_jax.models.stage import check_frames
+from avs_jax.models.stage import check_fields, check_frames
 from avs_jax.results import pixel_scores, refavs, segmentation
 from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
@@ -85,8 +86,11 @@ def make_task(config: ConfigDict) -> Task:
     _check(config)
     host.check(config)
     model, rows = build_model(config.model, host.module), expression_rows(config)
+    _check_vocabulary(config)
+    check_fields(model.reads(), rows.fields)
     schedules, logged, streams = {}, dict(host.logged_params), host.rng_streams
-    meeting = []
+    temporal = config.model.get("temporal", {"name": "none"})["name"]
+    meeting = [] if temporal == "none" else ["model.temporal"]
     for place, stage in model.stages().items():
         section = look_up(config.model, place)
         meeting += [f"model.{place}"] if stage.frames_meet(section) else []
@@ -155,6 +159,21 @@ def _check(config: ConfigDict) -> None:
         raise InputError(
             f"config.evaluate.presence_threshold = {threshold!r}: expected at least 0 and below 1"
         )
+
+
+def _check_vocabulary(config: ConfigDict) -> None:
+    """A token past the encoder's table would be read as its last row."""
+    text, table = config.data.text, config.model.text.vocab_size
+    is_there = (
+        text.words
+        or text.tokenizer
+        and all(path.is_file() for path in tokenizer_files(text.tokenizer))
+    )
+    size = (
+        make_tokenizer(text).size if is_there else 0
+    )  # where nothing reads text, it may be absent
+    if size > table:
+        raise InputError(f"config.model.text.vocab_size = {table}: the tokenizer has {size} tokens")
 
 
 def _check_queries(config: ConfigDict) -> None:

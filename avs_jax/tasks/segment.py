@@ -27,7 +27,7 @@ from avs_jax.models import avs, build_model, tpavi
 from avs_jax.models.align import Align
 from avs_jax.models.rules import look_up
 from avs_jax.models.sam2 import host as sam2
-from avs_jax.models.stage import check_frames
+from avs_jax.models.stage import check_fields, check_frames
 from avs_jax.results import metrics, pixel_scores, segmentation
 from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
@@ -160,6 +160,7 @@ def make_task(config: ConfigDict) -> Task:
     meeting += ["model.temporal"] if is_temporal else []
     training_sounds.check_config(config)
     model, rows = build_model(config.model, host.module), host.rows(config)
+    check_fields(model.reads(), rows.fields)
     schedules, logged = {}, dict(host.logged_params)
     outputs, streams = host.outputs, host.rng_streams
     for place, stage in model.stages().items():

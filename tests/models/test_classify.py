@@ -9,10 +9,11 @@ from flax import traverse_util
 
 from avs_jax.losses.classification import class_loss
 from avs_jax.models import build_model
+from avs_jax.models.backbones.clip_vit import CLIPViT
 from avs_jax.models.classify import FUSIONS, Classify, FusionClassifier, drop_modalities
 from avs_jax.models.fusion.clip_fusion import ClipTokens
 from avs_jax.spec import InputError
-from configs import classify_generated
+from configs import classify_generated, parts
 from tests.cases_golden import arrays, assert_golden, state_dict
 
 KINDS = {"early": "early", "late": "late_feature", "attention": "attention"}
@@ -202,3 +203,22 @@ def test_exactly_one_tower_of_frames():
     config.model.av_fusion = "sum"
     with pytest.raises(InputError, match="model.av_fusion = 'sum': expected one of"):
         build_model(config.model, Classify)
+
+
+def test_images_are_normalized_as_their_backbone_wants_them():
+    """Where all pixels have CLIP's mean, what the patches are projected with does not matter."""
+    config = classify_generated.get_config("tiny")
+    config.model.backbone = parts.clip_vit(16)
+    sizes = {"image_size": 32, "hidden_dim": 8, "num_layers": 1, "num_heads": 2, "ffn_dim": 16}
+    config.model.backbone.update(sizes)
+    model = build_model(config.model, Classify)
+    batch = {
+        "images": jnp.broadcast_to(jnp.asarray(CLIPViT.PIXEL_MEAN), (1, 2, 32, 32, 3)),
+        "log_mel": jnp.zeros((1, 2, 96, 64)),
+    }
+    variables = jax.jit(model.init)(jax.random.key(0), batch)
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    flat["params/backbone/patch_embedding"] += jnp.arange(8.0)[None, None, None]
+    changed = traverse_util.unflatten_dict(flat, sep="/")
+    logits, same = (jax.jit(model.apply)(v, batch)["logits"] for v in (variables, changed))
+    np.testing.assert_allclose(logits, same, atol=1e-4)

@@ -4,9 +4,9 @@
 
 As in torchvision, a stage halves the map in the 3 x 3 convolution of its first block. The norms are
 frozen, as detectron2 does for pretrained backbones: they read their loaded statistics (collection
-`batch_stats`) even in training, and the recipes freeze their scale and bias. With `trained_norms`
-they use and update the statistics of the batch in training, as AVSBench does. The defaults are
-ResNet-50; depths (3, 4, 23, 3) are ResNet-101.
+`batch_stats`) even in training, and segmentation's recipes freeze their scale and bias. With
+`trained_norms` they use and update the statistics of the batch in training, as AVSBench does. The
+defaults are ResNet-50; depths (3, 4, 23, 3) are ResNet-101.
 
 Source: torchvision/models/resnet.py; AVSBench's two-branch net computes the same.
 """
