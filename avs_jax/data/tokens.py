@@ -205,9 +205,13 @@ class HubTokenizer:
             return _read_pair(tokenizers, file, *merges)
         read_json(file)  # a missing or damaged file is an error that names it
         try:
-            return tokenizers.Tokenizer.from_file(str(file))
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises Exception itself
             raise InputError(f"{file}: not a tokenizer ({first_line(error)})") from error
+        # a file may ask for either; rows pad and cut, and count what they cut
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
 
     def pieces(self, text: str) -> list[int]:
         """See `Tokenizer`."""

@@ -173,12 +173,16 @@ def _recorders(config: ConfigDict, split: str) -> list:
 
 
 class _GateRecorder:
-    """Logs gates during an evaluation, for the report's folder."""
+    """Logs gates during an evaluation, for the report's folder.
+
+    A process logs its own queries, and process 0 writes; the file's name says so.
+    """
 
     def __init__(self, log: GateLog, split: str, num_samples: int):
         self.add, self._log = log.add, log
-        count = "all" if num_samples < 0 else num_samples
-        self._name = f"gate_logs_{split}_N{count}.jsonl"
+        count, processes = "all" if num_samples < 0 else num_samples, jax.process_count()
+        share = f"_process{jax.process_index()}of{processes}" if processes > 1 else ""
+        self._name = f"gate_logs_{split}_N{count}{share}.jsonl"
 
     def files(self) -> dict[str, str]:
         """Name -> text."""

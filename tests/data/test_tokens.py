@@ -70,6 +70,22 @@ def test_both_kinds_of_files_give_the_library_s_ids(hub):
         assert tokenize(found[0], text, 60).ids.tolist()[: len(want) + 2] == [BOS, *want, EOS]
 
 
+def test_a_file_that_asks_for_padding_and_truncation(hub):
+    library = pytest.importorskip("tokenizers")
+    path = hub / "one" / "tokenizer.json"
+    plain = load_tokenizer("roberta", path)
+    words = "the red star " * 5
+    wanted = [tokenize(plain, text, 20) for text in ("the red star", words)]
+    asking = library.Tokenizer.from_file(str(path))
+    asking.enable_padding(length=8)
+    asking.enable_truncation(6)
+    asking.save(str(path))
+    loaded = load_tokenizer("roberta", path)
+    for text, tokens in zip(("the red star", words), wanted, strict=True):
+        np.testing.assert_array_equal(tokenize(loaded, text, 20).ids, tokens.ids)
+        assert tokenize(loaded, text, 20).num_pieces == tokens.num_pieces
+
+
 def test_files_of_another_kind_are_refused(tmp_path, hub):
     def refused(source, path, match):
         with pytest.raises(InputError, match=match):
