@@ -81,9 +81,9 @@ def test_a_file_that_asks_for_padding_and_truncation(hub):
     asking.enable_truncation(6)
     asking.save(str(path))
     loaded = load_tokenizer("roberta", path)
-    for text, tokens in zip(("the red star", words), wanted, strict=True):
-        np.testing.assert_array_equal(tokenize(loaded, text, 20).ids, tokens.ids)
-        assert tokenize(loaded, text, 20).num_pieces == tokens.num_pieces
+    for text, own in zip(("the red star", words), wanted, strict=True):
+        np.testing.assert_array_equal(tokenize(loaded, text, 20).ids, own.ids)
+        assert tokenize(loaded, text, 20).num_pieces == own.num_pieces
 
 
 def test_files_of_another_kind_are_refused(tmp_path, hub):
