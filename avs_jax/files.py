@@ -114,6 +114,12 @@ def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
         return file.read()
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a kill left this file or folder, or it is being written."""
+    name = pathlib.Path(path).name
+    return UNFINISHED in name or name.endswith(".replaced")
+
+
 def _unfinished(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"{path.stem}{UNFINISHED}{path.suffix}")
 

@@ -35,7 +35,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from avs_jax.files import write_atomically
+from avs_jax.files import is_leftover, write_atomically
 from avs_jax.flag_style import FlagParser
 from avs_jax.progress import tracked
 from avs_jax.results import ablation
@@ -161,7 +161,9 @@ def train_all(
     running: list[subprocess.Popen] = []
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:  # the first run starts while the others are submitted
-            futures = [pool.submit(_train, workdir, flags, running) for workdir, flags in waiting]
+            futures = [
+                pool.submit(_train, workdir, flags, split, running) for workdir, flags in waiting
+            ]
             done = concurrent.futures.as_completed(futures)
             lines = [future.result() for future in tracked(done, "runs", len(futures), "run")]
         except KeyboardInterrupt:
@@ -186,7 +188,9 @@ def _check_flags(workdir: pathlib.Path, flags: Sequence[str]) -> None:
         )
 
 
-def _train(workdir: pathlib.Path, flags: Sequence[str], running: list[subprocess.Popen]) -> str:
+def _train(
+    workdir: pathlib.Path, flags: Sequence[str], split: str, running: list[subprocess.Popen]
+) -> str:
     """Runs the training program, in `running` meanwhile; returns what went wrong, or ""."""
     command = [sys.executable, "-m", "avs_jax.main", *flags, f"--workdir={workdir}"]
     log = workdir.with_name(f"{workdir.name}.log")
@@ -198,8 +202,10 @@ def _train(workdir: pathlib.Path, flags: Sequence[str], running: list[subprocess
         running.append(process)
         code = process.wait()
         running.remove(process)
-    if code == 0:
+    if code == 0 and find_report(workdir, split) is not None:
         return ""
+    if code == 0:  # as it ends when it is asked to stop
+        return f"{workdir.name}: stopped without a report of split {split!r}; see {log}"
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     return f"{workdir.name}: exit status {code}, see {log}: {' '.join(last)}"
 
@@ -214,7 +220,11 @@ def find_report(workdir: pathlib.Path, split: str) -> pathlib.Path | None:
       InputError: there are several.
     """
     for weights in ("ema", "raw"):
-        found = sorted(workdir.glob(f"evaluation/*_{split}_{weights}_*/report.json"))
+        found = sorted(
+            path
+            for path in workdir.glob(f"evaluation/*_{split}_{weights}_*/report.json")
+            if not is_leftover(path.parent)
+        )
         if len(found) > 1:
             names = ", ".join(path.parent.name for path in found)
             raise InputError(f"{workdir}: several reports of split {split!r}: {names}")

@@ -51,6 +51,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -59,6 +60,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
+from avs_jax.files import write_atomically
 from avs_jax.progress import tracked
 from avs_jax.runtime.command_line import parse
 from avs_jax.spec import InputError
@@ -225,10 +227,10 @@ def main(argv: Sequence[str]) -> int:
         return 1
     print(to_markdown(results), end="")
     if values.output:
-        path = pathlib.Path(values.output)
-        path.with_suffix(".md").write_text(to_markdown(results))
-        path.with_suffix(".csv").write_text(to_csv(results, config.name, config.data.image_size))
-        path.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+        path = re.sub(r"\.(md|csv|json)$", "", values.output)
+        write_atomically(f"{path}.md", to_markdown(results))
+        write_atomically(f"{path}.csv", to_csv(results, config.name, config.data.image_size))
+        write_atomically(f"{path}.json", json.dumps(results, indent=2) + "\n")
     return 0
 
 

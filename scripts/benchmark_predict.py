@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
         for name in ("checkpoint", "output"):
             if values[name].value is None:
                 raise UsageError(f"--{name} is missing; --help lists the flags")
-        output = pathlib.Path(values.output)
+        output = pathlib.Path(values.output).expanduser()
         output.mkdir(parents=True, exist_ok=True)
         video = pathlib.Path(values.video or output / "video.mp4")
         if values.video is None:

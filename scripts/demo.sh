@@ -6,6 +6,10 @@
 # kind need is in scripts/demos/KIND.sh, where KIND is the recipe's name up to its first "_".
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ $# -gt 0 ]; then
+  echo "$*: this script takes no arguments; CONFIG=ms3_ama $0 chooses another recipe" >&2
+  exit 1
+fi
 
 recipe=${CONFIG:-s4_ama}
 seed=${SEED:-0}
@@ -22,6 +26,10 @@ source scripts/environment.sh
 python=$venv/bin/python
 
 step() { printf '\n== %s\n' "$*"; }
+is_stopped() { # a training that is asked to stop ends well, but is not over
+  echo "$1: stopped before its end; run this again to resume" >&2
+  exit 1
+}
 
 # ---- what a file of scripts/demos/ sets or redefines ----
 # dataset     of build_dataset.py
@@ -72,6 +80,7 @@ first_stage
 step "3/4 training, then the best checkpoint on val and test, with own and with false inputs: $workdir"
 $python -m avs_jax.main --config="$config" --config.seed="$seed" --config.data.data_dir="$records" \
   --workdir="$workdir" ${start[@]+"${start[@]}"}
+[ -d "$workdir/evaluation" ] || is_stopped "$workdir"
 step "4/4 prediction on data the model has not seen"
 answer
 check

@@ -5,9 +5,10 @@
 
 predictions.json is {video: {expression id: {"prediction_masks": [RLE per frame]}}}, as Sa2VA's
 evaluation writes it; or --predictions is a folder of {video}/{expression id}/{frame}.png, where any
-value but 0 is the object. DIR gets report.json and counts.npz, a row per frame, from which every
-number is computed. --set=davis17 has two protocols, per_expression (default) and merged, which are
-not comparable (results/rvos.py); --set=revos prints its own arithmetic and the original's.
+value but 0 is the object. DIR gets report.json and, except for merged, counts.npz, a row per frame,
+from which every number is computed. --set=davis17 has two protocols, per_expression (default) and
+merged, which are not comparable (results/rvos.py); --set=revos prints its own arithmetic and the
+original's.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from avs_jax.data.decode import decode_labels
 from avs_jax.data.input_files import read_image
 from avs_jax.data.rvos_folders import (
     FILES,
+    SPLITS,
     Expression,
     VideoSet,
     decode_masks,
@@ -35,6 +37,7 @@ from avs_jax.results import rvos
 from avs_jax.spec import InputError
 
 PROTOCOLS = ("per_expression", "merged")
+COUNTS = "counts.npz"
 Reader = Callable[[Expression, int, tuple[int, int]], np.ndarray | None]
 
 
@@ -48,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", default="", help="default: the one with public masks")
     parser.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0])
     args = parser.parse_args(argv)
+    args.output = args.output.expanduser()
     if args.protocol == "merged" and args.set != "davis17":
         parser.error("--protocol=merged is of --set=davis17")
     try:
@@ -65,9 +69,11 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Scores every expression and writes the table; returns the report."""
     videos = VideoSet(args.set, args.root.expanduser(), args.split)
     read = make_reader(args.predictions.expanduser(), videos)
-    facts = {"set": args.set, "split": args.split, "predictions": str(args.predictions)}
+    split = args.split or SPLITS[args.set]
+    facts = {"set": args.set, "split": split, "predictions": str(args.predictions)}
     if args.protocol == "merged":
-        numbers = {"merged": rvos.merged(list(merged_videos(videos, read)))}
+        (args.output / COUNTS).unlink(missing_ok=True)  # of another protocol
+        numbers = {"merged": rvos.merged(merged_videos(videos, read))}
     else:
         rows: list[dict[str, Any]] = []
         for expression in tracked(
@@ -75,7 +81,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         ):
             rows += score_expression(videos, expression, read)
         table = rvos.ExpressionTable.from_rows(rows, facts)
-        table.save(args.output / "counts.npz")
+        table.save(args.output / COUNTS)
         numbers = protocols(args.set, table)
     return {**facts, "protocols": numbers}
 

@@ -71,30 +71,40 @@ def run(line: CommandLine) -> None:
         announce_compilation("what makes the features, for each new length")
     extract = ClipFeatures(line.config)
     with locked(folder, "extract_features"):
-        _claim(folder / SETTINGS, line.config.data.features.to_dict())
+        data = line.config.data
+        lengths = {"clip_seconds": data.clip_seconds}
+        if data.features.text == "encoder":  # whose tokens are cut
+            lengths["max_words"] = data.max_words
+        _claim(folder / SETTINGS, data.features.to_dict(), lengths)
         num_queries = _extract_texts(folder, extract, line.config.data.clip_seconds)
         num_videos = _extract_videos(folder, extract, bool(line.config.data.features.sound))
     print(f"{folder / 'features'}: {num_videos} videos, {num_queries} queries")
 
 
-def _claim(path: pathlib.Path, settings: dict) -> None:
-    """Writes how the features are made, or compares it with what made those that exist."""
-    if path.is_file():
-        there = read_json(path)
-        differing = [key for key in settings if settings[key] != there.get(key)]
-        if differing:
-            key = differing[0]
-            raise InputError(
-                f"{path.parent} holds features with {key} = {there.get(key)!r}, now "
-                f"config.data.features.{key} = {settings[key]!r}; delete the folder or change it"
-            )
+def _claim(path: pathlib.Path, settings: dict, lengths: dict) -> None:
+    """Writes how the features are made, or compares it with what made those that exist.
+
+    Args:
+      settings: config.data.features.
+      lengths: what cuts videos and texts; files of earlier versions do not tell it.
+    """
+    if not path.is_file():
+        write_atomically(path, json.dumps(settings | lengths, indent=2) + "\n")
         return
-    write_atomically(path, json.dumps(settings, indent=2) + "\n")
+    there = read_json(path)
+    now = {f"features.{key}": (value, there.get(key)) for key, value in settings.items()}
+    now |= {key: (value, there.get(key, value)) for key, value in lengths.items()}
+    for key, (value, stored) in now.items():
+        if value != stored:
+            raise InputError(
+                f"{path.parent} holds features with {key.split('.')[-1]} = {stored!r}, now "
+                f"config.data.{key} = {value!r}; delete the folder or change it"
+            )
 
 
 def _extract_texts(folder: pathlib.Path, extract: ClipFeatures, clip_seconds: float) -> int:
     """Features of all queries; how many there are."""
-    splits, problems = read_splits(FOLDER.annotation_files(folder), clip_seconds)
+    splits, problems = read_splits(FOLDER.annotation_files(folder), FOLDER.clip_seconds)
     queries = [query for found in splits.values() for query in found]
     for query in queries:
         target = folder / TEXT / f"{query.qid}.npy"

@@ -14,7 +14,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from avs_jax.files import write_atomically
+from avs_jax.files import is_leftover, write_atomically
 from avs_jax.flag_style import FlagParser
 from avs_jax.results import collection
 from avs_jax.spec import InputError
@@ -46,7 +46,9 @@ def find_reports(text: str) -> list[collection.Stored]:
     if not name or not path:
         raise InputError(f"--report={text!r}: expected NAME=PATH")
     place = pathlib.Path(path).expanduser()
-    files = sorted(place.rglob("report.json")) if place.is_dir() else [place]
+    files = [place]
+    if place.is_dir():  # leftovers of a kill have a suffix
+        files = sorted(x for x in place.rglob("report.json") if not is_leftover(x.parent))
     if not files:
         raise InputError(f"{place}: holds no report.json")
     return [collection.read_report(file, name) for file in files]

@@ -11,6 +11,7 @@ table for scripts/write_results.py.
 
 import csv
 import functools
+import io
 import pathlib
 import sys
 import time
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from avs_jax.data.prompts import Prompt  # noqa: E402
+from avs_jax.files import write_atomically  # noqa: E402
 from avs_jax.inference.sam2 import Sam2  # noqa: E402
 from avs_jax.models import build_model  # noqa: E402
 from avs_jax.models.sam2.model import SAM2  # noqa: E402
@@ -97,8 +99,9 @@ def main(argv: Sequence[str]) -> int:
             rows.append((point.frames, *sizes, f"{point.seconds:.3f}"))
             print("  ".join(map(str, rows[-1])), flush=True)
         if line.values.csv:
-            with open(line.values.csv, "w", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows(rows)
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows(rows)
+            write_atomically(line.values.csv, text.getvalue())
 
     return exit_status(run)
 

@@ -205,8 +205,6 @@ class Runner:
             )
         if self.hears and inputs.sound is None:
             probe(inputs.video)  # needs sound
-        if self.takes("text") and not inputs.text:
-            raise InputError("write what to look for, such as: the red star")
         if self.takes("points") and not inputs.points:
             raise InputError("click on the object in the first frame")
         per_window = self.predictor.config.data.get("num_frames")

@@ -31,6 +31,7 @@ from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.runtime.evaluation import apply_model
 from avs_jax.runtime.memory import GIB
 from avs_jax.runtime.step import init_variables
+from avs_jax.spec import first_line
 from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
 
@@ -81,14 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     found = Findings()
     check_versions(found)
-    check_devices(found)
+    has_devices = check_devices(found)
     check_ffmpeg(found)
-    check_cuda(found)
+    check_cuda(found, has_devices)
     for name, packages in extras().items():
         missing = [package for package in packages if version(package) is None]
         how = f"no ({', '.join(missing)}): pip install '{DISTRIBUTION}[{name}]'"
         found.say(f"extra {name}", how if missing else "yes")
-    if not args.skip_model:
+    if has_devices and not args.skip_model:
         check_model(found)
     for problem in found.problems:
         print(f"problem: {problem}")
@@ -107,14 +108,15 @@ def check_versions(found: Findings) -> None:
         found.say("", f"jax {jax.__version__} is outside of what was tested, {tested}")
 
 
-def check_devices(found: Findings) -> None:
+def check_devices(found: Findings) -> bool:
+    """Whether there are devices."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
     found.say("machine", f"{os.cpu_count()} cores, {memory:.1f} GiB of memory")
     try:
         devices = jax.local_devices()
-    except RuntimeError as error:
-        found.problem(f"jax finds no device: {error}")
-        return
+    except (RuntimeError, AssertionError) as error:  # the second where no platform is there
+        found.problem(f"jax finds no device: {first_line(error)}")
+        return False
     for device in devices:
         limit = (device.memory_stats() or {}).get("bytes_limit")
         size = "" if limit is None else f", {limit / GIB:.1f} GiB for arrays"
@@ -124,6 +126,7 @@ def check_devices(found: Findings) -> None:
     cache = use_compilation_cache()
     free = shutil.disk_usage(next(x for x in (cache, *cache.parents) if x.is_dir())).free / GIB
     found.say("compiled", f"programs are cached in {cache}, {free:.1f} GiB free")
+    return True
 
 
 def check_ffmpeg(found: Findings) -> None:
@@ -144,7 +147,7 @@ def _has_codec(name: str, mode: str) -> bool:
     return True
 
 
-def check_cuda(found: Findings) -> None:
+def check_cuda(found: Findings, has_devices: bool) -> None:
     plugins = [f"jax-cuda{number}-plugin" for number in (12, 13)]
     plugin = ", ".join(f"{name} {version(name)}" for name in plugins if version(name)) or None
     has_driver = DRIVER.is_file()
@@ -152,7 +155,7 @@ def check_cuda(found: Findings) -> None:
     found.say("CUDA", f"{driver}; {plugin or 'no plugin of jax'}")
     if has_driver and plugin is None:
         found.problem(f"there is a GPU that jax cannot use: pip install '{DISTRIBUTION}[cuda]'")
-    elif has_driver and jax.default_backend() != "gpu":
+    elif has_driver and has_devices and jax.default_backend() != "gpu":
         found.problem(f"jax runs on {jax.default_backend()} although there is a GPU")
 
 

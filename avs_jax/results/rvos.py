@@ -27,7 +27,7 @@ magic-research/Sa2VA, davischallenge/davis2017-evaluation. MeViS's and ReVOS's s
 over workers, equal to these up to the last bit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,8 @@ MEASURES = ("J", "F", "A", "R", "A_legacy", "R_legacy")
 class ExpressionTable(Table):
     """One row per frame of each expression.
 
-    Columns: video and expression; annotator and object of Ref-DAVIS17's (-1 elsewhere), type of
-    ReVOS (-1 elsewhere), frame, given (a prediction was there), MEASURES.
+    Columns: video, expression, type of ReVOS (-1 elsewhere), frame, given (a prediction was there),
+    MEASURES.
     """
 
     schema = {
@@ -149,7 +149,7 @@ def coverage(table: ExpressionTable) -> dict[str, float]:
     }
 
 
-def merged(videos: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def merged(videos: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
     """Ref-DAVIS17's merged protocol, in percent.
 
     Args:

@@ -26,6 +26,7 @@ learn_words() {
     --config.data.data_dir="$records" --workdir="$words" --config.loss.masks=False \
     --config.train.steps="$3" --config.train.eval_every="$3" \
     --config.train.final_splits="()" --config.optim.frozen="($4,)" "${@:5}"
+  [ -d "$words/checkpoints/$3" ] || is_stopped "$words"
   start=(--config.train.init_from="$words" --config.train.{init_fresh,init_dropped}="()")
 }
 questions() { awk -F, -v vid="$(basename "$1" .mp4)" '$1 == vid { print "--text=" $5 }' "$clips/metadata.csv"; }

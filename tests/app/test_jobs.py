@@ -120,7 +120,6 @@ def test_frames_become_a_video(tmp_path):
     "setting, inputs, reason",
     [
         ({"max_seconds": 1}, {}, "lasts 2 s; this page takes up to 1 s"),
-        ({"flags": ("text",)}, {}, "write what to look for"),
         ({"flags": ("points",)}, {}, "click on the object"),
     ],
 )

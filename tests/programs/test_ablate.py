@@ -205,6 +205,22 @@ def test_trains_what_is_missing_and_compares(trainer, tmp_path, capsys):
         assert (tmp_path / late).read_text() == (tmp_path / name).read_text()
 
 
+def test_a_stopped_training_and_a_leftover_are_no_results(trainer, tmp_path, capsys, monkeypatch):
+    assert ablate.main(flags(tmp_path)) == 0
+    (report,) = (tmp_path / "ama-seed1" / "evaluation").iterdir()
+    report.rename(report.with_name(f"{report.name}.unfinished"))  # what kill -9 leaves
+
+    def asked_to_stop(command, **_):
+        return types.SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(ablate.subprocess, "Popen", asked_to_stop)
+    capsys.readouterr()
+    assert ablate.main(flags(tmp_path)) == 1
+    err = capsys.readouterr().err
+    assert "failed: ama-seed1: stopped without a report of split 'test'" in err
+    assert "(2)" in (tmp_path / "table.md").read_text()
+
+
 def test_a_mistake_in_the_flags_is_said_and_can_be_corrected(trainer, tmp_path, capsys):
     trainer.broken.update(f"{name}-seed{seed}" for name in ("vct", "ama") for seed in range(3))
     assert ablate.main(flags(tmp_path, "--config.train.stepz=3")) == 1

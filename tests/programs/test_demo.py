@@ -11,9 +11,27 @@ from tests.conftest import ROOT
 KINDS = ["align", "avss", "classify", "describe", "ground", "ms3", "refer", "s4"]
 
 
+PYTHON = r"""#!/bin/sh
+echo "run: $*"
+for flag; do
+  case $flag in
+    --workdir=*) workdir=${flag#*=} ;;
+    --config.train.steps=*) steps=${flag#*=} ;;
+    --config.train.final_splits=*) reports=no ;;
+  esac
+done
+[ -n "$workdir" ] && [ -z "$STOPPED" ] || exit 0
+[ -n "$reports" ] || mkdir -p "$workdir/evaluation"
+[ -z "$steps" ] || mkdir -p "$workdir/checkpoints/$steps"
+"""
+
+
 @pytest.fixture
 def project(tmp_path):
-    """A folder with the scripts, empty recipes, and an installed "python" that prints its flags."""
+    """A folder with the scripts, empty recipes, and a "python" that prints its flags.
+
+    It leaves the folders of a training, unless that is STOPPED.
+    """
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("*.py"))
     (tmp_path / "configs").mkdir()
     for kind in KINDS:
@@ -22,7 +40,7 @@ def project(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\necho "run: $*"\n')
+    python.write_text(PYTHON)
     python.chmod(0o755)
     wanted = subprocess.run(
         ["cksum", "setup.py", "pyproject.toml"], cwd=tmp_path, capture_output=True, text=True
@@ -31,12 +49,13 @@ def project(tmp_path):
     return tmp_path
 
 
-def demo(project, recipe, seed=0):
+def demo(project, recipe, seed=0, arguments=(), **variables):
     """Exit status, programs with their flags, and errors of a demo."""
+    variables |= {"CONFIG": recipe, "SEED": str(seed), "PYTHON": "true"}
     done = subprocess.run(
-        ["bash", "scripts/demo.sh"],
+        ["bash", "scripts/demo.sh", *arguments],
         cwd=project,
-        env=os.environ | {"CONFIG": recipe, "SEED": str(seed), "PYTHON": "true"},
+        env=os.environ | variables,
         capture_output=True,
         text=True,
     )
@@ -145,6 +164,20 @@ def test_a_recipe_without_a_demo_is_refused(project, recipe):
     status, runs, errors = demo(project, recipe)
     assert status == 1 and not runs
     assert f"CONFIG={recipe}: no demo" in errors and "align avss classify" in errors
+
+
+def test_a_recipe_as_an_argument_is_refused(project):
+    status, runs, err = demo(project, "s4_x", arguments=["ms3_x"])
+    assert status == 1 and not runs and "takes no arguments; CONFIG=ms3_ama" in err
+
+
+@pytest.mark.parametrize("recipe", ["s4_x", "refer_cma"])
+def test_a_training_that_was_asked_to_stop_ends_the_demo(project, recipe):
+    (project / "configs" / "refer_cma.py").touch()
+    (project / "demo" / "s4_ama-seed0" / "evaluation").mkdir(parents=True)
+    status, runs, err = demo(project, recipe, STOPPED="1")
+    assert status == 1 and "stopped before its end; run this again to resume" in err
+    assert "avs_jax.main" in runs[-1]
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").rglob("*.sh")), ids=lambda p: p.name)

@@ -26,3 +26,20 @@ def test_wrong_numbers_are_a_problem(monkeypatch, capsys, change, status):
 def test_the_small_model_has_the_stored_numbers(capsys):
     assert doctor.main([]) == 0
     assert "all is well" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no GPU\nin line 2"), AssertionError()])
+def test_without_a_device_it_says_what_else_it_found(monkeypatch, capsys, tmp_path, error):
+    def none():
+        raise error
+
+    driver = tmp_path / "version"
+    driver.write_text("NVRM version: 570\n")
+    monkeypatch.setattr(doctor, "DRIVER", driver)
+    monkeypatch.setattr(doctor.jax, "local_devices", none)
+    monkeypatch.setattr(doctor.jax, "default_backend", none)
+    assert doctor.main([]) == 1
+    out = capsys.readouterr().out
+    reason = "no GPU" if str(error) else "AssertionError"
+    assert f"problem: jax finds no device: {reason}\n" in out
+    assert "there is a GPU that jax cannot use: pip install" in out

@@ -63,7 +63,8 @@ def checkpoint(folder):
 def test_records_hold_what_prediction_would_make(folder):
     config = make_config(folder)
     records = open_records(config, "train")
-    assert records.metadata["features"] == config.data.features.to_dict()
+    stored = records.metadata["features"]
+    assert stored == config.data.features.to_dict() | {"clip_seconds": 2.0}
     row = make_task(config).rows.prepare(records[0])
     num_clips = int(float(records[0]["duration"]) / 2)
     assert row["video_mask"].sum() == num_clips and row["audio"].any() and row["energy"].any()
@@ -77,6 +78,8 @@ def test_features_that_exist_are_kept_and_others_refused(folder, capsys):
     assert times == {p: p.stat().st_mtime_ns for p in times}
     assert extract_features.main([*flags, "--config.data.features.sound="]) == 1
     assert "holds features with sound = 'mel'" in capsys.readouterr().err
+    assert extract_features.main([*flags, "--config.data.clip_seconds=1.0"]) == 1
+    assert "holds features with clip_seconds = 2.0" in capsys.readouterr().err
 
 
 def test_energy_alone_does_not_stand_for_a_video(folder, tmp_path):
