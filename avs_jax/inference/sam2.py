@@ -29,7 +29,7 @@ from avs_jax.models import build_model
 from avs_jax.models.sam2.bank import LONG_VIDEO, Bank, remember, remember_prompted
 from avs_jax.models.sam2.model import SAM2
 from avs_jax.models.sam2.prompts import MoreTokens
-from avs_jax.models.sam2.tracking import NO_OBJECT, Segments, spread
+from avs_jax.models.sam2.tracking import NO_OBJECT, Segments, hide, spread
 from avs_jax.ops.rows import where_rows
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.runtime.checkpoint import Checkpoint
@@ -161,7 +161,8 @@ class Sam2:
           num_frames: of an iterator, if known; short videos (below 16) depend on it.
 
         Yields:
-          every frame. Objects are not visible before the first prompted frame.
+          every frame. Objects are not visible before the first prompted frame and, on an iterator,
+          before their own first prompt.
 
         Raises:
           InputError: no prompts, or one that does not fit its frame, or whose frame does not exist.
@@ -210,6 +211,7 @@ class _Tracker:
         self._sam2, self._names, self._prompts = sam2, names, prompts
         self._bank: Bank | None = None
         self._first = min(prompts)
+        self._begun = np.zeros(len(names), bool)  # have had a prompt; on a stream, not all have
         self.started: dict[int, tuple[Segments, np.ndarray]] = {}
 
     def start(self, number: int, frame: np.ndarray) -> None:
@@ -236,6 +238,7 @@ class _Tracker:
         given = np.array([prompt is not None for prompt in found])
         self._bank = _remember_prompted(self._bank, memory, np.int32(number), given)
         self.started[number] = segments, given
+        self._begun |= given
 
     def _read_language(self, prompts: list[Prompt | None]) -> MoreTokens | None:
         """Tokens of the objects that language describes."""
@@ -262,15 +265,19 @@ class _Tracker:
         if self._bank is None or number < self._first:
             low = np.full((count, 1, 1), NO_OBJECT, np.float32)
             return self._frame(number, frame, low, np.zeros(count), np.full(count, NO_OBJECT))
-        if given.all():
+        followed = self._begun & ~given
+        if not followed.any():
             segments = known
         else:
             features = spread(sam2._features(frame, sam2.config.data.frame_resize), count)
             numbers = np.int32(number), np.int32(num_frames)
             segments, memory = sam2._call("follow", features, self._bank, *numbers)
-            self._bank = _remember(self._bank, memory, numbers[0], ~given)
+            self._bank = _remember(self._bank, memory, numbers[0], followed)
             if known is not None:
                 segments = jax.tree.map(functools.partial(where_rows, given), known, segments)
+        if not self._begun.all():
+            segments = hide(segments, self._begun)
+            segments = segments._replace(iou=np.where(self._begun, segments.iou, 0))
         low = fill_holes(np.asarray(segments.low_res_mask), sam2.config.data.max_hole_area)
         scores = np.asarray(segments.object_score_logits)[:, 0]
         return self._frame(number, frame, low, np.asarray(segments.iou), scores)

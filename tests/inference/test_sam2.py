@@ -170,6 +170,17 @@ def test_objects_do_not_depend_on_each_other(small):
         np.testing.assert_allclose(x.logits["a"], y.logits["a"], atol=1e-3)
 
 
+def test_an_object_of_a_stream_begins_with_its_own_prompt(small):
+    one, two = {"a": Prompt(points=[(9, 9)])}, {"b": Prompt(points=[(50, 9)])}
+    both = list(small.track(iter(clip(6)), {0: one, 3: two}, num_frames=6))
+    alone = list(small.track(iter(clip(6)), {3: two}, num_frames=6))
+    for x, y in zip(both, alone, strict=True):
+        np.testing.assert_allclose(x.logits["b"], y.logits["b"], atol=1e-3)
+        assert x.ious["b"] == pytest.approx(y.ious["b"], abs=1e-4)
+    assert (both[2].logits["b"] == both[2].logits["b"].min()).all() and not both[2].masks["b"].any()
+    assert (both[3].logits["b"] != both[2].logits["b"]).any()
+
+
 @pytest.mark.parametrize(
     "prompts, message",
     [
