@@ -5,8 +5,9 @@ The output, in DIR for one expression and in DIR/0, DIR/1, ... for several:
   masks/0000.png ...  one per second at the video's size: 255 on what the expression means
   overlay.mp4         one frame per second, with the video's sound
   DIR/results.json    per expression and second: presence (probability that what is meant is in the
-                      frame; the mask is empty below 0.5), area (fraction of the frame in the mask)
-                      and score (mean probability of the mask's pixels, 0 if it is empty)
+                      frame; the mask is empty below config.evaluate.presence_threshold), area
+                      (fraction of the frame in the mask) and score (mean probability of the mask's
+                      pixels, 0 if it is empty)
 
 A pixel is in the mask above Ref-AVS's threshold of 0.4. The video is split into windows of
 config.data.num_frames seconds, each processed like a clip of an evaluation. Images and sound of a

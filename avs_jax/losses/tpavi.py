@@ -54,8 +54,7 @@ Array = jax.Array
 def loss_norms(batch: Mapping[str, Array], loss_config: Any) -> dict[str, Array]:
     """What the terms of a batch are divided by, from its targets alone: {term: float32 []}.
 
-    Terms of micro-batches, divided by those of the whole batch, add up to the whole batch's, but
-    for the kind "neighbor", where frames of other rows matter.
+    Terms of micro-batches, divided by those of the whole batch, add up to the whole batch's.
     """
     config, supervised = loss_config.av, batch["supervised"]
     valid = batch.get("valid", jnp.ones_like(supervised))
@@ -89,11 +88,17 @@ def compute_losses(
       "none", loss_av.
 
     Raises:
-      InputError: a value of loss.av that cannot be, or a stage that has no audio.
+      InputError: a value of loss.av that cannot be, a stage that has no audio, or a micro-batch
+        under the kind "neighbor", whose frames would lack the others.
     """
     del key
     config = loss_config.av
     _check(config, outputs)
+    if norms is not None and config.kind == "neighbor":
+        raise InputError(
+            "loss.av.kind = 'neighbor' compares the frames of a batch with each other: "
+            "config.train.accumulate must be 1"
+        )
     norms = loss_norms(batch, loss_config) if norms is None else norms
     logits = _fold(outputs["pred_masks"]).astype(jnp.float32)
     names = ("target_masks", "target_labels", "target_valid", "supervised")

@@ -30,7 +30,7 @@ NUMBER_KEYS = (
     r"evaluate\.(?!(batch_size|num_pictures|split|weights|manifest)$).*",
 )
 # Keys that a resumed run may change. No parameter update depends on them, except that the mesh
-# changes the order of float32 sums.
+# changes the order of float32 sums; nor do the numbers by which validation finds the best step.
 HARMLESS_KEYS = (
     r"data\.(num_workers|prefetch|data_dir)",
     r"data\.trunk_features",  # data.trunk_key stands for the folder
@@ -41,7 +41,7 @@ HARMLESS_KEYS = (
     r"profile_steps",
     r"train\.mesh\..*",
     r"model\.remat",
-    r"evaluate\..*",
+    r"evaluate\.(?!(score_size|relevant|protocol|fallback|presence_threshold|post_process\..*)$).*",
 )
 # Regexes of keys that no longer exist.
 REMOVED_KEYS = (r"model\.backbone\.remat",)  # now model.remat

@@ -203,6 +203,15 @@ def test_micro_batches_add_up(setting):
             np.testing.assert_allclose(sum(p[name] for p in parts), value, rtol=2e-5, err_msg=name)
 
 
+def test_frames_that_are_compared_with_each_other_cannot_be_cut():
+    (pred, maps, audio), batch = inputs("s4")
+    config = av_config(kind="neighbor")
+    seen = {"feature_maps": maps, "audio_features": audio}
+    outputs = {"pred_masks": pred, "intermediates": seen}
+    with pytest.raises(InputError, match="config.train.accumulate must be 1"):
+        compute_losses(outputs, batch, None, loss_norms(batch, config), loss_config=config)
+
+
 def test_only_supervised_frames_and_labeled_pixels_count():
     (pred, maps, audio), batch = inputs("avss_v1s")
     config = av_config(reduction="mean")

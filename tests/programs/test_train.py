@@ -213,7 +213,7 @@ def test_at_the_end_the_best_checkpoint_is_reported_on_both_splits(never_stopped
 
     # A report of another configuration is another report.
     config = small_config()
-    config.evaluate.score_size = 16
+    config.evaluate.moving_threshold = 0.3
     config.train.final_splits = ("test",)
     program.train(config, never_stopped)
     assert len([p for p in folder.iterdir() if p.is_dir()]) == 6

@@ -28,7 +28,7 @@ from avs_jax.runtime.run_checkpoints import Checkpoints, Validation
 from avs_jax.runtime.step import TrainState
 from avs_jax.runtime.stored_config import check_same_config, flat_config, update_stored
 from avs_jax.spec import InputError
-from configs import parts
+from configs import parts, qvh_qd_detr, refer_cma
 from configs.segment import segment_config
 from tests.small import tiny_config
 
@@ -515,6 +515,19 @@ def test_a_run_of_fc75a40_resumes_under_the_same_configuration(golden_dir):
     run.config.optim.clip_norm = 7.0
     with pytest.raises(InputError, match="optim.clip_norm: 7.0 in the checkpoint"):
         check_same_config(run.config, config_of_fc75a40_run(), run.directory)
+
+
+def test_what_finds_the_best_step_may_not_change_on_the_way(tmp_path):
+    old, new = refer_cma.get_config("tiny"), refer_cma.get_config("tiny")
+    new.evaluate.update(batch_size=1, num_pictures=0)
+    check_same_config(old, new, tmp_path)
+    new.evaluate.presence_threshold = 0.8
+    with pytest.raises(InputError, match="presence_threshold: 0.5 in the checkpoint, 0.8 now"):
+        check_same_config(old, new, tmp_path)
+    old, new = qvh_qd_detr.get_config("tiny"), qvh_qd_detr.get_config("tiny")
+    new.evaluate.post_process.half_saliency = not old.evaluate.post_process.half_saliency
+    with pytest.raises(InputError, match="evaluate.post_process.half_saliency: "):
+        check_same_config(old, new, tmp_path)
 
 
 def config_of_fc75a40_run():
