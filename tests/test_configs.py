@@ -171,6 +171,7 @@ def test_recipes_of_the_baselines_make_a_training_step(name, variant):
     assert metrics["total_loss"].shape == () and "loss_seg" in metrics
     assert ("loss_av" in metrics) == (not name.startswith("s4"))
     frozen = split_frozen(setup.state.params, config.optim.frozen)[1]
+    assert bool(frozen) == (not variant)  # the small versions train VGGish too
     assert all(path.startswith("audio_backbone/") for path in frozen)
     config.data.train_frames = "supervised"
     with pytest.raises(InputError, match="frames meet in host 'tpavi'"):

@@ -125,6 +125,7 @@ def test_the_image_encoder_is_a_backbone_of_vct():
     for path, x in found.items():
         np.testing.assert_array_equal(x, tree[path])
     assert stored.part == "backbone" and stored.backbone.name == "hiera_fpn"
+    assert result.ignored
     assert all(not name.startswith("image_encoder.") for name in result.ignored)
 
 

@@ -119,7 +119,8 @@ def test_objects_compete_and_are_matched(golden_dir, tmp_path):
     np.testing.assert_array_equal(rvos.compete(both), truth)
     half = truth & (rng.uniform(size=truth.shape) < 0.5)
     found = rvos.merged([{"truth": truth, "predictions": np.stack([truth, half])}])
-    assert 60 < found["J"] < 100
+    shares = (half.sum((2, 3)) / truth.sum((2, 3))).mean()  # inside of the truth: its J
+    assert found["J"] == pytest.approx(100 * (1 + shares) / 2, abs=0.01) and found["F"] < 100
     root = golden_dir / "refer" / "rvos" / "davis17"
     numbers, _ = score(root, "davis17", tmp_path / "out", "--protocol=merged")
     assert list(numbers) == ["merged"] and 0 < numbers["merged"]["J&F"] < 100

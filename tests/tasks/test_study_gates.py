@@ -68,7 +68,7 @@ def test_a_run_scores_both_halves_and_their_gates(monkeypatch):
     monkeypatch.setattr(study_gates, "NUM_TEST", 10)
     halves = study_gates.run("clipwise", seed=0, steps=2)
     assert sorted(halves) == ["noise", "useful"]
-    assert all(0.0 <= half["R1@0.5"] <= 100.0 for half in halves.values())
+    assert all(0.0 <= half["R1@0.5"] <= 1.0 for half in halves.values())
     assert all(0.3 < half["gate"] < 0.9 for half in halves.values())
 
 
