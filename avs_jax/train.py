@@ -28,7 +28,12 @@ from avs_jax.runtime.interruption import FiniteCheck, sigterm_as_request
 from avs_jax.runtime.lock import locked
 from avs_jax.runtime.log import Log
 from avs_jax.runtime.memory import compile_ahead
-from avs_jax.runtime.pretrained import check_sources, init_from_checkpoint, load_parts
+from avs_jax.runtime.pretrained import (
+    check_sources,
+    frozen_at_random,
+    init_from_checkpoint,
+    load_parts,
+)
 from avs_jax.runtime.process_memory import ProcessMemory, return_freed_memory
 from avs_jax.runtime.profile import DataWaitTimer, StepProfiler, StepSpeed
 from avs_jax.runtime.run_checkpoints import Checkpoints
@@ -256,8 +261,13 @@ def _first_state(setup: TrainSetup) -> TrainState:
             listed = "".join(f"\n  {path}" for path in unused) or " nothing"
             print(f"{source}: fresh or not taken:{listed}", file=sys.stderr)
     params, batch_stats, loaded = load_parts(*variables, config)
+    if is_first and not source:
+        loaded = loaded or ["none, all values are random"]
     if is_first and loaded:
         print("pretrained components:", *loaded, sep="\n  ", file=sys.stderr)
+    if is_first:
+        for line in frozen_at_random(params, config):
+            print(f"warning: {line}", file=sys.stderr)
     return setup.init_state(params, batch_stats)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from avs_jax.runtime.checkpoint import Checkpoint, misfit, shape_mismatches
-from avs_jax.runtime.optim import flatten, unflatten
+from avs_jax.runtime.optim import flatten, split_frozen, unflatten
 from avs_jax.runtime.stored_config import plain_config
 from avs_jax.spec import InputError
 
@@ -105,6 +105,19 @@ def load_parts(
                 tree[part] = unflatten({k: _place_like(new[k], x) for k, x in flatten(old).items()})
         lines.append(f"{part}: {count} tensors of {directory}")
     return params, batch_stats, lines
+
+
+def frozen_at_random(params: Mapping, config: ConfigDict) -> list[str]:
+    """A line per component that is frozen, at least in part, but that nothing was loaded for."""
+    if config.train.init_from:
+        return []
+    held, loaded = split_frozen(params, config.optim.frozen)[1], _folders(params, config)
+    names = sorted({path.split("/")[0] for path in held} - set(loaded))
+    return [
+        f"{name} is frozen, but has random values: "
+        f"--config.{f'init.{name}' if name in config.init else 'train.init_from'}=DIR loads weights"
+        for name in names
+    ]
 
 
 def _read_component(

@@ -17,7 +17,12 @@ from avs_jax.programs import convert_weights
 from avs_jax.programs.weight_conversion import make_init
 from avs_jax.runtime import checkpoint
 from avs_jax.runtime.memory import StepBytes
-from avs_jax.runtime.pretrained import check_sources, init_from_checkpoint, load_parts
+from avs_jax.runtime.pretrained import (
+    check_sources,
+    frozen_at_random,
+    init_from_checkpoint,
+    load_parts,
+)
 from configs.segment import segment_config
 from tests import small
 from tests.runtime.test_checkpoint import assert_same, make_state
@@ -120,6 +125,21 @@ def test_the_second_backbone_may_have_its_own_or_none(tmp_path, model):
         np.testing.assert_array_equal(kernel, np.broadcast_to(expected, kernel.shape))
         assert len(lines) == 1 + bool(value)
     assert load_parts(shaped(params), shaped(stats), config)[2] == []
+
+
+def test_what_is_frozen_at_random_values_is_named(tmp_path, model):
+    config, params, _ = model
+    assert frozen_at_random(params, config) == []  # nothing is frozen
+    config = config.copy_and_resolve_references()
+    config.optim.frozen = ("audio_backbone/.*", "backbone/conv1/.*")
+    lines = frozen_at_random(params, config)
+    assert [line.split()[0] for line in lines] == ["audio_backbone", "backbone"]
+    assert "--config.init.audio_backbone=DIR loads weights" in lines[0]
+    config.init.update(audio_backbone=str(tmp_path), backbone=str(tmp_path))
+    assert frozen_at_random(params, config) == []
+    config.init.update(audio_backbone="", backbone="")
+    config.train.init_from = str(tmp_path)
+    assert frozen_at_random(params, config) == []
 
 
 def test_a_model_without_the_second_branch(tmp_path, model):
