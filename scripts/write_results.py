@@ -14,6 +14,7 @@ never typed into the page.
 import csv
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,6 +60,10 @@ INTRODUCTION = """# Results
 Written by `scripts/write_results.py` from the files in `docs/results/`. No model has been trained
 on AVSBench here yet: the recipes' headers name the published numbers of their settings, with their
 sources. No number here was measured on a GPU.
+
+A report has a row per condition: the same ground truth under the sound, motion or words that the
+condition names ([evaluation.md](evaluation.md#does-the-model-listen)). Without what a model should
+use, lower is better. Numbers are of one seed unless a table says otherwise.
 """
 
 
@@ -108,7 +113,14 @@ def _store(name: str, content: Mapping[str, Any]) -> pathlib.Path:
 
 def render(results: Sequence[Mapping[str, Any]]) -> str:
     """The page of all stored results."""
-    return "\n".join([INTRODUCTION, *(_render_one(result) for result in results)])
+    titles = [result["title"] for result in results]
+    contents = [f"- [{title}](#{_anchor(title)})" for title in titles]
+    return "\n".join([INTRODUCTION, *contents, "", *map(_render_one, results)])
+
+
+def _anchor(title: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def _render_one(result: Mapping[str, Any]) -> str:

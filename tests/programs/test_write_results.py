@@ -22,6 +22,7 @@ def test_a_table_is_stored_and_shown(root):
     stored = json.loads((root / "docs" / "results" / "9_x.json").read_text(encoding="utf-8"))
     assert stored["rows"] == [["mIoU", "1.00 ± 0.50"]] and stored["machine"] == "Two seeds"
     page = (root / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "\n- [A title](#a-title)\n\n## A title" in page
     assert page.endswith(
         "## A title\n\n    python x.py\n\nTwo seeds.\n\n| measure | mean |\n|---|---|\n"
         "| mIoU | 1.00 ± 0.50 |\n"
