@@ -20,7 +20,7 @@ first_stage() {
 }
 # NAME TITLE STEPS FROZEN [FLAGS]: a run without masks, from which the next one starts
 learn_words() {
-  local words=demo/${recipe}_$1-seed$seed
+  local words=${workdir%-seed*}_$1-seed$seed
   step "first $2, without masks: $words"
   $python -m avs_jax.main --config="$config" --config.seed="$seed" \
     --config.data.data_dir="$records" --workdir="$words" --config.loss.masks=False \

@@ -1,6 +1,7 @@
 """Ablations: the statistics of known numbers, resuming, and refusing what cannot be compared."""
 
 import csv
+import functools
 import json
 import os
 import pathlib
@@ -15,13 +16,14 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from avs_jax.controls.false_motion import motion_controls
 from avs_jax.results import ablation, metrics, statistics
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.report import Report, write
 from avs_jax.results.table import Table
-from avs_jax.runtime.command_line import parse
+from avs_jax.runtime.command_line import define_strings, parse
 from avs_jax.spec import TRUE_AUDIO, InputError
 from avs_jax.tasks import make_task
 from configs import s4_vct
@@ -318,23 +320,38 @@ def test_bad_flags_are_named(trainer, tmp_path, capsys, change, message):
     assert message in capsys.readouterr().err
 
 
+RECORDING_PYTHON = r"""#!/bin/sh
+printf '%s\0' "$@" >>commands; printf '\n' >>commands
+for flag; do
+  case $flag in
+    --workdir=*) workdir=${flag#*=} ;;
+    --config.train.steps=*) steps=${flag#*=} ;;
+  esac
+done
+[ -z "$workdir" ] || [ -n "$STOPPED" ] || mkdir -p "$workdir/checkpoints/$steps"
+"""
+
+
 @pytest.fixture
 def study(tmp_path):
-    """Runs a copy of study_twins.sh with a Python that writes its arguments down."""
+    """Runs a copy of a study with a Python that writes its arguments down."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / "demo/s4_ama-seed0/evaluation").mkdir(parents=True)
-    shutil.copy(ablate.ROOT / "scripts/study_twins.sh", tmp_path / "scripts")
+    shutil.copytree(ablate.ROOT / "scripts/demos", tmp_path / "scripts/demos")
     (tmp_path / "scripts/environment.sh").write_text('extras=$1 venv=.; [ -z "$extras" ]')
     python = tmp_path / "bin/python"
     python.parent.mkdir()
-    python.write_text("""#!/bin/sh\nprintf '%s\\0' "$@" >>commands; printf '\\n' >>commands\n""")
+    python.write_text(RECORDING_PYTHON)
     python.chmod(0o755)
 
-    def run(kinds, *flags):
-        command = ["bash", "scripts/study_twins.sh", *flags]
-        environment = {**os.environ, "KINDS": kinds}
+    def run(name, *flags, **variables):
+        shutil.copy(ablate.ROOT / "scripts" / name, tmp_path / "scripts")
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+            ["bash", f"scripts/{name}", *flags],
+            cwd=tmp_path,
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         lines = (tmp_path / "commands").read_text().splitlines()
@@ -352,7 +369,7 @@ def study(tmp_path):
     ],
 )
 def test_the_study_of_look_alikes_has_only_flags_that_exist(study, kind, names):
-    commands = study(kind, "--seeds=0,1")
+    commands = study("study_twins.sh", "--seeds=0,1", KINDS=kind)
     trains, *tables = (c[1:] for c in commands if c[0] == "scripts/ablate.py")
     args, overrides = ablate._parser().parse_known_args(trains)
     assert args.seeds == "0,1" and args.train == "yes"
@@ -383,7 +400,68 @@ def test_the_study_of_look_alikes_has_only_flags_that_exist(study, kind, names):
 
 def test_an_unknown_kind_of_study_is_named(study):
     with pytest.raises(AssertionError, match="choose from still, moving, ordinary"):
-        study("both")
+        study("study_twins.sh", KINDS="both")
+
+
+def read_variants(commands):
+    """The arguments of the first call of ablate.py in a study; variant -> configuration."""
+    flags = next(c[1:] for c in commands if c[0] == "scripts/ablate.py")
+    args, overrides = ablate._parser().parse_known_args(flags)
+    found = ablate.read_variants(args.variant, overrides)
+    return args, {
+        name: parse(["train", *own], lambda values: None, "").config for name, own in found.items()
+    }
+
+
+def test_the_study_of_words_varies_the_attention_and_the_alignment(study):
+    args, configs = read_variants(study("study_refer.sh", "--seeds=0,1"))
+    assert args.seeds == "0,1" and args.split == "test_s" and args.output.endswith("refer/runs")
+    names = ["no_cma", "one_token", "tokens", "levels"]
+    assert list(configs) == [name + end for name in names for end in ("", "_plain")]
+    varied = ("model.fusion.", "loss.align_weight")
+    rest, fusions = [], {}
+    for name, config in configs.items():
+        task = make_task(config)  # raises where a part cannot be
+        assert task.model.localizer["name"] == "text_to_pixel"  # without attention too
+        assert list(task.model.stages()) == ([] if "no_cma" in name else ["fusion"])
+        assert config.loss.align_weight == (0 if name.endswith("_plain") else 20)
+        leaves = flatten_dict(config.to_dict(), sep=".")
+        rest.append({key: x for key, x in leaves.items() if not key.startswith(varied)})
+        fusions[name] = {key: x for key, x in leaves.items() if key.startswith(varied[0])}
+    assert all(other == rest[0] for other in rest)
+    assert rest[0]["train.steps"] == 400 and rest[0]["data.text.num_asked"] == 4
+    assert all(fusions[name] == fusions[f"{name}_plain"] for name in names)
+    one, several, everywhere = (fusions[name] for name in names[1:])
+    # One key without a null key gives every cell the same; a gate of the localizer would not.
+    assert one["model.fusion.mask_gate"] == "none" and not one["model.fusion.null_key"]
+    assert one | {"model.fusion.text_pool": "tokens"} == several != one
+    levels = ("res5", "res4", "res3", "res2")
+    assert several | {"model.fusion.levels": levels} == everywhere
+    assert several["model.fusion.levels"] == ("res2",)
+
+
+def test_the_study_of_words_starts_as_the_demo_does(study):
+    clips, build, looks, sounds, trains = study("study_refer.sh")
+    root = "demo/study_refer"
+    assert clips[0] == "scripts/make_clips.py" and f"--output={root}/clips" in clips
+    assert build[0] == "scripts/build_dataset.py" and f"--data_dir={root}/tfds" in build
+    define = functools.partial(define_strings, texts={"workdir": ""})
+    runs = [parse(["train", *flags[2:]], define, "") for flags in (looks, sounds)]
+    folders = [line.values.workdir for line in runs]
+    assert folders == [f"{root}/words_{name}-seed0" for name in ("looks", "sounds")]
+    starts = [line.config.train.init_from for line in runs]
+    assert starts == ["demo/s4_ama-seed0", folders[0]]
+    assert not any(line.config.loss.masks for line in runs)
+    _, configs = read_variants([trains])
+    config = configs["tokens"]
+    assert config.train.init_from == folders[1] and config.loss.masks
+    assert config.data.data_dir == runs[0].config.data.data_dir == f"{root}/tfds"
+    assert config.train.init_fresh == config.train.init_dropped == ("cma/.*",)
+
+
+def test_a_study_whose_stage_of_words_is_stopped_trains_no_variant(study):
+    with pytest.raises(AssertionError, match="words_looks-seed0: stopped before its end"):
+        study("study_refer.sh", STOPPED="yes")
 
 
 def test_a_run_starts_from_that_of_its_seed(trainer, tmp_path):
