@@ -38,7 +38,8 @@ For task track (--config=configs/sam2_tiny.py), PyTorch's side is transformers' 
 with random weights. scripts/benchmark_sam2.sh measures all rows of docs/results.md in one run.
 
 --output=PATH also writes the table as PATH.md, as PATH.csv for scripts/write_results.py, and every
-timing as PATH.json.
+timing as PATH.json. PATH.md and PATH.json also have what makes timings comparable: processor, its
+vector instructions, cores, versions, and the variables that set threads and XLA's flags.
 
 Memory: for ours, what XLA allocates for the compiled function (arguments, temporaries, output). For
 PyTorch, the peak of its allocator on a GPU, and on a CPU the growth of the process's peak memory
@@ -47,10 +48,12 @@ since before the model was built. Both include parameters and, in `step`, the op
 
 import contextlib
 import csv
+import importlib.metadata
 import io
 import json
 import os
 import pathlib
+import platform
 import re
 import statistics
 import subprocess
@@ -91,6 +94,10 @@ CASES = {  # block -> its measurements
 }
 BLOCKS["vct"] = tuple(block for block in CASES if block not in BLOCKS["track"])
 GIB = 2**30
+CPU_INFO = pathlib.Path("/proc/cpuinfo")
+VECTORS = r"(?:sse|ssse|avx|fma|f16c|amx|asimd|sve|neon)\w*"  # flags of x86 and ARM
+LIBRARIES = ("jax", "jaxlib", "torch", "torchvision", "transformers")
+VARIABLES = ("OMP_NUM_THREADS", "XLA_FLAGS")
 
 
 class Side:
@@ -147,6 +154,57 @@ def measure(case: str, repeats: int, host: str, arguments: Sequence[str]) -> dic
         "device": {name: side.facts["device"] for name, side in sides.items()},
         "frames": {name: side.facts["frames"] for name, side in sides.items()},
     }
+
+
+def machine_facts() -> dict:
+    """What timings depend on besides the program; None for what is not known or not set.
+
+    Returns:
+      processor; vector_flags, those of its flags that name vector instructions, in its order;
+      cores, of the machine, and usable_cores, of this process; versions by library; variables of
+      the environment, as both sides get them.
+    """
+    try:
+        text = CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        text = ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    listed = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    words = listed[1].split() if listed else None
+    can_ask = hasattr(os, "sched_getaffinity")
+    return {
+        "processor": name[1].strip() if name else platform.processor() or platform.machine(),
+        "vector_flags": words and [word for word in words if re.fullmatch(VECTORS, word)],
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if can_ask else None,
+        "versions": {name: _version(name) for name in LIBRARIES},
+        "variables": {name: os.environ.get(name) for name in VARIABLES},
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def facts_to_markdown(facts: dict) -> str:
+    """A list of `machine_facts`, to stand below a table."""
+    usable, flags_found = facts["usable_cores"], facts["vector_flags"]
+    cores = f"{facts['cores']} cores" + ("" if usable is None else f", {usable} usable")
+    vectors = "not known" if flags_found is None else " ".join(flags_found) or "none"
+    versions = (f"{name} {value or 'absent'}" for name, value in facts["versions"].items())
+    variables = (
+        f"{name} {'not set' if value is None else f'= {value}'}"
+        for name, value in facts["variables"].items()
+    )
+    lines = (
+        f"{facts['processor']}, {cores}; vector instructions: {vectors}",
+        ", ".join(versions),
+        ", ".join(variables),
+    )
+    return "".join(f"- {line}\n" for line in lines)
 
 
 def to_markdown(results: Sequence[dict]) -> str:
@@ -225,12 +283,15 @@ def main(argv: Sequence[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(to_markdown(results), end="")
+    facts = machine_facts()
+    text = f"{to_markdown(results)}\n{facts_to_markdown(facts)}"
+    print(text, end="")
     if values.output:
         path = re.sub(r"\.(md|csv|json)$", "", values.output)
-        write_atomically(f"{path}.md", to_markdown(results))
+        write_atomically(f"{path}.md", text)
         write_atomically(f"{path}.csv", to_csv(results, config.name, config.data.image_size))
-        write_atomically(f"{path}.json", json.dumps(results, indent=2) + "\n")
+        content = {"machine": facts, "results": results}
+        write_atomically(f"{path}.json", json.dumps(content, indent=2) + "\n")
     return 0
 
 
