@@ -2,7 +2,9 @@
 
 Both validation and avs_jax.evaluate use it. Each device scores one row at a time, so no number
 depends on the batch size. Floating-point sums do depend on the computed shape, by about 1e-7 of a
-logit, which can flip a pixel at a threshold.
+logit, which can flip a pixel at a threshold: the order of a matrix product's sums can change with
+its shape. A batch of a fixed size, always filled, would not do either: split over devices, it is
+another shape for each number of them.
 
 Rows of a clip that share its images are scored together (Task.own_inputs), always TOGETHER in one
 program; where there are fewer, others fill their places. A row's place among them is its place in
