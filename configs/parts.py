@@ -236,7 +236,8 @@ def ama() -> ConfigDict:
     # "gru"; it needs data.train_frames = "all"
     fusion.temporal = "none"
     fusion.causal = False  # `temporal` reads earlier frames only
-    # compare what moves with what is heard: losses/consistency.py, weighted by loss.consistency
+    # compare what moves with what is heard, or with the ground truth: losses/consistency.py,
+    # chosen and weighted by loss.consistency
     fusion.consistency = False
     fusion.consistency_warmup = 0.2  # fraction of the training in which its weight ramps up
     fusion.grad_through_extrema = True  # False: min and max count as constants

@@ -162,8 +162,14 @@ def _query_loss() -> ConfigDict:
     loss.boundary.max_share = 0.0  # limit relative to loss_mask + loss_dice; 0: no limit
     loss.boundary.positive_weight = 5.0  # of "weighted"
     loss.consistency = ConfigDict()  # of AMA with model.fusion.consistency
+    # "contrast": what moves against what is heard, in the whole batch | "map": the attention inside
+    # the ground truth | "both", added
+    loss.consistency.kind = "contrast"
     loss.consistency.weight = 0.1
-    loss.consistency.tau = 0.07  # temperature
+    loss.consistency.tau = 0.07  # temperature of "contrast"
+    # of "map": mean squared motion inside the ground truth from which a frame counts fully; 0.04 is
+    # the square of evaluate.moving_threshold
+    loss.consistency.tau_motion = 0.04
     loss.synchrony = ConfigDict()  # of model.fusion "sync", see losses/synchrony.py
     loss.synchrony.weight = 0.2  # of the lag's term
     loss.synchrony.rank_weight = 0.2

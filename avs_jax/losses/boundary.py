@@ -24,8 +24,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from avs_jax.ops.frames import fold_frames
+from avs_jax.ops.resampling import area_matrix
 from avs_jax.spec import MASK_STRIDE, InputError
 
 PREVALENCE = (0.02, 0.5)
@@ -78,6 +80,15 @@ def foreground(targets: Mapping[str, jax.Array]) -> jax.Array:
     )
     counts = valid & (labels > 0)
     return (masks & counts[:, :, None, None]).any(1)
+
+
+def foreground_cells(targets: Mapping[str, jax.Array], size: tuple[int, int]) -> jax.Array:
+    """The share of each cell that `foreground` covers: float32 [N, *size], in 0..1."""
+    mask = foreground(targets).astype(jnp.float32)
+    rows, columns = (
+        area_matrix(*sizes).astype(np.float32) for sizes in zip(mask.shape[1:], size, strict=True)
+    )
+    return jnp.einsum("yh,nhw,xw->nyx", rows, mask, columns, precision="highest")
 
 
 def edge_target(mask: jax.Array, size: tuple[int, int]) -> jax.Array:

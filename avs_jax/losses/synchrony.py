@@ -20,11 +20,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from avs_jax.losses.boundary import foreground
+from avs_jax.losses.boundary import foreground_cells
 from avs_jax.ops.frames import fold_frames
-from avs_jax.ops.resampling import area_matrix
 
 ACTIVE = 0.1  # mean activity in the truth below which nothing moves there
 EPSILON = 1e-6
@@ -49,12 +47,7 @@ def synchrony_losses(
         fold_frames(outputs[f"sync_{name}"])
         for name in ("lags", "near", "far", "score", "activity")
     )
-    truth = foreground(targets).astype(jnp.float32)
-    rows, columns = (
-        area_matrix(*sizes).astype(np.float32)
-        for sizes in zip(truth.shape[1:], score.shape[1:], strict=True)
-    )
-    truth = jnp.einsum("yh,nhw,xw->nyx", rows, truth, columns, precision="highest")
+    truth = foreground_cells(targets, score.shape[1:])
     inside = jax.lax.stop_gradient(truth * activity)
     mean_activity = inside.sum((1, 2)) / jnp.maximum(truth.sum((1, 2)), EPSILON)
     supervised = fold_frames(targets["supervised"])

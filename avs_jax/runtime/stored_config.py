@@ -65,8 +65,10 @@ ADDED_UNDER: dict[tuple[str, str], dict[str, Any]] = {
         "data.track.model": "lucas_kanade",
     },
     ("host", "vct"): {
+        "loss.consistency.kind": "contrast",
         "loss.consistency.weight": 0.1,
         "loss.consistency.tau": 0.07,
+        "loss.consistency.tau_motion": 0.04,
         "loss.synchrony.weight": 0.2,
         "loss.synchrony.rank_weight": 0.2,
         "loss.synchrony.margin": 0.2,

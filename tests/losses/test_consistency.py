@@ -19,8 +19,9 @@ from tests import small
 B, T, E = 3, 2, 4
 
 
-def loss_config(weight=0.5, tau=0.2):
-    return types.SimpleNamespace(consistency=types.SimpleNamespace(weight=weight, tau=tau))
+def loss_config(weight=0.5, tau=0.2, kind="contrast", tau_motion=0.3):
+    keys = {"weight": weight, "tau": tau, "kind": kind, "tau_motion": tau_motion}
+    return types.SimpleNamespace(consistency=types.SimpleNamespace(**keys))
 
 
 def a_case(seed=0):
@@ -32,6 +33,10 @@ def a_case(seed=0):
     energy[1, 0] = 0
     masks = np.zeros((B, T, 2, 4, 4), bool)
     masks[:, :, 1, :2] = True
+    masks[0, 1, 1, :, :3] = True  # half cells
+    attention = rng.dirichlet(np.ones(4), (B, T)).reshape(B, T, 2, 2).astype(np.float32)
+    cells = rng.uniform(0, 0.6, (B, T, 2, 2)).astype(np.float32)
+    cells[1, 0] = 0
     labels = np.tile(np.array([0, 1], np.int32), (B, T, 1))
     valid = np.ones((B, T, 2), bool)
     valid[2, 1, 1] = False
@@ -40,6 +45,8 @@ def a_case(seed=0):
         "motion_audio_embed": embed[1],
         "motion_energy": energy,
         "motion_ramp": np.full((B, T), 0.4, np.float32),
+        "motion_attention": attention,
+        "motion_cells": cells,
     }
     targets = {
         "supervised": np.ones((B, T), bool),
@@ -78,6 +85,87 @@ def test_against_brute_force():
     assert consistency_loss(outputs, targets, loss_config(), {}) == 0
 
 
+def map_by_hand(outputs, targets, tau_motion):
+    """Loops over frames and cells of 2 x 2 pixels."""
+    total = 0.0
+    for b, t in np.ndindex(B, T):
+        if not (targets["supervised"][b, t] and targets["target_valid"][b, t, 1]):
+            continue
+        looked_at = energy = area = 0.0
+        for y, x in np.ndindex(2, 2):
+            cell = targets["target_masks"][b, t, 1, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
+            share = np.mean(cell, dtype=np.float64)
+            looked_at += share * float(outputs["motion_attention"][b, t, y, x])
+            energy += share * float(outputs["motion_cells"][b, t, y, x])
+            area += share
+        total += min(1.0, energy / area / tau_motion) * -np.log(looked_at)
+    return total / targets["supervised"].sum()
+
+
+@pytest.mark.parametrize("tau_motion", [0.3, 1e-3])
+def test_the_map_against_loops(tau_motion):
+    outputs, targets = a_case()
+    config = loss_config(kind="map", tau_motion=tau_motion)
+    want = 0.5 * 0.4 * map_by_hand(outputs, targets, tau_motion)
+    assert want > 0.05
+    np.testing.assert_allclose(consistency_loss(outputs, targets, config, {}), want, rtol=1e-5)
+    both = consistency_loss(outputs, targets, loss_config(kind="both", tau_motion=tau_motion), {})
+    want += float(consistency_loss(outputs, targets, loss_config(), {}))
+    np.testing.assert_allclose(both, want, rtol=1e-5)
+    targets["supervised"][0] = targets["supervised"][2, 0] = False
+    want = 0.5 * 0.4 * map_by_hand(outputs, targets, tau_motion)
+    np.testing.assert_allclose(consistency_loss(outputs, targets, config, {}), want, rtol=1e-5)
+    targets["supervised"][:] = False
+    assert consistency_loss(outputs, targets, config, {}) == 0
+
+
+def test_the_map_of_micro_batches_adds_up():
+    outputs, targets = a_case()
+    targets["supervised"][2, 0] = False
+    config = loss_config(kind="map")
+    parts = [
+        consistency_loss(
+            *({name: x[b : b + 1] for name, x in given.items()} for given in (outputs, targets)),
+            config,
+            {"frames": jnp.float32(B * T - 1)},
+        )
+        for b in range(B)
+    ]
+    np.testing.assert_allclose(
+        sum(parts), consistency_loss(outputs, targets, config, {}), rtol=1e-5
+    )
+    for kind in ("contrast", "both"):
+        with pytest.raises(InputError, match=f"accumulate must be 1 .*kind = '{kind}'"):
+            consistency_loss(outputs, targets, loss_config(kind=kind), {"frames": jnp.float32(1)})
+
+
+def test_gradients_of_the_map_are_finite_and_only_of_moving_objects():
+    """Also where nothing moves, where there is no object, and where attention misses it wholly."""
+    outputs, targets = a_case()
+    logits = np.random.default_rng(1).standard_normal((B, T, 4)).astype(np.float32)
+    logits[2, 0, 2:] = 200  # below the object: its cells get exactly 0
+
+    def total(logits):
+        attention = jax.nn.softmax(logits).reshape(B, T, 2, 2)
+        given = outputs | {"motion_attention": attention}
+        return consistency_loss(given, targets, loss_config(kind="map"), {})
+
+    value, gradient = jax.value_and_grad(total)(logits)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    strength = np.abs(gradient).max(-1)
+    np.testing.assert_array_equal(strength > 1e-4, [[True, True], [False, True], [False, False]])
+    assert not strength[1, 0] and not strength[2, 1]
+    # A step down moves the attention onto the object.
+    assert (gradient[0, 0, :2] < 0).all() and (gradient[0, 0, 2:] > 0).all()
+    # An object that takes twice the energy to count counts half.
+    outputs["motion_cells"][:] = 0.1
+    full, half = (
+        consistency_loss(outputs, targets, loss_config(kind="map", tau_motion=tau), {})
+        for tau in (0.1, 0.2)
+    )
+    np.testing.assert_allclose(half, full / 2, rtol=1e-5)
+
+
 def test_gradients_reach_the_frames_that_take_part_alone():
     outputs, targets = a_case()
 
@@ -95,6 +183,10 @@ def test_micro_batches_and_bad_values_are_errors():
         consistency_loss(outputs, targets, loss_config(), {"frames": jnp.float32(1)})
     with pytest.raises(InputError, match="loss.consistency.tau = 0: expected above 0"):
         consistency_loss(outputs, targets, loss_config(tau=0), {})
+    with pytest.raises(InputError, match="tau_motion = 0: expected above 0"):
+        consistency_loss(outputs, targets, loss_config(kind="map", tau_motion=0), {})
+    with pytest.raises(InputError, match="kind = 'maps': choose one of .'both', 'contrast', 'map'"):
+        consistency_loss(outputs, targets, loss_config(kind="maps"), {})
     for key, value in (("consistency", "on"), ("consistency_warmup", 2.0)):
         with pytest.raises(InputError, match=f"fusion.{key} = {value!r}: expected"):
             check_rules(AMA.RULES, {"fusion": {"name": "ama", "embed_dim": 256, key: value}})
@@ -142,6 +234,31 @@ def test_the_value_path_has_a_reader_and_changes_no_map():
         assert np.any(gradients[name]["kernel"]), name
 
 
+@pytest.mark.slow
+def test_the_attention_of_the_loss_is_that_of_the_map_without_dropout():
+    rng = np.random.default_rng(0)
+    audio = rng.standard_normal((3, 8)).astype(np.float32)
+    motion = rng.random((3, 12, 12, 2)).astype(np.float32)
+    fields = dict(embed_dim=16, num_heads=2, grid=6, levels=(3,), consistency=True)
+    model, rngs = AMA(**fields), {"ama_dropout": jax.random.key(1)}
+    variables = model.init(jax.random.key(0), audio, motion)
+    weight, found = model.apply(variables, audio, motion)
+    attention = np.asarray(found["motion_attention"])
+    np.testing.assert_allclose(attention.sum((1, 2)), 1, rtol=1e-5)
+    low, high = (f((1, 2), keepdims=True) for f in (attention.min, attention.max))
+    np.testing.assert_allclose(weight, (attention - low) / (high - low), atol=1e-4)
+    cells = np.square(motion.reshape(3, 6, 2, 6, 2, 2).mean((2, 4))).sum(-1)
+    np.testing.assert_allclose(found["motion_cells"], cells, rtol=1e-4)
+
+    def train(**more):
+        given = {"train": True, "rngs": rngs, "mutable": ["batch_stats"]}
+        return AMA(**fields, **more).apply(variables, audio, motion, **given)[0]
+
+    (weight, found), (other, dropped) = train(), train(attention_dropout=0.5)
+    assert np.abs(weight - other).max() > 0.01
+    np.testing.assert_array_equal(found["motion_attention"], dropped["motion_attention"])
+
+
 @pytest.mark.parametrize("warmup, expected", [(0.2, 0.25), (0.0, 1.0), (0.04, 1.0)])
 def test_the_weight_ramps_up(warmup, expected):
     class Host(nn.Module):
@@ -167,20 +284,24 @@ def test_the_weight_ramps_up(warmup, expected):
 
 
 def test_the_step_adds_the_term():
-    """Shapes only; off, nothing is added."""
+    """Shapes only, of all kinds; off, nothing is added."""
     config = small.tiny_config()
     batch = small.train_batch(config)
+    assert config.loss.consistency.kind == "contrast"
 
-    def terms_of(consistency):
+    def terms_of(consistency, kind="contrast", norms=None):
         config.model.fusion.consistency = consistency
+        config.loss.consistency.kind = kind
         task = make_task(config)
 
         def run(batch):
             inputs = task.inputs(batch)
             outputs = task.model.init_with_output(jax.random.key(0), inputs)[0]
-            return task.loss(outputs, batch, jax.random.key(1), None)
+            return task.loss(outputs, batch, jax.random.key(1), norms and norms(task, batch))
 
         return jax.eval_shape(run, batch)[1]
 
     on, off = terms_of(True), terms_of(False)
     assert on["loss_consistency"].shape == () and set(on) - set(off) == {"loss_consistency"}
+    assert set(terms_of(True, "both")) == set(on)
+    assert set(terms_of(True, "map", lambda task, batch: task.norms(batch))) == set(on)

@@ -21,7 +21,8 @@ With `consistency`, values V get a reader: the embeddings that losses/consistenc
 
   motion_embed = L2norm(W sum_x A_x V_x), motion_audio_embed = L2norm(W' a)
 
-They change no mask by themselves.
+They change no mask by themselves. That loss can also compare A, before dropout, with the ground
+truth.
 
 Source: the AMA authors' notes on VCT + AMA (users of spyflying/VCT_AVS; in their repository,
 Jackey0903/SKA-VCT, AMA is "motion verification"). Their value projection is computed but never
@@ -62,6 +63,11 @@ FLOW_CHANNELS = 64
 TEMPERATURE_MODES = ("mul", "div")
 NORMALIZATIONS = ("minmax", "softmax_hw")
 PLACES = ("queries", "features", "both")
+# What losses/consistency.py reads, with motion_ramp.
+CONSISTENCY_OUTPUTS = ("motion_embed", "motion_audio_embed", "motion_energy") + (
+    "motion_attention",
+    "motion_cells",
+)
 
 
 def normalize_map(
@@ -217,7 +223,8 @@ class AMA(nn.Module):
 
         Returns:
           map [N, grid, grid], float32; and {"attention": [N, G, grid^2]}, with "mask_features"
-          [N, h, w, D] if `at` is not "queries", and "gate" [N] if there is one.
+          [N, h, w, D] if `at` is not "queries", "gate" [N] if there is one, and with `consistency`
+          what losses/consistency.py reads of each frame.
         """
         if ids is None:
             ids = jnp.arange(audio.shape[0]) * FRAMES_PER_CLIP
@@ -235,11 +242,12 @@ class AMA(nn.Module):
         q = q.reshape(-1, heads, width // heads)
         temperature = self.param("temperature", nn.initializers.ones, (1,))
         attention = attend(q, keys, temperature, self.temperature_mode, self.dtype)
+        whole = attention.mean(1).reshape(-1, grid, grid)  # without dropout
         if train:
             attention = self._drop(attention, self.attention_dropout, ids, rest=1 / grid**2)
         mean = attention.mean(1).reshape(-1, grid, grid)
         if self.levels:
-            mean = self._add_levels(mean, q, small, train, valid)
+            mean, whole = self._add_levels((mean, whole), q, small, train, valid)
         weight = normalize_map(mean, self.normalize, self.grad_through_extrema)
         if train and self.map_dropout:
             kept = self._draw_kept(self.map_dropout, ids // FRAMES_PER_CLIP, (1, 1))
@@ -249,7 +257,8 @@ class AMA(nn.Module):
             embeddings = self._embed(attention, keys, audio)
             wide = jnp.promote_types(self.dtype, jnp.float32)
             strength = jnp.square(motion.astype(wide)).sum(-1).mean((1, 2))
-            intermediates |= embeddings | {"motion_energy": strength}
+            intermediates |= embeddings | {"motion_energy": strength, "motion_attention": whole}
+            intermediates["motion_cells"] = jnp.square(small.astype(wide)).sum(-1)
         used = weight
         if self.gate:
             gate = EvidenceGate(self.gate_temperature, name="gate")
@@ -259,18 +268,21 @@ class AMA(nn.Module):
             intermediates["mask_features"] = self._change(mask_features, used)
         return weight, intermediates
 
-    def _add_levels(self, attention, query, motion, train, valid) -> jax.Array:
-        """The attention [N, grid, grid] of all grids, weighted; `motion` is that of the finest."""
+    def _add_levels(self, finest, query, motion, train, valid) -> list[jax.Array]:
+        """Maps [N, grid, grid] of the finest grid, each with the other grids added, all weighted.
+
+        `motion` is that of the finest grid.
+        """
         shape = (1 + len(self.levels),)
         weights = nn.softmax(self.param("level_weights", nn.initializers.zeros, shape))
-        mixed = weights[0] * attention
+        mixed = [weights[0] * attention for attention in finest]
         for weight, side in zip(weights[1:], self.levels, strict=True):
             cell = self.grid // side
             pooled = motion.reshape(motion.shape[0], side, cell, side, cell, -1).mean((2, 4))
             level = MotionLevel(self.temperature_mode, self.dtype, name=f"level_{side}")
             mean = level(query, pooled, train, valid).mean(1).reshape(-1, side, side, 1)
-            mean = resize_bilinear(mean, attention.shape[1:])[..., 0]
-            mixed += weight / cell**2 * mean
+            mean = resize_bilinear(mean, (self.grid, self.grid))[..., 0]
+            mixed = [attention + weight / cell**2 * mean for attention in mixed]
         return mixed
 
     def _embed(self, attention, keys, audio) -> dict[str, jax.Array]:
@@ -330,8 +342,7 @@ def _apply(module: AMA, inputs: StageInputs) -> StageResult:
     if module.at != "features":
         upsampled = resize_bilinear(weight[..., None], inputs.mask_features.shape[1:3])[..., 0]
     if module.consistency:
-        names = ("motion_embed", "motion_audio_embed", "motion_energy")
-        outputs |= {name: intermediates[name] for name in names}
+        outputs |= {name: intermediates[name] for name in CONSISTENCY_OUTPUTS}
         done = inputs.progress / max(module.consistency_warmup, 1e-6)
         ramp = jnp.minimum(jnp.asarray(done, jnp.float32), 1.0)
         outputs["motion_ramp"] = jnp.broadcast_to(ramp, weight.shape[:1])
