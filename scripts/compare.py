@@ -3,10 +3,11 @@
   python scripts/compare.py --a=runs/s4_vct --b=runs/s4_ama --output=DIR [--split=test] [--count=30]
 
 Clips are ranked by IoU(A) - IoU(B). The page shows the first and the last --count of them: frame,
-both predictions, truth, flow, motion and map of B (or A, if only A has one) per second, and the
-sound, which plays. Each clip has the tags of avs_jax/results/failures.py for each run; the page
-begins with the number of clips per tag. DIR also holds the counts from which all of this follows:
-counts_{a,b}.npz, failures_{a,b}.npz and clips.csv.
+both predictions, truth, flow, motion and the sound, which plays, per second. AMA's map and gate are
+those of B, or of A if B has no map; so are synchrony's evidence, gate and lag. Each clip has the
+tags of avs_jax/results/failures.py for each run; the page begins with the number of clips per tag.
+DIR also holds the counts from which all of this follows: counts_{a,b}.npz, failures_{a,b}.npz and
+clips.csv.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from avs_jax.data.records import open_records
 from avs_jax.evaluate import Evaluator, encode_sound
 from avs_jax.files import atomic_folder
 from avs_jax.flag_style import FlagParser
-from avs_jax.results import failures, metrics, visualize
+from avs_jax.results import failures, metrics, segmentation, visualize
 from avs_jax.results.counts import FrameCounts
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import exit_status
@@ -32,6 +33,9 @@ from avs_jax.spec import InputError
 from avs_jax.stopping import run_as_program
 from avs_jax.task import Record
 from avs_jax.tasks import make_task
+
+# Scores of a fusion: its map, and what stands above the frames.
+FUSIONS = (("motion_weight", "motion_gate"), ("sync_evidence", "sync_gate", "sync_lag"))
 
 
 class Side(NamedTuple):
@@ -170,21 +174,30 @@ def draw_clips(sides: Mapping[str, Side], chosen: Mapping[str, Record]) -> dict[
 def _draw(clip: str, record: Record, found: Mapping[str, Any]) -> np.ndarray:
     row, keep = found["row"], found["row"]["valid"]
     flow = np.asarray(record["flow"])
-    maps = [found[name]["motion_weight"] for name in ("b", "a") if "motion_weight" in found[name]]
     motion = row["motion"][keep] if "motion" in row else None
-    sync = [found[name]["sync_evidence"] for name in ("b", "a") if "sync_evidence" in found[name]]
+    fusions = {name: values[keep] for name, values in _shown_fusions(found).items()}
     return visualize.clip_picture(
         row["images"][keep],
         found["a"]["pred"][keep],
         row["labels"][keep],
         log_mel=row["log_mel"][keep],
         motion=motion,
-        motion_weight=maps[0][keep] if maps else None,
-        evidence=sync[0][keep] if sync else None,
+        motion_weight=fusions.get("motion_weight"),
+        evidence=fusions.get("sync_evidence"),
         flow=flow if flow.shape[-1] == 2 else None,
+        titles=segmentation.frame_titles(row["frame_index"][keep], fusions),
         heading=clip,
         others={"B": found["b"]["pred"][keep]},
     )
+
+
+def _shown_fusions(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The scores of FUSIONS to show, [T, ...]; all of a fusion are of the same run."""
+    shown = {}
+    for map_name, *captions in FUSIONS:
+        scores = next((found[side] for side in ("b", "a") if map_name in found[side]), {})
+        shown |= {name: scores[name] for name in (map_name, *captions) if name in scores}
+    return shown
 
 
 def _parser() -> FlagParser:

@@ -1,7 +1,8 @@
 """What goes wrong in a clip, by rule, from counts per frame.
 
   silent object      more than half of the silent look-alike is predicted (clips that name it)
-  moving distractor  more than half of the fusion's map lies outside the ground truth
+  moving distractor  more than half of the fusion's map lies outside the ground truth; without a
+                     map of AMA, the positive part of synchrony's evidence is the map
   still sounder      less than a tenth of the ground truth moves
   small              the ground truth covers less than 1 % of the frame
   boundary only      more than 70 % of the wrong pixels lie within 5 px of its outline
@@ -48,13 +49,12 @@ class FailureCounter:
         for b, clip_id in enumerate(batch["clip_id"]):
             frames = np.flatnonzero(batch["supervised"][b] & batch["valid"][b]) if clip_id else ()
             for t in frames:
-                weight = scores["motion_weight"][b, t] if "motion_weight" in scores else None
                 counts = count_frame(
                     scores["pred"][b, t],
                     batch["labels"][b, t],
                     batch["objects"][b, t],
                     batch["moving"][b, t],
-                    weight,
+                    _fusion_map(scores, b, t),
                 )
                 place = {"clip_id": str(clip_id), "frame_index": batch["frame_index"][b, t]}
                 self._rows.append(place | counts)
@@ -62,6 +62,15 @@ class FailureCounter:
     def table(self) -> FailureCounts:
         """The counts of all frames."""
         return FailureCounts.from_rows(self._rows, {})
+
+
+def _fusion_map(scores: Mapping[str, np.ndarray], b: int, t: int) -> np.ndarray | None:
+    """Where the model's fusion looks in a frame, not negative; None without a fusion of motion."""
+    if "motion_weight" in scores:
+        return scores["motion_weight"][b, t]
+    if "sync_evidence" in scores:  # negative: evidence against a cell
+        return np.maximum(scores["sync_evidence"][b, t], 0)
+    return None
 
 
 def count_frame(

@@ -19,7 +19,7 @@ from avs_jax.task import stack_rows
 # Scores of a frame that stand above its column.
 CAPTIONS = {
     "motion_gate": ", gate {:.2f}",
-    "sync_gate": ", sync {:.2f}",
+    "sync_gate": "\nsync {:.2f}",  # all in one line would be wider than the column
     "sync_lag": ", lag {:+.0f}",
 }
 
@@ -115,22 +115,28 @@ def draw_clip(
         "motion_weight": scores.get("motion_weight"),
         "evidence": scores.get("sync_evidence"),
     }
-    names = [f"frame {i}" for i in np.asarray(batch["frame_index"][row])]
-    for score, caption in CAPTIONS.items():
-        if score in scores:
-            values = np.asarray(scores[score][row])
-            names = [name + caption.format(x) for name, x in zip(names, values, strict=True)]
+    own = {name: np.asarray(scores[name][row])[keep] for name in CAPTIONS if name in scores}
     figure = visualize.clip_picture(
         np.asarray(batch["images"][row])[keep],
         pred[row][keep],
         np.asarray(batch["labels"][row])[keep],
         flow=_stored_flow(records, clip_id),
-        titles=[names[t] for t in np.flatnonzero(keep)],
+        titles=frame_titles(np.asarray(batch["frame_index"][row])[keep], own),
         heading=f"{clip_id}  ({batch['category'][row]})  {title}",
         palette=CLASS_PALETTE if np.issubdtype(pred.dtype, np.integer) else None,
         **{k: None if v is None else np.asarray(v[row])[keep] for k, v in optional.items()},
     )
     return {clip_id: figure}
+
+
+def frame_titles(frame_index: np.ndarray, scores: Mapping[str, np.ndarray]) -> list[str]:
+    """A title per frame: its number, and its scores of CAPTIONS, [T] each, where there are any."""
+    titles = [f"frame {i}" for i in frame_index]
+    for name, caption in CAPTIONS.items():
+        if name in scores:
+            pairs = zip(titles, scores[name], strict=True)
+            titles = [title + caption.format(value) for title, value in pairs]
+    return titles
 
 
 def _stored_flow(records: Sequence[Mapping[str, Any]], clip_id: str) -> np.ndarray | None:

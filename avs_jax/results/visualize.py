@@ -25,6 +25,7 @@ FAINT = (215, 215, 215)  # a cell without data
 TILE = 160  # px, longer side of a frame in a figure
 GAP = 6  # px between tiles
 _MARGINS = (100, 8, 54, 8)  # px left, right, above and below the tiles
+_LINE = 17  # px per line of a title
 _DPI = 100
 
 
@@ -127,7 +128,7 @@ def clip_picture(
       evidence: float [T, g, g], of synchrony, of any sign; one scale for the clip.
       flow: (u, v) float [T, H, W, 2]; one scale for the clip. By default the motion, if it is
         (u, v).
-      titles: T captions, one above each column; "0 s", "1 s", ... by default.
+      titles: T captions of a line or more, one above each column; "0 s", "1 s", ... by default.
       palette: uint8 [K, 3], RGB of classes; `prob` then holds classes, integers [T, S, S].
       others: name of a row -> prediction of another model, like `prob`.
       maps: name of a row -> map in 0..1, float [T, h, w].
@@ -235,6 +236,7 @@ def _grid(rows, titles, heading) -> np.ndarray:
     ]
     image = np.concatenate(bands)[:-GAP, :-GAP]
     (height, width), (left, right, above, below) = image.shape[:2], _MARGINS
+    above += _LINE * max(title.count("\n") for title in titles)
     total_width, total_height = left + width + right, above + height + below
     # Matplotlib before 3.11 truncates inches * dpi to pixels, so rounding could lose one.
     figure = Figure([(pixels + 0.1) / _DPI for pixels in (total_width, total_height)], dpi=_DPI)

@@ -63,6 +63,52 @@ def test_the_page_and_its_numbers_follow_from_the_stored_counts(runs, stubs, tmp
 
 
 @pytest.mark.parametrize(
+    "a, b, titles",
+    [
+        ({}, {}, ["frame 0", "frame 2"]),
+        (
+            {"motion_weight": 1, "motion_gate": (0.5, 9, 1)},
+            {},
+            ["frame 0, gate 0.50", "frame 2, gate 1.00"],
+        ),
+        # The map of B has no gate, so A's gate would say nothing about it.
+        ({"motion_weight": 1, "motion_gate": (0.5, 9, 1)}, {"motion_weight": 2}, None),
+        (
+            {"motion_weight": 1, "motion_gate": (0.5, 9, 1)},
+            {"sync_evidence": 3, "sync_gate": (0.25, 9, 0), "sync_lag": (-2, 9, 3)},
+            ["frame 0, gate 0.50\nsync 0.25, lag -2", "frame 2, gate 1.00\nsync 0.00, lag +3"],
+        ),
+    ],
+)
+def test_gates_and_lags_stand_above_the_frames_of_their_map(monkeypatch, a, b, titles):
+    """The second of three frames is not valid."""
+    maps = ("motion_weight", "sync_evidence")
+    found = {
+        side: {"pred": np.zeros((3, 4, 4))}
+        | {
+            name: np.full((3, 2, 2), value) if name in maps else np.float32(value)
+            for name, value in scores.items()
+        }
+        for side, scores in (("a", a), ("b", b))
+    }
+    found["row"] = {
+        "valid": np.array([True, False, True]),
+        "frame_index": np.arange(3),
+        "images": np.zeros((3, 8, 8, 3), np.uint8),
+        "labels": np.zeros((3, 4, 4), np.uint8),
+        "log_mel": np.zeros((3, 96, 64), np.float32),
+    }
+    drawn = {}
+    monkeypatch.setattr(compare.visualize, "clip_picture", lambda *_, **more: drawn.update(more))
+    compare._draw("clip", {"flow": np.zeros(0)}, found)
+    assert drawn["titles"] == (titles or ["frame 0", "frame 2"])
+    for name, row in zip(maps, ("motion_weight", "evidence"), strict=True):
+        value = (a | b).get(name)
+        assert (drawn[row] is None) == (value is None)
+        assert value is None or (drawn[row] == value).all() and len(drawn[row]) == 2
+
+
+@pytest.mark.parametrize(
     "change, message",
     [
         (lambda c: c.evaluate.update(score_size=8), "config.evaluate.score_size is 16 in A and 8"),

@@ -18,7 +18,7 @@ TRUTH, SILENT = square(5, 5, 20), square(28, 28, 10)
 OBJECTS = np.where(TRUTH, 1, np.where(SILENT, 2, 0)).astype(np.uint8)
 
 
-def tags_of(pred=TRUTH, truth=TRUTH, objects=OBJECTS, moving=TRUTH, weight=None):
+def tags_of(pred=TRUTH, truth=TRUTH, objects=OBJECTS, moving=TRUTH, weight=None, evidence=None):
     counter = failures.FailureCounter()
     batch = {
         "clip_id": ["clip"],
@@ -29,8 +29,9 @@ def tags_of(pred=TRUTH, truth=TRUTH, objects=OBJECTS, moving=TRUTH, weight=None)
     images = {"labels": truth.astype(np.uint8), "objects": objects, "moving": moving}
     batch |= {name: np.stack([image, image])[None] for name, image in images.items()}
     scores = {"pred": np.stack([pred, ~pred]).astype(np.float32)[None]}
-    if weight is not None:
-        scores["motion_weight"] = np.stack([weight, weight])[None]
+    for name, found in (("motion_weight", weight), ("sync_evidence", evidence)):
+        if found is not None:
+            scores[name] = np.stack([found, found])[None]
     counter.add(scores, batch)
     assert len(counter.table()) == 1  # the other frame has no ground truth
     (tags,) = failures.tags(counter.table()).values()
@@ -51,6 +52,10 @@ MAP_INSIDE[5:25, 5:25] = 1
         ({"weight": MAP_INSIDE}, []),
         ({"weight": 1 - MAP_INSIDE}, ["moving distractor"]),
         ({"weight": np.zeros((8, 8), np.float32)}, []),
+        ({"evidence": MAP_INSIDE - 0.9}, []),  # what speaks against a cell is no mass
+        ({"evidence": 0.1 - MAP_INSIDE}, ["moving distractor"]),
+        ({"evidence": -MAP_INSIDE}, []),
+        ({"evidence": 1 - MAP_INSIDE, "weight": MAP_INSIDE}, []),  # the map of AMA comes first
         ({"moving": square(5, 5, 6)}, ["still sounder"]),  # 36 of 400
         ({"moving": square(5, 5, 7)}, []),
         ({"truth": square(5, 5, 3), "pred": square(5, 5, 3)}, ["small"]),

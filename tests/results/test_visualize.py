@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avs_jax.results import visualize
+from avs_jax.results import segmentation, visualize
 from tests.conftest import ROOT
 
 
@@ -99,6 +99,24 @@ def test_tiles_are_drawn_pixel_by_pixel():
             figure.shape[1] == left + num_frames * (width + visualize.GAP) - visualize.GAP + right
         )
         np.testing.assert_array_equal(figure[above : above + height, -right - width : -right], tile)
+
+
+def test_longer_titles_have_room_above_the_tiles():
+    """Between them and the heading, and between the columns, nothing is drawn."""
+    frames, prob = np.zeros((3, 96, 96, 3), np.uint8), np.zeros((3, 8, 8))
+    scores = {"motion_gate": np.ones(3), "sync_gate": np.ones(3), "sync_lag": np.full(3, -12)}
+    titles = segmentation.frame_titles(np.array([0, 1, 9]), scores)
+    plain = visualize.clip_picture(frames, prob, heading="dog")
+    figure = visualize.clip_picture(frames, prob, heading="dog", titles=titles)
+    more = visualize._LINE
+    assert figure.shape == (plain.shape[0] + more, *plain.shape[1:])
+    left, _, above, _ = visualize._MARGINS
+    np.testing.assert_array_equal(figure[above + more :, left:], plain[above:, left:])
+    is_blank = (figure[: above + more] == 255).all(-1)
+    assert is_blank[24:30].all() and is_blank[-3:].all()
+    for column in (1, 2):
+        edge = left + column * (visualize.TILE + visualize.GAP) - visualize.GAP
+        assert is_blank[:, edge : edge + visualize.GAP].all()
 
 
 def test_matplotlib_is_imported_only_to_draw():
