@@ -64,7 +64,8 @@ def refer_config() -> ConfigDict:
     config.init.text = ""  # folder of --source=roberta
     config.optim.frozen = (r"audio_backbone/.*", r"text/.*")
     config.train.final_splits = ("val", "test_s", "test_u", "test_n")
-    # from a checkpoint of task segment: what it lacks, and what this model lacks
+    # from a checkpoint of task segment: what it lacks, and what this model lacks. An AVSS run has
+    # other classes: see configs/refer_vct.py
     config.train.init_fresh = (r"(text|cma|head|localizer)/.*", r"predictor/(text|location)_.*")
     config.train.init_dropped = (
         r"logit_scale",

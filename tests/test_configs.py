@@ -1,5 +1,6 @@
 """Every configuration builds; model, loss, optimizer and step accept it: shapes only, seconds."""
 
+import ast
 import functools
 import gzip
 import importlib.util
@@ -244,24 +245,61 @@ def test_recipes_of_other_tasks_make_a_training_step(name, variant):
     assert config.name == name + (f"_{variant}" if variant else "")
 
 
+@functools.cache
+def init_rules_and_shapes(name):
+    """Of a recipe's `:tiny`: config.train, path -> shape of its parameters and its statistics."""
+    config = load(name, "tiny")
+    if "decoder" in config.model:
+        config.model.decoder.num_layers = 3  # that of task refer has 2, in this variant alone
+    task = make_task(config)
+    example = task.inputs(stack_rows([task.rows.empty(train=True)], task.rows.fields))
+    init = functools.partial(init_variables, task.model, seed=0)
+    trees = jax.eval_shape(init, example)
+    return config.train, *({path: x.shape for path, x in flatten(tree).items()} for tree in trees)
+
+
+def matching(paths, patterns):
+    return {path for path in paths if any(re.fullmatch(rule, path) for rule in patterns)}
+
+
 @pytest.mark.parametrize("name", ["avss_vct", "avss_tpavi_resnet50"])
 def test_demo_of_avss_starts_from_that_of_s4(name):
-    def shapes(name):
-        config = load(name, "tiny")
-        task = make_task(config)
-        example = task.inputs(stack_rows([task.rows.empty(train=True)], task.rows.fields))
-        init = functools.partial(init_variables, task.model, seed=0)
-        params, _ = jax.eval_shape(init, example)
-        return config.train, {path: x.shape for path, x in flatten(params).items()}
-
-    def matching(paths, patterns):
-        return {path for path in paths if any(re.fullmatch(rule, path) for rule in patterns)}
-
-    (_, theirs), (train, ours) = shapes(name.replace("avss", "s4")), shapes(name)
+    (_, theirs, _), (train, ours, _) = (
+        init_rules_and_shapes(of) for of in (name.replace("avss", "s4"), name)
+    )
     fresh, dropped = matching(ours, train.init_fresh), matching(theirs, train.init_dropped)
     assert ours.keys() - fresh == theirs.keys() - fresh - dropped
     assert {path for path in ours.keys() & theirs.keys() if ours[path] != theirs[path]} <= fresh
     assert fresh
+
+
+@pytest.mark.parametrize("start", ["s4_vct", "s4_ama", "ms3_ama", "avss_vct", "avss_ama"])
+@pytest.mark.parametrize("name", ["refer_vct", "refer_cma"])
+def test_referring_starts_from_segmentation(name, start):
+    """By the recipe's own rules; from AVSS, whose classes do not fit, with the documented flag."""
+    train, *ours = init_rules_and_shapes(name)
+    _, *theirs = init_rules_and_shapes(start)
+
+    def misfits(init_fresh):
+        found, used = set(), set()
+        for mine, stored in zip(ours, theirs, strict=True):
+            fresh, dropped = matching(mine, init_fresh), matching(stored, train.init_dropped)
+            mine = {path: shape for path, shape in mine.items() if path not in fresh}
+            stored = {path: x for path, x in stored.items() if path not in fresh | dropped}
+            found |= {path for path in mine.keys() | stored if mine.get(path) != stored.get(path)}
+            used |= set(mine)
+        return found, used
+
+    classes = {"predictor/class_embed/kernel", "predictor/class_embed/bias"}
+    found, used = misfits(train.init_fresh)
+    assert found == (classes if start.startswith("avss") else set())
+    # Nearly everything is of the checkpoint.
+    assert {path.split("/")[0] for path in used} == {
+        *("backbone", "audio_backbone", "audio_transformation", "pixel_decoder", "predictor")
+    }
+    recipe = (ROOT / "configs/refer_vct.py").read_text()
+    flag = re.search(r'^  --config\.train\.init_fresh="(.*)"$', recipe, re.MULTILINE)[1]
+    assert misfits(ast.literal_eval(flag)) == (set(), used - classes)
 
 
 @pytest.mark.parametrize(
