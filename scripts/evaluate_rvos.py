@@ -7,8 +7,8 @@ predictions.json is {video: {expression id: {"prediction_masks": [RLE per frame]
 evaluation writes it; or --predictions is a folder of {video}/{expression id}/{frame}.png, where any
 value but 0 is the object. DIR gets report.json and, except for merged, counts.npz, a row per frame,
 from which every number is computed. --set=davis17 has two protocols, per_expression (default) and
-merged, which are not comparable (results/rvos.py); --set=revos prints its own arithmetic and the
-original's.
+merged, which are not comparable (results/rvos.py); both come with DAVIS's recall and decay, also as
+the original computes them (_legacy). --set=revos prints its own arithmetic and the original's.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     facts = {"set": args.set, "split": split, "predictions": str(args.predictions)}
     if args.protocol == "merged":
         (args.output / COUNTS).unlink(missing_ok=True)  # of another protocol
-        numbers = {"merged": rvos.merged(merged_videos(videos, read))}
+        numbers = rvos.merged(merged_videos(videos, read))
     else:
         rows: list[dict[str, Any]] = []
         for expression in tracked(
@@ -89,6 +89,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 def protocols(name: str, table: rvos.ExpressionTable) -> dict[str, dict[str, float | None]]:
     """Protocol -> numbers of a set."""
     found = {"per_expression": rvos.per_expression(table), "coverage": rvos.coverage(table)}
+    if name == "davis17":
+        found |= {"davis": rvos.davis(table), "davis_legacy": rvos.davis(table, legacy=True)}
     if name == "revos":
         found = {"revos": rvos.revos(table), "revos_legacy": rvos.revos(table, True)} | found
     return found

@@ -13,8 +13,14 @@ A protocol is a function of the table, one row per frame:
                   Ref-DAVIS17 as VISA, Sa2VA and SALMA score it
   merged          Ref-DAVIS17 as ReferFormer scores it: for each of the four annotators, the
                   objects of a video compete for pixels (the first wins a tie), are matched with the
-                  true objects by the greatest mean of J and F, and averaged over objects. Not
-                  comparable with the other
+                  true objects by the greatest mean of J and F, and DAVIS's statistics of each
+                  object averaged over objects. Not comparable with the other
+  davis           DAVIS's statistics of J and F per expression, then the mean over expressions:
+                  mean, recall (share of frames above 0.5) and decay (the mean of the first quarter
+                  of the frames minus that of the last)
+  davis_legacy    the same with the original's decay, which keeps the edges of the quarters in
+                  uint8: from 256 frames on they wrap, and the decay is wrong or NaN (None here)
+  merged_legacy   merged with that decay
   revos           each expression rounded to two digits of a percent; the means of the referring
                   (type 0) and the reasoning group (type 1); overall their unweighted mean
   revos_legacy    the same with the original's A and R, where overlapping objects add up in uint8:
@@ -98,6 +104,44 @@ def score_frame(pred: np.ndarray, objects: np.ndarray, foreground: np.ndarray) -
 
 # ---- numbers ----
 
+STATISTICS = ("J", "J recall", "J decay", "F", "F recall", "F decay")
+
+
+def statistics(values: np.ndarray, legacy: bool = False) -> tuple[float, float, float]:
+    """DAVIS's mean, recall and decay of J or F over the frames of an object.
+
+    Args:
+      values: float64 [T], T >= 1. NaN frames count in no mean, and as not above 0.5.
+      legacy: keep the edges of the quarters in uint8, as the original does.
+
+    Returns:
+      the mean; the share of frames above 0.5; and the mean of the first quarter of the frames minus
+      that of the last, each with both frames at its edges. NaN is a legacy decay of no frame.
+
+    Source: davischallenge/davis2017-evaluation, db_statistics.
+    """
+    edges = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
+    ends = edges + 1
+    if legacy:  # ends wrap as well: NumPy 2 adds in uint8
+        edges, ends = edges % 256, ends % 256
+    quarters = [values[edges[i] : ends[i + 1]] for i in (0, 3)]
+    first, last = (np.nanmean(quarter) if len(quarter) else np.nan for quarter in quarters)
+    return float(np.nanmean(values)), float((values > 0.5).mean()), float(first - last)
+
+
+def _mean_statistics(curves: Iterable[np.ndarray], legacy: bool) -> np.ndarray:
+    """STATISTICS as fractions, float64 [6]: the mean over curves of J and F, each [T, 2]."""
+    return np.mean([[statistics(x, legacy) for x in curve.T] for curve in curves], axis=0).ravel()
+
+
+def _percent(means: np.ndarray | None) -> dict[str, float | None]:
+    """STATISTICS, fractions [6], and J&F, in percent rounded to two digits; None for NaN."""
+    if means is None:
+        return dict.fromkeys((*STATISTICS, "J&F"))
+    named = dict(zip(STATISTICS, means, strict=True))
+    named["J&F"] = (named["J"] + named["F"]) / 2
+    return {k: None if np.isnan(v) else round(100 * float(v), 2) for k, v in named.items()}
+
 
 def _expressions(table: ExpressionTable) -> Iterator[slice]:
     """The rows of each expression."""
@@ -116,6 +160,13 @@ def per_expression(table: ExpressionTable) -> dict[str, float | None]:
         return {"J": None, "F": None, "J&F": None}
     j, f = (float(np.mean([table[name][r].mean() for r in rows])) for name in ("J", "F"))
     return {"J": round(100 * j, 2), "F": round(100 * f, 2), "J&F": round(100 * (j + f) / 2, 2)}
+
+
+def davis(table: ExpressionTable, legacy: bool = False) -> dict[str, float | None]:
+    """STATISTICS, means over expressions, and J&F, in percent."""
+    curves = np.stack([table["J"], table["F"]], axis=1)
+    rows = list(_expressions(table))
+    return _percent(_mean_statistics((curves[r] for r in rows), legacy) if rows else None)
 
 
 def revos(table: ExpressionTable, legacy: bool = False) -> dict[str, float | None]:
@@ -149,26 +200,23 @@ def coverage(table: ExpressionTable) -> dict[str, float]:
     }
 
 
-def merged(videos: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Ref-DAVIS17's merged protocol, in percent.
+def merged(videos: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Ref-DAVIS17's merged protocol and merged_legacy: STATISTICS and J&F, in percent.
 
     Args:
       videos: each with truth, bool [objects, T, H, W], and predictions, bool [annotators, objects,
         T, H, W].
     """
-    runs: dict[int, list[tuple[float, float]]] = {}
+    runs: dict[int, list[np.ndarray]] = {}
     for video in videos:
         for annotator, proposals in enumerate(video["predictions"]):
-            scores = match_objects(compete(proposals), video["truth"])
-            runs.setdefault(annotator, []).extend(scores)
-    if not runs:
-        return {"J": None, "F": None, "J&F": None}
-    means = np.mean([np.mean(scores, axis=0) for scores in runs.values()], axis=0)
-    return {
-        "J": round(100 * float(means[0]), 2),
-        "F": round(100 * float(means[1]), 2),
-        "J&F": round(100 * float(means.mean()), 2),
-    }
+            curves = match_objects(compete(proposals), video["truth"])
+            runs.setdefault(annotator, []).extend(curves)
+    found = {}
+    for name, legacy in (("merged", False), ("merged_legacy", True)):
+        means = [_mean_statistics(curves, legacy) for curves in runs.values()]
+        found[name] = _percent(np.mean(means, axis=0) if means else None)
+    return found
 
 
 def compete(proposals: np.ndarray) -> np.ndarray:
@@ -176,15 +224,12 @@ def compete(proposals: np.ndarray) -> np.ndarray:
     return proposals & (np.cumsum(proposals, axis=0) == 1)
 
 
-def match_objects(proposals: np.ndarray, truth: np.ndarray) -> list[tuple[float, float]]:
-    """(J, F) of each true object with its proposal, means over frames; both [objects, T, H, W]."""
-    table = np.zeros((len(truth), len(proposals), 2))
+def match_objects(proposals: np.ndarray, truth: np.ndarray) -> list[np.ndarray]:
+    """J and F [T, 2] of each true object with its proposal; both bool [objects, T, H, W]."""
+    table = np.zeros((len(truth), len(proposals), truth.shape[1], 2))
     for i, theirs in enumerate(truth):
         for k, ours in enumerate(proposals):
-            pairs = list(zip(ours, theirs, strict=True))
-            table[i, k] = (
-                np.mean([jaccard(p, g) for p, g in pairs]),
-                np.mean([f_boundary(p, g) for p, g in pairs]),
-            )
-    objects, chosen = linear_sum_assignment(-table.mean(-1))
-    return [tuple(table[i, k]) for i, k in zip(objects, chosen, strict=True)]
+            pairs = zip(ours, theirs, strict=True)
+            table[i, k] = [(jaccard(p, g), f_boundary(p, g)) for p, g in pairs]
+    objects, chosen = linear_sum_assignment(-table.mean((2, 3)))
+    return [table[i, k] for i, k in zip(objects, chosen, strict=True)]

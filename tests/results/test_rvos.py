@@ -24,6 +24,14 @@ def golden():
     return json.loads((GOLDEN / "refer" / "golden_rvos.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def statistics():
+    from tests.conftest import GOLDEN
+
+    with np.load(GOLDEN / "refer" / "golden_davis_statistics.npz") as file:
+        return dict(file)
+
+
 def predictions(root, name):
     return root / ("valid_u" if name == "mevis" else "") / "predictions.json"
 
@@ -111,19 +119,69 @@ def test_objects_compete_and_are_matched(golden_dir, tmp_path):
     for i in range(3):
         truth[i, :, 8 * i : 8 * i + 6, 4:20] = True
     shuffled = truth[[2, 0, 1]]
-    assert rvos.merged([{"truth": truth, "predictions": np.stack([truth, shuffled])}]) == {
-        "J": 100, "F": 100, "J&F": 100,
-    }  # fmt: skip
+    found = rvos.merged([{"truth": truth, "predictions": np.stack([truth, shuffled])}])
+    perfect = {"J": 100, "J recall": 100, "J decay": 0, "F": 100, "F recall": 100, "F decay": 0}
+    assert found == dict.fromkeys(("merged", "merged_legacy"), {**perfect, "J&F": 100})
     both = truth.copy()
     both[1] |= truth[0]  # a pixel of two proposals goes to the first
     np.testing.assert_array_equal(rvos.compete(both), truth)
     half = truth & (rng.uniform(size=truth.shape) < 0.5)
-    found = rvos.merged([{"truth": truth, "predictions": np.stack([truth, half])}])
+    found = rvos.merged([{"truth": truth, "predictions": np.stack([truth, half])}])["merged"]
     shares = (half.sum((2, 3)) / truth.sum((2, 3))).mean()  # inside of the truth: its J
     assert found["J"] == pytest.approx(100 * (1 + shares) / 2, abs=0.01) and found["F"] < 100
     root = golden_dir / "refer" / "rvos" / "davis17"
     numbers, _ = score(root, "davis17", tmp_path / "out", "--protocol=merged")
-    assert list(numbers) == ["merged"] and 0 < numbers["merged"]["J&F"] < 100
+    assert list(numbers) == ["merged", "merged_legacy"] and 0 < numbers["merged"]["J&F"] < 100
+    assert numbers["merged"] == numbers["merged_legacy"]  # of videos of 6 frames
+
+
+def test_statistics_of_davis(statistics):
+    for count in (1, 2, 3, 4, 5, 7, 10, 25, 80, 255, 256, 257, 300):
+        values = statistics[f"davis_stats/n{count}/values"]
+        mean, recall, decay = statistics[f"davis_stats/n{count}/mean_recall_decay"]
+        exact = {"abs": 1e-12, "nan_ok": True}
+        assert rvos.statistics(values, legacy=True) == pytest.approx((mean, recall, decay), **exact)
+        found = rvos.statistics(values)
+        if count > 255:  # the original's decay is of no frame
+            assert np.isnan(decay)
+            edges = {256: (65, 191), 257: (65, 192), 300: (76, 224)}[count]
+            decay = np.nanmean(values[: edges[0]]) - np.nanmean(values[edges[1] :])
+        assert found == pytest.approx((mean, recall, decay), abs=1e-12), count
+    # and of other frames than the quarters' where no edge passes another
+    long = np.linspace(0, 1, 700)
+    assert rvos.statistics(long)[2] == pytest.approx(-0.75, abs=0.01)
+    assert -0.7 < rvos.statistics(long, legacy=True)[2] < 0
+
+
+def test_frames_of_matched_objects(statistics):
+    truth, proposals = (
+        np.unpackbits(statistics[f"davis_seq/{name}_packbits"]).reshape(shape) > 0
+        for name, shape in zip(("gt", "res"), statistics["davis_seq/shapes"], strict=True)
+    )
+    proposals = np.concatenate([proposals, np.zeros_like(proposals[:1])])
+    found = np.stack(rvos.match_objects(proposals[[2, 1, 0]], truth))
+    for i, name in enumerate(("J", "F")):
+        want = statistics[f"davis_seq/{name}_unsup"]
+        np.testing.assert_allclose(found[..., i], want, atol=1e-12)
+
+
+def test_statistics_of_the_expressions(golden, golden_dir, tmp_path):
+    found, path = score(golden_dir / "refer" / "rvos" / "davis17", "davis17", tmp_path / "out")
+    exact = golden["unrounded_davis17"].values()
+    for name in ("J", "F"):
+        curves = [np.array(e[f"frames_{name}"]) for e in exact]
+        means = np.mean([rvos.statistics(curve) for curve in curves], axis=0)
+        keys = (name, f"{name} recall", f"{name} decay")
+        assert [found["davis"][k] for k in keys] == pytest.approx(100 * means, abs=0.0051)
+        assert found["davis"][name] == found["per_expression"][name]
+    assert found["davis"] == found["davis_legacy"]
+    table = rvos.ExpressionTable.load(path)
+    rows = [
+        {k: table[k][0] for k in rvos.ExpressionTable.schema} | {"frame": t} for t in range(256)
+    ]
+    many = rvos.ExpressionTable.from_rows(rows, {})
+    assert rvos.davis(many)["J decay"] == 0 and rvos.davis(many, legacy=True)["J decay"] is None
+    assert rvos.davis(rvos.ExpressionTable.from_rows([], {})) == dict.fromkeys(found["davis"])
 
 
 def test_png_folders_score_the_same_whatever_the_value_of_the_object(golden_dir, tmp_path):
