@@ -113,6 +113,19 @@ def test_the_published_module(golden, case):
         np.testing.assert_allclose(np.linalg.norm(value), want, atol=7e-4, rtol=2e-5, err_msg=name)
 
 
+def test_the_published_module_shared_by_levels(golden):
+    """What its multi-scale injection would do; its host's levels have other widths and raise."""
+    levels = ("res3", "res4", "res5")  # strides 8 to 32, level0 to level2
+    maps = {level: visual(golden, f"level{i}") for i, level in enumerate(levels)}
+    module = CMA(**PUBLISHED | {"levels": levels})
+    params = {"params": published_params(levels=levels)}
+    found, _ = module.apply(params, maps, *text_of(golden, "tokens_all"))
+    for i, level in enumerate(levels):
+        want = np.moveaxis(golden[f"cma/multiscale_shared/level{i}_out"], 1, -1)
+        np.testing.assert_allclose(found[level], want, atol=2e-5, rtol=0)
+        assert np.abs(want - maps[level]).max() > 0.1
+
+
 LEVELS = ("res5", "res4", "res3")
 
 

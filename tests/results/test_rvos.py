@@ -10,11 +10,11 @@ from PIL import Image
 
 from avs_jax.data import rvos_folders
 from avs_jax.data.rvos_folders import VideoSet, decode_rle
-from avs_jax.results import rvos
+from avs_jax.results import boundary, rvos
 from avs_jax.spec import InputError
 from scripts import evaluate_rvos
 
-SETS = {"davis17": "davis17", "mevis": "mevis", "revos": "revos"}
+SETS = ("davis17", "mevis", "revos")
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +99,61 @@ def test_annotations_are_counted_in_string_order(golden, golden_dir):
     assert found == golden["davis17_anno_id_by_expression"]
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_the_loaders_expressions(name, golden_dir):
+    """Sa2VA's prompts hold the expression; its loader takes the videos as they are in the file."""
+    path = golden_dir / "refer" / "golden_rvos_loader.json"
+    want = sorted(json.loads(path.read_text())[name], key=lambda row: row["video_id"])
+    videos = VideoSet(name, golden_dir / "refer" / "rvos" / name)
+    found = [
+        {
+            "video_id": e.video,
+            "exp_id": e.id,
+            "text_prompt": e.text if "?" in e.text else f"<image>\nPlease segment {e.text}.",
+            "frames": videos.frames[e.video],
+            "ori_height": videos.size(e.video)[0],
+            "ori_width": videos.size(e.video)[1],
+        }
+        for e in videos.expressions
+    ]
+    assert found == want
+
+
+BOUNDARY_IOU = {
+    "same": 1, "shift_row_1": 0.535354, "shift_rows_2_cols_3": 0.013333, "grown_2": 0,
+    "left_half": 0.422222, "all_ones": 0,
+}  # fmt: skip
+
+
 def test_hand_made_masks(golden):
-    truth = np.zeros((64, 96), bool)
-    truth[16:48, 24:72] = True
-    moved = np.roll(truth, (2, 3), (0, 1))
-    cases = {"same": truth, "shift_row_1": np.roll(truth, 1, 0), "shift_rows_2_cols_3": moved}
-    cases["all_ones"] = np.ones_like(truth)
+    def box(rows, columns):
+        mask = np.zeros((64, 96), bool)
+        mask[rows, columns] = True
+        return mask
+
+    truth = box(slice(16, 48), slice(24, 72))
+    cases = {
+        "same": truth,
+        "shift_row_1": np.roll(truth, 1, 0),
+        "shift_rows_2_cols_3": np.roll(truth, (2, 3), (0, 1)),
+        "grown_2": box(slice(14, 50), slice(22, 74)),
+        "left_half": box(slice(16, 48), slice(24, 48)),
+        "all_ones": np.ones_like(truth),
+    }
+    pairs = {name: (pred, truth) for name, pred in cases.items()}
+    y, x = np.mgrid[:64, :96]
+    far = (y - 31.5) ** 2 + (x - 47.5) ** 2
+    pairs["disk_22_vs_20"] = far <= 22**2, far <= 20**2
+    pairs["corner_20x30_vs_22x30"] = [box(slice(rows), slice(30)) for rows in (20, 22)]
+    want = golden["hand_made_64x96_[J,F_boundary]"]
+    assert pairs.keys() == want.keys()
+    for name, pair in pairs.items():
+        found = [rvos.jaccard(*pair), rvos.f_boundary(*pair)]
+        assert found == pytest.approx(want[name], abs=1e-12), name
     for name, pred in cases.items():
-        found = [rvos.jaccard(pred, truth), rvos.f_boundary(pred, truth)]
-        assert found == pytest.approx(golden["hand_made_64x96_[J,F_boundary]"][name], abs=1e-12)
+        counts = boundary.count_boundary(pred, truth, np.ones_like(truth))
+        found = counts["band_inter"] / counts["band_union"]
+        assert found == pytest.approx(BOUNDARY_IOU[name], abs=1e-6), name
     empty = np.zeros_like(truth)
     assert (rvos.jaccard(empty, empty), rvos.f_boundary(empty, empty)) == (1, 1)
     assert (rvos.jaccard(truth, empty), rvos.f_boundary(truth, empty)) == (0, 0)
