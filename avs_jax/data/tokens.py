@@ -71,7 +71,12 @@ class Tokens(NamedTuple):
     @property
     def is_cut(self) -> bool:
         """Whether the text had more pieces than there was room for."""
-        return self.num_pieces > len(self.ids) - 2
+        return self.num_cut > 0
+
+    @property
+    def num_cut(self) -> int:
+        """Last pieces of the text for which there was no room."""
+        return max(0, self.num_pieces - (len(self.ids) - 2))
 
 
 def tokenize(tokenizer: Tokenizer, text: str, max_tokens: int) -> Tokens:
@@ -92,6 +97,18 @@ def tokenize(tokenizer: Tokenizer, text: str, max_tokens: int) -> Tokens:
     ids = np.full(max_tokens, pad, np.int32)
     ids[: len(kept)] = kept
     return Tokens(ids, np.arange(max_tokens) < len(kept), len(pieces))
+
+
+def cut_note(num_cut: int, key: str, limit: int) -> str:
+    """What to print behind a text of which `num_cut` pieces were cut; empty if none were.
+
+    Args:
+      key, limit: of the configuration.
+    """
+    if not num_cut:
+        return ""
+    pieces = "word piece was" if num_cut == 1 else f"{num_cut} word pieces were"
+    return f" (cut: the last {pieces} not read, config.{key} = {limit})"
 
 
 def clean(text: str) -> str:

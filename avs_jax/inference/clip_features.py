@@ -132,11 +132,15 @@ class HashedWords:
     """A vector per word."""
 
     def __init__(self, settings: Mapping[str, Any]):
-        self._dim = settings["text_dim"]
+        self._dim, self._max_words = settings["text_dim"], settings["max_words"]
 
     def __call__(self, text: str) -> np.ndarray:
         """-> float32 [words, d]."""
         return clip_features.hashed_words(text, self._dim)
+
+    def num_cut(self, text: str) -> int:
+        """Words of a text beyond config.data.max_words, which rows leave out."""
+        return max(0, len(self(text)) - self._max_words)
 
 
 class TextTokens:
@@ -160,6 +164,10 @@ class TextTokens:
             raise InputError(f"the text {text!r} has no word")
         encoded = np.asarray(self._encode(tokens.ids, tokens.mask), np.float32)
         return encoded[tokens.mask]
+
+    def num_cut(self, text: str) -> int:
+        """Pieces of a text beyond config.data.max_words, <s> and </s> among it."""
+        return tokenize(self._tokenizer, text, self._max_tokens).num_cut
 
 
 FRAMES = {"colors": Colors, "backbone": ImageBackbone}
@@ -284,6 +292,10 @@ class ClipFeatures:
                 f"= {expected}"
             )
         return words
+
+    def num_cut(self, text: str) -> int:
+        """Last words, or word pieces, of a query that the model does not read."""
+        return self._text.num_cut(text)
 
     def _check_widths(self, frames: np.ndarray, sound: np.ndarray | None) -> None:
         widths = (frames.shape[1],), 0 if sound is None else sound.shape[1]

@@ -4,8 +4,9 @@
 k. Each window of config.data.num_frames seconds in which an object has pixels is described. The
 output is
 
-  results.json    per object: windows with their words and score; per second: the words beside the
-                  file of its mask
+  results.json    per object: windows with their words and score, and is_cut: the words end at
+                  config.model.max_words, not where the model ended them; per second: the words
+                  beside the file of its mask
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from avs_jax.data.input_files import read_image
+from avs_jax.data.tokens import EOS
 from avs_jax.data.video import probe, read_windows, tracked_windows
 from avs_jax.files import atomic_folder
 from avs_jax.inference.predictor import Predictor
@@ -68,14 +70,20 @@ def predict_descriptions(
             found = predictor.arrays(inputs)
             said[k] = to_text(found["words"][0].tolist())
             score = round(float(found["word_score"][0]), DECIMALS)
-            windows[k].append({"second": start, "text": said[k], "score": score})
+            is_cut = EOS not in found["words"][0]
+            window = {"second": start, "text": said[k], "score": score, "is_cut": is_cut}
+            windows[k].append(window)
         for t, mask in enumerate(shown, start):
             texts = {str(k): said[k] for k in said if (mask == k).any()}
             seconds.append({"second": t, "mask": str(folder / f"{t:05d}.png"), "objects": texts})
-    with atomic_folder(output) as made:
+    with atomic_folder(output) as root:
         results = {"video": str(path), "objects": windows, "seconds": seconds}
-        (made / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        (root / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     lines = [f"object {k}: {rows[0]['text']}" for k, rows in windows.items() if rows]
+    made = [window for rows in windows.values() for window in rows]
+    if num_cut := sum(window["is_cut"] for window in made):
+        limit = f"config.model.max_words = {predictor.config.model.max_words}"
+        lines.append(f"{num_cut} of {len(made)} descriptions were cut, without an end: {limit}")
     return [*lines, f"{output}: results.json"]
 
 

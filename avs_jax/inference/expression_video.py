@@ -7,7 +7,8 @@ The output, in DIR for one expression and in DIR/0, DIR/1, ... for several:
   DIR/results.json    per expression and second: presence (probability that what is meant is in the
                       frame; the mask is empty below config.evaluate.presence_threshold), area
                       (fraction of the frame in the mask) and score (mean probability of the mask's
-                      pixels, 0 if it is empty)
+                      pixels, 0 if it is empty); and cut_word_pieces, how many word pieces at the
+                      end of the expression were not read, beyond config.data.text.max_tokens
 
 A pixel is in the mask above Ref-AVS's threshold of 0.4. The video is split into windows of
 config.data.num_frames seconds, each processed like a clip of an evaluation. Images and sound of a
@@ -26,7 +27,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from avs_jax.data.tokens import clean
+from avs_jax.data.tokens import Tokens, clean, cut_note
 from avs_jax.data.video import Video, Window, decode_windows, probe, tracked_windows
 from avs_jax.data.video_output import OverlayWriter
 from avs_jax.files import atomic_folder
@@ -66,14 +67,20 @@ def predict_expressions(
         raise UsageError('--text="..." is missing or empty: what should be segmented?')
     video = probe(path)
     scored = predictor.once("scored", lambda: jax.jit(score, static_argnames="size"))
+    tokens = [predictor.task.rows.tokens(words, repr(words)) for words in texts]
     found = [
-        {"text": words, "overlay": f"{place}overlay.mp4", "seconds": []}
-        for words, place in zip(texts, _places(len(texts)), strict=True)
+        {
+            "text": words,
+            "cut_word_pieces": token.num_cut,
+            "overlay": f"{place}overlay.mp4",
+            "seconds": [],
+        }
+        for words, token, place in zip(texts, tokens, _places(len(texts)), strict=True)
     ]
     with atomic_folder(output) as folder:
         for first in range(0, len(found), EXPRESSIONS_AT_ONCE):
-            part = found[first : first + EXPRESSIONS_AT_ONCE]
-            _predict(predictor, scored, video, threshold, folder, part)
+            part = slice(first, first + EXPRESSIONS_AT_ONCE)
+            _predict(predictor, scored, video, threshold, folder, found[part], tokens[part])
         results = {
             "video": str(path),
             "size": {"width": video.width, "height": video.height},
@@ -82,7 +89,9 @@ def predict_expressions(
             "expressions": found,
         }
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    return [*map(_summary, found), f"{output}: masks, overlay.mp4, results.json"]
+    limit = predictor.config.data.text.max_tokens
+    lines = [_summary(expression, limit) for expression in found]
+    return [*lines, f"{output}: masks, overlay.mp4, results.json"]
 
 
 def _places(count: int) -> list[str]:
@@ -97,10 +106,10 @@ def _predict(
     threshold: float,
     folder: pathlib.Path,
     expressions: Sequence[dict[str, Any]],
+    tokens: Sequence[Tokens],
 ) -> None:
     """Writes masks and overlays of some expressions, and fills their `seconds`."""
-    task, texts = predictor.task, [expression["text"] for expression in expressions]
-    tokens = [task.rows.tokens(text, repr(text)) for text in texts]
+    task = predictor.task
     places = [folder / expression["overlay"] for expression in expressions]
     for place in places:
         (place.parent / "masks").mkdir(parents=True)
@@ -114,7 +123,7 @@ def _predict(
                 "frames": list(window.frames),
                 "waveform": window.waveform,
                 "sample_rate": video.sample_rate,
-                "text": texts[0],
+                "text": expressions[0]["text"],
             }
             row = task.rows.prepare(record, None)
             inputs = {name: np.asarray(x)[None] for name, x in task.inputs(row).items()}
@@ -156,6 +165,9 @@ def _write(
             writer.add(overlay(frame, mask), sound)
 
 
-def _summary(expression: dict[str, Any]) -> str:
+def _summary(expression: dict[str, Any], limit: int) -> str:
+    """The seconds of an expression that was read up to `limit` tokens."""
     times = [str(row["second"]) for row in expression["seconds"] if row["area"] > 0]
-    return f"{expression['text']!r}: " + ("seconds " + ", ".join(times) if times else "nothing")
+    found = "seconds " + ", ".join(times) if times else "nothing"
+    note = cut_note(expression["cut_word_pieces"], "data.text.max_tokens", limit)
+    return f"{expression['text']!r}: {found}{note}"

@@ -3,8 +3,9 @@
 Features are made as config.data.features says, a row per clip of config.data.clip_seconds. --text
 may be given several times. The output is
 
-  results.json           per text: windows (start and end in seconds, score), best first, and the
-                         saliency of every clip
+  results.json           per text: windows (start and end in seconds, score), best first, the
+                         saliency of every clip, and cut_word_pieces, how many words or pieces at
+                         the end of the text were not read, beyond config.data.max_words
   chart.png              saliency, windows and the sound over time
   best_0.mp4, ...        the best window of each text, with its sound
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from avs_jax.data.tokens import cut_note
 from avs_jax.data.video_output import write_cut
 from avs_jax.files import atomic_folder
 from avs_jax.inference.clip_features import ClipFeatures, VideoFeatures
@@ -56,6 +58,8 @@ def predict_moments(
     words = [features.words(query) for query in text]
     found = features.video(path, is_shown=True)
     queries = _predict(predictor, found, text, words, post_process)
+    for query in queries:
+        query["cut_word_pieces"] = features.num_cut(query["text"])
     clip_seconds, duration = predictor.config.data.clip_seconds, found.video.duration
     with atomic_folder(output) as folder:
         for i, query in enumerate(queries):
@@ -74,7 +78,8 @@ def predict_moments(
     lines = [f"{output}: results.json, chart.png, {len(queries)} cut(s)"]
     for query in queries:
         start, end, score = query["windows"][0]
-        lines.append(f"{query['text']}: {start:g} to {end:g} s, score {score:.2f}")
+        note = cut_note(query["cut_word_pieces"], "data.max_words", predictor.config.data.max_words)
+        lines.append(f"{query['text']}: {start:g} to {end:g} s, score {score:.2f}{note}")
     return lines
 
 

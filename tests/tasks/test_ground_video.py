@@ -125,12 +125,16 @@ def test_unusable_videos_are_listed(tmp_path, capsys):
 def test_a_video_and_its_texts(folder, checkpoint, tmp_path, capsys):
     path = next((folder / "videos").glob("test*.mp4"))
     flags = [f"--checkpoint={checkpoint}", f"--video={path}", f"--output={tmp_path}/out"]
-    assert predict.main(["predict", *flags, "--text=the violin", "--text=a low siren"]) == 0
+    long = "the violin that is heard after a low siren"  # of 9 words, 4 are read
+    texts = [f"--text={text}" for text in ("the violin", "a low siren", long)]
+    assert predict.main(["predict", *flags, *texts]) == 0
     out = capsys.readouterr().out
-    assert "the violin: " in out and "a low siren: " in out
+    assert "the violin: " in out and "a low siren: " in out and out.count("(cut: ") == 1
+    assert "(cut: the last 5 word pieces were not read, config.data.max_words = 4)" in out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     seconds = results["duration_seconds"]
-    assert [query["text"] for query in results["queries"]] == ["the violin", "a low siren"]
+    assert [query["text"] for query in results["queries"]] == ["the violin", "a low siren", long]
+    assert [query["cut_word_pieces"] for query in results["queries"]] == [0, 0, 5]
     for query in results["queries"]:
         windows = np.array(query["windows"])
         assert len(query["saliency"]) == -(-seconds // 2)
