@@ -96,7 +96,8 @@ def expression_score(
     A mask counts where presence p_t > presence_threshold. Where it is but no pixel passes the
     threshold, the fallback replaces the mask: by the frame before that has one ("prev_frame"), by
     the mask of the query that is most likely the object ("top_query"), or by zeros. It never fires
-    where p_t says that nothing is meant.
+    where p_t says that nothing is meant, nor changes a mask that is not empty: on null expressions,
+    only a wrong p_t makes it fire.
 
     Args:
       outputs: pred_logits, pred_masks and presence_logits [B, T].

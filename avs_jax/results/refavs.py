@@ -12,7 +12,8 @@ Per frame, p the probability of the pixel, g the truth:
             DAVIS's contours of p > 0.5, mean over the frames of an expression, then over them
   S         null expressions: sqrt(pixels of p > 0.5 / pixels), lower is better: the mean over
             expressions (pixels of an expression's frames together), and `S(batch=4)`, whose batches
-            share one root
+            share one root; `S(no fallback)`, where replaced masks count as empty; and the
+            fallback_rate of their frames
 
 `refavs` is over all expressions of a split. Where the split is of unseen objects, `unseen(paper)`
 leaves out the expressions whose class also occurs in train, and `unseen(csv)` does not. `null` and
@@ -20,6 +21,9 @@ leaves out the expressions whose class also occurs in train, and `unseen(csv)` d
 generated expressions that a look answers; others are answered by sounds, times or both. `text` has
 the rates that must be known to read the others: of frames whose empty mask was replaced (fallback),
 of expressions without text, and of those cut to the maximum of tokens; they are different things.
+
+No fallback should fire for a null expression. It fires where the model's presence is above its
+threshold, so it does where the model is wrong about that: S above S(no fallback) is what it costs.
 
 Source: GeWu-Lab/Ref-AVS, utils for mask_iou, Eval_Fmeasure and metric_s_for_null.
 """
@@ -112,23 +116,30 @@ def refavs(counts: FrameCounts) -> dict[str, float | None]:
 
 
 def null(counts: FrameCounts) -> dict[str, float | None]:
-    """S of the null expressions, None where there are none."""
+    """S of the null expressions and how often a fallback fired there; None without any."""
+    names = ("S", "S(batch=4)", "S(no fallback)", "fallback_rate")
     c = counts.take(counts.counts["is_null"] > 0)
     if not len(c):
-        return {"S": None, "S(batch=4)": None}
+        return dict.fromkeys(names)
     pred, pixels, clips = c.counts["pred"], c.counts["pixels"], c.clips()
+    fires = c.counts["fallback"]
+    # Without its fallback, no pixel of such a frame is above THRESHOLD, so none is above 0.5.
+    own = pred * (fires == 0)
 
-    def root(rows: slice) -> float:
+    def root(rows: slice, pred: np.ndarray = pred) -> float:
         return float(np.sqrt(pred[rows].sum() / pixels[rows].sum()))
 
     batches = [
         slice(clips[i].start, clips[min(i + BATCH, len(clips)) - 1].stop)
         for i in range(0, len(clips), BATCH)
     ]
-    return {
-        "S": float(np.mean([root(clip) for clip in clips])),
-        "S(batch=4)": float(np.mean([root(rows) for rows in batches])),
-    }
+    values = (
+        float(np.mean([root(clip) for clip in clips])),
+        float(np.mean([root(rows) for rows in batches])),
+        float(np.mean([root(clip, own) for clip in clips])),
+        float(fires.mean()),
+    )
+    return dict(zip(names, values, strict=True))
 
 
 def text(counts: FrameCounts) -> dict[str, float]:

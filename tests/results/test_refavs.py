@@ -2,11 +2,13 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from avs_jax.results import refavs
 from avs_jax.results.counts import FrameCounts
+from avs_jax.results.pixel_scores import FALLBACKS, expression_score
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def clips(golden):
     return prob.reshape(shape), truth.reshape(shape).astype(np.uint8)
 
 
-def count(prob, truth, batch_size=3, **flags) -> FrameCounts:
+def count(prob, truth, batch_size=3, fallback=None, **flags) -> FrameCounts:
     meter, total = refavs.ExpressionMeter({}), len(prob)
     for start in range(0, total, batch_size):
         rows = slice(start, start + batch_size)
@@ -41,7 +43,8 @@ def count(prob, truth, batch_size=3, **flags) -> FrameCounts:
             "category": ["dog"] * shape[0],
         }
         batch |= {name: np.asarray(value)[rows] for name, value in flags.items()}
-        meter.add({"pred": prob[rows]}, batch)
+        scores = {"pred": prob[rows]}
+        meter.add(scores if fallback is None else scores | {"fallback": fallback[rows]}, batch)
     return meter.table()
 
 
@@ -91,3 +94,45 @@ def test_a_false_quarter_on_an_empty_frame():
     assert refavs.refavs(counts)["f_beta(clip)"] is None
     prob[:] = np.float32(0.4)  # the threshold is strict
     assert refavs.refavs(count(prob, truth))["J"] == 1
+
+
+scored = jax.jit(expression_score, static_argnames=("size", "threshold", "fallback"))
+
+
+@pytest.mark.parametrize("fallback", FALLBACKS)
+def test_a_fallback_on_null_expressions(fallback):
+    """It cannot fire where the model knows; where it is wrong, the report says what that costs.
+
+    Frames: every second one has a mask, if anything is present.
+    """
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 4, 2, 3)).astype(np.float32)
+    logits[:, ::2, 0, 1] += 6  # an object
+    logits[:, 1::2, :, 2] += 9  # none
+    masks = 20 * rng.normal(size=(6, 4, 4, 4, 2)).astype(np.float32)
+    outputs = {"pred_logits": logits, "pred_masks": masks}
+    inputs = {"images": np.zeros((6, 4, 16, 16, 3), np.uint8), "valid": np.ones((6, 4), bool)}
+    truth, is_null = np.zeros((6, 4, 8, 8), np.uint8), np.ones(6, bool)
+
+    def report(presence, kind):
+        found = scored(
+            outputs | {"presence_logits": presence.astype(np.float32)},
+            inputs,
+            size=(8, 8),
+            threshold=refavs.THRESHOLD,
+            fallback=kind,
+        )
+        pred, fires = np.asarray(found["pred"]), np.asarray(found["fallback"])
+        return refavs.protocols(count(pred, truth, fallback=fires, is_null=is_null))["null"]
+
+    absent = report(np.full((6, 4), -1), fallback)
+    assert absent["S"] == absent["S(no fallback)"] == absent["fallback_rate"] == 0
+    presence = np.tile([1, -1, 1, -1], (6, 1))  # wrong, where a mask is
+    found, without = report(presence, fallback), report(presence, "none")
+    assert found["S"] <= without["S"] + 1e-6 and without["S"] > 0 == found["fallback_rate"]
+    presence[:3, 1] = 1  # and where there is none
+    found, without = report(presence, fallback), report(presence, "none")
+    assert found["S(no fallback)"] == without["S"] == without["S(no fallback)"]
+    assert found["fallback_rate"] == (0 if fallback == "none" else 3 / 24)
+    assert (found["S"] > without["S"]) == (fallback in ("prev_frame", "top_query"))
+    assert report(presence, "zeros")["S"] <= without["S"] + 1e-6
