@@ -1,5 +1,7 @@
 """The model with an expression: a loaded model's masks, prompts, and what must not enter."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,6 +204,47 @@ def test_the_localizer_reads_words_and_sound_and_gates_the_words():
     assert jnp.abs(masks_of_own - marked).max() > 1e-3
     direct = apply(nothing | {name: trusting[name] for name in trust}, inputs)[1]
     assert jnp.abs(direct - without).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "prompt, gate, pool",
+    [
+        ("concat", "located", "tokens"),
+        pytest.param("gated", "prior", "topk", marks=pytest.mark.slow),
+    ],
+)
+def test_training_and_inference_have_the_same_features(prompt, gate, pool):
+    """With drop path and the noise of the queries at 0: nothing else is random, as no rng says."""
+    config = with_text(prompt=prompt)
+    config.fusion.update(mask_gate=gate, text_pool=pool)
+    if gate == "located":
+        config.localizer = parts.text_to_pixel()
+        config.localizer.update(embed_dim=8, num_heads=2)
+    config.backbone.drop_path_rate = 0.0
+    model = build_model(config)
+    params, inputs = draw(model), batch()
+    noise = np.zeros((2, config.num_queries, 8 * 8), np.float32)
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def apply(params, inputs, noise, train):
+        return model.apply(
+            {"params": unflatten(params)}, inputs, train, progress=1.0, gumbel_noise=noise
+        )
+
+    trained, inferred = (apply(params, inputs, n, train=n is not None) for n in (noise, None))
+    seen = trained["intermediates"]
+    assert {"backbone", "cma", "pixel_decoder", "decoder"} <= seen.keys()
+    found = jax.tree.leaves_with_path(trained)
+    wanted = dict(jax.tree.leaves_with_path(inferred))
+    assert dict(found).keys() == wanted.keys()
+    for path, x in found:
+        want = np.asarray(wanted[path], np.float32)
+        atol = 1e-5 * max(1, np.abs(want).max(initial=0))
+        np.testing.assert_allclose(x, want, atol=atol, err_msg=jax.tree_util.keystr(path))
+    # and they depend on the words, in both
+    inputs["text_ids"][0, 1] = 11
+    other = apply(params, inputs, None, train=False)
+    assert jnp.abs(other["pred_masks"] - inferred["pred_masks"]).max() > 1e-3
 
 
 def test_a_gate_without_a_localizer_is_named():
