@@ -24,12 +24,12 @@ from avs_jax.data.decode import decode_labels
 from avs_jax.data.input_files import read_image
 from avs_jax.data.rvos_folders import (
     FILES,
-    SPLITS,
     Expression,
     VideoSet,
     decode_masks,
     read_predictions,
 )
+from avs_jax.data.rvos_truth import Truth
 from avs_jax.files import write_atomically
 from avs_jax.flag_style import FlagParser
 from avs_jax.progress import tracked
@@ -68,18 +68,18 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Scores every expression and writes the table; returns the report."""
     videos = VideoSet(args.set, args.root.expanduser(), args.split)
+    truth = Truth(videos)
     read = make_reader(args.predictions.expanduser(), videos)
-    split = args.split or SPLITS[args.set]
-    facts = {"set": args.set, "split": split, "predictions": str(args.predictions)}
+    facts = {"set": args.set, "split": videos.split, "predictions": str(args.predictions)}
     if args.protocol == "merged":
         (args.output / COUNTS).unlink(missing_ok=True)  # of another protocol
-        numbers = rvos.merged(merged_videos(videos, read))
+        numbers = rvos.merged(merged_videos(videos, truth, read))
     else:
         rows: list[dict[str, Any]] = []
         for expression in tracked(
             videos.expressions, "scores", len(videos.expressions), "expression"
         ):
-            rows += score_expression(videos, expression, read)
+            rows += score_expression(truth, expression, read)
         table = rvos.ExpressionTable.from_rows(rows, facts)
         table.save(args.output / COUNTS)
         numbers = protocols(args.set, table)
@@ -96,11 +96,9 @@ def protocols(name: str, table: rvos.ExpressionTable) -> dict[str, dict[str, flo
     return found
 
 
-def score_expression(
-    videos: VideoSet, expression: Expression, read: Reader
-) -> list[dict[str, Any]]:
+def score_expression(truth: Truth, expression: Expression, read: Reader) -> list[dict[str, Any]]:
     """Rows of the table, one per frame."""
-    objects, foreground = videos.objects(expression), videos.foreground(expression.video)
+    objects, foreground = truth.objects(expression), truth.foreground(expression.video)
     size = foreground.shape[1:]
     pred = read(expression, len(foreground), size)
     nothing = dict.fromkeys(rvos.MEASURES, 0.0)
@@ -119,14 +117,13 @@ def score_expression(
     ]
 
 
-def merged_videos(videos: VideoSet, read: Reader):
+def merged_videos(videos: VideoSet, truth: Truth, read: Reader):
     """Truth and predictions of each video, by annotator and object; see rvos.merged.
 
     The expressions of an object are its annotators', in the order of their numbers.
     """
-    for video, frames in videos.frames.items():
+    for video, mine in videos.of_videos().items():
         by_object: dict[str, list[Expression]] = {}
-        mine = [e for e in videos.expressions if e.video == video]
         for expression in sorted(mine, key=lambda e: (len(e.id), e.id)):
             if len(expression.objects) != 1:
                 raise InputError(f"{video}, {expression.id}: means {expression.objects}, not one")
@@ -134,13 +131,13 @@ def merged_videos(videos: VideoSet, read: Reader):
         counts = {len(group) for group in by_object.values()}
         if len(counts) != 1:
             raise InputError(f"{video}: its objects have {sorted(counts)} expressions, not as many")
-        size = videos.size(video)
-        empty = np.zeros((len(frames), *size), bool)
+        count, size = len(videos.frames[video]), truth.size(video)
+        empty = np.zeros((count, *size), bool)
         groups = list(by_object.values())
-        truth = np.stack([videos.objects(group[0]).any(axis=0) for group in groups])
-        pred = [[read(group[a], len(frames), size) for group in groups] for a in range(*counts)]
+        masks = np.stack([truth.objects(group[0]).any(axis=0) for group in groups])
+        pred = [[read(group[a], count, size) for group in groups] for a in range(*counts)]
         pred = [[empty if mask is None else mask for mask in row] for row in pred]
-        yield {"truth": truth, "predictions": np.array(pred)}
+        yield {"truth": masks, "predictions": np.array(pred)}
 
 
 def make_reader(path: pathlib.Path, videos: VideoSet) -> Reader:

@@ -1,18 +1,16 @@
-"""Where the referring-video sets keep expressions and masks, and how their masks are coded.
+"""Where the referring-video sets keep their frames and expressions, and how masks are coded.
 
-  mevis     {train,valid_u}/meta_expressions.json, mask_dict.json
-  revos     meta_expressions_{train,valid}_.json, mask_dict.json, mask_dict_foreground.json
-  davis17   meta_expressions/{train,valid}/meta_expressions.json, {train,valid}/mask_dict.json
-  ytvos     meta_expressions/{train,valid}/meta_expressions.json, {train,valid}/mask_dict.json
+  mevis     {train,valid_u,valid}/meta_expressions.json, {split}/JPEGImages/{video}/{frame}.jpg
+  revos     meta_expressions_{train,valid}_.json, {video}/{frame}.jpg; the names of its videos begin
+            with JPEGImages/
+  davis17   meta_expressions/{train,valid}/meta_expressions.json, {split}/JPEGImages as mevis
+  ytvos     as davis17
 
 meta_expressions: {"videos": {video: {"expressions": {id: {"exp", "obj_id", "anno_id", "type_id"}},
-"frames": [..]}}}. mask_dict: {annotation id: [RLE or null per entry of `frames`]}; null is an empty
-mask. The foreground of ReVOS is {video: {"masks_rle": [..]}}, elsewhere the union of the video's
-objects.
+"frames": [..]}}}. rvos_truth.py reads the masks, which not every split has.
 
 Frames are sorted, expressions sorted as strings ("10" before "2"). davis17 and ytvos say no
-anno_id: it is the running count of expressions over sorted videos and sorted expressions. Their
-published mask_dict.pkl is a pickle, which may run code: convert it to JSON first.
+anno_id: it is the running count of expressions over sorted videos and sorted expressions.
 
 RLE is COCO's: column by column, runs of background and foreground in turn, as text or as numbers.
 """
@@ -20,24 +18,24 @@ RLE is COCO's: column by column, runs of background and foreground in turn, as t
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from avs_jax.data.input_files import read_json
+from avs_jax.data.decode import decode_rgb
+from avs_jax.data.input_files import read_image, read_json
 from avs_jax.label_images import MAX_PIXELS
 from avs_jax.spec import InputError
 
-SPLITS = {"mevis": "valid_u", "revos": "valid", "davis17": "valid", "ytvos": "train"}  # defaults
-_COMMON = ("meta_expressions/{split}/meta_expressions.json", "{split}/mask_dict.json")
+SPLITS = {"mevis": "valid_u", "revos": "valid", "davis17": "valid", "ytvos": "train"}  # with masks
 FILES = {
-    "mevis": ("{split}/meta_expressions.json", "{split}/mask_dict.json"),
-    "revos": ("meta_expressions_{split}_.json", "mask_dict.json"),
-    "davis17": _COMMON,
-    "ytvos": _COMMON,
+    "mevis": "{split}/meta_expressions.json",
+    "revos": "meta_expressions_{split}_.json",
+    "davis17": "meta_expressions/{split}/meta_expressions.json",
+    "ytvos": "meta_expressions/{split}/meta_expressions.json",
 }
-FOREGROUND = "mask_dict_foreground.json"
+FRAMES = {name: "" if name == "revos" else "{split}/JPEGImages" for name in FILES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,44 +58,49 @@ class Expression:
 
 
 class VideoSet:
-    """The expressions of a split and the masks of what they mean.
+    """The videos of a split and the expressions about them.
 
     Attributes:
+      name, root, split: of the set.
       expressions: in the order of the original scripts.
       frames: video -> sorted names.
     """
 
     def __init__(self, name: str, root: pathlib.Path, split: str = ""):
-        """Reads the json files.
+        """Reads the json file; no frame and no mask.
+
+        Args:
+          split: by default the one with public masks, SPLITS.
 
         Raises:
-          InputError: an unknown set, a missing or damaged file, or expressions without masks.
+          InputError: an unknown set, a missing or damaged file.
         """
         if name not in FILES:
             raise InputError(f"set {name!r}: choose one of {sorted(FILES)}")
-        split = split or SPLITS[name]
-        meta_file, mask_file = (root / file.format(split=split) for file in FILES[name])
-        self._mask_file, self._masks = mask_file, read_json(mask_file)
-        self._foreground = read_json(root / FOREGROUND) if name == "revos" else {}
-        self.name, self.frames, self.expressions = name, {}, []
-        videos = read_json(meta_file).get("videos")
+        self.name, self.root, self.split = name, root, split or SPLITS[name]
+        self.frames: dict[str, list[str]] = {}
+        self.expressions: list[Expression] = []
+        file = root / FILES[name].format(split=self.split)
+        videos = read_json(file).get("videos")
         if not isinstance(videos, dict):
-            raise InputError(f"{meta_file}: has no videos")
+            raise InputError(f"{file}: has no videos")
         count = itertools.count()
         for video in sorted(videos):
             try:
                 self._add(video, videos[video], count)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise InputError(f"{meta_file}: video {video!r} is damaged ({error})") from error
-        used = {a for e in self.expressions for a in e.annotations}
-        lacking = sorted(used - self._masks.keys())
-        if lacking:
-            raise InputError(f"{mask_file}: no masks of the annotations {lacking[:5]}")
+                raise InputError(f"{file}: video {video!r} is damaged ({error})") from error
 
     def _add(self, video: str, content: Mapping[str, Any], count: Iterator[int]) -> None:
         if not is_safe(video):
             raise ValueError("its name leaves the folder")
-        self.frames[video] = sorted(map(str, content["frames"]))
+        names = sorted(map(str, content["frames"]))
+        if not names or len(set(names)) != len(names):
+            raise ValueError("without frames, or with a frame twice")
+        for part in (*names, *content["expressions"]):
+            if not is_safe(part) or "/" in part:
+                raise ValueError(f"{part!r} is no name of a frame or expression")
+        self.frames[video] = names
         for key in sorted(content["expressions"]):
             values = content["expressions"][key]
             objects = _as_list(values.get("obj_id", []))
@@ -113,42 +116,35 @@ class VideoSet:
                 )
             )
 
-    def objects(self, expression: Expression) -> np.ndarray:
-        """Masks of what an expression means, bool [objects, T, H, W].
-
-        Raises:
-          InputError: masks of different sizes, or not one per frame.
-        """
-        return self._decode(expression.video, expression.annotations)
-
-    def foreground(self, video: str) -> np.ndarray:
-        """The union of a video's objects, bool [T, H, W]."""
-        if self._foreground:
-            coded = self._foreground.get(video, {}).get("masks_rle")
-            return self._decode_list(video, coded, f"{FOREGROUND}, {video}")
-        mine = {a for e in self.expressions if e.video == video for a in e.annotations}
-        return self._decode(video, sorted(mine)).any(axis=0)
-
-    def size(self, video: str) -> tuple[int, int]:
-        """(H, W) of a video's masks."""
+    def of_videos(self) -> dict[str, list[Expression]]:
+        """Video -> its expressions, in order; videos without expressions are there, too."""
+        found: dict[str, list[Expression]] = {video: [] for video in self.frames}
         for expression in self.expressions:
-            if expression.video == video:
-                for coded in itertools.chain.from_iterable(
-                    self._masks[a] for a in expression.annotations
-                ):
-                    if coded is not None:
-                        return rle_size(coded, self._mask_file.name)
-        raise InputError(f"{self._mask_file}: {video} has no mask that tells its size")
-
-    def _decode(self, video: str, annotations: Sequence[str]) -> np.ndarray:
-        shape = (len(annotations), len(self.frames[video]), *self.size(video))
-        found = np.zeros(shape, bool)
-        for i, key in enumerate(annotations):
-            found[i] = self._decode_list(video, self._masks[key], f"{self._mask_file}, {key}")
+            found[expression.video].append(expression)
         return found
 
-    def _decode_list(self, video: str, coded: Any, where: str) -> np.ndarray:
-        return decode_masks(coded, len(self.frames[video]), self.size(video), where)
+    def folder(self, video: str) -> pathlib.Path:
+        """The folder of a video's frames."""
+        return self.root / FRAMES[self.name].format(split=self.split) / video
+
+    def windows(self, video: str, num_frames: int) -> Iterator[np.ndarray]:
+        """Reads the frames of a video once, uint8 RGB [t, H, W, 3], t <= num_frames; memory of one.
+
+        Raises:
+          InputError: a frame is missing, damaged, or of another size than the first.
+        """
+        names, size = self.frames[video], None
+        for start in range(0, len(names), num_frames):
+            frames = []
+            for name in names[start : start + num_frames]:
+                path = self.folder(video) / f"{name}.jpg"
+                data, image = read_image(path)
+                size = size or image.size
+                if image.size != size:
+                    found, wanted = (f"{w}x{h}" for w, h in (image.size, size))
+                    raise InputError(f"{path}: {found} px, but the first frame has {wanted}")
+                frames.append(decode_rgb(data))
+            yield np.stack(frames)
 
 
 def _as_list(value: Any) -> list:

@@ -319,5 +319,5 @@ def test_trees_that_do_not_fit_say_why(golden_dir, tmp_path, capsys):
     )
     fails(lambda x: x.update(other={"0": {first[2]: []}}), "predictions.json", "no expression of")
     args = SimpleNamespace(set="mevis", root=tmp_path / "none", split="", predictions=tmp_path)
-    with pytest.raises(InputError, match="mask_dict.json: missing"):
+    with pytest.raises(InputError, match="meta_expressions.json: missing"):
         evaluate_rvos.evaluate(args)
