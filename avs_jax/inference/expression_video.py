@@ -35,6 +35,7 @@ from avs_jax.inference.predictor import Predictor
 from avs_jax.inference.side_by_side import ahead, behind
 from avs_jax.results.visualize import overlay
 from avs_jax.spec import UsageError
+from avs_jax.task import Task
 
 EXPRESSIONS_AT_ONCE = 8  # more take more memory
 
@@ -66,7 +67,7 @@ def predict_expressions(
     if not texts or not all(texts):
         raise UsageError('--text="..." is missing or empty: what should be segmented?')
     video = probe(path)
-    scored = predictor.once("scored", lambda: jax.jit(score, static_argnames="size"))
+    scored = make_scored(predictor, score)
     tokens = [predictor.task.rows.tokens(words, repr(words)) for words in texts]
     found = [
         {
@@ -94,6 +95,11 @@ def predict_expressions(
     return [*lines, f"{output}: masks, overlay.mp4, results.json"]
 
 
+def make_scored(predictor: Predictor, score: Callable) -> Callable:
+    """`score`, compiled once per size."""
+    return predictor.once("scored", lambda: jax.jit(score, static_argnames="size"))
+
+
 def _places(count: int) -> list[str]:
     """The folder of each expression, below the output's."""
     return [""] if count == 1 else [f"{i}/" for i in range(count)]
@@ -109,7 +115,6 @@ def _predict(
     tokens: Sequence[Tokens],
 ) -> None:
     """Writes masks and overlays of some expressions, and fills their `seconds`."""
-    task = predictor.task
     places = [folder / expression["overlay"] for expression in expressions]
     for place in places:
         (place.parent / "masks").mkdir(parents=True)
@@ -118,20 +123,77 @@ def _predict(
         later = stack.enter_context(behind())
         windows = decode_windows(video, predictor.config.data.num_frames)
         for window in tracked_windows(stack.enter_context(ahead(windows)), video):
-            record = {
-                "clip_id": f"{video.path.name} from second {window.start}",
-                "frames": list(window.frames),
-                "waveform": window.waveform,
-                "sample_rate": video.sample_rate,
-                "text": expressions[0]["text"],
-            }
-            row = task.rows.prepare(record, None)
-            inputs = {name: np.asarray(x)[None] for name, x in task.inputs(row).items()}
-            inputs["text_ids"] = np.stack([token.ids for token in tokens])
-            inputs["text_mask"] = np.stack([token.mask for token in tokens])
-            outputs = predictor.outputs(inputs)
-            result = jax.device_get(scored(outputs, inputs, size=(video.height, video.width)))
+            inputs = window_inputs(
+                predictor.task,
+                f"{video.path.name} from second {window.start}",
+                window.frames,
+                window.waveform,
+                video.sample_rate,
+            )
+            size = (video.height, video.width)
+            result = score_expressions(predictor, scored, inputs, tokens, size)
             later(_write, folder, video, threshold, window, result, expressions, writers)
+
+
+def window_inputs(
+    task: Task, name: str, frames: np.ndarray, waveform: np.ndarray, sample_rate: int
+) -> dict[str, np.ndarray]:
+    """What the model reads of a window besides its expressions, [1, ...].
+
+    Args:
+      name: of the window, for messages.
+      frames: uint8 RGB [t, H, W, 3], t <= config.data.num_frames.
+      waveform: int16 [t * sample_rate, channels].
+
+    Raises:
+      InputError: the model reads what a window does not have.
+    """
+    record = {
+        "clip_id": name,
+        "frames": list(frames),
+        "waveform": waveform,
+        "sample_rate": sample_rate,
+        "text": "",
+    }
+    row = task.rows.prepare(record, None)
+    return {name: np.asarray(x)[None] for name, x in task.inputs(row).items()}
+
+
+def score_expressions(
+    predictor: Predictor,
+    scored: Callable,
+    inputs: Mapping[str, np.ndarray],
+    tokens: Sequence[Tokens],
+    size: tuple[int, int],
+) -> dict[str, np.ndarray]:
+    """What `score` returns for E expressions of one window, whose images are encoded once.
+
+    Args:
+      inputs: of `window_inputs`.
+      size: (H, W) of the result.
+
+    Returns:
+      pred float32 [E, T, H, W], presence float32 [E, T] and fallback bool [E, T].
+    """
+    asked = {
+        **inputs,
+        "text_ids": np.stack([token.ids for token in tokens]),
+        "text_mask": np.stack([token.mask for token in tokens]),
+    }
+    return jax.device_get(scored(predictor.outputs(asked), asked, size=size))
+
+
+def found_in_frame(
+    result: Mapping[str, np.ndarray], i: int, t: int, threshold: float
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Mask bool [H, W] of expression i in frame t of a window; presence, area and score."""
+    probability = result["pred"][i, t]
+    mask = probability > threshold
+    return mask, {
+        "presence": round(float(result["presence"][i, t]), 4),
+        "area": float(mask.mean()),
+        "score": float(probability[mask].mean()) if mask.any() else 0.0,
+    }
 
 
 def _write(
@@ -148,19 +210,11 @@ def _write(
     for i, (expression, writer) in enumerate(zip(expressions, writers, strict=True)):
         masks = (folder / expression["overlay"]).parent / "masks"
         for t, frame in enumerate(window.frames):
-            probability = result["pred"][i, t]
-            mask = probability > threshold
+            mask, facts = found_in_frame(result, i, t, threshold)
             path = masks / f"{window.start + t:04d}.png"
             Image.fromarray(mask.astype(np.uint8) * 255).save(path)
-            expression["seconds"].append(
-                {
-                    "second": window.start + t,
-                    "mask": path.relative_to(folder).as_posix(),
-                    "presence": round(float(result["presence"][i, t]), 4),
-                    "area": float(mask.mean()),
-                    "score": float(probability[mask].mean()) if mask.any() else 0.0,
-                }
-            )
+            place = path.relative_to(folder).as_posix()
+            expression["seconds"].append({"second": window.start + t, "mask": place, **facts})
             sound = heard[t * video.sample_rate : (t + 1) * video.sample_rate]
             writer.add(overlay(frame, mask), sound)
 

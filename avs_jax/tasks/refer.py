@@ -98,13 +98,7 @@ def make_task(config: ConfigDict) -> Task:
         logged |= stage.logged_params
         streams += stage.rng_streams
     check_frames(meeting, config.data.train_frames)
-    evaluate = config.evaluate
-    score_at = functools.partial(
-        pixel_scores.expression_score,
-        threshold=refavs.THRESHOLD,
-        fallback=evaluate.fallback,
-        presence_threshold=evaluate.presence_threshold,
-    )
+    evaluate, score_at = config.evaluate, make_score(config)
     score = functools.partial(score_at, size=(evaluate.score_size,) * 2)
     return Task(
         name="refer",
@@ -138,6 +132,16 @@ def make_task(config: ConfigDict) -> Task:
             expression_video.predict_expressions, score=score_at, threshold=refavs.THRESHOLD
         ),
         answer_flags=tuple(ANSWER_FLAGS),
+    )
+
+
+def make_score(config: ConfigDict) -> Callable[..., dict[str, Any]]:
+    """(outputs, inputs, size=) -> pred, presence and fallback: pixel_scores.expression_score."""
+    return functools.partial(
+        pixel_scores.expression_score,
+        threshold=refavs.THRESHOLD,
+        fallback=config.evaluate.fallback,
+        presence_threshold=config.evaluate.presence_threshold,
     )
 
 
