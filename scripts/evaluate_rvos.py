@@ -9,6 +9,7 @@ value but 0 is the object. DIR gets report.json and, except for merged, counts.n
 from which every number is computed. --set=davis17 has two protocols, per_expression (default) and
 merged, which are not comparable (results/rvos.py); both come with DAVIS's recall and decay, also as
 the original computes them (_legacy). --set=revos prints its own arithmetic and the original's.
+The ground truth is what was published (data/rvos_truth.py); of a pickle nothing is executed.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from avs_jax.convert.mask_pickle import read_mask_pickle
 from avs_jax.data.decode import decode_labels
 from avs_jax.data.input_files import read_image
 from avs_jax.data.rvos_folders import (
@@ -29,7 +31,7 @@ from avs_jax.data.rvos_folders import (
     decode_masks,
     read_predictions,
 )
-from avs_jax.data.rvos_truth import Truth
+from avs_jax.data.rvos_truth import Truth, open_truth
 from avs_jax.files import write_atomically
 from avs_jax.flag_style import FlagParser
 from avs_jax.progress import tracked
@@ -68,9 +70,10 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Scores every expression and writes the table; returns the report."""
     videos = VideoSet(args.set, args.root.expanduser(), args.split)
-    truth = Truth(videos)
+    truth = open_truth(videos, read_mask_pickle)
     read = make_reader(args.predictions.expanduser(), videos)
-    facts = {"set": args.set, "split": videos.split, "predictions": str(args.predictions)}
+    facts = {"set": args.set, "split": videos.split, "truth": str(truth.place)}
+    facts["predictions"] = str(args.predictions)
     if args.protocol == "merged":
         (args.output / COUNTS).unlink(missing_ok=True)  # of another protocol
         numbers = rvos.merged(merged_videos(videos, truth, read))
@@ -137,7 +140,7 @@ def merged_videos(videos: VideoSet, truth: Truth, read: Reader):
         masks = np.stack([truth.objects(group[0]).any(axis=0) for group in groups])
         pred = [[read(group[a], count, size) for group in groups] for a in range(*counts)]
         pred = [[empty if mask is None else mask for mask in row] for row in pred]
-        yield {"truth": masks, "predictions": np.array(pred)}
+        yield {"truth": masks, "predictions": np.array(pred) & ~truth.void(video)}
 
 
 def make_reader(path: pathlib.Path, videos: VideoSet) -> Reader:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from avs_jax.convert.mask_pickle import read_mask_pickle
 from avs_jax.data.rvos_folders import VideoSet
-from avs_jax.data.rvos_truth import Truth
+from avs_jax.data.rvos_truth import open_truth
 from avs_jax.spec import InputError
 
 SETS = ("davis17", "mevis", "revos", "ytvos")
@@ -45,7 +46,7 @@ def test_frames_and_expressions_of_every_layout(name, make_tree):
         with Image.open(videos.folder(video) / f"{names[-1]}.jpg") as image:
             np.testing.assert_array_equal(frames[-1], np.asarray(image))
     with pytest.raises(InputError, match=f"missing, so split {videos.split!r} of {name!r} cannot"):
-        Truth(videos)
+        open_truth(videos, read_mask_pickle)
 
 
 def test_a_split_without_masks_says_which_has_them(make_tree):
@@ -55,7 +56,7 @@ def test_a_split_without_masks_says_which_has_them(make_tree):
     videos = VideoSet("mevis", root, "valid")
     assert videos.split == "valid" and len(videos.frames) == 2
     with pytest.raises(InputError, match="the split with public masks is 'valid_u'"):
-        Truth(videos)
+        open_truth(videos, read_mask_pickle)
 
 
 def test_frames_that_do_not_fit_say_why(make_tree):

@@ -1,6 +1,8 @@
 """Referring-video sets: the original scripts' numbers on small trees, and files that do not fit."""
 
 import json
+import os
+import pickle
 import shutil
 from types import SimpleNamespace
 
@@ -8,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from avs_jax.convert.mask_pickle import read_mask_pickle
 from avs_jax.data import rvos_folders
 from avs_jax.data.rvos_folders import VideoSet, decode_rle
+from avs_jax.data.rvos_truth import open_truth
+from avs_jax.label_images import CLASS_PALETTE, indexed_image
 from avs_jax.results import boundary, rvos
 from avs_jax.spec import InputError
 from scripts import evaluate_rvos
@@ -321,3 +326,157 @@ def test_trees_that_do_not_fit_say_why(golden_dir, tmp_path, capsys):
     args = SimpleNamespace(set="mevis", root=tmp_path / "none", split="", predictions=tmp_path)
     with pytest.raises(InputError, match="meta_expressions.json: missing"):
         evaluate_rvos.evaluate(args)
+
+
+def paint(root):
+    """Writes Annotations (the value of a pixel is the object's id), and mask_dict.json of them.
+
+    The fixture's objects overlap, which a label image cannot show: the later one stays.
+    """
+    videos = VideoSet("davis17", root)
+    truth, masks = open_truth(videos, read_mask_pickle), {}
+    for video, mine in videos.of_videos().items():
+        folder = root / "valid" / "Annotations" / video
+        folder.mkdir(parents=True)
+        labels = np.zeros((len(videos.frames[video]), *truth.size(video)), np.uint8)
+        for expression in mine:
+            labels[truth.objects(expression)[0]] = int(expression.objects[0])
+        for expression in mine:
+            coded = [encode_rle(frame == int(expression.objects[0])) for frame in labels]
+            masks[expression.annotations[0]] = coded
+        for name, frame in zip(videos.frames[video], labels, strict=True):
+            indexed_image(frame, CLASS_PALETTE).save(folder / f"{name}.png")
+    (root / "valid" / "mask_dict.json").write_text(json.dumps(masks))
+
+
+def unlink_mask_dicts(root):
+    for file in root.rglob("mask_dict.*"):
+        file.unlink()
+
+
+@pytest.fixture
+def davis(golden_dir, tmp_path):
+    return shutil.copytree(golden_dir / "refer" / "rvos" / "davis17", tmp_path / "davis17")
+
+
+@pytest.mark.parametrize("kind", ["pickle", "annotations"])
+def test_published_masks_give_the_same_numbers(kind, davis, tmp_path):
+    if kind == "annotations":
+        paint(davis)
+    want, path = score(davis, "davis17", tmp_path / "json")
+    merged, _ = score(davis, "davis17", tmp_path / "json_merged", "--protocol=merged")
+    if kind == "annotations":
+        unlink_mask_dicts(davis)
+    else:
+        (davis / "valid" / "mask_dict.json").unlink()
+    found, there = score(davis, "davis17", tmp_path / "out")
+    assert found == want
+    for name in ("J", "F"):
+        np.testing.assert_array_equal(
+            rvos.ExpressionTable.load(there)[name], rvos.ExpressionTable.load(path)[name]
+        )
+    assert score(davis, "davis17", tmp_path / "merged", "--protocol=merged")[0] == merged
+    place = {"pickle": "mask_dict.pkl", "annotations": "Annotations"}[kind]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["truth"] == str(davis / "valid" / place)
+
+
+@pytest.mark.parametrize("kind", ["train/mask_dict.pkl", "mask_dict.pkl", "annotations"])
+def test_ref_youtube_vos_from_where_its_masks_are(kind, davis, tmp_path):
+    if kind == "annotations":
+        paint(davis)
+    want, _ = score(davis, "davis17", tmp_path / "davis")
+    root = tmp_path / "ytvos"
+    for part in (".", "meta_expressions"):
+        shutil.copytree(davis / part / "valid", root / part / "train")
+    shutil.copy(davis / "predictions.json", root)
+    (root / "train" / "mask_dict.json").unlink()
+    if kind == "mask_dict.pkl":
+        shutil.move(root / "train" / kind, root / kind)
+    elif kind == "annotations":
+        unlink_mask_dicts(root)
+    assert score(root, "ytvos", tmp_path / "out")[0] == want
+    (root / "train").rename(root / "valid")
+    (root / "meta_expressions" / "train").rename(root / "meta_expressions" / "valid")
+    if kind == "mask_dict.pkl":  # it is that of train
+        with pytest.raises(InputError, match="split 'valid' of 'ytvos' cannot be scored"):
+            open_truth(VideoSet("ytvos", root, "valid"), read_mask_pickle)
+
+
+def test_void_pixels_count_in_no_mask_of_the_merged_protocol(davis, tmp_path):
+    paint(davis)
+    unlink_mask_dicts(davis)
+    before, _ = score(davis, "davis17", tmp_path / "a", "--protocol=merged")
+    for path in (davis / "valid" / "Annotations").rglob("*.png"):
+        with Image.open(path) as image:
+            labels = np.array(image)
+        labels[labels == 0] = 255  # whatever is predicted there is not wrong
+        indexed_image(labels, CLASS_PALETTE).save(path)
+    after, _ = score(davis, "davis17", tmp_path / "b", "--protocol=merged")
+    assert after["merged"]["J"] > before["merged"]["J"]
+    truth = open_truth(VideoSet("davis17", davis), read_mask_pickle)
+    assert not (truth.void("bear-b") & truth.foreground("bear-b")).any()
+    assert (truth.void("bear-b") | truth.foreground("bear-b")).all()
+
+
+def test_annotations_that_do_not_fit_say_why(davis):
+    paint(davis)
+    unlink_mask_dicts(davis)
+    folder = davis / "valid" / "Annotations" / "bear-b"
+
+    def fails(match):
+        with pytest.raises(InputError, match=match):
+            open_truth(VideoSet("davis17", davis), read_mask_pickle).size("bear-b")
+
+    Image.new("RGB", (64, 48)).save(folder / "00005.png")
+    fails("00005.png: a label image of shape .* expected one class index per pixel")
+    Image.new("L", (32, 48)).save(folder / "00005.png")
+    fails("00005.png: .48, 32., but the first frame has .48, 64.")
+    (folder / "00004.png").write_bytes(b"none")
+    fails("00004.png: unreadable image")
+    (folder / "00003.png").unlink()
+    fails("00003.png: missing")
+    meta = davis / "meta_expressions" / "valid" / "meta_expressions.json"
+    content = json.loads(meta.read_text())
+    for value in ("0", "255", "one", []):
+        content["videos"]["kite-a"]["expressions"]["1"]["obj_id"] = value
+        meta.write_text(json.dumps(content))
+        fails("kite-a, expression 1: means object .*, expected 1 to 254")
+
+
+class Harmful:
+    """A pickle of it calls os.mkdir."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickled_masks_are_read_without_running_them(golden_dir, tmp_path):
+    path = golden_dir / "refer" / "rvos" / "davis17" / "valid" / "mask_dict.pkl"
+    assert read_mask_pickle(path) == json.loads(path.with_suffix(".json").read_text())
+    whole, file = path.read_bytes(), tmp_path / "mask_dict.pkl"
+    rle = {"size": [2, 3], "counts": b"06"}
+    file.write_bytes(pickle.dumps({0: [rle, None, rle], "1": [rle]}))
+    assert read_mask_pickle(file) == {"0": [rle, None, rle], "1": [rle]}
+    within: list = []
+    within.append(within)
+    for content, match in (
+        (b"", "the file is empty"),
+        (whole[: len(whole) // 2], "truncated or damaged pickle"),
+        (pickle.dumps([1]), "not a dict of masks"),
+        (pickle.dumps({"0": Harmful(tmp_path / "ran")}), "the pickle names posix.mkdir"),
+        (pickle.dumps({"0": within}), "annotation 0, frame 0: .*not an RLE"),
+        (pickle.dumps({"0": [{"size": [2, 3]}]}), "annotation 0, frame 0: .*not an RLE"),
+        (pickle.dumps({"0": [{"size": [2, within], "counts": b"06"}]}), "not an RLE"),
+        (pickle.dumps({"0": rle}), "annotation 0: a dict .* not a list of masks"),
+        (pickle.dumps({"0": [], 0: []}), "as a number and as text"),
+        (pickle.dumps({1.5: []}), "as an annotation id"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=match) as error:
+            read_mask_pickle(file)
+        assert str(error.value).startswith(f"{file}: ")
+    assert not (tmp_path / "ran").exists()
