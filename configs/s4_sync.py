@@ -7,7 +7,7 @@ It needs records with motion tracks:
   avs-jax data build --dataset=avsbench_s4 --manual_dir=Single-source
       --track_dir=tracks --data_dir=DIR
 Target: ours: on look-alikes that both move (avs-jax clips --setting=twins --kind=moving), the one
-that sounds (96 % of them, VCT 53 %: docs/motion.md); elsewhere s4_vct.py's numbers. Not trained on
+that sounds (94 % of them, VCT 50 %: docs/motion.md); elsewhere s4_vct.py's numbers. Not trained on
 AVSBench yet.
 `:demo` is a small version for generated clips.
 """
