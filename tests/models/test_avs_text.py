@@ -140,6 +140,7 @@ def test_the_mask_prior_has_not_seen_the_text():
     assert not np.allclose(jax.jit(loss)(params, inputs), value)
 
 
+@pytest.mark.slow
 def test_the_localizer_reads_words_and_sound_and_gates_the_words():
     config = with_text(prompt="none")
     config.localizer = parts.text_to_pixel()

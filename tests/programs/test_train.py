@@ -386,7 +386,7 @@ def test_without_data_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     config.data.data_dir = str(tmp_path)
     with pytest.raises(FileNotFoundError) as error:
         program.train(config, tmp_path / "run")
-    for part in (str(tmp_path), "avs-jax data build", "docs/data.md", ":demo"):
+    for part in (str(tmp_path), "avs-jax data build", "docs/data.md", "scripts/demo.sh"):
         assert part in str(error.value)
     assert not (tmp_path / "run").exists()
 
