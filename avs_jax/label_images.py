@@ -13,7 +13,7 @@ fill red, green and blue from the highest bit down. Background is black.
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from avs_jax.spec import InputError, first_line
 
@@ -44,6 +44,8 @@ def open_image(data: bytes) -> Image.Image:
             raise InputError(f"{image.width}x{image.height} px, at most {MAX_PIXELS:,} pixels")
         image.load()
         return image
+    except UnidentifiedImageError as error:  # its message is an address in memory
+        raise InputError(f"unreadable image (not {' or '.join(FORMATS)})") from error
     # Pillow answers damaged files with many kinds of exceptions.
     except Exception as error:
         raise InputError(f"unreadable image ({first_line(error)})") from error

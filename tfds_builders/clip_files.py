@@ -17,6 +17,7 @@ from avs_jax.data.motion_track import TRACK_FILE, read_track
 from avs_jax.progress import tracked
 from avs_jax.spec import InputError
 from tfds_builders.features import record_features
+from tfds_builders.shards import Source
 
 
 class DatasetFilesError(InputError):
@@ -222,8 +223,8 @@ def read_clip(clip: ClipFiles) -> tuple[dict[str, Any], list[str]]:
 
 
 def read_all(
-    clips: Sequence[ClipFiles], look: Callable[[dict[str, Any]], Any], workers: int | None = None
-) -> Iterator[tuple[ClipFiles, Any, list[str]]]:
+    clips: Sequence[Source], look: Callable[[dict[str, Any]], Any], workers: int | None = None
+) -> Iterator[tuple[Source, Any, list[str]]]:
     """Reads and decodes every file of every clip, in threads, with progress, in order.
 
     Yields:
@@ -232,8 +233,8 @@ def read_all(
     """
     workers = workers or min(16, os.cpu_count() or 1)
 
-    def read(clip: ClipFiles) -> tuple[ClipFiles, Any, list[str]]:
-        record, problems = read_clip(clip)
+    def read(clip: Source) -> tuple[Source, Any, list[str]]:
+        record, problems = clip.read()
         return clip, look(record), problems
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:

@@ -3,17 +3,19 @@
 A report is a dict ready for JSON, one per setting and layout:
 
   setting, layout, folder
+  unit        what is counted per split, "clips"
   splits      split -> {expected, listed, good}: clips of the whole dataset (for generated clips, of
               their manifest), rows of the csv, clips without a problem
   wavs        rates (Hz -> clips), channels (number -> clips), shortest and longest (s), and
               shorter_than_frames: clips with less sound than frames; readers fill that up
   max_classes in the ground truth of one frame, background included (AVSS)
+  notes       lines about the dataset as a whole
   problems    list of {kind, clip, message}; kind: count, row, folder, frame, mask, color mask, wav
 """
 
 import collections
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,41 +37,63 @@ def check_setting(setting: Setting, root: pathlib.Path) -> list[LayoutReport]:
     layouts = setting.layouts_present(root)
     if not layouts:
         markers = " nor ".join(layout.marker for layout in setting.layouts)
-        report = _new_report(setting, "none", root)
-        _add(report, "folder", "", f"{root}: holds neither {markers}")
+        report = new_report(setting.title, "none", root, _expected(setting, root))
+        add_problem(report, "folder", "", f"{root}: holds neither {markers}")
         return [report]
     return [_check_layout(setting, root, layout) for layout in layouts]
 
 
-def _new_report(setting: Setting, layout: str, root: pathlib.Path) -> LayoutReport:
+def _expected(setting: Setting, root: pathlib.Path) -> Mapping[str, int]:
+    """Clips per split, by the manifest of generated ones."""
     expected = setting.num_clips
     if (root / MANIFEST).is_file():
         numbers = read_json(root / MANIFEST)
         expected = {split: numbers.get(f"num_{split}") for split in SPLITS}
         if not all(isinstance(number, int) for number in expected.values()):
             raise InputError(f"{root / MANIFEST}: num_train, num_val and num_test are not numbers")
+    return {split: expected[split] for split in SPLITS}
+
+
+def new_report(
+    title: str,
+    layout: str,
+    root: pathlib.Path,
+    expected: Mapping[str, int | None],
+    unit: str = "clips",
+) -> LayoutReport:
+    """An empty report.
+
+    Args:
+      expected: split -> number of `unit`, None where nobody knows.
+      unit: what is counted.
+    """
     return {
-        "setting": setting.title,
+        "setting": title,
         "layout": layout,
         "folder": str(root),
-        "splits": {s: {"expected": expected[s], "listed": 0, "good": 0} for s in SPLITS},
+        "unit": unit,
+        "splits": {s: {"expected": n, "listed": 0, "good": 0} for s, n in expected.items()},
         "wavs": {},
         "max_classes": 0,
+        "notes": [],
         "problems": [],
     }
 
 
-def _add(report: LayoutReport, kind: str, clip: str, message: str) -> None:
+def add_problem(report: LayoutReport, kind: str, clip: str, message: str) -> None:
+    """Appends to the report's problems."""
     report["problems"].append({"kind": kind, "clip": clip, "message": message})
 
 
 def _check_layout(setting: Setting, root: pathlib.Path, layout: Layout) -> LayoutReport:
-    report = _new_report(setting, layout.name, root)
+    report = new_report(setting.title, layout.name, root, _expected(setting, root))
     clips, problems = list_clips(setting, root, layout)
     for message in problems:
-        _add(report, "row", "", message)
+        add_problem(report, "row", "", message)
     for folder in _unlisted_folders(setting, root, layout):
-        _add(report, "folder", folder.name, f"{folder}: no row of {setting.csv} names this clip")
+        add_problem(
+            report, "folder", folder.name, f"{folder}: no row of {setting.csv} names this clip"
+        )
     split_of = {clip.clip_id: split for split in SPLITS for clip in clips[split]}
     everything = [clip for split in SPLITS for clip in clips[split]]
     sounds = []
@@ -86,18 +110,25 @@ def _check_layout(setting: Setting, root: pathlib.Path, layout: Layout) -> Layou
         counts = report["splits"][split_of[clip.clip_id]]
         counts["listed"] += 1
         counts["good"] += not problems
+        files = {"mask": clip.masks.values(), "color mask": clip.pre_masks}
+        files |= {"frame": clip.frames, "wav": [clip.wav]}
         for message in problems:
-            _add(report, _kind(clip, message), clip.clip_id, message)
+            add_problem(report, kind_of(message, files), clip.clip_id, message)
         *sound, classes = seen
         report["max_classes"] = max(report["max_classes"], classes)
         if sound[1]:
             sounds.append((clip, *sound))
-    report["wavs"] = _sum_up(sounds)
-    for split, counts in report["splits"].items():
-        if counts["listed"] != counts["expected"]:
-            message = f"{split}: {counts['listed']} usable rows, expected {counts['expected']}"
-            _add(report, "count", "", message)
+    report["wavs"] = sum_up_sounds(sounds)
+    compare_counts(report)
     return report
+
+
+def compare_counts(report: LayoutReport) -> None:
+    """Appends a problem for each split with more or fewer rows than expected."""
+    for split, counts in report["splits"].items():
+        if counts["expected"] not in (None, counts["listed"]):
+            message = f"{split}: {counts['listed']} usable rows, expected {counts['expected']}"
+            add_problem(report, "count", "", message)
 
 
 def _most_classes(masks: Sequence[bytes]) -> int:
@@ -110,7 +141,8 @@ def _most_classes(masks: Sequence[bytes]) -> int:
     return most
 
 
-def _sum_up(sounds: Sequence[tuple[ClipFiles, float, int, int]]) -> dict[str, Any]:
+def sum_up_sounds(sounds: Sequence[tuple[ClipFiles, float, int, int]]) -> dict[str, Any]:
+    """The report's `wavs` from (clip, seconds, Hz, channels) of each readable sound."""
     seconds = [s for _, s, _, _ in sounds]
     return {
         "rates": dict(collections.Counter(str(rate) for _, _, rate, _ in sounds)),
@@ -123,15 +155,9 @@ def _sum_up(sounds: Sequence[tuple[ClipFiles, float, int, int]]) -> dict[str, An
     }
 
 
-def _kind(clip: ClipFiles, message: str) -> str:
-    """Which of the clip's files a problem is about."""
-    kinds = {
-        "mask": clip.masks.values(),
-        "color mask": clip.pre_masks,
-        "frame": clip.frames,
-        "wav": [clip.wav],
-    }
-    for kind, paths in kinds.items():
+def kind_of(message: str, files: Mapping[str, Iterable[pathlib.Path]]) -> str:
+    """Which files of a clip, kind -> paths, a problem is about; "folder" if none."""
+    for kind, paths in files.items():
         if any(message.startswith(f"{path}:") for path in paths):
             return kind
     return "folder"
@@ -157,11 +183,11 @@ def to_lines(reports: Sequence[LayoutReport]) -> list[str]:
     for report in reports:
         lines += [
             f"{report['setting']}, layout {report['layout']}, {report['folder']}",
-            f"  {'split':<7}{'expected':>9}{'listed':>8}{'good':>8}",
+            f"  {'split':<7}{'expected':>9}{'listed':>8}{'good':>8}  {report['unit']}",
         ]
         for split, counts in report["splits"].items():
-            numbers = f"{counts['expected']:>9}{counts['listed']:>8}{counts['good']:>8}"
-            lines.append(f"  {split:<7}{numbers}")
+            expected = "?" if counts["expected"] is None else counts["expected"]
+            lines.append(f"  {split:<7}{expected:>9}{counts['listed']:>8}{counts['good']:>8}")
         wavs = report["wavs"]
         if wavs.get("rates"):
             rates = ", ".join(f"{n} at {rate} Hz" for rate, n in sorted(wavs["rates"].items()))
@@ -175,6 +201,7 @@ def to_lines(reports: Sequence[LayoutReport]) -> list[str]:
                 f"  at most {report['max_classes']} classes in one frame: "
                 "config.data.max_targets must not be less"
             )
+        lines += [f"  {note}" for note in report["notes"]]
         kinds = collections.Counter(problem["kind"] for problem in report["problems"])
         summary = ", ".join(f"{kind} {n}" for kind, n in sorted(kinds.items())) or "none"
         lines.append(f"  problems: {summary}")

@@ -232,6 +232,9 @@ class ReferClip:
 
     def read(self) -> tuple[dict[str, Any], list[str]]:
         """The record, and what is wrong with its files; use it only if nothing is."""
+        folder = self.root / "media" / self.folder
+        if not folder.is_dir():
+            return {}, [f"{folder}: no such folder, but {self.clip_id} is listed"]
         problems: list[str] = []
 
         def attempt(read, *args):

@@ -32,7 +32,7 @@ POLL_SECONDS = 1.0
 
 
 class Source(Protocol):
-    """The files of one record: a clip (clip_files.ClipFiles) or a query (moments.QueryFiles).
+    """The files of one record: ClipFiles, QueryFiles (moments.py) or ReferClip.
 
     Attributes:
       clip_id: names it in reports.

@@ -1,15 +1,15 @@
-"""Checks a download of AVSBench, and makes what VCT's 384 px datasets need from it.
+"""Checks a download of AVSBench or Ref-AVS, and makes what VCT's 384 px datasets need.
 
   avs-jax data check DIR [--json=FILE]
   avs-jax data prepare DIR
 
 DIR is the folder of one setting (Single-source, Multi-sources or AVSBench_semantic), or the folder
-that holds several of them.
+that holds several of them; for `check` also that of Ref-AVS.
 
-`check` reads every file once: clips per split against the expected counts, every missing,
-unreadable or mis-sized file, frames without the mask they should have, rows of the csv without a
-folder and folders without a row, sounds by length and rate. It prints a table and the problems,
-writes them as JSON too, and exits with 1 if there are any.
+`check` reads every file once: clips (Ref-AVS: expressions) per split against the expected counts,
+every missing, unreadable or mis-sized file, frames without the mask they should have, rows of the
+csv without a folder and folders without a row, sounds by length and rate. It prints a table and the
+problems, writes them as JSON too, and exits with 1 if there are any.
 
 `prepare` makes, from AVSBench_semantic's clips of the same name (v1s for S4, v1m for MS3):
 
@@ -38,6 +38,7 @@ from avs_jax.flag_style import FlagParser
 from avs_jax.spec import InputError
 from avs_jax.stopping import sigterm_as_interrupt, stop_status
 from tfds_builders import download_check, prepare_384
+from tfds_builders.refavs_check import check_refavs, find_refavs
 
 
 def find_settings(folder: str) -> dict[str, pathlib.Path]:
@@ -64,8 +65,11 @@ def find_settings(folder: str) -> dict[str, pathlib.Path]:
 def check(folder: str, json_path: str | None) -> int:
     """Prints the table and the problems; returns the exit status."""
     reports = []
-    for setting, root in find_settings(folder).items():
-        reports += download_check.check_setting(SETTINGS[setting], root)
+    if refavs := find_refavs(folder):
+        reports.append(check_refavs(refavs))
+    else:
+        for setting, root in find_settings(folder).items():
+            reports += download_check.check_setting(SETTINGS[setting], root)
     print("\n".join(download_check.to_lines(reports)))
     if json_path:
         write_atomically(json_path, json.dumps(reports, indent=2) + "\n")

@@ -332,7 +332,7 @@ def test_a_damaged_png_is_listed_once(tmp_path):
     assert "2 problem" in lines[0] and len(lines) == 3
     for line, stem in zip(lines[1:], damaged, strict=True):
         assert line.strip().startswith(str(tmp_path / f"{stem}.png: ")), line
-        assert "cannot identify image" in line
+        assert "unreadable image (not PNG or JPEG)" in line
 
 
 RGBA_IN_ALPHA = np.zeros((SCORE, SCORE, 4), np.uint8)
