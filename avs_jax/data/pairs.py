@@ -16,6 +16,7 @@ from avs_jax.data.decode import decode_rgb, decode_text
 from avs_jax.data.tokens import (
     SOURCES,
     Tokenizer,
+    Tokens,
     WordTokenizer,
     count_words,
     load_tokenizer,
@@ -104,15 +105,22 @@ class PairRows:
         name = category.replace("_", " ").replace("+", " and ")
         return self._encode([template.format(name) for template in templates])
 
+    def num_cut(self, text: str) -> int:
+        """Last word pieces of a text for which config.data.text.max_tokens has no room."""
+        return self._tokenize(text).num_cut
+
     def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 [P, L] and mask bool [P, L] of texts."""
+        found = [self._tokenize(text) for text in texts]
+        return np.stack([x.ids for x in found]), np.stack([x.mask for x in found])
+
+    def _tokenize(self, text: str) -> Tokens:
         if self._tokenizer is None:
             raise InputError(
                 f"config.data.text.path is empty: text.source = {self._data.text.source!r} needs "
                 "the folder with the checkpoint's tokenizer.json"
             )
-        found = [tokenize(self._tokenizer, text, self.sizes["L"]) for text in texts]
-        return np.stack([x.ids for x in found]), np.stack([x.mask for x in found])
+        return tokenize(self._tokenizer, text, self.sizes["L"])
 
     def _prepare(self, record: Record, rng: np.random.Generator | None) -> Row:
         data, row = self._data, self.empty(train=rng is not None)

@@ -9,7 +9,7 @@ trained with: a sound with frames, a text with both. A modality without such a p
 with itself. The output is
 
   hits.html       the best clips, best first: a frame, the sound, the similarity
-  results.json    the same as text
+  results.json    the same as text; cut_word_pieces: of each text, those the model does not read
 
 Frames and sounds come from the records or videos that were indexed, which must still be there.
 """
@@ -27,6 +27,7 @@ from avs_jax.data.audio import resample, to_mono
 from avs_jax.data.decode import decode_rgb
 from avs_jax.data.input_files import read_image, read_wav
 from avs_jax.data.records import open_records
+from avs_jax.data.tokens import cut_note
 from avs_jax.data.video import read_windows
 from avs_jax.files import atomic_folder
 from avs_jax.generate.encoding import encode_wav
@@ -135,10 +136,12 @@ def search_index(
     hits = [_describe(index, place, score) for place, score in zip(places, scores, strict=True)]
     query = {"audio": audio, "image": image, "text": text and list(text), "video": video}
     query = {name: value for name, value in query.items() if value}
+    cut = [predictor.task.rows.num_cut(words) for words in text or ()]
     with atomic_folder(output) as folder:
         _write_page(folder / "hits.html", index, places, hits, query)
         results = {
             "query": query,
+            "cut_word_pieces": cut,
             "index": str(index_path),
             "clips": len(index),
             "compared_with": compared,
@@ -146,7 +149,13 @@ def search_index(
         }
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     best = [f"{hit['rank']}. {hit['name']}  {hit['similarity']:.3f}" for hit in hits[:3]]
-    return [*best, f"{output}: hits.html, results.json"]
+    limit = predictor.config.data.text.max_tokens
+    notes = [
+        f"{words!r}{cut_note(count, 'data.text.max_tokens', limit)}"
+        for words, count in zip(text or (), cut, strict=True)
+        if count
+    ]
+    return [*notes, *best, f"{output}: hits.html, results.json"]
 
 
 def _query(predictor: Predictor, audio, image, text, video) -> dict[str, np.ndarray]:

@@ -6,7 +6,8 @@
 `predict --video` with a checkpoint of task `align` that has text scores the categories of its
 configuration, or every --text given. The output is
 
-  results.json    classes, best first, of the whole video; the best class of every second
+  results.json    classes, best first, of the whole video; the best class of every second;
+                  cut_word_pieces of classes with texts too long for the model
 
 Templates are config.data.text.templates. Source: CLIP (Radford et al., ICML 2021), section 3.1.4.
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from avs_jax.data.tokens import cut_note
 from avs_jax.data.video import probe, read_windows, tracked_windows
 from avs_jax.files import atomic_folder
 from avs_jax.inference.embedding_search import MEDIA, embed, record_of
@@ -36,6 +38,7 @@ class ZeroShot:
 
     Attributes:
       names: of the classes, K.
+      cut: per class, word pieces that its texts lose at most; see config.data.text.max_tokens.
     """
 
     def __init__(self, predictor: Predictor, names: Sequence[str] = ()):
@@ -54,6 +57,8 @@ class ZeroShot:
             raise UsageError("no classes: --text=... names one, and may be given several times")
         self._modalities = [name for name in MEDIA if name in partners]
         filled = [[t.format(name.replace("_", " ")) for t in text.templates] for name in self.names]
+        num_cut = predictor.task.rows.num_cut
+        self.cut = [max(map(num_cut, texts)) for texts in filled]
         found = [embed(predictor, record_of(texts=texts))["text_embed"] for texts in filled]
         self._classes = np.stack(found)
         self._predictor = predictor
@@ -122,6 +127,9 @@ def classify_video(
         results = {
             "video": str(path),
             "classes": {classes.names[k]: round(float(whole[k]), DECIMALS) for k in best},
+            "cut_word_pieces": {
+                name: n for name, n in zip(classes.names, classes.cut, strict=True) if n
+            },
             "templates": list(predictor.config.data.text.templates),
             "seconds": [
                 {"second": t, "class": classes.names[k], "score": round(float(row[k]), DECIMALS)}
@@ -129,4 +137,9 @@ def classify_video(
             ],
         }
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    return [*(f"{classes.names[k]}: {whole[k]:.3f}" for k in best), f"{output}: results.json"]
+    limit = predictor.config.data.text.max_tokens
+    notes = [cut_note(classes.cut[k], "data.text.max_tokens", limit) for k in best]
+    lines = [
+        f"{classes.names[k]}: {whole[k]:.3f}{note}" for k, note in zip(best, notes, strict=True)
+    ]
+    return [*lines, f"{output}: results.json"]

@@ -77,6 +77,23 @@ def test_a_sound_finds_clips_by_their_frames(place):
     assert results["compared_with"] == {"frames": ["audio"]}
     results, _ = search(place, f"--search={place}/index.npz", "--text=the sound of a kind0")
     assert results["compared_with"] == {"text": ["audio", "frames"]}
+    assert results["cut_word_pieces"] == [0]
+
+
+def test_texts_too_long_for_the_model_are_named(place, capsys):
+    limit = align_s4.get_config("tiny").data.text.max_tokens
+    long = " ".join(["kind0"] * (limit + 1))  # <s> and </s> take two
+    note = f"(cut: the last 3 word pieces were not read, config.data.text.max_tokens = {limit})"
+    flags = [f"--search={place}/index.npz", "--text=kind0", f"--text={long}"]
+    results, _ = search(place, *flags)
+    assert results["cut_word_pieces"] == [0, 3]
+    assert f"{long!r} {note}" in capsys.readouterr().out
+    out, checkpoint = place / "cut", f"--checkpoint={place}/weights"
+    flags = [checkpoint, f"--video={place}/videos/a.mp4", f"--output={out}"]
+    assert predict.main(["x", *flags, "--text=kind0", f"--text={long}"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["cut_word_pieces"]) == [long] and results["cut_word_pieces"][long] >= 3
+    assert "word pieces were not read" in capsys.readouterr().out
 
 
 def test_videos_are_indexed_and_found(place, capsys):
