@@ -70,7 +70,7 @@ def refer_config() -> ConfigDict:
     config.train.init_dropped = (
         r"logit_scale",
         r"predictor/visual_query_block/lambda",  # of AMA
-        r"(pre_sam_backbone|scale_factor_module_\d|ama)/.*",
+        r"(pre_sam_backbone|scale_factor_module_\d|brm|ama|sync|query_fusion|temporal)/.*",
         r"predictor/(audio_proj|proto_proj|visual_query_block/(prototype|pre_attn))/.*",
     )
 

@@ -273,7 +273,19 @@ def test_demo_of_avss_starts_from_that_of_s4(name):
     assert fresh
 
 
-@pytest.mark.parametrize("start", ["s4_vct", "s4_ama", "ms3_ama", "avss_vct", "avss_ama"])
+STARTS = (
+    "s4_vct",
+    "s4_ama",
+    "s4_ama_brm",
+    "s4_ama_sync",
+    "s4_query_fusion",
+    "ms3_ama",
+    "ms3_ama_brm",
+    "ms3_vct_divided",
+)
+
+
+@pytest.mark.parametrize("start", [*STARTS, "avss_vct", "avss_ama", "avss_ama_brm"])
 @pytest.mark.parametrize("name", ["refer_vct", "refer_cma"])
 def test_referring_starts_from_segmentation(name, start):
     """By the recipe's own rules; from AVSS, whose classes do not fit, with the documented flag."""
