@@ -6,7 +6,7 @@ Published: see refer_vct.py; no published model puts CMA into VCT. SALMA's ablat
 single runs without seeds: J&F 68.5 without CMA, 69.2 with it, 70.8 with the mask gate.
 gamma starts at 0, so at first CMA itself changes no mask. The masks of the checkpoint it starts
 from are not those of the first step, though: text tokens join the decoder's prompt, and parts that
-this model does not have are left out (config.train.init_dropped: pre-masks, AMA, BRM and other parts).
+this model does not have are left out (config.train.init_dropped: pre-masks, fusions, BRM).
 An AVSS run as a start takes the flag in refer_vct.py.
 `:demo` is a small version for generated clips (avs-jax clips --setting=refer).
 """
