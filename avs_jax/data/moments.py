@@ -72,6 +72,7 @@ FIELDS = {
     "domain": Field("str", "B", "host", "the query's group; empty: none", "evaluate"),
     "duration": Field("str", "B", "host", "of the video in seconds, a float", "evaluate"),
     "windows": Field("str", "B", "host", "all windows, float64 [n, 2] in seconds", "evaluate"),
+    "cut_words": Field("str", "B", "host", "number of last words left out", "evaluate"),
     "ratings": Field("str", "B", "host", "every score, float32 [clips, annotators]", "evaluate"),
 }
 
@@ -175,13 +176,14 @@ class MomentRows:
             if len(energy) < num_clips:
                 raise InputError(f"energy of {len(energy)} clips for {num_clips}, and energy is on")
             row["energy"][:num_clips] = energy[:num_clips]
-        text = _decode_array(record["text"], "text", self.text_dim, "text_dim")[: self.max_words]
+        text = _decode_array(record["text"], "text", self.text_dim, "text_dim")
+        cut_words, text = max(0, len(text) - self.max_words), text[: self.max_words]
         row["text"][: len(text)] = _normalized(text) if self.normalize_text else text
         row["text_mask"][: len(text)] = True
         row["text_id"] = np.int32(zlib.crc32(decode_text(record["query"]).encode()) & 0x7FFFFFFF)
         self._place_windows(row, record, num_clips, rng)
         self._place_saliency(row, record, num_clips, rng)
-        return row if rng is not None else row | self.truth(record)
+        return row if rng is not None else row | self.truth(record) | {"cut_words": cut_words}
 
     def _features(self, record: Record) -> tuple[np.ndarray, np.ndarray | None]:
         """Video [n, V] and sound [n, A], cut, normalized and with end points."""

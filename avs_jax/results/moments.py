@@ -9,6 +9,7 @@ Every number is a mean over queries of a number per query, in float64 on the hos
 
   qid, vid, query   str [N]
   domain            str [N]             a group of queries; the column may be absent
+  cut_words         int64 [N]           words of the query that the model did not read; likewise
   duration          float64 [N]         of the video, in seconds
   windows           float64 [N, W, 2]   annotated
   ratings           float64 [N, n, A]   score of clip n by annotator A

@@ -30,6 +30,7 @@ FOREGROUND = 0  # class of pred_logits
 DECIMALS = 4  # of windows and their scores
 MAX_AFTER_NMS = 10
 TRUTH_COLUMNS = ("qid", "vid", "query", "duration", "windows", "ratings")
+MORE_COLUMNS = ("domain", "cut_words")  # of rows that have them
 _WINDOWS, _SALIENCY = "pred_relevant_windows", "pred_saliency_scores"
 _NUM_PROBLEMS = 8  # named in one error
 
@@ -110,7 +111,7 @@ class MomentMeter:
             saliency = saliency[np.asarray(batch["video_mask"][b])]
             if not all(np.isfinite(array).all() for array in (logits, spans, saliency)):
                 raise ValueError(f"query {qid}: predictions are NaN or infinite; did it diverge?")
-            names = [*TRUTH_COLUMNS, *(("domain",) if "domain" in batch else ())]
+            names = [*TRUTH_COLUMNS, *(name for name in MORE_COLUMNS if name in batch)]
             row = {name: batch[name][b] for name in names}
             row["pred_windows"] = self._post_process.windows(logits, spans, float(row["duration"]))
             row["pred_saliency"] = self._post_process.saliency(saliency)

@@ -120,7 +120,9 @@ PROTOCOLS: dict[str, Callable] = {"qvhighlights": _qvhighlights, "tvsum": _tvsum
 def _sizes(table: moments.MomentTable, num_records: int) -> dict[str, int]:
     if len(table) < num_records:
         raise InputError(f"{num_records - len(table)} of {num_records} records have no qid")
-    return {"queries": len(table), "videos": len(np.unique(table["vid"]))}
+    sizes = {"queries": len(table), "videos": len(np.unique(table["vid"]))}
+    cut = int(np.count_nonzero(table["cut_words"])) if "cut_words" in table.columns else 0
+    return sizes | ({"queries cut to max_words": cut} if cut else {})
 
 
 def _controls(config: ConfigDict, records: Sequence[Mapping[str, Any]], split: str) -> Controls:

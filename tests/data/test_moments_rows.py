@@ -248,7 +248,14 @@ def test_the_titles_of_tvsum_are_not_cut(records):
     """CLIP has 77 tokens at most."""
     text = np.ones((77, 5), np.float32)
     rows = MomentRows(**TVSUM, max_words=tvsum_qd_detr.get_config().data.max_words)
-    assert rows.prepare(records["tvsum"][0] | {"text": text})["text_mask"].sum() == 77
+    row = rows.prepare(records["tvsum"][0] | {"text": text})
+    assert row["text_mask"].sum() == 77 and row["cut_words"] == 0
+
+
+def test_words_left_out_are_counted(records):
+    record = records["tvsum"][0] | {"text": np.ones((9, 5), np.float32)}
+    row = MomentRows(**TVSUM, max_words=7).prepare(record)
+    assert row["text_mask"].sum() == 7 and row["cut_words"] == 2
 
 
 def test_values_that_cannot_be():

@@ -49,6 +49,9 @@ def test_training_leaves_a_report_with_controls(run, records):
     (folder,) = (path for path in (run / "evaluation").iterdir() if path.is_dir())
     report = json.loads((folder / "report.json").read_text())
     assert report["facts"]["queries"] == len(records)
+    rows = make_task(qvh_custom.get_config("tiny")).rows
+    cut = [rows.prepare(record)["cut_words"] > 0 for record in records]
+    assert any(cut) and report["facts"]["queries cut to max_words"] == sum(cut)
     assert {"true_audio", "another_query", "another_sound", "silence"} == set(report["scores"])
     numbers = report["scores"]["true_audio"]["moments"]
     assert 0 <= numbers["mAP"] <= 1
