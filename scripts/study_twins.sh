@@ -36,6 +36,20 @@ look_alikes=(
   --config.evaluate.audio=late
   --config.evaluate.motion=scrambled
 )
+# AMA starts at random beside parts that know the objects: three times their rate, and a strong map.
+# On queries, 500 steps of one seed then gave a right_source of 83 % instead of 61 %.
+quick_ama=(
+  --config.model.decoder.lambda_init=4.0
+  --config.optim.groups="(
+    ('ama/(.*/scale|(audio_proj_1|flow_encoder_[14])/bias)', 3.0, 0.0),
+    ('ama/.*', 3.0, 1.0),
+    ('.*relative_position_bias_table', 1.0, 0.0),
+    ('(pre_sam_)?backbone/(.*/)?norm\d?/(scale|bias)', 1.0, 0.0),
+    ('.*/(scale|embedding)', 1.0, 0.0),
+    ('.*/(decoder_)?norm\d?/bias', 1.0, 0.0),
+    ('pixel_decoder/input_proj_\d_1/bias', 1.0, 0.0),
+    ('.*', 1.0, 1.0))"
+)
 false_sounds=(
   --config.evaluate.audio=silence,noise,offscreen
 )
@@ -46,10 +60,10 @@ if [ ! -d "$start/evaluation" ]; then
 fi
 
 for kind in ${KINDS:-still moving ordinary}; do
-  steps=500
+  steps=500 more=()
   case $kind in
-    still) # after 500 steps AMA on queries has only begun to learn
-      steps=1000
+    still)
+      steps=1000 more=("${quick_ama[@]}")
       models=("${vct[@]}" "${ama[@]}" "${ama_both[@]}")
       ;;
     moving) models=("${vct[@]}" "${ama[@]}" "${sync[@]}") ;;
@@ -74,7 +88,7 @@ for kind in ${KINDS:-still moving ordinary}; do
     ${with_tracks[@]+"${with_tracks[@]}"}
   printf '\n== %s: training and tables\n' "$kind"
   ablate=($python scripts/ablate.py --output="$root/runs" "${common[@]}" "${compare[@]}"
-    --config.train.steps="$steps" --config.data.data_dir="$records")
+    ${more[@]+"${more[@]}"} --config.train.steps="$steps" --config.data.data_dir="$records")
   "${ablate[@]}" "${models[@]}" "$@"
   [ "$kind" = ordinary ] || "${ablate[@]}" "${models[@]}" "$@" --train=no --condition=late
   [ "$kind" != moving ] || "${ablate[@]}" "${sync[@]}" "$@" --train=no --condition=scrambled_track
