@@ -84,10 +84,10 @@ class Field(NamedTuple):
     """One field of a batch.
 
     Attributes:
-      dtype: numpy's name; "str" for host fields, which are lists.
+      dtype: numpy's name; ignored for metadata, which are lists of any values.
       axes: such as "B T H W 3"; the first is the batch axis.
-      role: "input" (the model reads it), "target" (the loss or the evaluator does) or "host" (it
-        never reaches a device).
+      role: "input" (the model reads it), "target" (the loss or the evaluator does) or "metadata"
+        (names and facts of a record; they never reach a device).
       text: what it holds, for people.
       phase: which batches have it: "train", "evaluate" or "both".
       fill: padding value, for example of a frame that pads a short clip.

@@ -204,12 +204,12 @@ def select(batch: Batch, fields: Mapping[str, Field], *roles: str) -> dict[str, 
 
 
 def empty_row(fields: Mapping[str, Field], sizes: Mapping[str, int], train: bool) -> Row:
-    """A row of fill values and empty host fields; `sizes` has every axis letter except B."""
+    """A row of fill values and empty metadata; `sizes` has every axis letter except B."""
     row: Row = {}
     for name, field in fields.items():
         if field.phase not in ("both", "train" if train else "evaluate"):
             continue
-        if field.role == "host":
+        if field.role == "metadata":
             row[name] = ""
             continue
         shape = [int(axis) if axis.isdigit() else sizes[axis] for axis in field.axes.split()[1:]]
@@ -218,10 +218,10 @@ def empty_row(fields: Mapping[str, Field], sizes: Mapping[str, int], train: bool
 
 
 def stack_rows(rows: Sequence[Row], fields: Mapping[str, Field]) -> dict[str, Any]:
-    """Rows as one batch; host fields become lists."""
+    """Rows as one batch; metadata become lists."""
     return {
         name: [row[name] for row in rows]
-        if fields[name].role == "host"
+        if fields[name].role == "metadata"
         else np.stack([row[name] for row in rows])
         for name in rows[0]
     }

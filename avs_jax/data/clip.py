@@ -108,8 +108,8 @@ FIELDS = {
         "evaluate",
         IGNORE_LABEL,
     ),
-    "clip_id": Field("str", "B", "host", "name of the clip", "evaluate"),
-    "category": Field("str", "B", "host", "category of the clip", "evaluate"),
+    "clip_id": Field("str", "B", "metadata", "name of the clip", "evaluate"),
+    "category": Field("str", "B", "metadata", "category of the clip", "evaluate"),
 }
 
 
@@ -201,7 +201,7 @@ class ClipRows:
             self._write_objects(row, record, num_frames)
         except (ValueError, OSError) as error:
             raise InputError(f"clip {_name(record)}: {error}") from error
-        return row | _host_fields(record)
+        return row | _metadata_fields(record)
 
     def motion_maps(self, record: Record) -> np.ndarray:
         """The clip's own motion as in evaluation: float32 [T, H, W, C], without padding frames.
@@ -267,7 +267,7 @@ class ClipRows:
             if train:
                 _write_prototypes(row, i, record, data)
         if not train:
-            row |= _host_fields(record)
+            row |= _metadata_fields(record)
             self._write_objects(row, record, num_frames)
             if "motion" in row and "motion" in record:
                 given = record["motion"]
@@ -359,7 +359,7 @@ def _name(record: Record) -> str:
     return repr(clip_id)[:100] if not isinstance(clip_id, (str, bytes)) else decode_text(clip_id)
 
 
-def _host_fields(record: Record) -> dict[str, str]:
+def _metadata_fields(record: Record) -> dict[str, str]:
     return {name: decode_text(record.get(name, "")) for name in ("clip_id", "category")}
 
 

@@ -32,9 +32,9 @@ FIELDS = {
     ),
     "text_mask": Field("bool", "B N", "target", "the token exists", "train"),
     "has_object": Field("bool", "B", "target", "the expression means something"),
-    "clip_id": Field("str", "B", "host", "name of the expression", "evaluate"),
-    "object": Field("str", "B", "host", "what the expression means", "evaluate"),
-    "text": Field("str", "B", "host", "the expression", "evaluate"),
+    "clip_id": Field("str", "B", "metadata", "name of the expression", "evaluate"),
+    "object": Field("str", "B", "metadata", "what the expression means", "evaluate"),
+    "text": Field("str", "B", "metadata", "the expression", "evaluate"),
 }
 
 

@@ -73,7 +73,7 @@ FIELDS = {
     ),
     "has_text": Field("bool", "B", "target", "the expression is not empty", "evaluate"),
     "is_cut": Field("bool", "B", "target", "it has more tokens than fit", "evaluate"),
-    "text": Field("str", "B", "host", "the expression", "evaluate"),
+    "text": Field("str", "B", "metadata", "the expression", "evaluate"),
 }
 
 

@@ -66,14 +66,16 @@ FIELDS = {
     "saliency_pos_pairs": Field("int32", "B P", "target", "better clips; -1: no pair", fill=-1),
     "saliency_neg_pairs": Field("int32", "B P", "target", "worse clips; -1: no pair", fill=-1),
     "saliency_labels": Field("float32", "B L", "target", "score summed over annotators"),
-    "qid": Field("str", "B", "host", "name of the query; empty: no query", "evaluate"),
-    "vid": Field("str", "B", "host", "name of the video", "evaluate"),
-    "query": Field("str", "B", "host", "text of the query", "evaluate"),
-    "domain": Field("str", "B", "host", "the query's group; empty: none", "evaluate"),
-    "duration": Field("str", "B", "host", "of the video in seconds, a float", "evaluate"),
-    "windows": Field("str", "B", "host", "all windows, float64 [n, 2] in seconds", "evaluate"),
-    "cut_words": Field("str", "B", "host", "number of last words left out", "evaluate"),
-    "ratings": Field("str", "B", "host", "every score, float32 [clips, annotators]", "evaluate"),
+    "qid": Field("str", "B", "metadata", "name of the query; empty: no query", "evaluate"),
+    "vid": Field("str", "B", "metadata", "name of the video", "evaluate"),
+    "query": Field("str", "B", "metadata", "text of the query", "evaluate"),
+    "domain": Field("str", "B", "metadata", "the query's group; empty: none", "evaluate"),
+    "duration": Field("str", "B", "metadata", "of the video in seconds, a float", "evaluate"),
+    "windows": Field("str", "B", "metadata", "all windows, float64 [n, 2] in seconds", "evaluate"),
+    "cut_words": Field("str", "B", "metadata", "number of last words left out", "evaluate"),
+    "ratings": Field(
+        "str", "B", "metadata", "every score, float32 [clips, annotators]", "evaluate"
+    ),
 }
 
 
@@ -146,7 +148,7 @@ class MomentRows:
             raise InputError(f"query {decode_text(record.get('qid', '?'))}: {error}") from error
 
     def truth(self, record: Record) -> Row:
-        """The host fields of a record, which are what scores are computed against.
+        """A record's metadata, which scores are computed against.
 
         `ratings` is 0 for clips that are not listed; it is empty where nobody scored the video.
         """

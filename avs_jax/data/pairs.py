@@ -34,8 +34,8 @@ FIELDS = {
     "text_ids": Field("int32", "B P L", "input", "tokens of P texts"),
     "text_mask": Field("bool", "B P L", "input", "the token exists"),
     "label": Field("int32", "B", "target", "category of the clip; -1: unknown", fill=-1),
-    "clip_id": Field("str", "B", "host", "name of the clip", "evaluate"),
-    "category": Field("str", "B", "host", "category of the clip", "evaluate"),
+    "clip_id": Field("str", "B", "metadata", "name of the clip", "evaluate"),
+    "category": Field("str", "B", "metadata", "category of the clip", "evaluate"),
 }
 TEXT_FIELDS = ("text_ids", "text_mask")
 MODALITY_FIELDS = {"frames": ("images",), "audio": ("log_mel",), "text": TEXT_FIELDS}

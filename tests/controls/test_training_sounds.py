@@ -85,7 +85,7 @@ def test_draws_depend_on_seed_epoch_and_record_alone():
 class Names:
     """Rows that say which clip they are, and whether its sound is false."""
 
-    fields = {name: Field("str", "B", "host", "") for name in ("clip_id", "is_false")}
+    fields = {name: Field("str", "B", "metadata", "") for name in ("clip_id", "is_false")}
 
     def prepare(self, record, rng):
         return {"clip_id": record["clip_id"], "is_false": record.get("sound_is_false", False)}

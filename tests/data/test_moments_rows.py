@@ -213,7 +213,7 @@ def test_fields_describe_the_rows(records):
         expected = {n for n, f in rows.fields.items() if f.phase == "both" or not train}
         assert row.keys() == empty.keys() == expected
         for name, field in rows.fields.items():
-            if field.role != "host":
+            if field.role != "metadata":
                 shape = tuple(
                     int(a) if a.isdigit() else rows.sizes[a] for a in field.axes.split()[1:]
                 )
