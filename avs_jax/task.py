@@ -34,6 +34,23 @@ class AnswerFlag(NamedTuple):
     is_repeated: bool = False
 
 
+Section = tuple[str, list[list[str]], list[str]]  # heading, table with its header, legend
+
+
+class Summary(NamedTuple):
+    """What a task adds to a report, from the tables of all conditions.
+
+    Attributes:
+      numbers: for report.json.
+      sections: tables of their own.
+      conditions: those that only these tables show.
+    """
+
+    numbers: Mapping[str, Any]
+    sections: Sequence[Section] = ()
+    conditions: frozenset[str] = frozenset()
+
+
 class Rows(Protocol):
     """Turns records into rows of a batch: numpy only, picklable, used in loader processes.
 
@@ -137,7 +154,7 @@ class Task:
       measure: of the first protocol; larger is a better checkpoint.
       sizes: (Table, number of records) -> facts for the report; raises InputError if records have
         no ground truth.
-      summarize: {condition: Table}, facts -> numbers across conditions, or None.
+      summarize: {condition: Table}, facts -> Summary across conditions, or None.
       controls: (records, split) -> Controls.
       alter: training records -> None, or (records, index, random generator) -> the record that
         takes the place of records[index] in one epoch; picklable.
@@ -174,7 +191,7 @@ class Task:
     logged_params: Mapping[str, str] = dataclasses.field(default_factory=dict)
     validation: Callable[[Any], dict[str, Numbers]] | None = None
     sizes: Callable[[Any, int], dict[str, int]] = lambda table, count: {"records": count}
-    summarize: Callable[..., dict[str, Any] | None] = lambda tables, facts: None
+    summarize: Callable[..., Summary | None] = lambda tables, facts: None
     controls: Callable[[Sequence[Record], str], Controls] = no_controls
     alter: Callable[[Sequence[Record]], Callable | None] = lambda records: None
     recorders: Callable[[str], Sequence[Any]] = lambda split: ()

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avs_jax.results.negatives import NEAR_EMPTY, Number
-from avs_jax.spec import TRUE_AUDIO
+from avs_jax.results.report import percent
+from avs_jax.spec import NEGATIVE_AUDIO, TRUE_AUDIO
+from avs_jax.task import Section
 
 SOUND_REMOVED = "silence_zeros"
 MOTION_CONTROLS = {
@@ -12,8 +14,9 @@ MOTION_CONTROLS = {
     "shuffled_flow": "own, shuffled",
     "scrambled_track": "own, scrambled",
 }
+# Conditions that only these tables show.
+CONDITIONS = frozenset(MOTION_CONTROLS).union(*NEGATIVE_AUDIO.values())
 
-Section = tuple[str, list[list[str]], list[str]]  # heading, table with its header, legend
 Column = tuple[str, str, bool]  # title, key of a Number, with its interval
 
 _GAPS: tuple[Column, ...] = (("gap mIoU", "gap_mIoU", True), ("gap f_beta", "gap_f_beta", True))
@@ -129,8 +132,3 @@ def _cell(number: Number, interval: bool) -> str:
     if interval and number["low"] is not None:
         text += f" [{100 * number['low']:.1f}, {100 * number['high']:.1f}]"
     return text
-
-
-def percent(share: float | None) -> str:
-    """A share as a percentage; a dash where it is not defined."""
-    return "–" if share is None else f"{100 * share:.2f}"

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avs_jax.files import write_atomically
-from avs_jax.results import negative_report
-from avs_jax.results.negative_report import percent
-from avs_jax.spec import NEGATIVE_AUDIO, TRUE_AUDIO
+from avs_jax.task import Section, Summary
 
 Scores = Mapping[str, Mapping[str, float | None]]  # protocol -> measure -> 0..1
 
@@ -21,14 +19,15 @@ class Report:
     Attributes:
       facts: what was evaluated on what: checkpoint, configuration, dataset, source of the ground
         truth, sizes. Strings and numbers.
-      negatives: numbers of `negatives.summarize`, with what `negative_report` reads under "facts";
-        None without false sounds.
+      scores: by condition, the reference first.
+      notes: sentences on what was left out, and why.
+      summary: of the task, across conditions.
     """
 
     facts: Mapping[str, Any]
-    scores: Mapping[str, Scores]  # by condition of the audio, the reference first
-    notes: Sequence[str] = ()  # sentences on what was left out, and why
-    negatives: Mapping[str, Any] | None = None
+    scores: Mapping[str, Scores]
+    notes: Sequence[str] = ()
+    summary: Summary | None = None
 
 
 def table(report: Report) -> list[list[str]]:
@@ -37,22 +36,22 @@ def table(report: Report) -> list[list[str]]:
     Percentages, but measures called "... rank" are places in a list. A cell is empty where a
     protocol does not have the measure, and a dash where the number is not defined. With several
     conditions, the first column names them, and the last one is the difference of the protocol's
-    first measure to the true audio's, in points. False sounds and motion controls have tables of
-    their own.
+    first measure to the reference's, in points. Conditions that only the summary shows are left
+    out.
     """
     shown = _shown(report)
     protocols = [values for scores in shown.values() for values in scores.values()]
     columns = list(dict.fromkeys(measure for values in protocols for measure in values))
     several = len(shown) > 1
-    rows = [["audio"] * several + ["protocol", *map(_heading, columns)] + ["change"] * several]
-    reference = report.scores.get(TRUE_AUDIO, {})
+    rows = [["condition"] * several + ["protocol", *map(_heading, columns)] + ["change"] * several]
+    reference = next(iter(report.scores), None)
     for condition, scores in shown.items():
         for protocol, values in scores.items():
             cells = [_cell(m, values[m]) if m in values else "" for m in columns]
             if several:
                 main, change = next(iter(values)), ""
-                before = reference.get(protocol, {}).get(main)
-                if condition != TRUE_AUDIO and None not in (before, values[main]):
+                before = report.scores[reference].get(protocol, {}).get(main)
+                if condition != reference and None not in (before, values[main]):
                     change = f"{100 * (values[main] - before):+.2f}"
                 cells = [condition.replace("_", " "), protocol, *cells, change]
             rows.append(cells if several else [protocol, *cells])
@@ -60,7 +59,7 @@ def table(report: Report) -> list[list[str]]:
 
 
 def to_text(report: Report) -> str:
-    """For a terminal: facts, an aligned table, notes, then the tables of false sounds."""
+    """For a terminal: facts, an aligned table, notes, then the tables of the summary."""
     lines = [f"{name}: {value}" for name, value in report.facts.items()]
     lines += ["", *_text_table(table(report), num_names(report))]
     lines += [f"note: {note}" for note in report.notes]
@@ -70,7 +69,7 @@ def to_text(report: Report) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    """The table, facts and notes as a list, then the tables of false sounds."""
+    """The table, facts and notes as a list, then the tables of the summary."""
     lines = _markdown_table(table(report), num_names(report))
     lines += ["", *(f"- {name}: {value}" for name, value in report.facts.items())]
     lines += [f"- note: {note}" for note in report.notes]
@@ -82,7 +81,13 @@ def to_markdown(report: Report) -> str:
 
 def to_json(report: Report) -> str:
     """Everything, unrounded; scores in 0..1."""
-    return json.dumps(dataclasses.asdict(report), indent=2) + "\n"
+    content = {
+        "facts": report.facts,
+        "scores": report.scores,
+        "notes": report.notes,
+        "negatives": None if report.summary is None else report.summary.numbers,
+    }
+    return json.dumps(content, indent=2) + "\n"
 
 
 def write(report: Report, directory: str | pathlib.Path) -> None:
@@ -92,9 +97,9 @@ def write(report: Report, directory: str | pathlib.Path) -> None:
     write_atomically(directory / "report.md", to_markdown(report))
 
 
-def sections(report: Report) -> list[negative_report.Section]:
-    """The tables of false sounds and motion, with headings and legends."""
-    return [] if report.negatives is None else negative_report.sections(report.negatives)
+def sections(report: Report) -> Sequence[Section]:
+    """The tables of the summary, with headings and legends."""
+    return () if report.summary is None else report.summary.sections
 
 
 def _text_table(rows: Sequence[Sequence[str]], num_names: int = 1) -> list[str]:
@@ -124,9 +129,14 @@ def _cell(measure: str, value: float | None) -> str:
     return f"{value:.1f}" if _is_rank(measure) and value is not None else percent(value)
 
 
+def percent(share: float | None) -> str:
+    """A share as a percentage; a dash where it is not defined."""
+    return "–" if share is None else f"{100 * share:.2f}"
+
+
 def _shown(report: Report) -> dict[str, Scores]:
     """The conditions in the table."""
-    apart = set(negative_report.MOTION_CONTROLS).union(*NEGATIVE_AUDIO.values())
+    apart = frozenset() if report.summary is None else report.summary.conditions
     return {name: scores for name, scores in report.scores.items() if name not in apart}
 
 

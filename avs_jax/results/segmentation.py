@@ -9,12 +9,12 @@ import numpy as np
 
 from avs_jax.label_images import CLASS_PALETTE
 from avs_jax.progress import tracked
-from avs_jax.results import negatives, visualize
+from avs_jax.results import negative_report, negatives, visualize
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.predictions import Layout, PredictionFiles, write_batch
 from avs_jax.results.right_source import count_sources
 from avs_jax.spec import InputError
-from avs_jax.task import stack_rows
+from avs_jax.task import Summary, stack_rows
 
 # Scores of a frame that stand above its column.
 CAPTIONS = {
@@ -54,14 +54,16 @@ def sizes(table: FrameCounts, num_records: int) -> dict[str, int]:
     return {"clips": num_clips, "frames": int(table.valid.sum())}
 
 
-def summarize(tables: Mapping[str, FrameCounts], facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The numbers of false sounds, where the facts name a manifest."""
+def summarize(tables: Mapping[str, FrameCounts], facts: Mapping[str, Any]) -> Summary | None:
+    """False sounds and false motion, where the facts name a manifest."""
     if "manifest_sha256" not in facts:
         return None
     mentioned = {name: facts[name] for name in ("manifest_sha256", "moving_threshold")}
     first = next(iter(tables.values()))
     mentioned["task"] = "semantic" if first.is_semantic else "binary"
-    return negatives.summarize(tables) | {"facts": mentioned}
+    numbers = negatives.summarize(tables) | {"facts": mentioned}
+    sections = negative_report.sections(numbers)
+    return Summary(numbers, sections, negative_report.CONDITIONS)
 
 
 def read_predictions(

@@ -580,7 +580,7 @@ def test_report_renders_the_same_numbers_three_ways():
         for word in ("84.32", "90.00", "8.00", "-76.32", "67.50", "a note", "step: 7"):
             assert word in rendering
     lines = text.splitlines()
-    header = next(line for line in lines if line.startswith("audio"))
+    header = next(line for line in lines if line.startswith("condition"))
     for start, column, word in (
         ("true audio     stream", "mIoU %", "84.32"),
         ("true audio     davis", "J&F %", "67.50"),

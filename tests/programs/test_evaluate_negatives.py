@@ -64,7 +64,7 @@ def job(monkeypatch, tmp_path):
 def test_every_condition_is_scored_and_written(job, tmp_path, capsys):
     config, weights, _ = job
     report = evaluate_test_split(config, weights, tmp_path / "out")
-    numbers = report.negatives
+    numbers = report.summary.numbers
     found = numbers["conditions"]
     assert list(found) == ["true_audio", *CONDITIONS]
     for condition in CONDITIONS:
@@ -94,8 +94,8 @@ def test_every_condition_is_scored_and_written(job, tmp_path, capsys):
     tables = {"true_audio": FrameCounts.load(folder / "counts.npz")} | tables
     facts = tables["true_audio"].facts
     again = evaluation.make_report(evaluation.make_task(config), facts, tables, NUM_CLIPS)
-    assert again.negatives["conditions"] == numbers["conditions"]
-    assert again.negatives["summary"] == numbers["summary"]
+    assert again.summary.numbers["conditions"] == numbers["conditions"]
+    assert again.summary.numbers["summary"] == numbers["summary"]
 
 
 def test_numbers_do_not_depend_on_the_batch_size(job, tmp_path):
@@ -104,7 +104,7 @@ def test_numbers_do_not_depend_on_the_batch_size(job, tmp_path):
     want = evaluate_test_split(config, weights, tmp_path / "a")
     config.evaluate.batch_size = 10
     report = evaluate_test_split(config, weights, tmp_path / "b")
-    assert report.negatives == want.negatives and report.scores == want.scores
+    assert report.summary.numbers == want.summary.numbers and report.scores == want.scores
 
 
 def test_motion_controls_run_where_the_model_reads_motion(job, tmp_path):
@@ -117,17 +117,17 @@ def test_motion_controls_run_where_the_model_reads_motion(job, tmp_path):
         clip["frames"], clip["masks"] = shifted, clip["masks"][:1]
         clip["mask_index"] = np.array([0])
     report = evaluate_test_split(config, weights, tmp_path / "out")
-    found = report.negatives["conditions"]
+    found = report.summary.numbers["conditions"]
     assert list(found) == ["true_audio", "silence_zeros", "silence_dither", "zero_flow",
                            "shuffled_flow"]  # fmt: skip
     for control in ("zero_flow", "shuffled_flow"):
         assert found[control]["gap_mIoU"]["value"] == 0
     assert "scrambled_track left out: the model reads no motion track" in report.notes
     # What moves is the edges of the squares, in every condition alike.
-    assert 0 < report.negatives["moving_share"] < 0.5
+    assert 0 < report.summary.numbers["moving_share"] < 0.5
     config.evaluate.motion = ""
     report = evaluate_test_split(config, weights, tmp_path / "out")
-    assert "zero_flow" not in report.negatives["conditions"]
+    assert "zero_flow" not in report.summary.numbers["conditions"]
 
 
 def test_what_cannot_be_made_is_said(job, tmp_path):
@@ -136,7 +136,7 @@ def test_what_cannot_be_made_is_said(job, tmp_path):
     for clip in clips:
         clip["category"] = ""
     report = evaluate_test_split(config, weights, tmp_path / "out")
-    assert list(report.negatives["conditions"]) == ["true_audio"]
+    assert list(report.summary.numbers["conditions"]) == ["true_audio"]
     (note,) = (n for n in report.notes if n.startswith("offscreen"))
     assert "0 of 10 clips" in note and "do not say what sounds" in note
 

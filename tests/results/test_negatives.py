@@ -1,12 +1,15 @@
 """Numbers of the negative-audio evaluation, on counts small enough to do by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
 from avs_jax.results import metrics, negatives, report, statistics
 from avs_jax.results.counts import FrameCounter, FrameCounts
-from avs_jax.results.negative_report import sections
+from avs_jax.results.negative_report import CONDITIONS, sections
 from avs_jax.results.negatives import g_score, summarize
+from avs_jax.task import Summary
 
 SIZE = 10  # px; a frame has 100 pixels
 FACTS = {"manifest_sha256": "0" * 64, "moving_threshold": 0.2, "task": "binary"}
@@ -371,7 +374,8 @@ def test_clips_with_look_alikes_have_right_source_under_every_condition():
 
 
 def test_the_report_renders_every_table(by_hand):
-    whole = report.Report({"step": 7}, {"true_audio": {"stream": {"mIoU": 0.5}}}, (), by_hand)
+    summary = Summary(by_hand, sections(by_hand), CONDITIONS)
+    whole = report.Report({"step": 7}, {"true_audio": {"stream": {"mIoU": 0.5}}}, (), summary)
     text, markdown = report.to_text(whole), report.to_markdown(whole)
     for heading, rows, legend in sections(by_hand):
         assert f"### {heading}\n" in markdown and f"\n{heading}\n" in text
@@ -380,6 +384,18 @@ def test_the_report_renders_every_table(by_hand):
             assert all(cell in text for cell in row)
         for line in legend:
             assert f"- {line}" in markdown and f"- {line}" in text
+    assert json.loads(report.to_json(whole))["negatives"] == by_hand
+
+
+def test_conditions_of_the_summary_are_in_its_tables_alone():
+    scores = dict.fromkeys(("true_audio", "silence_zeros", "another_query"), {"a": {"z": 0.5}})
+    summary = Summary({}, conditions=CONDITIONS)
+    for given, shown in (
+        (summary, ["true audio", "another query"]),
+        (None, ["true audio", "silence zeros", "another query"]),
+    ):
+        rows = report.table(report.Report({}, scores, summary=given))
+        assert [row[0] for row in rows] == ["condition", *shown]
 
 
 def test_numbers_that_are_not_defined_are_dashes():
@@ -387,7 +403,7 @@ def test_numbers_that_are_not_defined_are_dashes():
     scores = {"true_audio": {"a": {"z": 0.5, "y": None}, "b": {"x": None}}}
     scores["swapped_audio"] = {"a": {"z": 0.25, "y": 0.1}, "b": {"x": 0.2}, "c": {"x": 0.3}}
     assert report.table(report.Report({}, scores)) == [
-        ["audio", "protocol", "z %", "y %", "x %", "change"],
+        ["condition", "protocol", "z %", "y %", "x %", "change"],
         ["true audio", "a", "50.00", "–", "", ""],
         ["true audio", "b", "", "", "–", ""],
         ["swapped audio", "a", "25.00", "10.00", "", "-25.00"],
