@@ -98,12 +98,13 @@ def run(line: CommandLine) -> None:
         raise UsageError("give --video, --videos or --arrays, one of them")
     if values.shard is not None and not values.videos:
         raise UsageError("--shard belongs to --videos")
-    given = {name: values[name].value for name in answer_flags() if values[name].value is not None}
+    known = answer_flags()
+    given = {name: values[name].value for name in known if values[name].value is not None}
     if values.arrays is not None and given:
         raise UsageError(f"--{next(iter(given))} belongs to --video")
-    if values.videos and many_videos.per_video_flags(given):
-        name = many_videos.per_video_flags(given)[0]
-        raise UsageError(f"--{name} is about one video: it belongs to --video, not to --videos")
+    for name in given:
+        if values.videos and known[name].is_per_video:
+            raise UsageError(f"--{name} is about one video: it belongs to --video, not to --videos")
     output = pathlib.Path(values.output).expanduser()
     videos = many_videos.find_videos(values.videos, output) if values.videos else None
     shard = many_videos.Shard.parse(values.shard or "0/1")

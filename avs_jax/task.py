@@ -28,10 +28,12 @@ class AnswerFlag(NamedTuple):
     Attributes:
       text: for --help.
       is_repeated: whether it may be given several times, and is a list.
+      is_per_video: whether it describes one video, so that --videos refuses it.
     """
 
     text: str
     is_repeated: bool = False
+    is_per_video: bool = False
 
 
 Section = tuple[str, list[list[str]], list[str]]  # heading, table with its header, legend

@@ -22,7 +22,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import av.error
@@ -227,8 +227,3 @@ class _Progress:
         self._say(
             f"video {number}/{self._total}  {self._failed} failed  {each:.1f} s each  {left} left"
         )
-
-
-def per_video_flags(given: Sequence[str]) -> list[str]:
-    """Those of the flags that say something about one video."""
-    return [name for name in given if name in ("pre_masks", "points", "boxes", "masks")]

@@ -40,15 +40,17 @@ def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> Con
 def answer_flags() -> dict[str, AnswerFlag]:
     """The flags of predict of all tasks; their texts say which task reads them."""
     readers: dict[str, dict[str, list[str]]] = {}  # flag -> text -> tasks
-    repeated = set()
+    repeated, per_video = set(), set()
     for task in TASKS:
         for name, flag in _import_page(task).ANSWER_FLAGS.items():
             readers.setdefault(name, {}).setdefault(flag.text, []).append(task)
             repeated |= {name} if flag.is_repeated else set()
+            per_video |= {name} if flag.is_per_video else set()
     return {
         name: AnswerFlag(
             "; ".join(f"{', '.join(tasks)}: {text}" for text, tasks in texts.items()),
             name in repeated,
+            name in per_video,
         )
         for name, texts in readers.items()
     }

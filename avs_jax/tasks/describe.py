@@ -21,7 +21,9 @@ from avs_jax.spec import InputError
 from avs_jax.task import AnswerFlag, Task
 
 ANSWER_FLAGS = {
-    "masks": AnswerFlag("folder of indexed images 00000.png, ..: the value k is object k")
+    "masks": AnswerFlag(
+        "folder of indexed images 00000.png, ..: the value k is object k", is_per_video=True
+    )
 }
 STRIDE = 32  # of the coarsest map: masks are pooled to its cells
 ANSWER_HELP = describe_video.__doc__

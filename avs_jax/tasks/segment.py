@@ -36,7 +36,9 @@ from avs_jax.spec import InputError
 from avs_jax.task import AnswerFlag, Task
 
 ANSWER_FLAGS = {
-    "pre_masks": AnswerFlag("folder with a color mask PNG per second of the video"),
+    "pre_masks": AnswerFlag(
+        "folder with a color mask PNG per second of the video", is_per_video=True
+    ),
     "align": AnswerFlag("checkpoint of task `align`, to name what sounds"),
     "flow_weights": AnswerFlag("of RAFT, where config.data.motion.model names one"),
 }

@@ -14,10 +14,18 @@ from avs_jax.spec import InputError
 from avs_jax.task import AnswerFlag, Task
 
 ANSWER_FLAGS = {
-    "points": AnswerFlag("json: object -> number of a frame -> [[x, y, 1 or 0], ..]"),
-    "boxes": AnswerFlag("json: object -> number of a frame -> [left, top, right, bottom]"),
-    "masks": AnswerFlag("folder of indexed images 00000.png, ..: the value k is object k"),
-    "language": AnswerFlag("npz: object -> tokens [L, D] of a language model, D as it reads them"),
+    "points": AnswerFlag(
+        "json: object -> number of a frame -> [[x, y, 1 or 0], ..]", is_per_video=True
+    ),
+    "boxes": AnswerFlag(
+        "json: object -> number of a frame -> [left, top, right, bottom]", is_per_video=True
+    ),
+    "masks": AnswerFlag(
+        "folder of indexed images 00000.png, ..: the value k is object k", is_per_video=True
+    ),
+    "language": AnswerFlag(
+        "npz: object -> tokens [L, D] of a language model, D as it reads them", is_per_video=True
+    ),
 }
 ANSWER_HELP = prompted_video.__doc__
 

@@ -167,7 +167,3 @@ def test_other_settings_need_another_folder(folder):
     run(folder, checkpoint="a")
     with pytest.raises(InputError, match="checkpoint 'a' there, 'b' now"):
         run(folder, checkpoint="b")
-
-
-def test_flags_about_one_video():
-    assert many_videos.per_video_flags(["text", "points"]) == ["points"]

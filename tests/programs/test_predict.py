@@ -382,6 +382,13 @@ def test_mistakes_get_one_line(tmp_path, checkpoint, capsys, more, reason):
     assert not (tmp_path / "out.npz").exists()
 
 
+@pytest.mark.parametrize("flag", ["pre_masks", "points", "boxes", "masks", "language"])
+def test_flags_about_one_video(tmp_path, capsys, flag):
+    argv = ["--checkpoint=x", "--videos=*.mp4", f"--output={tmp_path}/out", f"--{flag}=y"]
+    assert predict.main(["predict", *argv]) == 1
+    assert f"--{flag} is about one video" in capsys.readouterr().err
+
+
 def test_model_keys_are_the_checkpoints_unless_the_command_line_overrides_them(checkpoint):
     """Keys that do not affect the parameters would silently change results."""
 
