@@ -17,7 +17,7 @@ processes on one or several machines share the work and the folder.
 Arrays have the names of the task's input fields, results those of the model's outputs.
 --arrays without a file lists the fields of --checkpoint or --config; so does --arrays --help.
 
-{answers}
+{tasks}
 Compiled programs are cached in ~/.cache/avs_jax, so only the first start compiles.
 """
 
@@ -47,7 +47,7 @@ from avs_jax.runtime.lock import locked
 from avs_jax.runtime.memory import parse_bytes
 from avs_jax.stopping import run_as_program, sigterm_as_interrupt
 from avs_jax.task import check_arrays, describe_fields
-from avs_jax.tasks import answer_flags, answer_help, make_task
+from avs_jax.tasks import make_task, predict_flags, predict_help
 
 QUERY_FLAGS = {"audio": "wav to search for", "image": "image to search for"}
 QUERIES = ("audio", "image", "text", "video")  # of --search, one of them
@@ -72,7 +72,7 @@ def predict_arrays(
 
 def main(argv: Sequence[str]) -> int:
     """Predicts; returns the exit status."""
-    description = __doc__.replace("{answers}", answer_help())
+    description = __doc__.replace("{tasks}", predict_help())
     argv = [f"{arg}=" if arg in ("--arrays", "-arrays") else arg for arg in argv]
     parsing = (argv, _define_flags, description)
     return exit_status(lambda: run(parse(*parsing, needs_config=False, more_help=_list_fields)))
@@ -98,7 +98,7 @@ def run(line: CommandLine) -> None:
         raise UsageError("give --video, --videos or --arrays, one of them")
     if values.shard is not None and not values.videos:
         raise UsageError("--shard belongs to --videos")
-    known = answer_flags()
+    known = predict_flags()
     given = {name: values[name].value for name in known if values[name].value is not None}
     if values.arrays is not None and given:
         raise UsageError(f"--{next(iter(given))} belongs to --video")
@@ -117,17 +117,17 @@ def run(line: CommandLine) -> None:
     predictor = make_predictor(line)
     task = predictor.task
     for name in given:
-        if name not in task.answer_flags:
+        if name not in task.predict_flags:
             raise UsageError(f"--{name} is not read by task {task.name!r}")
     if arrays is not None:
         return _run_on_arrays(predictor, arrays, output)
-    if task.answer is None:
+    if task.predict_video is None:
         raise UsageError(f"task {task.name!r} does not predict on videos; --arrays does")
     if videos is not None:
         return _run_on_videos(predictor, videos, shard, output, given)
     with locked(output.parent, f"predict {output.name}", name=f".{output.name}.lock"):
         try:
-            lines = task.answer(predictor, video, output, **given)
+            lines = task.predict_video(predictor, video, output, **given)
         except KeyboardInterrupt:
             print(f"{output}: nothing was written; the same command starts over", file=sys.stderr)
             raise
@@ -152,7 +152,9 @@ def _run_on_videos(
         try:
             with sigterm_as_interrupt():
                 summary = many_videos.predict_many(
-                    lambda file, folder: predictor.task.answer(predictor, file, folder, **given),
+                    lambda file, folder: predictor.task.predict_video(
+                        predictor, file, folder, **given
+                    ),
                     videos,
                     output,
                     settings,
@@ -235,7 +237,7 @@ def _define_flags(values: flags.FlagValues) -> None:
         define(name, text)
     text = "memory that --arrays may take, such as 64GiB"
     flags.DEFINE_string("max_size", f"{MAX_BYTES >> 30}GiB", text, flag_values=values)
-    for name, flag in answer_flags().items():
+    for name, flag in predict_flags().items():
         if flag.is_repeated:
             flags.DEFINE_multi_string(name, None, flag.text, flag_values=values)
         else:

@@ -2,7 +2,7 @@
 
   record -> Rows -> row, rows -> batch -> model -> loss                              training
                                           model -> score -> Meter -> Table -> numbers  evaluation
-                                          model -> derive -> arrays, answer            prediction
+                                          model -> derive -> arrays, files             prediction
 
 A page, avs_jax/tasks/NAME.py, fills in a `Task`. Training, evaluation and prediction use it and
 never ask which task it is.
@@ -22,8 +22,8 @@ Batch = Mapping[str, Any]
 Numbers = dict[str, float | None]
 
 
-class AnswerFlag(NamedTuple):
-    """A flag of predict that a task's answer to a video reads.
+class PredictFlag(NamedTuple):
+    """A flag of predict that a task reads to predict on a video.
 
     Attributes:
       text: for --help.
@@ -171,8 +171,8 @@ class Task:
       write_predictions: (directory, scores, batch) -> None.
       weight_files: families of foreign files that hold the whole model, see
         programs/weight_conversion.py.
-      answer: writes predict's output for a video; see avs_jax/predict.py.
-      answer_flags: flags of predict that `answer` reads, those of the page's ANSWER_FLAGS.
+      predict_video: (predictor, video, output, **flags) -> lines to print; None: only arrays.
+      predict_flags: flags of avs-jax predict that `predict_video` takes.
       search: writes predict's output for a query to an index; see avs_jax/predict.py.
     """
 
@@ -204,8 +204,8 @@ class Task:
     read_predictions: Callable[..., tuple[Any, list[str]]] = no_predictions
     write_predictions: Callable[..., None] = no_predictions
     weight_files: tuple[str, ...] = ()
-    answer: Callable[..., None] | None = None
-    answer_flags: tuple[str, ...] = ()
+    predict_video: Callable[..., list[str]] | None = None
+    predict_flags: tuple[str, ...] = ()
     search: Callable[..., list[str]] | None = None
 
     def inputs(self, batch: Batch) -> dict[str, Array]:

@@ -73,7 +73,7 @@ def measure(predictor: Predictor, video: pathlib.Path, output: pathlib.Path, rep
     length = probe(video).num_seconds
     cut = output / "cut.mp4"
     write_cut(cut, video, 0.0, min(length, 2 * predictor.config.data.num_frames))
-    predictor.task.answer(predictor, cut, output / "warm_up")
+    predictor.task.predict_video(predictor, cut, output / "warm_up")
     rates: dict[str, list[float]] = {name: [] for name in WAYS}
     digests = set()
     for _, name in itertools.product(range(repeats), WAYS):
@@ -81,7 +81,7 @@ def measure(predictor: Predictor, video: pathlib.Path, output: pathlib.Path, rep
         return_freed_memory()
         reset_peak()
         start, cpu = time.monotonic(), time.process_time()
-        predictor.task.answer(predictor, video, output / "result")
+        predictor.task.predict_video(predictor, video, output / "result")
         seconds, cpu = time.monotonic() - start, time.process_time() - cpu
         rates[name].append(seconds / length)
         digests.add(digest(output / "result"))

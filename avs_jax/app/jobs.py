@@ -61,7 +61,7 @@ class Inputs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class Result:
     """The result of a job, in its folder.
 
     Attributes:
@@ -122,13 +122,13 @@ class Runner:
           InputError: the task does not predict on videos, or needs what the page cannot give.
         """
         task = predictor.task
-        if task.answer is None:
+        if task.predict_video is None:
             raise InputError(f"task {task.name!r} does not predict on videos")
-        if task.answer_flags and not set(FLAGS) & set(task.answer_flags):
-            needed = ", ".join(f"--{name}" for name in task.answer_flags)
+        if task.predict_flags and not set(FLAGS) & set(task.predict_flags):
+            needed = ", ".join(f"--{name}" for name in task.predict_flags)
             raise InputError(f"task {task.name!r} needs {needed}: use avs-jax predict")
         for name in flags:
-            if name not in task.answer_flags:
+            if name not in task.predict_flags:
                 raise InputError(f"--{name} is not read by task {task.name!r}")
         self.predictor, self.max_seconds, self._flags = predictor, max_seconds, dict(flags)
         self._turn, self._is_closing = threading.Lock(), threading.Event()
@@ -142,9 +142,9 @@ class Runner:
 
     def takes(self, flag: str) -> bool:
         """Whether the task reads a flag of predict."""
-        return flag in self.predictor.task.answer_flags
+        return flag in self.predictor.task.predict_flags
 
-    def run(self, inputs: Inputs, folder: pathlib.Path, watch: Watch) -> Answer:
+    def run(self, inputs: Inputs, folder: pathlib.Path, watch: Watch) -> Result:
         """Predicts under every condition, after the jobs that came before.
 
         Args:
@@ -166,14 +166,16 @@ class Runner:
                 self.predictor.begin(
                     functools.partial(self._report, watch, condition, i * share, share / num_steps)
                 )
-                said = self.predictor.task.answer(self.predictor, video, places[condition], **flags)
+                said = self.predictor.task.predict_video(
+                    self.predictor, video, places[condition], **flags
+                )
                 lines += [f"{condition}: {line}" for line in said if str(folder) not in line]
                 maps = maps or {k: np.concatenate(v) for k, v in self.predictor.maps.items()}
                 if overlay := _find_video(places[condition], video):
                     shown[condition] = overlay
             watch(1, "drawing")
             first = next(iter(videos.values()))
-            return Answer(
+            return Result(
                 videos=shown,
                 maps=_draw_maps(first, maps),
                 chart=_draw_chart(places, first),
@@ -243,14 +245,14 @@ class Job:
 
     Attributes:
       progress: a line on how far it is.
-      answer: its result, once it has ended; None if there is none.
+      result: of the job, once it has ended; None if there is none.
       error: why there is none.
     """
 
     def __init__(self, runner: Runner, inputs: Inputs, folder: pathlib.Path):
         """Starts. `folder` is empty; it stays until `discard`, or until the job fails."""
         self.progress, self.error = "starting", ""
-        self.answer: Answer | None = None
+        self.result: Result | None = None
         self._folder, self._is_cancelled = folder, threading.Event()
         self._lock, self._has_ended = threading.Lock(), False
         self._thread = threading.Thread(target=self._work, args=(runner, inputs), daemon=True)
@@ -279,7 +281,7 @@ class Job:
 
     def _work(self, runner: Runner, inputs: Inputs) -> None:
         try:
-            self.answer = runner.run(inputs, self._folder, self._watch)
+            self.result = runner.run(inputs, self._folder, self._watch)
         except Cancelled:
             self.error = "cancelled"
         except VideoError as error:
@@ -292,12 +294,12 @@ class Job:
         finally:
             with self._lock:
                 self._has_ended = True
-                if self.answer is None or self._is_cancelled.is_set():
+                if self.result is None or self._is_cancelled.is_set():
                     shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _find_video(place: pathlib.Path, source: pathlib.Path) -> pathlib.Path | None:
-    """The video of an answer: an overlay, the overlays of task `track` as one, or the best cut."""
+    """The video of a result: an overlay, the overlays of task `track` as one, or the best cut."""
     if (place / "overlay").is_dir():
         _join_overlays(place, source)
     found = [*sorted(place.glob("**/overlay.mp4")), *sorted(place.glob("best_*.mp4"))]

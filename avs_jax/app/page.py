@@ -1,4 +1,4 @@
-"""What the browser shows: the inputs of the checkpoint's task, the status of a job, its answer.
+"""What the browser shows: the inputs of the checkpoint's task, the status of a job, its result.
 
 Gradio serves the page to this machine only: no telemetry, nothing from other hosts, and no request
 with another host's name (which a web site could point here). Uploads and results are in folders
@@ -193,7 +193,7 @@ class Page:
         )
 
     def _hideable(self) -> list[Any]:
-        """The outputs that not every answer has."""
+        """The outputs that not every result has."""
         return [*self._others.values(), self._chart, self._maps, self._archive]
 
     def _empty(self) -> Updates:
@@ -201,16 +201,16 @@ class Page:
         return {self._overlay: gr.update(value=None), **hidden}
 
     def _show(self, job: Job) -> Updates:
-        answer = job.answer
-        if answer is None:
+        result = job.result
+        if result is None:
             return {self._status: job.error}
-        videos = {condition: str(path) for condition, path in answer.videos.items()}
+        videos = {condition: str(path) for condition, path in result.videos.items()}
         first = next(iter(videos), OWN)
-        values = {self._chart: answer.chart, self._maps: answer.maps or None}
+        values = {self._chart: result.chart, self._maps: result.maps or None}
         values |= {output: videos.get(name) for name, output in self._others.items()}
-        values[self._archive] = str(answer.archive)
+        values[self._archive] = str(result.archive)
         return {
-            self._status: "\n".join(["done", *answer.lines]),
+            self._status: "\n".join(["done", *result.lines]),
             self._overlay: gr.update(value=videos.get(first), label=first),
             **{
                 output: gr.update(value=value, visible=value is not None)
@@ -220,7 +220,7 @@ class Page:
 
 
 def _cancel(job: Job | None) -> Any:
-    """What the status becomes; an answer that is shown already stays."""
+    """What the status becomes; a result that is shown already stays."""
     if job is None or job.wait(0):
         return gr.skip()
     job.discard()

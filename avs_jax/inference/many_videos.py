@@ -86,17 +86,17 @@ def _is_result(file: pathlib.Path, output: pathlib.Path) -> bool:
 
 
 def predict_many(
-    answer: Callable[[pathlib.Path, pathlib.Path], Any],
+    predict_one: Callable[[pathlib.Path, pathlib.Path], Any],
     videos: Mapping[str, pathlib.Path],
     output: pathlib.Path,
     settings: Mapping[str, Any],
     shard: Shard,
     say: Callable[[str], None],
 ) -> str:
-    """Answers this shard's open videos, and writes the manifest of all of them.
+    """Predicts on this shard's open videos, and writes the manifest of all of them.
 
     Args:
-      answer: (video, folder to write) -> lines, which are not printed.
+      predict_one: (video, folder to write) -> lines, which are not printed.
       videos: name -> file, of all shards.
       settings: what all results of `output` share, as JSON.
       say: takes lines of progress.
@@ -119,7 +119,7 @@ def predict_many(
     progress, written = _Progress(len(work), say), time.monotonic()
     try:
         for number, (name, file) in enumerate(work, start=1):
-            failed = _answer_one(answer, file, output, name)
+            failed = _predict_one(predict_one, file, output, name)
             progress.add(number, failed)
             if time.monotonic() - written > WRITE_EVERY:
                 write_manifest(output, videos)
@@ -133,11 +133,13 @@ def predict_many(
     return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
-def _answer_one(answer: Callable, file: pathlib.Path, output: pathlib.Path, name: str) -> bool:
+def _predict_one(
+    predict_one: Callable, file: pathlib.Path, output: pathlib.Path, name: str
+) -> bool:
     """Whether it failed, with a note of the reason."""
     note = output / f"{name}{FAILED}"
     try:
-        answer(file, output / name)
+        predict_one(file, output / name)
     except UsageError:
         raise
     except Exception as error:

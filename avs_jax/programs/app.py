@@ -23,7 +23,7 @@ from absl import flags
 from avs_jax.predict import make_predictor
 from avs_jax.runtime.command_line import CommandLine, UsageError, exit_status, parse
 from avs_jax.stopping import run_as_program, sigterm_as_interrupt
-from avs_jax.tasks import answer_flags
+from avs_jax.tasks import predict_flags
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,7 +75,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     text = "largest file that is taken"
     flags.DEFINE_integer("max_megabytes", 200, text, lower_bound=1, flag_values=values)
     name = "flow_weights"
-    flags.DEFINE_string(name, None, answer_flags()[name].text, flag_values=values)
+    flags.DEFINE_string(name, None, predict_flags()[name].text, flag_values=values)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The tasks, by name; a page is imported only when its task is used.
 
-A page has `make_task`; ANSWER_FLAGS, the flags of predict that its answer to a video reads;
-ANSWER_HELP, what predict says of it; and, if need be, `complete_config`.
+A page has `make_task`; PREDICT_FLAGS, the flags of predict that its `predict_video` takes;
+PREDICT_HELP, its paragraph in predict's --help; and, if need be, `complete_config`.
 """
 
 import importlib
@@ -10,7 +10,7 @@ import types
 from ml_collections import ConfigDict
 
 from avs_jax.spec import InputError, nearest
-from avs_jax.task import AnswerFlag, Task
+from avs_jax.task import PredictFlag, Task
 
 TASKS = ("segment", "ground", "refer", "track", "align", "classify", "describe")
 
@@ -37,17 +37,17 @@ def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> Con
     return config if complete is None else complete(config, stored)
 
 
-def answer_flags() -> dict[str, AnswerFlag]:
+def predict_flags() -> dict[str, PredictFlag]:
     """The flags of predict of all tasks; their texts say which task reads them."""
     readers: dict[str, dict[str, list[str]]] = {}  # flag -> text -> tasks
     repeated, per_video = set(), set()
     for task in TASKS:
-        for name, flag in _import_page(task).ANSWER_FLAGS.items():
+        for name, flag in _import_page(task).PREDICT_FLAGS.items():
             readers.setdefault(name, {}).setdefault(flag.text, []).append(task)
             repeated |= {name} if flag.is_repeated else set()
             per_video |= {name} if flag.is_per_video else set()
     return {
-        name: AnswerFlag(
+        name: PredictFlag(
             "; ".join(f"{', '.join(tasks)}: {text}" for text, tasks in texts.items()),
             name in repeated,
             name in per_video,
@@ -56,9 +56,9 @@ def answer_flags() -> dict[str, AnswerFlag]:
     }
 
 
-def answer_help() -> str:
-    """What predict says of the answers of all tasks."""
-    return "\n".join(_import_page(task).ANSWER_HELP for task in TASKS)
+def predict_help() -> str:
+    """The paragraphs of all tasks in predict's --help."""
+    return "\n".join(_import_page(task).PREDICT_HELP for task in TASKS)
 
 
 def _import_page(name: str) -> types.ModuleType:

@@ -21,10 +21,10 @@ from avs_jax.results import alignment as results
 from avs_jax.results.predictions import Layout, write_batch
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import AnswerFlag, Task
+from avs_jax.task import PredictFlag, Task
 
-ANSWER_FLAGS = {"text": AnswerFlag("a class to choose from", is_repeated=True)}
-ANSWER_HELP = zero_shot.__doc__ + "\n" + embedding_search.__doc__
+PREDICT_FLAGS = {"text": PredictFlag("a class to choose from", is_repeated=True)}
+PREDICT_HELP = zero_shot.__doc__ + "\n" + embedding_search.__doc__
 
 UNITS = ("clip", "second")
 
@@ -65,9 +65,9 @@ def make_task(config: ConfigDict) -> Task:
             pair_controls, config.evaluate.shuffled_pairs and has_audio_pair
         ),
         write_predictions=functools.partial(_write_maps, config),
-        answer=zero_shot.classify_video if "text" in used else None,
+        predict_video=zero_shot.classify_video if "text" in used else None,
         weight_files=("clip",),
-        answer_flags=tuple(ANSWER_FLAGS),
+        predict_flags=tuple(PREDICT_FLAGS),
         search=embedding_search.search_index,
     )
 

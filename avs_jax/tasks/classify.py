@@ -17,10 +17,10 @@ from avs_jax.models.classify import Classify
 from avs_jax.results import classification as results
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import AnswerFlag, Task
+from avs_jax.task import PredictFlag, Task
 
-ANSWER_FLAGS: dict[str, AnswerFlag] = {}
-ANSWER_HELP = class_video.__doc__
+PREDICT_FLAGS: dict[str, PredictFlag] = {}
+PREDICT_HELP = class_video.__doc__
 
 OUTPUTS = ("logits", "frames_logits", "audio_logits", "modality_weights")
 
@@ -69,7 +69,7 @@ def make_task(config: ConfigDict) -> Task:
         recorders=lambda split: (
             () if several else (results.ConfusionRecorder(names, data.num_classes),)
         ),
-        answer=functools.partial(class_video.predict_classes, names=names, several=several),
+        predict_video=functools.partial(class_video.predict_classes, names=names, several=several),
     )
 
 

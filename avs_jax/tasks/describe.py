@@ -18,15 +18,15 @@ from avs_jax.models.describe import Describe
 from avs_jax.results import descriptions as results
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import AnswerFlag, Task
+from avs_jax.task import PredictFlag, Task
 
-ANSWER_FLAGS = {
-    "masks": AnswerFlag(
+PREDICT_FLAGS = {
+    "masks": PredictFlag(
         "folder of indexed images 00000.png, ..: the value k is object k", is_per_video=True
     )
 }
 STRIDE = 32  # of the coarsest map: masks are pooled to its cells
-ANSWER_HELP = describe_video.__doc__
+PREDICT_HELP = describe_video.__doc__
 
 
 def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> ConfigDict:
@@ -79,8 +79,8 @@ def make_task(config: ConfigDict) -> Task:
         measure="CIDEr-D / 10",
         join=functools.partial(interleave, by="clip_id"),
         sizes=results.sizes,
-        answer=functools.partial(describe_video.predict_descriptions, to_text=to_text),
-        answer_flags=tuple(ANSWER_FLAGS),
+        predict_video=functools.partial(describe_video.predict_descriptions, to_text=to_text),
+        predict_flags=tuple(PREDICT_FLAGS),
     )
 
 

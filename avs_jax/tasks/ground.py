@@ -20,10 +20,10 @@ from avs_jax.results.gate_log import GateLog, flatten_gates, gate_log_text
 from avs_jax.results.moment_figure import strip_chart
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import AnswerFlag, Controls, Task
+from avs_jax.task import Controls, PredictFlag, Task
 
-ANSWER_FLAGS = {"text": AnswerFlag("what to look for", is_repeated=True)}
-ANSWER_HELP = moment_video.__doc__
+PREDICT_FLAGS = {"text": PredictFlag("what to look for", is_repeated=True)}
+PREDICT_HELP = moment_video.__doc__
 
 OUTPUTS = ("pred_logits", "pred_spans", "saliency_scores", "gates")
 ROW_KEYS = (  # of config.data, that rows are made by
@@ -74,9 +74,9 @@ def make_task(config: ConfigDict) -> Task:
         array_inputs=functools.partial(
             moment_video.complete_arrays, bool(data.audio_dim) and fusion.name == "concat"
         ),
-        answer=functools.partial(moment_video.predict_moments, post_process=post_process),
+        predict_video=functools.partial(moment_video.predict_moments, post_process=post_process),
         weight_files=("qd_detr",),
-        answer_flags=tuple(ANSWER_FLAGS),
+        predict_flags=tuple(PREDICT_FLAGS),
     )
 
 

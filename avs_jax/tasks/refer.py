@@ -30,10 +30,10 @@ from avs_jax.results import pixel_scores, refavs, segmentation
 from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import AnswerFlag, Task
+from avs_jax.task import PredictFlag, Task
 
-ANSWER_FLAGS = {"text": AnswerFlag("the expression", is_repeated=True)}
-ANSWER_HELP = expression_video.__doc__
+PREDICT_FLAGS = {"text": PredictFlag("the expression", is_repeated=True)}
+PREDICT_HELP = expression_video.__doc__
 
 OUTPUTS = ("pred_logits", "pred_masks", "presence_logits")
 
@@ -128,10 +128,10 @@ def make_task(config: ConfigDict) -> Task:
         write_predictions=functools.partial(
             segmentation.write_predictions, layout=lambda: _layout(config)
         ),
-        answer=functools.partial(
+        predict_video=functools.partial(
             expression_video.predict_expressions, score=score_at, threshold=refavs.THRESHOLD
         ),
-        answer_flags=tuple(ANSWER_FLAGS),
+        predict_flags=tuple(PREDICT_FLAGS),
     )
 
 

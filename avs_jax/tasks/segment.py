@@ -33,16 +33,16 @@ from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import InputError
-from avs_jax.task import AnswerFlag, Task
+from avs_jax.task import PredictFlag, Task
 
-ANSWER_FLAGS = {
-    "pre_masks": AnswerFlag(
+PREDICT_FLAGS = {
+    "pre_masks": PredictFlag(
         "folder with a color mask PNG per second of the video", is_per_video=True
     ),
-    "align": AnswerFlag("checkpoint of task `align`, to name what sounds"),
-    "flow_weights": AnswerFlag("of RAFT, where config.data.motion.model names one"),
+    "align": PredictFlag("checkpoint of task `align`, to name what sounds"),
+    "flow_weights": PredictFlag("of RAFT, where config.data.motion.model names one"),
 }
-ANSWER_HELP = clip_video.__doc__
+PREDICT_HELP = clip_video.__doc__
 
 
 class Host(NamedTuple):
@@ -203,9 +203,9 @@ def make_task(config: ConfigDict) -> Task:
         ),
         read_predictions=functools.partial(segmentation.read_predictions, rows=rows, layout=layout),
         write_predictions=functools.partial(segmentation.write_predictions, layout=layout),
-        answer=functools.partial(
+        predict_video=functools.partial(
             clip_video.predict_video, scores=host.scores, make_namer=_make_namer
         ),
         weight_files=host.weight_files,
-        answer_flags=tuple(ANSWER_FLAGS),
+        predict_flags=tuple(PREDICT_FLAGS),
     )

@@ -11,23 +11,23 @@ from avs_jax.models import build_model
 from avs_jax.models.sam2.model import SAM2
 from avs_jax.models.sam2.tracking import Segments
 from avs_jax.spec import InputError
-from avs_jax.task import AnswerFlag, Task
+from avs_jax.task import PredictFlag, Task
 
-ANSWER_FLAGS = {
-    "points": AnswerFlag(
+PREDICT_FLAGS = {
+    "points": PredictFlag(
         "json: object -> number of a frame -> [[x, y, 1 or 0], ..]", is_per_video=True
     ),
-    "boxes": AnswerFlag(
+    "boxes": PredictFlag(
         "json: object -> number of a frame -> [left, top, right, bottom]", is_per_video=True
     ),
-    "masks": AnswerFlag(
+    "masks": PredictFlag(
         "folder of indexed images 00000.png, ..: the value k is object k", is_per_video=True
     ),
-    "language": AnswerFlag(
+    "language": PredictFlag(
         "npz: object -> tokens [L, D] of a language model, D as it reads them", is_per_video=True
     ),
 }
-ANSWER_HELP = prompted_video.__doc__
+PREDICT_HELP = prompted_video.__doc__
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -46,9 +46,9 @@ def make_task(config: ConfigDict) -> Task:
             resize=config.data.frame_resize,
             num_slots=config.model.prompt_slots,
         ),
-        answer=prompted_video.predict_prompted,
+        predict_video=prompted_video.predict_prompted,
         weight_files=("sam2", "sa2va"),
-        answer_flags=tuple(ANSWER_FLAGS),
+        predict_flags=tuple(PREDICT_FLAGS),
         loss=_predicts_only,
         score=_predicts_only,
         meter=_predicts_only,

@@ -22,7 +22,7 @@ WINDOW = 2  # seconds
 PATIENCE = 20
 
 
-def answer_with_loudness(predictor, path, output, text=()):
+def predict_loudness(predictor, path, output, text=()):
     """Reports the loudness of every second as the area."""
     seconds, frames = [], []
     with atomic_folder(output) as folder:
@@ -36,7 +36,7 @@ def answer_with_loudness(predictor, path, output, text=()):
     return [f"{len(text)} texts", f"{output}: results.json"]
 
 
-def answer_with_frames(predictor, path, output, points=None):
+def predict_frames(predictor, path, output, points=None):
     """Writes a folder of overlays, as task `track` does."""
     found = json.loads(points.read_text())
     with atomic_folder(output) as folder:
@@ -54,10 +54,10 @@ class FakePredictor(jobs.WatchedPredictor):
         self.config = ConfigDict({"data": {"num_frames": WINDOW} if task.rows.fields else {}})
 
 
-def make_runner(answer=answer_with_loudness, flags=(), fields=("log_mel",), max_seconds=10):
+def make_runner(predict_video=predict_loudness, flags=(), fields=("log_mel",), max_seconds=10):
     rows = types.SimpleNamespace(fields=dict.fromkeys(fields))
     task = types.SimpleNamespace(
-        name="fake", answer=answer, answer_flags=flags, rows=rows, model=None
+        name="fake", predict_video=predict_video, predict_flags=flags, rows=rows, model=None
     )
     return jobs.Runner(FakePredictor(task), max_seconds, {})
 
@@ -70,8 +70,8 @@ def run(runner, folder, **inputs):
     return job
 
 
-def loudness(answer, condition):
-    with zipfile.ZipFile(answer.archive) as archive:
+def loudness(result, condition):
+    with zipfile.ZipFile(result.archive) as archive:
         results = json.loads(archive.read(f"{condition}/results.json"))
     return [row["area"] for row in results["seconds"]]
 
@@ -80,16 +80,16 @@ def test_every_condition_has_its_sound(tmp_path):
     loud = write(tmp_path / "loud.mp4", steady(3), rate=16_000, channels=1)
     short = write(tmp_path / "short.mp4", steady(1), rate=16_000, channels=1)
     job = run(make_runner(), tmp_path / "job", video=loud, silence=True, another=short)
-    answer = job.answer
-    assert list(answer.videos) == ["own sound", "silence", "another sound"] and not job.error
-    assert all(path.is_file() for path in answer.videos.values())
-    assert answer.lines == [f"{condition}: 0 texts" for condition in answer.videos]
-    own = loudness(answer, "own_sound")
+    result = job.result
+    assert list(result.videos) == ["own sound", "silence", "another sound"] and not job.error
+    assert all(path.is_file() for path in result.videos.values())
+    assert result.lines == [f"{condition}: 0 texts" for condition in result.videos]
+    own = loudness(result, "own_sound")
     assert len(own) == 3 and min(own) > 500
-    assert max(loudness(answer, "silence")) < 1
-    first, *rest = loudness(answer, "another_sound")
+    assert max(loudness(result, "silence")) < 1
+    first, *rest = loudness(result, "another_sound")
     assert first > 500 and max(rest) < 100  # silence follows the shorter sound
-    assert answer.chart.ndim == 3 and not answer.maps
+    assert result.chart.ndim == 3 and not result.maps
     assert job.progress.startswith("100%")
     job.discard()
     assert not (tmp_path / "job").exists()
@@ -99,21 +99,21 @@ def test_a_video_without_sound_takes_a_given_one(tmp_path):
     silent = write(tmp_path / "silent.mp4", steady(2), rate=None)
     sound = write(tmp_path / "loud.mp4", steady(2), rate=16_000, channels=1)
     job = run(make_runner(), tmp_path / "without", video=silent)
-    assert job.error.startswith("error: silent.mp4: no sound") and job.answer is None
+    assert job.error.startswith("error: silent.mp4: no sound") and job.result is None
     assert not (tmp_path / "without").exists()
     job = run(make_runner(), tmp_path / "with", video=silent, sound=sound)
-    assert list(job.answer.videos) == ["given sound"]
-    assert min(loudness(job.answer, "given_sound")) > 500
+    assert list(job.result.videos) == ["given sound"]
+    assert min(loudness(job.result, "given_sound")) > 500
 
 
 def test_frames_become_a_video(tmp_path):
     silent = write(tmp_path / "silent.mp4", steady(2), rate=None)
-    runner = make_runner(answer_with_frames, flags=("points", "boxes"), fields=())
+    runner = make_runner(predict_frames, flags=("points", "boxes"), fields=())
     job = run(runner, tmp_path / "job", video=silent, points=[(3, 4)])
-    assert job.answer.lines == ["own sound: {'object': {'0': [[3, 4, 1]]}}"]
+    assert job.result.lines == ["own sound: {'object': {'0': [[3, 4, 1]]}}"]
     count = len(list(read_frames(silent)))
-    assert len(list(read_frames(job.answer.videos["own sound"]))) == count
-    assert job.answer.chart is None
+    assert len(list(read_frames(job.result.videos["own sound"]))) == count
+    assert job.result.chart is None
 
 
 @pytest.mark.parametrize(
@@ -133,21 +133,21 @@ def test_refused_tasks():
     with pytest.raises(InputError, match="needs --masks"):
         make_runner(flags=("masks",))
     with pytest.raises(InputError, match="does not predict on videos"):
-        make_runner(answer=None)
+        make_runner(predict_video=None)
 
 
 def test_one_job_at_a_time_until_it_is_cancelled(tmp_path):
     video = write(tmp_path / "in.mp4", steady(2), rate=16_000, channels=1)
     has_begun, may_go_on = threading.Event(), threading.Event()
 
-    def answer(predictor, path, output):
+    def predict_video(predictor, path, output):
         predictor.step()
         has_begun.set()
         assert may_go_on.wait(PATIENCE)
         predictor.step()  # raises once the job is cancelled
-        return answer_with_loudness(predictor, path, output)
+        return predict_loudness(predictor, path, output)
 
-    runner = make_runner(answer)
+    runner = make_runner(predict_video)
     places = [tmp_path / "first", tmp_path / "second"]
     for place in places:
         place.mkdir()
@@ -157,8 +157,8 @@ def test_one_job_at_a_time_until_it_is_cancelled(tmp_path):
     assert not second.wait(0.2) and "waiting" in second.progress
     first.discard()
     may_go_on.set()
-    assert first.wait(PATIENCE) and first.error == "cancelled" and first.answer is None
-    assert second.wait(PATIENCE) and second.answer is not None
+    assert first.wait(PATIENCE) and first.error == "cancelled" and first.result is None
+    assert second.wait(PATIENCE) and second.result is not None
     assert not places[0].exists() and places[1].exists()
 
 
@@ -166,13 +166,13 @@ def test_closing_cancels_the_running_job(tmp_path):
     video = write(tmp_path / "in.mp4", steady(2), rate=16_000, channels=1)
     has_begun = threading.Event()
 
-    def answer(predictor, path, output):
+    def predict_video(predictor, path, output):
         while True:
             predictor.step()
             has_begun.set()
             time.sleep(0.01)
 
-    runner = make_runner(answer)
+    runner = make_runner(predict_video)
     (tmp_path / "job").mkdir()
     job = jobs.Job(runner, jobs.Inputs(video), tmp_path / "job")
     assert has_begun.wait(PATIENCE)

@@ -21,17 +21,17 @@ def folder(tmp_path):
     return tmp_path
 
 
-def answer(video, output):
+def predict_one(video, output):
     if "bad" in video.name:
         raise InputError(f"{video}: damaged\nsecond line")
     output.mkdir(parents=True)
     (output / "results.json").write_text("{}")
 
 
-def run(folder, shard="0/1", answer=answer, **settings):
+def run(folder, shard="0/1", predict_one=predict_one, **settings):
     videos, said = find_videos(f"{folder}/in/**/*.mp4", folder / "out"), []
     summary = predict_many(
-        answer, videos, folder / "out", settings, Shard.parse(shard), said.append
+        predict_one, videos, folder / "out", settings, Shard.parse(shard), said.append
     )
     return summary, json.loads((folder / "out" / "manifest.json").read_text()), said
 
@@ -52,14 +52,14 @@ def test_names_are_paths_below_the_pattern(folder):
 def test_results_never_replace_a_video(folder):
     videos = find_videos(f"{folder}/in/**/*.mp4", folder / "in")
     with pytest.raises(UsageError, match="b.mp4 would take its place"):
-        predict_many(answer, videos, folder / "in", {}, Shard(0, 1), print)
+        predict_many(predict_one, videos, folder / "in", {}, Shard(0, 1), print)
     assert (folder / "in" / "b.mp4").read_text() == "b.mp4" and len(list(folder.rglob("*"))) == 8
 
 
 @pytest.mark.parametrize("where", ["in/out", "."])
 def test_results_are_no_videos(folder, where):
     def overlay(video, output):
-        answer(video, output)
+        predict_one(video, output)
         (output / "overlay.mp4").write_text("masks")
 
     output, pattern = folder / where, f"{folder}/in/**/*.mp4"
@@ -87,12 +87,12 @@ def test_a_second_run_only_takes_what_is_open_or_newer(folder):
     def second(video, output):
         seen.append(video.name)
 
-    run(folder, answer=second)
+    run(folder, predict_one=second)
     assert seen == []
     late = (folder / "out" / "deep" / "bad.mp4.failed.txt").stat().st_mtime + 5
     os.utime(folder / "in" / "deep" / "bad.mp4", (late, late))
     (folder / "out" / "b.mp4" / "results.json").unlink()
-    run(folder, answer=second)
+    run(folder, predict_one=second)
     assert seen == ["b.mp4", "bad.mp4"]
 
 
@@ -100,10 +100,10 @@ def test_an_interrupted_run_leaves_a_manifest(folder):
     def interrupted(video, output):
         if video.name == "c.mp4":
             raise KeyboardInterrupt
-        answer(video, output)
+        predict_one(video, output)
 
     with pytest.raises(KeyboardInterrupt):
-        run(folder, answer=interrupted)
+        run(folder, predict_one=interrupted)
     manifest = json.loads((folder / "out" / "manifest.json").read_text())
     assert (manifest["done"], manifest["failed"], manifest["open"]) == (1, 0, 3)
 
@@ -117,7 +117,7 @@ def test_a_full_disk_is_not_the_videos_fault(folder):
 
     for write in (full, full_to_ffmpeg):
         with pytest.raises(OSError, match="(?i)no space"):
-            run(folder, answer=write)
+            run(folder, predict_one=write)
         assert not list((folder / "out").rglob("*.failed.txt"))
 
 
@@ -126,7 +126,7 @@ def test_a_missing_flag_is_not_the_videos_fault(folder):
         raise UsageError("--text is missing")
 
     with pytest.raises(UsageError):
-        run(folder, answer=refuses, text=None)
+        run(folder, predict_one=refuses, text=None)
     assert run(folder, text="a dog")[0] == "3 done, 1 failed, 0 open"
     with pytest.raises(InputError, match="other settings"):
         run(folder, text=None)

@@ -75,8 +75,8 @@ def make_predictor(config, checkpoint):
 
 
 def predict_video(predictor, path, output, **options):
-    """Writes what the task answers; returns results.json."""
-    predictor.task.answer(predictor, path, output, **options)
+    """Writes what the task predicts; returns results.json."""
+    predictor.task.predict_video(predictor, path, output, **options)
     return json.loads((output / "results.json").read_text())
 
 

@@ -207,7 +207,7 @@ def test_a_video_and_two_expressions(run, tmp_path):
     task = make_task(checkpoint.config)
     predictor = Predictor(task, checkpoint.config, checkpoint)
     video = video_files.write(tmp_path / "x.mp4", video_files.steady(3))
-    lines = task.answer(predictor, video, tmp_path / "out", text=["the dog", "the man"])
+    lines = task.predict_video(predictor, video, tmp_path / "out", text=["the dog", "the man"])
     assert len(lines) == 3 and lines[0].startswith("'the dog': ")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [found["text"] for found in results["expressions"]] == ["the dog", "the man"]
@@ -220,7 +220,7 @@ def test_a_video_and_two_expressions(run, tmp_path):
             assert 0 <= row["presence"] <= 1 and (row["presence"] > 0.5 or not row["area"])
     for text in ([], [" "]):
         with pytest.raises(InputError, match="missing or empty"):
-            task.answer(predictor, video, tmp_path / "none", text=text)
+            task.predict_video(predictor, video, tmp_path / "none", text=text)
 
 
 @pytest.mark.slow
