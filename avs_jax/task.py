@@ -145,9 +145,9 @@ class Task:
       schedules: name -> (fraction of the training that is done) -> number to log.
       logged_params: name in the log -> path of a learned scalar.
       outputs: model outputs that scoring and prediction read; their first axis is the batch.
-      own_inputs: the inputs of which the model takes several rows for one row of the others, such
-        as expressions of a clip. Evaluation then computes rows that follow each other and differ in
-        these alone together; batches hold their `place` in the clip. (): each row alone.
+      unshared_inputs: inputs that may differ between rows of one clip, such as the expression; the
+        rows share all others, which the model then takes once per clip. Evaluation scores such rows
+        together, each in the slot that its `place` in the clip gives it. (): every row by itself.
       score: (outputs, inputs) -> arrays [B, ...], row by row, on the device, in one program with
         the forward pass.
       meter: facts -> Meter.
@@ -186,7 +186,7 @@ class Task:
     protocols: Callable[[Any], dict[str, Numbers]]
     measure: str
     join: Callable[[Sequence[Any], int], Any]
-    own_inputs: tuple[str, ...] = ()
+    unshared_inputs: tuple[str, ...] = ()
     rng_streams: tuple[str, ...] = ("loss",)
     norms: Callable[[Batch], dict[str, Array]] | None = None
     schedules: Mapping[str, Callable[[Array], Array]] = dataclasses.field(default_factory=dict)

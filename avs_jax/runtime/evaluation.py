@@ -1,14 +1,16 @@
 """One pass of a model over records: batches to a table with one row per scored item.
 
-Both validation and avs_jax.evaluate use it. Each device scores one row at a time, so no number
-depends on the batch size. Floating-point sums do depend on the computed shape, by about 1e-7 of a
-logit, which can flip a pixel at a threshold: the order of a matrix product's sums can change with
-its shape. A batch of a fixed size, always filled, would not do either: split over devices, it is
-another shape for each number of them.
+Both validation and avs_jax.evaluate use it.
 
-Rows of a clip that share its images are scored together (Task.own_inputs), always TOGETHER in one
-program; where there are fewer, others fill their places. A row's place among them is its place in
-the clip, so its number depends neither on the batch size nor on what the batch holds besides.
+Each device scores one row at a time, so no number depends on the batch size. Larger batches would
+change numbers: the order of a matrix product's sums can depend on its shape, and another order
+changes a logit by about 1e-7, which can flip a pixel at a threshold. Padding all batches to one
+size does not help: a batch is split over the devices, so the shape of a device's share depends on
+their number.
+
+Rows of a clip that differ only in Task.unshared_inputs are scored together, always TOGETHER in one
+program; where a clip has fewer, copies fill the unused slots. A row's slot is its place in the
+clip, so its numbers depend neither on the batch size nor on the other rows of the batch.
 """
 
 import io
@@ -117,22 +119,24 @@ def _score(task: Task, eval_step, variables, batch: Batch, mesh: Mesh) -> dict[s
     pending = []  # dispatch all before waiting for the first
     for i in range(0, len(taken), step):
         some = taken[i : i + step]
-        rows = {False: [max(group) for group in some], True: [_filled(group) for group in some]}
+        one_of_each = [max(group) for group in some]
+        all_slots = [row for group in some for row in _filled(group)]
         part = {
-            name: value[np.ravel(rows[name in task.own_inputs])] for name, value in inputs.items()
+            name: value[all_slots if name in task.unshared_inputs else one_of_each]
+            for name, value in inputs.items()
         }
         pending.append(eval_step(*variables, put_batch(part, mesh)))
     parts = [{name: _local_rows(x) for name, x in outputs.items()} for outputs in pending]
-    row_of = np.concatenate(groups)  # of every computed one, -1 of a filled place
+    row_of = np.concatenate(groups)  # of every computed one, -1 of an unused slot
     order = np.argsort(row_of)[np.count_nonzero(row_of < 0) :]
     return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
 
 def _groups(task: Task, batch: Batch, inputs: Mapping[str, np.ndarray]) -> list[list[int]]:
-    """Rows that are scored together, in their places; -1 where a clip has none in the batch."""
-    if not task.own_inputs:
+    """Rows that are scored together, in their slots; -1 where a clip has none in the batch."""
+    if not task.unshared_inputs:
         return [[row] for row in range(len(next(iter(inputs.values()))))]
-    shared = [value for name, value in inputs.items() if name not in task.own_inputs]
+    shared = [value for name, value in inputs.items() if name not in task.unshared_inputs]
     groups: list[list[int]] = []
     for row, place in enumerate(batch["place"]):
         before = batch["place"][row - 1] if row else place

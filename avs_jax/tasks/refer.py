@@ -110,7 +110,7 @@ def make_task(config: ConfigDict) -> Task:
         schedules=schedules,
         logged_params=logged,
         outputs=OUTPUTS,
-        own_inputs=TEXT_FIELDS,
+        unshared_inputs=TEXT_FIELDS,
         score=score,
         derive=functools.partial(_derive, score=score),
         meter=refavs.ExpressionMeter,

@@ -153,7 +153,7 @@ def test_expressions_of_a_clip_are_scored_together(records):
     inputs = task.inputs(EvalBatches(rows, task.rows, 1)[0])
     shapes, _ = jax.eval_shape(lambda x: init_variables(task.model, x, 0), inputs)
     variables = jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), shapes)
-    alone = score(dataclasses.replace(task, own_inputs=()), 8)
+    alone = score(dataclasses.replace(task, unshared_inputs=()), 8)
     found = score(task, 8)
     assert passes == [8] * 8 + [8] * 4  # items 0 to 3, 4 and 5, and two clips of one
     for x, y in zip(found, alone, strict=True):
