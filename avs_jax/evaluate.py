@@ -35,12 +35,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from avs_jax.controls.false_sounds import own_sound
-from avs_jax.data.expressions import row_name
+from avs_jax.data.audio import encode_wav
 from avs_jax.data.pipeline import EvalBatches, Loader
-from avs_jax.data.records import metadata, open_records
+from avs_jax.data.records import metadata, open_records, record_name
 from avs_jax.files import atomic_folder
 from avs_jax.finished_conditions import FinishedConditions, condition_key
-from avs_jax.generate.encoding import encode_wav
 from avs_jax.report_identity import (
     check_same_source,
     number_digest,
@@ -149,20 +148,22 @@ def evaluate_split(
         "digest": number_digest(config),
         **controls.facts,
     }
-    run = Evaluator(task, config, checkpoint, weights, facts)
-    heard = {TRUE_AUDIO: records, **controls.records}
+    evaluator = Evaluator(task, config, checkpoint, weights, facts)
+    conditions = {TRUE_AUDIO: records, **controls.records}
     finished = None
     if jax.process_count() == 1 and checkpoint.checksum is not None:
         key = condition_key(facts, records, config.evaluate.num_pictures)
         finished = FinishedConditions(folder, key, type(task.meter({}).table()))
     results, files = _evaluate_conditions(
-        run, task, split, heard, finished, write_predictions, folder
+        evaluator, task, split, conditions, finished, write_predictions, folder
     )
     tables = {name: result.table for name, result in results.items()}
     report = make_report(task, facts, tables, len(records), [*notes, *controls.notes])
     with locked(folder.parent, "evaluation"):
         if jax.process_index() == 0:
-            sounds = {name: _sounds(heard[name], found.figures) for name, found in results.items()}
+            sounds = {
+                name: _sounds(conditions[name], found.figures) for name, found in results.items()
+            }
             curves = read_curves(
                 checkpoint.run_directory / "metrics.jsonl", next(iter(report.scores[TRUE_AUDIO]))
             )
@@ -171,10 +172,10 @@ def evaluate_split(
 
 
 def _evaluate_conditions(
-    run: "Evaluator",
+    evaluator: "Evaluator",
     task: Task,
     split: str,
-    heard: Mapping[str, Sequence[Record]],
+    conditions: Mapping[str, Sequence[Record]],
     finished: FinishedConditions | None,
     write_predictions: str | pathlib.Path | None,
     folder: pathlib.Path,
@@ -186,24 +187,24 @@ def _evaluate_conditions(
     """
     results: dict[str, Evaluation] = {}
     files: dict[str, str] = {}
-    for condition, records in heard.items():
-        is_first, recorders, observers = condition == TRUE_AUDIO, [], []
-        writes = is_first and write_predictions is not None
+    for condition, records in conditions.items():
+        is_unaltered, recorders, observers = condition == TRUE_AUDIO, [], []
+        writes = is_unaltered and write_predictions is not None
         if finished and not writes and (kept := finished.load(condition)):
             print(f"{condition}: scored before", file=sys.stderr)
             results[condition] = kept[0]
             files |= kept[1]
             continue
-        if is_first:
+        if is_unaltered:
             recorders = task.recorders(split)
             observers = [recorder.add for recorder in recorders]
         if writes:
             observers.append(functools.partial(task.write_predictions, write_predictions))
         try:
-            results[condition] = run(records, condition, observers)
+            results[condition] = evaluator(records, condition, observers)
         except KeyboardInterrupt:
             if finished:
-                count = f"{len(results)} of {len(heard)} conditions are kept"
+                count = f"{len(results)} of {len(conditions)} conditions are kept"
                 print(f"{folder}: {count}; the same command resumes", file=sys.stderr)
             raise
         found = {k: text for recorder in recorders for k, text in recorder.files().items()}
@@ -339,7 +340,7 @@ def _write(
     finished: FinishedConditions | None = None,
 ) -> None:
     figures = {f"{k}_{name}": v for name, r in results.items() for k, v in r.figures.items()}
-    heard = {f"{k}_{name}": v for name, each in (sounds or {}).items() for k, v in each.items()}
+    wav_files = {f"{k}_{name}": v for name, each in (sounds or {}).items() for k, v in each.items()}
     with atomic_folder(folder) as fresh:
         for i, (name, result) in enumerate(results.items()):
             result.table.save(fresh / (f"counts_{name}.npz" if i else "counts.npz"))
@@ -350,7 +351,7 @@ def _write(
             for name, figure in figures.items():
                 visualize.save_png(fresh / "pictures" / f"{name}.png", figure)
         write(report, fresh)
-        write_page(report, fresh, figures, heard, curves or {})
+        write_page(report, fresh, figures, wav_files, curves or {})
         if finished is not None:  # before the report appears: a kill then leaves nothing of them
             finished.remove()
     print(to_text(report), end="")
@@ -372,7 +373,7 @@ def _sounds(records: Sequence[Record], figures: Mapping[str, Any]) -> dict[str, 
     sounds: dict[str, bytes] = {}
     for index in range(min(len(records), SEARCHED * len(figures))):
         record = records[index]
-        name = row_name(record)
+        name = record_name(record)
         if name in figures and "waveform" in record:
             sounds[name] = encode_sound(record)
         if len(sounds) == len(figures):

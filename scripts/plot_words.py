@@ -21,8 +21,7 @@ import jax
 import numpy as np
 
 from avs_jax.data.decode import decode_text
-from avs_jax.data.expressions import row_name
-from avs_jax.data.records import open_records
+from avs_jax.data.records import open_records, record_name
 from avs_jax.data.tokens import clean
 from avs_jax.files import atomic_folder
 from avs_jax.flag_style import FlagParser
@@ -61,7 +60,7 @@ def draw_page(args: argparse.Namespace) -> None:
     look = make_look(task, level)
     figures, texts = {}, {}
     for kind, record in choose(open_records(config, args.split), args.count):
-        name = row_name(record)
+        name = record_name(record)
         row = task.rows.prepare(record, None)
         inputs = {k: np.asarray(x)[None] for k, x in task.inputs(row).items()}
         found = jax.device_get(look(*variables, inputs))

@@ -4,7 +4,7 @@
   [T, 96, 64] float32
 
 Example k covers [0.96 k, 0.96 k + 0.975) s: examples do not overlap and drift slowly from "second
-k". All arithmetic is float64; only the result is rounded.
+k". All arithmetic is float64; only the result is rounded. `encode_wav` makes a file of a sound.
 
 Source: AudioSet's VGGish front end as AVSBench uses it (preprocess_scripts and torchvggish), and
 resampy 0.4 (`kaiser_best`) for other sampling rates. Departure: the resampler is written as block
@@ -12,6 +12,8 @@ matrix products, one matrix per group of output phases, which gives the same sum
 """
 
 import functools
+import io
+import wave
 from collections.abc import Sequence
 
 import numpy as np
@@ -202,3 +204,15 @@ def _taps(fraction: float, scale: float, reach: int) -> np.ndarray:
         else:  # samples left + 1, left + 2, ...
             taps[reach + 1 : reach + 1 + count] = weights
     return taps
+
+
+def encode_wav(audio: np.ndarray, sample_rate: int, stereo: bool = False) -> bytes:
+    """The bytes of a WAV file of mono samples int16 [n], on two channels if `stereo`."""
+    buffer = io.BytesIO()
+    samples = np.repeat(audio[:, None], 2 if stereo else 1, axis=1)
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(samples.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(samples.tobytes())
+    return buffer.getvalue()

@@ -20,6 +20,7 @@ import numpy as np
 from avs_jax.data import transforms
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.decode import decode_labels, decode_rgb, decode_text
+from avs_jax.data.records import record_name
 from avs_jax.data.tokens import Tokenizer, Tokens, WordTokenizer, load_tokenizer, tokenize
 from avs_jax.spec import MEL_BANDS, MEL_FRAMES, Field, InputError
 from avs_jax.task import Record, Row
@@ -213,7 +214,7 @@ def clip_record(record: Record) -> dict[str, Any]:
             "is_null": False, "is_seen": False, "kind": 0, "category": "", "category_label": 0,
         }  # fmt: skip
     item, num_frames = int(record["item"]), len(record["frames"])
-    uid, fid = row_name(record), int(record["expression_fids"][item])
+    uid, fid = record_name(record), int(record["expression_fids"][item])
     is_null = bool(record["is_null"][item])
     places = np.flatnonzero(np.asarray(record["fids"]) == fid)
     if is_null or not len(places):
@@ -238,12 +239,6 @@ def clip_record(record: Record) -> dict[str, Any]:
         "is_seen": bool(record["is_seen"][item]),
         "kind": int(record["kinds"][item]),
     }
-
-
-def row_name(record: Record) -> str:
-    """What a record's row is called: its expression's uid or, without expressions, its clip id."""
-    name = record["uids"][int(record["item"])] if "uids" in record else record.get("clip_id", "")
-    return decode_text(name)
 
 
 def _facts(clip: Mapping[str, Any]) -> Row:

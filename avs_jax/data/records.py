@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from avs_jax.data.decode import decode_text
 from avs_jax.data.input_files import read_json
 from avs_jax.files import open_regular
 from avs_jax.spec import InputError, first_line
@@ -156,6 +157,12 @@ def num_clips(config: Any, split: str) -> int:
 def metadata(records: Sequence[Record]) -> Mapping[str, Any]:
     """What the dataset's builder noted; nothing where the records are not a dataset's."""
     return getattr(records, "metadata", None) or {}
+
+
+def record_name(record: Record) -> str:
+    """What a record's row is called: its expression's uid or, without expressions, its clip id."""
+    name = record["uids"][int(record["item"])] if "uids" in record else record.get("clip_id", "")
+    return decode_text(name)
 
 
 def file_stamps(records: Sequence[Record]) -> list[tuple[str, int, int]]:

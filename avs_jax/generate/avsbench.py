@@ -19,10 +19,11 @@ import numpy as np
 from PIL import Image
 
 from avs_jax.data import avsbench_folders, pre_masks
+from avs_jax.data.audio import encode_wav
 from avs_jax.data.avsbench_folders import CLASSES, OBJECTS
 from avs_jax.files import atomic_path, write_atomically
 from avs_jax.generate.categories import SEMANTIC_CLASSES, Category
-from avs_jax.generate.encoding import encode_image, encode_wav
+from avs_jax.generate.encoding import encode_image
 from avs_jax.generate.plans import Plan, plan_clip, plan_mixture
 from avs_jax.generate.rendering import VIDEO_FPS, RenderedClip, render_clip
 from avs_jax.generate.setting import Options, Setting

@@ -41,11 +41,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from avs_jax.data.audio import encode_wav
 from avs_jax.data.avsbench_folders import OBJECTS
 from avs_jax.files import atomic_path, write_atomically
 from avs_jax.generate import sounds
 from avs_jax.generate.categories import CATEGORIES, Category
-from avs_jax.generate.encoding import encode_image, encode_wav
+from avs_jax.generate.encoding import encode_image
 from avs_jax.generate.expressions import (
     NULL_KINDS,
     Expression,

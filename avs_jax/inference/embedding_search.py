@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from avs_jax.data.audio import resample, to_mono
+from avs_jax.data.audio import encode_wav, resample, to_mono
 from avs_jax.data.decode import decode_rgb
 from avs_jax.data.input_files import read_image, read_wav
 from avs_jax.data.records import open_records
 from avs_jax.data.tokens import cut_note
 from avs_jax.data.video import read_windows
 from avs_jax.files import atomic_folder
-from avs_jax.generate.encoding import encode_wav
 from avs_jax.inference.approximate_search import nearest_by_graph
 from avs_jax.inference.predictor import Predictor
 from avs_jax.models.align import PAIRS

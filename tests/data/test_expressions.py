@@ -6,7 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
-from avs_jax.data.expressions import ExpressionRows, row_name
+from avs_jax.data.expressions import ExpressionRows
+from avs_jax.data.records import record_name
 from avs_jax.losses.referral import asked_targets
 from avs_jax.spec import InputError
 from configs import refer_cma
@@ -54,11 +55,11 @@ def test_truth_and_text_are_the_reference_s(clips, config, golden_dir):
             np.testing.assert_array_equal(labels["labels"], row["labels"])
 
 
-def test_rows_have_the_name_that_row_name_tells(clips, config):
+def test_rows_have_the_name_that_record_name_tells(clips, config):
     rows = ExpressionRows(config)
     for record in clips["train"]:
-        assert rows.prepare(record)["clip_id"] == row_name(record)
-    assert row_name({"clip_id": b"x"}) == "x"
+        assert rows.prepare(record)["clip_id"] == record_name(record)
+    assert record_name({"clip_id": b"x"}) == "x"
 
 
 def test_tokens_and_what_is_cut(clips, config):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from avs_jax import predict
-from avs_jax.generate.encoding import encode_wav
+from avs_jax.data.audio import encode_wav
 from avs_jax.generate.video_writer import write_video
 from avs_jax.inference import embedding_search, index_building
 from avs_jax.inference.predictor import Predictor
