@@ -56,7 +56,7 @@ from avs_jax.models.flow.raft import VARIANTS
 from avs_jax.runtime.command_line import quiet_libraries
 from avs_jax.runtime.compilation_cache import announce_compilation, use_compilation_cache
 from avs_jax.runtime.lock import locked
-from avs_jax.spec import InputError
+from avs_jax.spec import InputError, differences
 from avs_jax.stopping import run_as_program
 
 DIFFERENCE, TRACK = "difference", "track"
@@ -74,11 +74,7 @@ def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     if not stored:
         write_atomically(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
         return
-    differing = [
-        f"{key} {stored.get(key)!r} there, {settings.get(key)!r} now"
-        for key in sorted(stored.keys() | settings.keys())
-        if stored.get(key) != settings.get(key)
-    ]
+    differing = differences(stored, settings)
     if differing:
         raise FlowError(
             f"{folder} holds flow made in another way ({'; '.join(differing)}): "

@@ -40,7 +40,7 @@ Outputs of the models of task `segment`, a dict:
   intermediates  dict of everything else worth looking at; XLA drops what nobody reads
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,6 +158,15 @@ def nearest(word: str, choices: Sequence[str], count: int = 3) -> list[str]:
     import difflib
 
     return difflib.get_close_matches(word, list(choices), n=count, cutoff=0.4)
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ, for error messages."""
+    return [
+        f"{key} {stored.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted(stored.keys() | now.keys())
+        if stored.get(key) != now.get(key)
+    ]
 
 
 def first_line(error: BaseException) -> str:

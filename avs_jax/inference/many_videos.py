@@ -29,7 +29,7 @@ import av.error
 
 from avs_jax.files import UNFINISHED, write_atomically
 from avs_jax.progress import clock
-from avs_jax.spec import InputError, UsageError, first_line
+from avs_jax.spec import InputError, UsageError, differences, first_line
 
 MANIFEST, SETTINGS = "manifest.json", "settings.json"
 RESULTS = "results.json"  # every task writes it last, and its folder appears as a whole
@@ -199,11 +199,7 @@ def check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
             write_atomically(path, json.dumps(settings, indent=1) + "\n")
             return
     stored = json.loads(path.read_text())
-    differing = [
-        f"{key} {stored.get(key)!r} there, {settings.get(key)!r} now"
-        for key in sorted(stored.keys() | settings.keys())
-        if stored.get(key) != settings.get(key)
-    ]
+    differing = differences(stored, settings)
     if differing:
         raise InputError(
             f"{output} holds results with other settings ({'; '.join(differing)}): choose another "
