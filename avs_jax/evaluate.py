@@ -244,8 +244,7 @@ class Evaluator:
         """One pass over records, altered as `condition` names."""
         config, task = self._config, self._task
         size = eval_batch_size(config, self._mesh)
-        share = jax.process_index(), jax.process_count()
-        batches = EvalBatches(records, task.rows, size, *share)
+        batches = EvalBatches(records, task.rows, size, jax.process_index(), jax.process_count())
         with Loader(batches, prefetch=config.data.prefetch) as loader:
             return evaluate(
                 task,

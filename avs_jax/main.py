@@ -51,8 +51,9 @@ def main(argv: Sequence[str]) -> None:
                 raise UsageError(f"--{name} belongs to --mode=plan, not to --mode={values.mode}")
         if values.workdir is None:
             raise UsageError("--workdir is missing; --help lists the flags")
-        job = (values.coordinator, values.num_processes, values.process_id)
-        with distributed_job(*job, expected=EXPECTED):
+        with distributed_job(
+            values.coordinator, values.num_processes, values.process_id, expected=EXPECTED
+        ):
             if values.mode == "train":
                 try:
                     train(config, values.workdir, values.coordinator)

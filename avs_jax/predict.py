@@ -74,8 +74,11 @@ def main(argv: Sequence[str]) -> int:
     """Predicts; returns the exit status."""
     description = __doc__.replace("{tasks}", predict_help())
     argv = [f"{arg}=" if arg in ("--arrays", "-arrays") else arg for arg in argv]
-    parsing = (argv, _define_flags, description)
-    return exit_status(lambda: run(parse(*parsing, needs_config=False, more_help=_list_fields)))
+    return exit_status(
+        lambda: run(
+            parse(argv, _define_flags, description, needs_config=False, more_help=_list_fields)
+        )
+    )
 
 
 def run(line: CommandLine) -> None:

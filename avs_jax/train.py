@@ -76,8 +76,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
         # ---- devices ----
         check_run_config(config)
         workdir, is_first = pathlib.Path(workdir).expanduser().resolve(), jax.process_index() == 0
-        share, total_steps = (jax.process_index(), jax.process_count()), config.train.steps
-        mesh = sharding.make_mesh(config)
+        total_steps, mesh = config.train.steps, sharding.make_mesh(config)
         batch_size, accumulate = config.train.batch_size, config.train.accumulate
         sharding.check_batch_size("config.train.batch_size", batch_size, mesh, accumulate)
 
@@ -115,7 +114,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
         # ---- validation ----
         eval_step, size = make_eval_step(task, mesh), eval_batch_size(config, mesh)
         val_records, figures = records[VALIDATION_SPLIT], config.train.num_pictures
-        batches = EvalBatches(val_records, task.rows, size, *share)
+        batches = EvalBatches(
+            val_records, task.rows, size, jax.process_index(), jax.process_count()
+        )
         val_loader = stack.enter_context(Loader(batches, prefetch=config.data.prefetch))
         score = functools.partial(evaluate, task, eval_step, loader=val_loader, mesh=mesh)
 
@@ -163,6 +164,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
             is_over = is_out_of_patience()
 
         # ---- loop ----
+        asked = False
         if not is_over:
             if is_first:
                 announce_compilation(
@@ -172,55 +174,64 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, coordinator: str | No
             log.say(str(used))
             log.scalars(start_step, used.as_scalars())
             _return_compiler_memory(log, start_step)
-            data, order = records["train"], (batch_size, config.seed, *share, start_step)
-            batches = TrainBatches(data, task.rows, *order, alter=task.alter(data))
+            batches = TrainBatches(
+                records["train"],
+                task.rows,
+                batch_size,
+                config.seed,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                start_step=start_step,
+                alter=task.alter(records["train"]),
+            )
             workers, prefetch = config.data.num_workers, config.data.prefetch
             train_loader = stack.enter_context(Loader(batches, workers, prefetch))
             stop_requested = until_reports.enter_context(sigterm_as_request())
-            span = (config.profile_steps, start_step, total_steps)
-            profiler = StepProfiler(workdir, *span, enabled=is_first)
+            profiler = StepProfiler(
+                workdir, config.profile_steps, start_step, total_steps, enabled=is_first
+            )
             stack.callback(profiler.close)
             seed = setup.seed()
             waits, finite = DataWaitTimer(iter(train_loader)), FiniteCheck(checkpoints)
             speed, metrics = StepSpeed(waits, batch_size), None
-        asked = False
-        for step in range(start_step + 1, 1 if is_over else total_steps + 1):
-            batch = waits.next(metrics)
-            profiler.before(step)
-            batch = sharding.put_batch(select(batch, task.rows.fields, "input", "target"), mesh)
-            with jax.transfer_guard("disallow"):
-                state, metrics = train_step(state, batch, seed)
-            is_last = step == total_steps
-            asked = stop_requested(step)
-            stop = asked and not is_last
-            must_log = is_last or step % config.train.log_every == 0
-            validates = must_validate(step) and not stop  # the resumed run validates instead
-            saves = validates or stop or step % config.train.checkpoint_every == 0
-            traced = profiler.after(step, metrics)
-            if traced is not None:
-                log.say(f"traced for TensorBoard's profiler, up to step {step}: {traced}")
-            finite.check(step, metrics, at_once=must_log or saves)
 
-            if must_log:
-                values = {k: v for k, v in jax.device_get(metrics).items() if k != "finite"}
-                measured, seconds = speed.at(step)
-                log.scalars(step, values | measured)
-                log.progress(step, values | measured, seconds)
-            if must_log or not speed.is_measuring:
-                jax.block_until_ready(metrics)
-                speed.restart(step)
-            scores = None
-            if validates:
-                with speed.paused():
-                    scores = validate(state, step)
-            if saves:
-                checkpoints.save(state, step, scores)
-            if stop:
-                checkpoints.wait()
-                log.say(f"asked to stop: saved step {step}; the same command resumes from it")
-                return False
-            if validates and is_out_of_patience():
-                break
+            for step in range(start_step + 1, total_steps + 1):
+                batch = waits.next(metrics)
+                profiler.before(step)
+                batch = sharding.put_batch(select(batch, task.rows.fields, "input", "target"), mesh)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = train_step(state, batch, seed)
+                is_last = step == total_steps
+                asked = stop_requested(step)
+                stop = asked and not is_last
+                must_log = is_last or step % config.train.log_every == 0
+                validates = must_validate(step) and not stop  # the resumed run validates instead
+                saves = validates or stop or step % config.train.checkpoint_every == 0
+                traced = profiler.after(step, metrics)
+                if traced is not None:
+                    log.say(f"traced for TensorBoard's profiler, up to step {step}: {traced}")
+                finite.check(step, metrics, at_once=must_log or saves)
+
+                if must_log:
+                    values = {k: v for k, v in jax.device_get(metrics).items() if k != "finite"}
+                    measured, seconds = speed.at(step)
+                    log.scalars(step, values | measured)
+                    log.progress(step, values | measured, seconds)
+                if must_log or not speed.is_measuring:
+                    jax.block_until_ready(metrics)
+                    speed.restart(step)
+                scores = None
+                if validates:
+                    with speed.paused():
+                        scores = validate(state, step)
+                if saves:
+                    checkpoints.save(state, step, scores)
+                if stop:
+                    checkpoints.wait()
+                    log.say(f"asked to stop: saved step {step}; the same command resumes from it")
+                    return False
+                if validates and is_out_of_patience():
+                    break
 
         # ---- reports ----
         checkpoints.wait()
@@ -255,8 +266,9 @@ def _first_state(setup: TrainSetup) -> TrainState:
     config, is_first = setup.config, jax.process_index() == 0
     variables, source = setup.init_variables(), config.train.init_from
     if source:
-        rules = (config.train.init_fresh, config.train.init_dropped)
-        *variables, unused = init_from_checkpoint(*variables, source, *rules)
+        *variables, unused = init_from_checkpoint(
+            *variables, source, fresh=config.train.init_fresh, dropped=config.train.init_dropped
+        )
         if is_first:
             listed = "".join(f"\n  {path}" for path in unused) or " nothing"
             print(f"{source}: fresh or not taken:{listed}", file=sys.stderr)
