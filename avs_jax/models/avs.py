@@ -162,17 +162,17 @@ class AVS(nn.Module):
             mask_prior=lambda: mask_prior(predictor, encoded),
             location=location,
         )
-        now, query_map, vectors, named = self._run_stages(now, intermediates)
+        now, pixel_weights, updates, named = self._run_stages(now, intermediates)
         if train and gumbel_noise is None:
             gumbel_noise = self._draw_gumbel(encoded)
         decoded, steps = predictor(
             now.levels,
             now.mask_features,
             now.audio,
-            query_map,
+            pixel_weights,
             gumbel_noise,
             text,
-            vectors,
+            updates,
             now.location,
         )
         outputs = self._unfold(decoded, named, sizes["T"])
@@ -210,22 +210,23 @@ class AVS(nn.Module):
         """What the stages make of the inputs, and their results; adds to `intermediates`.
 
         Returns:
-          the inputs; the sum of the query maps; functions of the query vectors, in order; outputs.
+          the inputs; the sum of the pixel weights; functions of the queries, in order; outputs.
         """
-        query_map, vectors, named = None, [], {}
+        pixel_weights, updates, named = None, [], {}
         for section, (stage, config) in self._rows().items():
             result = self._run_stage(section, stage, config, now)
             named |= result.outputs
             intermediates[stage.parameter] = result.intermediates
-            if result.queries is not None:
-                query_map = result.queries if query_map is None else query_map + result.queries
-            if result.vectors is not None:
-                vectors.append(result.vectors)
+            if result.pixel_weights is not None:
+                added = result.pixel_weights
+                pixel_weights = added if pixel_weights is None else pixel_weights + added
+            if result.update_queries is not None:
+                updates.append(result.update_queries)
             if result.features is not None:
                 now = dataclasses.replace(now, mask_features=result.features)
             if result.levels is not None:
                 now = dataclasses.replace(now, levels=result.levels)
-        return now, query_map, vectors, named
+        return now, pixel_weights, updates, named
 
     def _run_stage(self, section, stage, config, inputs) -> StageResult:
         fields = {"dtype": jnp.dtype(self.dtype)} if hasattr(stage.module, "dtype") else {}

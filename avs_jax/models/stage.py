@@ -13,7 +13,7 @@ import jax
 
 from avs_jax.spec import InputError
 
-PLACES = ("queries", "vectors", "features", "levels")  # fields of StageResult
+PLACES = ("pixel_weights", "update_queries", "features", "levels")  # fields of StageResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +56,18 @@ class StageResult(NamedTuple):
     """The result of a stage; None leaves a place as it is.
 
     Attributes:
-      queries: a map [N, h, w] at stride 4 that weights the pixels of the queries; those of several
-        stages are added.
-      vectors: what becomes of the queries that PPQG generates, [N, Q, D] -> [N, Q, D]; those of
-        several stages act in order.
+      pixel_weights: [N, h, w] at stride 4, by which PPQG reweights the pixels that it generates the
+        queries from; those of several stages are added.
+      update_queries: function of the generated queries, [N, Q, D] -> [N, Q, D]; those of several
+        stages run in order.
       features: new mask features.
       levels: new levels.
       outputs: name -> [N, ...], added to the model's outputs.
       intermediates: anything worth inspecting.
     """
 
-    queries: jax.Array | None = None
-    vectors: Callable[[jax.Array], jax.Array] | None = None
+    pixel_weights: jax.Array | None = None
+    update_queries: Callable[[jax.Array], jax.Array] | None = None
     features: jax.Array | None = None
     levels: Sequence[jax.Array] | None = None
     outputs: Mapping[str, jax.Array] = {}

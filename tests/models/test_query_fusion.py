@@ -105,7 +105,7 @@ def test_the_decoder_starts_from_the_changed_queries():
         return made[-1]
 
     def run():
-        _, steps = decoder.apply(variables, *given, vectors=(change, change))
+        _, steps = decoder.apply(variables, *given, updates=(change, change))
         assert taken[1] is made[0] and steps["decoder"]["init_output"] is made[1]
         return steps["decoder"]["init_output"]
 

@@ -110,16 +110,16 @@ def test_periodic_sounds_have_no_negatives_where_they_repeat():
     assert near[0, 4] > 0.85 and far[0, 2] > 0.9 and not np.any(far[0, jnp.array([1, 3, 5])])
 
 
-@pytest.mark.parametrize("at", sync.PLACES)
+@pytest.mark.parametrize("at", sync.AT)
 def test_it_starts_without_effect_and_acts_where_it_says(inputs, variables, at):
     track, sound, features = inputs
     model = Sync(**FIELDS, at=at)
     names = {"queries": ["query_proj"], "features": ["feature_proj"]}
     acts = names.get(at, ["query_proj", "feature_proj"])
     params = {k: v for k, v in variables["params"].items() if not k.endswith("proj") or k in acts}
-    query_map, changed, found = model.apply({"params": params}, *inputs, (32, 32))
-    assert (query_map is None) == (at == "features") and (changed is None) == (at == "queries")
-    assert query_map is None or not np.any(query_map)
+    pixel_weights, changed, found = model.apply({"params": params}, *inputs, (32, 32))
+    assert (pixel_weights is None) == (at == "features") and (changed is None) == (at == "queries")
+    assert pixel_weights is None or not np.any(pixel_weights)
     if changed is not None:
         np.testing.assert_array_equal(changed, features)
     kernel = np.arange(12, dtype=np.float32).reshape(2, 6)

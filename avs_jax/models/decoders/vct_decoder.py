@@ -141,7 +141,7 @@ class VCTDecoder(nn.Module):
         motion_weight: jax.Array | None = None,
         gumbel_noise: jax.Array | None = None,
         text: tuple[jax.Array, jax.Array] | None = None,
-        vectors: Sequence[Callable[[jax.Array], jax.Array]] = (),
+        updates: Sequence[Callable[[jax.Array], jax.Array]] = (),
         location: jax.Array | None = None,
     ) -> tuple[dict, dict]:
         """Decodes frames.
@@ -153,7 +153,7 @@ class VCTDecoder(nn.Module):
           motion_weight: [N, h, w] at stride 4, or None.
           gumbel_noise: [N, Q, h w], or None.
           text: tokens [N, L, Dt] and which exist, bool [N, L]; read with a `prompt`.
-          vectors: functions of the initial queries, [N, Q, D] -> [N, Q, D], applied in order.
+          updates: functions of the initial queries, [N, Q, D] -> [N, Q, D], applied in order.
           location: logits [N, h', w'] of a localizer (localizer.py), or None.
 
         Returns:
@@ -170,8 +170,8 @@ class VCTDecoder(nn.Module):
         query, query_position, prototypes, ppqg = self._initial_queries(
             mask_features, motion_weight, gumbel_noise
         )
-        for change in vectors:
-            query = change(query)
+        for update in updates:
+            query = update(query)
         predictions = [predict(query)]
         intermediates = {"init_output": query, "cross": [], "self": [], "ffn": [], "attn_mask": []}
         for i in range(self.num_layers):

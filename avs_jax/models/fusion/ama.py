@@ -5,7 +5,8 @@
   A       = mean over heads of softmax over cells of (Wq query)(Wk keys)^T / sqrt(E / G) * tau
   map     = (A - min A) / (max A - min A + 1e-8) per frame                 [N, grid, grid]
 
-The map weights the pixels of the queries, as in the source, or is added to the mask features:
+The map reweights the pixels that queries are generated from (ppqg.py), as in the source, or is
+added to the mask features:
 
   features = features + W map, W [1, D] and initially 0
 
@@ -62,7 +63,7 @@ FLAT = 1e-6  # of max - min
 FLOW_CHANNELS = 64
 TEMPERATURE_MODES = ("mul", "div")
 NORMALIZATIONS = ("minmax", "softmax_hw")
-PLACES = ("queries", "features", "both")
+AT = ("queries", "features", "both")
 # What losses/consistency.py reads, with motion_ramp.
 CONSISTENCY_OUTPUTS = ("motion_embed", "motion_audio_embed", "motion_energy") + (
     "motion_attention",
@@ -179,7 +180,7 @@ class AMA(nn.Module):
         divides("fusion.num_heads", "fusion.embed_dim"),
         one_of("fusion.temperature_mode", TEMPERATURE_MODES),
         one_of("fusion.normalize", NORMALIZATIONS),
-        one_of("fusion.at", PLACES),
+        one_of("fusion.at", AT),
         one_of("fusion.gate", (False, True)),
         one_of("fusion.temporal", KINDS),
         one_of("fusion.causal", (False, True)),
@@ -350,7 +351,7 @@ def _apply(module: AMA, inputs: StageInputs) -> StageResult:
         outputs["motion_gate"] = intermediates["gate"]
         upsampled = None if upsampled is None else upsampled * intermediates["gate"][:, None, None]
     return StageResult(
-        queries=upsampled,
+        pixel_weights=upsampled,
         features=intermediates.get("mask_features"),
         outputs=outputs,
         intermediates=intermediates,
@@ -360,7 +361,7 @@ def _apply(module: AMA, inputs: StageInputs) -> StageResult:
 STAGE = Stage(
     AMA,
     parameter="ama",
-    acts_on=("queries", "features"),
+    acts_on=("pixel_weights", "features"),
     apply=_apply,
     reads=("motion", "log_mel"),
     outputs=("motion_weight", "motion_gate"),

@@ -90,7 +90,7 @@ class QueryFusion(nn.Module):
 
 
 def _apply(module: QueryFusion, inputs: StageInputs) -> StageResult:
-    return StageResult(vectors=lambda queries: module(queries, inputs.audio))
+    return StageResult(update_queries=lambda queries: module(queries, inputs.audio))
 
 
-STAGE = Stage(QueryFusion, parameter="query_fusion", acts_on=("vectors",), apply=_apply)
+STAGE = Stage(QueryFusion, parameter="query_fusion", acts_on=("update_queries",), apply=_apply)

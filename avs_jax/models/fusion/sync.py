@@ -17,7 +17,7 @@ those at which the sound's own autocorrelation exceeds 0.7: periodic sounds fit 
 So s compares a cell with itself at other times, and loud, big or constant motion has no advantage.
 
   g        = sigmoid(MLP[max_x e_x s_x, log motion energy, log rise energy]): can this be judged?
-  queries  : map z W_q                features : mask features + z W_f        both W initially 0
+  queries  : pixel weights z W_q      features : mask features + z W_f        both W initially 0
 
 So a model without this part gives the same masks with it, until it is trained. Without a track, all
 z are 0.
@@ -39,7 +39,7 @@ from avs_jax.models.stage import Stage, StageInputs, StageResult
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import MASK_STRIDE
 
-PLACES = ("queries", "features", "both")
+AT = ("queries", "features", "both")
 KERNEL, DILATIONS = 5, (1, 2, 4)
 FAST = 0.1  # sides of the image per second
 REST = 0.02  # likewise: slower is still
@@ -99,7 +99,7 @@ class SequenceEncoder(nn.Module):
 
 
 class Sync(nn.Module):
-    """The evidence of each cell, and the query map and mask features that follow from it."""
+    """The evidence of each cell, and the pixel weights and mask features that follow from it."""
 
     width: int = 64  # channels of the sequences
     max_lag: int = 25  # samples
@@ -111,7 +111,7 @@ class Sync(nn.Module):
     RULES = (
         *at_least(1, "fusion.width", "fusion.max_lag"),
         *at_least(0, "fusion.near", "fusion.reach"),
-        one_of("fusion.at", PLACES),
+        one_of("fusion.at", AT),
         within("fusion.max_lag", lambda x: x < 1 << 10, "a whole number of samples below 1024"),
     )
 
@@ -130,11 +130,11 @@ class Sync(nn.Module):
           image_size: (H, W) of the image that the cells cover.
 
         Returns:
-          the query map [N, h, w] and the mask features [N, h, w, D], None where `at` says so; and
-          evidence [N, g, g], the first channel of z; gate [N]; lag [N], samples at which the cell
-          of the greatest evidence fits best; for the loss, lags [N, g, g, L], C / tau, and near and
-          far [N, L], weights of the lags; score [N, g, g], e tanh(s / 4), and activity, e. All are
-          float32.
+          the pixel weights [N, h, w] and the mask features [N, h, w, D], None where `at` says so;
+          and evidence [N, g, g], the first channel of z; gate [N]; lag [N], samples at which the
+          cell of the greatest evidence fits best; for the loss, lags [N, g, g, L], C / tau, and
+          near and far [N, L], weights of the lags; score [N, g, g], e tanh(s / 4), and activity, e.
+          All are float32.
         """
         track, sound = track.astype(jnp.float32), sound.astype(jnp.float32)
         found = self._judge(track, sound)
@@ -144,15 +144,15 @@ class Sync(nn.Module):
         size = mask_features.shape[1:3]
         zeros = nn.initializers.zeros
         upsampled = _cover(evidence, image_size, size)
-        query_map = features = None
+        pixel_weights = features = None
         if self.at != "features":
             project = Linear(1, use_bias=False, kernel_init=zeros, name="query_proj")
-            query_map = project(upsampled)[..., 0]
+            pixel_weights = project(upsampled)[..., 0]
         if self.at != "queries":
             width = mask_features.shape[-1]
             project = Linear(width, use_bias=False, kernel_init=zeros, name="feature_proj")
             features = mask_features + project(upsampled).astype(mask_features.dtype)
-        return query_map, features, found | {"evidence": evidence[..., 0], "gate": gate}
+        return pixel_weights, features, found | {"evidence": evidence[..., 0], "gate": gate}
 
     def _judge(self, track: jax.Array, sound: jax.Array) -> dict[str, jax.Array]:
         """What every cell says by itself, before the gate."""
@@ -282,7 +282,7 @@ def _log_mean(scores: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _apply(module: Sync, inputs: StageInputs) -> StageResult:
-    query_map, features, found = module(
+    pixel_weights, features, found = module(
         inputs.fields["motion_track"],
         inputs.fields["sound_track"],
         inputs.mask_features,
@@ -290,7 +290,7 @@ def _apply(module: Sync, inputs: StageInputs) -> StageResult:
     )
     names = ("evidence", "gate", "lag", *(LOSS_OUTPUTS if inputs.train else ()))
     return StageResult(
-        queries=query_map,
+        pixel_weights=pixel_weights,
         features=features,
         outputs={f"sync_{name}": found[name] for name in names},
         intermediates=found,
@@ -300,7 +300,7 @@ def _apply(module: Sync, inputs: StageInputs) -> StageResult:
 STAGE = Stage(
     Sync,
     parameter="sync",
-    acts_on=("queries", "features"),
+    acts_on=("pixel_weights", "features"),
     apply=_apply,
     reads=("motion_track", "sound_track"),
     outputs=("sync_evidence", "sync_gate", "sync_lag"),
