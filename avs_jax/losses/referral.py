@@ -88,18 +88,18 @@ def asked_targets(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
     """
     if "asked_ids" not in batch:
         return batch
-    times = batch["asked_ids"].shape[1]
+    num_asked = batch["asked_ids"].shape[1]
     inside = batch["target_masks"].any(2)[:, :, None]  # padding is in no mask
-    meant = batch["phrase_targets"][:, :, :times] & inside
+    meant = batch["phrase_targets"][:, :, :num_asked] & inside
     masks = jnp.stack([inside & ~meant, meant], axis=3)  # background and object
     masks = rearrange(masks, "b t e m h w -> (b e) t m h w")
-    exists = rearrange(batch["phrase_valid"][:, :times], "b e -> (b e) 1")
+    exists = rearrange(batch["phrase_valid"][:, :num_asked], "b e -> (b e) 1")
     return {
         "target_masks": masks,
         "target_labels": jnp.broadcast_to(jnp.arange(2)[None, None], masks.shape[:3]),
         "target_valid": masks.any((3, 4)),
-        "supervised": repeat_clips(batch["supervised"], 1, times) & exists,
-        "frame_index": repeat_clips(batch["frame_index"], 1, times),
+        "supervised": repeat_clips(batch["supervised"], 1, num_asked) & exists,
+        "frame_index": repeat_clips(batch["frame_index"], 1, num_asked),
     }
 
 

@@ -140,16 +140,18 @@ class AVS(nn.Module):
         """
         batch = _ask_several(batch)
         sizes = self._check_batch(batch)
-        times = sizes.get("X", sizes["B"]) // sizes["B"]
+        num_texts = sizes.get("X", sizes["B"]) // sizes["B"]
         encoded, clip_sound, intermediates = encode(self, batch, sizes, train)
         text, phrases = encode_text(self, batch, sizes["T"])
-        location, locations = self._locate(encoded, text, phrases, clip_sound, sizes["T"], times)
+        location, locations = self._locate(
+            encoded, text, phrases, clip_sound, sizes["T"], num_texts
+        )
         compared = encoded.levels[-1]  # with the phrases of its clip, or with the row's expression
-        if times != 1:
-            batch, encoded = _repeat_for_expressions(batch, encoded, sizes["T"], times)
+        if num_texts != 1:
+            batch, encoded = _repeat_for_expressions(batch, encoded, sizes["T"], num_texts)
             compared = encoded.levels[-1] if phrases is None else compared
         predictor = self._make_predictor()
-        now = StageInputs(
+        stage_inputs = StageInputs(
             **encoded._asdict(),
             # In a fixed order: the program, and so its place in the cache, depends on it.
             fields={name: prepare_field(batch[name]) for name in sorted(self.stage_fields())},
@@ -162,23 +164,23 @@ class AVS(nn.Module):
             mask_prior=lambda: mask_prior(predictor, encoded),
             location=location,
         )
-        now, pixel_weights, updates, named = self._run_stages(now, intermediates)
+        stage_inputs, pixel_weights, updates, named = self._run_stages(stage_inputs, intermediates)
         if train and gumbel_noise is None:
             gumbel_noise = self._draw_gumbel(encoded)
         decoded, steps = predictor(
-            now.levels,
-            now.mask_features,
-            now.audio,
+            stage_inputs.levels,
+            stage_inputs.mask_features,
+            stage_inputs.audio,
             pixel_weights,
             gumbel_noise,
             text,
             updates,
-            now.location,
+            stage_inputs.location,
         )
         outputs = self._unfold(decoded, named, sizes["T"])
         if self.head["name"] != "none":
             queries = steps["decoder"]["ffn"][-1]
-            outputs |= self._refer(queries, compared, text, phrases, now)
+            outputs |= self._refer(queries, compared, text, phrases, stage_inputs)
         if locations is not None:
             outputs["location_logits"] = unfold_frames(locations, sizes["T"])
         return outputs | {"intermediates": intermediates | steps}
@@ -205,7 +207,7 @@ class AVS(nn.Module):
         return {*always, *words, *self.stage_fields()}
 
     def _run_stages(
-        self, now: StageInputs, intermediates: dict[str, Any]
+        self, stage_inputs: StageInputs, intermediates: dict[str, Any]
     ) -> tuple[StageInputs, jax.Array | None, list[Callable], dict[str, jax.Array]]:
         """What the stages make of the inputs, and their results; adds to `intermediates`.
 
@@ -214,7 +216,7 @@ class AVS(nn.Module):
         """
         pixel_weights, updates, named = None, [], {}
         for section, (stage, config) in self._rows().items():
-            result = self._run_stage(section, stage, config, now)
+            result = self._run_stage(section, stage, config, stage_inputs)
             named |= result.outputs
             intermediates[stage.parameter] = result.intermediates
             if result.pixel_weights is not None:
@@ -223,10 +225,10 @@ class AVS(nn.Module):
             if result.update_queries is not None:
                 updates.append(result.update_queries)
             if result.features is not None:
-                now = dataclasses.replace(now, mask_features=result.features)
+                stage_inputs = dataclasses.replace(stage_inputs, mask_features=result.features)
             if result.levels is not None:
-                now = dataclasses.replace(now, levels=result.levels)
-        return now, pixel_weights, updates, named
+                stage_inputs = dataclasses.replace(stage_inputs, levels=result.levels)
+        return stage_inputs, pixel_weights, updates, named
 
     def _run_stage(self, section, stage, config, inputs) -> StageResult:
         fields = {"dtype": jnp.dtype(self.dtype)} if hasattr(stage.module, "dtype") else {}
@@ -272,7 +274,7 @@ class AVS(nn.Module):
             name="predictor",
         )
 
-    def _locate(self, encoded, text, phrases, clip_sound, num_frames, times):
+    def _locate(self, encoded, text, phrases, clip_sound, num_frames, num_texts):
         """Logits of where expressions mean: of the rows [N, h, w], and of all [N, P, h, w].
 
         Frames are read once for the expressions of their clip; of its phrases, the rows' are the
@@ -287,14 +289,14 @@ class AVS(nn.Module):
             )
         locate = make_part("localizer", module, self.localizer, name="localizer")
         words = pool_tokens(*text) if phrases is None else phrases
-        if phrases is None and times != 1:
+        if phrases is None and num_texts != 1:
             order = "(b e t) p d -> (b t) (e p) d"
-            words = rearrange(words, order, e=times, t=num_frames)
+            words = rearrange(words, order, e=num_texts, t=num_frames)
         heard = (jnp.repeat(x, num_frames, axis=0) for x in clip_sound)
         found = locate(encoded.levels[-1], encoded.audio, words, *heard)
-        if times == 1:
+        if num_texts == 1:
             return found[:, 0], found
-        own = rearrange(found[:, :times], "(b t) e h w -> (b e t) h w", t=num_frames)
+        own = rearrange(found[:, :num_texts], "(b t) e h w -> (b e t) h w", t=num_frames)
         return own, own[:, None] if phrases is None else found
 
     def _draw_gumbel(self, encoded):
@@ -302,15 +304,21 @@ class AVS(nn.Module):
         num_pixels = math.prod(encoded.mask_features.shape[1:3])
         return gumbel(self.make_rng("gumbel"), encoded.ids, self.num_queries, num_pixels)
 
-    def _refer(self, queries, features, text, phrases, now):
+    def _refer(self, queries, features, text, phrases, stage_inputs):
         """What the head makes of an expression, with axes B and T; those of texts have B alone."""
         if text is None:
             raise InputError(f"head.name = {self.head['name']!r} reads text, but text is none")
         head = make_part("head", find_part("head", self.head), self.head, name="head")
         per_frame, scalars = head(
-            queries, now.audio, *text, features, now.progress, now.location, phrases
+            queries,
+            stage_inputs.audio,
+            *text,
+            features,
+            stage_inputs.progress,
+            stage_inputs.location,
+            phrases,
         )
-        outputs = {name: unfold_frames(x, now.num_frames) for name, x in per_frame.items()}
+        outputs = {name: unfold_frames(x, stage_inputs.num_frames) for name, x in per_frame.items()}
         texts = {n: outputs[n][:, 0] for n in ("align_text", "align_phrases") if n in outputs}
         return outputs | texts | scalars
 
@@ -348,12 +356,12 @@ def _ask_several(batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
 
 
 def _repeat_for_expressions(
-    batch: Mapping[str, jax.Array], encoded: Encoded, num_frames: int, times: int
+    batch: Mapping[str, jax.Array], encoded: Encoded, num_frames: int, num_texts: int
 ) -> tuple[Mapping[str, jax.Array], Encoded]:
     """Both with every clip once per expression, in a row; so far, expressions shared a clip."""
-    encoded = jax.tree.map(lambda x: repeat_clips(x, num_frames, times), encoded)
+    encoded = jax.tree.map(lambda x: repeat_clips(x, num_frames, num_texts), encoded)
     repeated = {
-        name: x if name in TEXT_FIELDS else jnp.repeat(x, times, axis=0)
+        name: x if name in TEXT_FIELDS else jnp.repeat(x, num_texts, axis=0)
         for name, x in batch.items()
     }
     return repeated, encoded

@@ -14,6 +14,6 @@ def unfold_frames(x: jax.Array, num_frames: int) -> jax.Array:
     return rearrange(x, "(b t) ... -> b t ...", t=num_frames)
 
 
-def repeat_clips(x: jax.Array, num_frames: int, times: int) -> jax.Array:
-    """[B * T, ...] -> [B * times * T, ...], T = num_frames: every clip `times` times in a row."""
-    return repeat(x, "(b t) ... -> (b times t) ...", t=num_frames, times=times)
+def repeat_clips(x: jax.Array, num_frames: int, count: int) -> jax.Array:
+    """[B * T, ...] -> [B * count * T, ...], T = num_frames: `count` copies of a clip in a row."""
+    return repeat(x, "(b t) ... -> (b count t) ...", t=num_frames, count=count)

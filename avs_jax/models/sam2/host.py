@@ -125,18 +125,19 @@ class SAM2Host(nn.Module):
         sam2 = make_part("sam2", SAM2, self.sam2, name="sam2")
         if self.is_initializing():
             sam2.initialize(images[:1])
-        features, times = encode(sam2, images, batch), sizes.get("X", sizes["B"]) // sizes["B"]
-        if times > 1:  # the expressions of a clip share its images
-            features = jax.tree.map(lambda x: repeat_clips(x, sizes["T"], times), features)
+        features = encode(sam2, images, batch)
+        num_texts = sizes.get("X", sizes["B"]) // sizes["B"]
+        if num_texts > 1:  # the expressions of a clip share its images
+            features = jax.tree.map(lambda x: repeat_clips(x, sizes["T"], num_texts), features)
             batch = {
-                name: x if name in TEXT_FIELDS else jnp.repeat(x, times, axis=0)
+                name: x if name in TEXT_FIELDS else jnp.repeat(x, num_texts, axis=0)
                 for name, x in batch.items()
             }
         text = self._encode_text(batch, sizes["T"])
         fused = self._fuse_words(features, text, progress)
         more = self._make_tokens(batch["log_mel"], text)
         if self.memory and not self.is_initializing():
-            valid = batch.get("valid", jnp.ones((sizes["B"] * times, sizes["T"]), bool))
+            valid = batch.get("valid", jnp.ones((sizes["B"] * num_texts, sizes["T"]), bool))
             decoded = decode_with_memory(sam2, features, fused, more, valid, train)
         else:
             seen = sam2.without_memory(fused)
