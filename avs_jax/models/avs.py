@@ -367,12 +367,13 @@ def _repeat_for_expressions(
     return repeated, encoded
 
 
-def check_image_size(params: Mapping[str, Any], size: tuple[int, int]) -> None:
-    """Checks that the query mixer, whose width is a pixel count, fits images of `size` (H, W).
+def check_inputs(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    """Checks that the query mixer, whose width is a pixel count, fits the images [B, T, H, W, 3].
 
     Raises:
       InputError: naming both sizes.
     """
+    size = inputs["images"].shape[2:4]
     have = params["predictor"]["visual_query_block"]["query_mixer"]["layers_0"]["kernel"].shape[0]
     padded = [n + -n % SIZE_DIVISOR for n in size]
     want = math.prod(n // MASK_STRIDE for n in padded)

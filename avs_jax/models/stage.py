@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from avs_jax.models.rules import look_up
 from avs_jax.spec import InputError
 
 PLACES = ("pixel_weights", "update_queries", "features", "levels")  # fields of StageResult
@@ -89,16 +90,16 @@ def check_fields(read: Collection[str], fields: Collection[str]) -> None:
         raise InputError(f"the model reads {name}, which the rows do not have{where}")
 
 
-def check_frames(meeting: Sequence[str], train_frames: str) -> None:
+def check_frames(mixing: Sequence[str], train_frames: str) -> None:
     """Raises InputError if training lacks frames that a part mixes.
 
     Args:
-      meeting: the parts that mix frames.
+      mixing: the parts that mix frames.
       train_frames: config.data.train_frames.
     """
-    if meeting and train_frames != "all":
+    if mixing and train_frames != "all":
         raise InputError(
-            f"config.data.train_frames = {train_frames!r}: frames meet in {meeting[0]}, so "
+            f"config.data.train_frames = {train_frames!r}: frames meet in {mixing[0]}, so "
             "training needs all of them; expected 'all'"
         )
 
@@ -130,3 +131,38 @@ class Stage(NamedTuple):
     schedules: Callable[[Mapping[str, Any]], dict[str, Callable]] = lambda section: {}
     logged_params: Mapping[str, str] = {}
     frames_meet: Callable[[Mapping[str, Any]], bool] = lambda section: False
+
+
+class StageSettings(NamedTuple):
+    """What the stages of a model add to its task; the first four as in `Stage`.
+
+    Attributes:
+      mixing: the parts that mix frames, "model.temporal" among them.
+    """
+
+    outputs: tuple[str, ...]
+    rng_streams: tuple[str, ...]
+    schedules: dict[str, Callable]
+    logged_params: dict[str, str]
+    mixing: list[str]
+
+
+def stage_settings(model: nn.Module, model_config: Any) -> StageSettings:
+    """The settings of the stages that are on, in their order.
+
+    Args:
+      model: with the method `stages`, dotted section of the configuration -> Stage.
+      model_config: config.model.
+    """
+    outputs, rng_streams, schedules, logged_params, mixing = (), (), {}, {}, []
+    if model_config.get("temporal", {"name": "none"})["name"] != "none":
+        mixing.append("model.temporal")
+    for place, stage in model.stages().items():
+        section = look_up(model_config, place)
+        outputs += stage.outputs
+        rng_streams += stage.rng_streams
+        schedules |= stage.schedules(section)
+        logged_params |= stage.logged_params
+        if stage.frames_meet(section):
+            mixing.append(f"model.{place}")
+    return StageSettings(outputs, rng_streams, schedules, logged_params, mixing)

@@ -23,9 +23,8 @@ from avs_jax.losses import criterion, prompted, referral
 from avs_jax.losses.localization import localization_norms
 from avs_jax.models import avs, build_model
 from avs_jax.models.inputs import TEXT_FIELDS
-from avs_jax.models.rules import look_up
 from avs_jax.models.sam2 import host as sam2
-from avs_jax.models.stage import check_fields, check_frames
+from avs_jax.models.stage import check_fields, check_frames, stage_settings
 from avs_jax.results import pixel_scores, refavs, segmentation
 from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
@@ -88,16 +87,8 @@ def make_task(config: ConfigDict) -> Task:
     model, rows = build_model(config.model, host.module), expression_rows(config)
     _check_vocabulary(config)
     check_fields(model.reads(), rows.fields)
-    schedules, logged, streams = {}, dict(host.logged_params), host.rng_streams
-    temporal = config.model.get("temporal", {"name": "none"})["name"]
-    meeting = [] if temporal == "none" else ["model.temporal"]
-    for place, stage in model.stages().items():
-        section = look_up(config.model, place)
-        meeting += [f"model.{place}"] if stage.frames_meet(section) else []
-        schedules |= stage.schedules(section)
-        logged |= stage.logged_params
-        streams += stage.rng_streams
-    check_frames(meeting, config.data.train_frames)
+    stages = stage_settings(model, config.model)
+    check_frames(stages.mixing, config.data.train_frames)
     evaluate, score_at = config.evaluate, make_score(config)
     score = functools.partial(score_at, size=(evaluate.score_size,) * 2)
     return Task(
@@ -106,9 +97,9 @@ def make_task(config: ConfigDict) -> Task:
         model=model,
         loss=functools.partial(host.loss, loss_config=config.loss),
         norms=host.norms(config),
-        rng_streams=streams,
-        schedules=schedules,
-        logged_params=logged,
+        rng_streams=host.rng_streams + stages.rng_streams,
+        schedules=stages.schedules,
+        logged_params={**host.logged_params, **stages.logged_params},
         outputs=OUTPUTS,
         unshared_inputs=TEXT_FIELDS,
         score=score,
@@ -258,10 +249,6 @@ def _layout(config: ConfigDict) -> Layout:
     return Layout(refavs.PREDICTIONS, 2, config.evaluate.score_size)
 
 
-def _check_mixer(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    avs.check_image_size(params, tuple(inputs["images"].shape[2:4]))
-
-
 HOSTS = {
     "vct": Host(
         module=avs.AVS,
@@ -269,7 +256,7 @@ HOSTS = {
         norms=_query_norms,
         check=_check_queries,
         rng_streams=(*avs.RNG_STREAMS, "loss"),
-        check_inputs=_check_mixer,
+        check_inputs=avs.check_inputs,
         logged_params={"align_scale": "head/align_scale"},
     ),
     "sam2": Host(

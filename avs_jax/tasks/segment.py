@@ -6,7 +6,7 @@ meter, protocols, controls and prediction are the same for all hosts.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -25,9 +25,8 @@ from avs_jax.losses import criterion, prompted
 from avs_jax.losses import tpavi as tpavi_loss
 from avs_jax.models import avs, build_model, tpavi
 from avs_jax.models.align import Align
-from avs_jax.models.rules import look_up
 from avs_jax.models.sam2 import host as sam2
-from avs_jax.models.stage import check_fields, check_frames
+from avs_jax.models.stage import check_fields, check_frames, stage_settings
 from avs_jax.results import metrics, pixel_scores, segmentation
 from avs_jax.results.predictions import Layout
 from avs_jax.results.table import interleave
@@ -88,10 +87,6 @@ def _object_norms(batch, config: ConfigDict) -> dict[str, jax.Array]:
     return prompted.loss_norms(batch)
 
 
-def _check_mixer(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    avs.check_image_size(params, tuple(inputs["images"].shape[2:4]))
-
-
 HOSTS = {
     "vct": Host(
         module=avs.AVS,
@@ -102,7 +97,7 @@ HOSTS = {
         rng_streams=(*avs.RNG_STREAMS, "loss"),
         logged_params={"lambda": "predictor/visual_query_block/lambda"},
         weight_files=("vct",),
-        check_inputs=_check_mixer,
+        check_inputs=avs.check_inputs,
     ),
     "tpavi": Host(
         module=tpavi.TPAVI,
@@ -157,22 +152,12 @@ def make_task(config: ConfigDict) -> Task:
     if config.host not in HOSTS:
         raise InputError(f"config.host = {config.host!r}: choose one of {sorted(HOSTS)}")
     host = HOSTS[config.host]
-    is_temporal = config.model.get("temporal", {"name": "none"})["name"] != "none"
-    meeting = [f"host {config.host!r}"] if host.frames_meet(config.model) else []
-    meeting += ["model.temporal"] if is_temporal else []
     training_sounds.check_config(config)
     model, rows = build_model(config.model, host.module), host.rows(config)
     check_fields(model.reads(), rows.fields)
-    schedules, logged = {}, dict(host.logged_params)
-    outputs, streams = host.outputs, host.rng_streams
-    for place, stage in model.stages().items():
-        section = look_up(config.model, place)
-        meeting += [f"model.{place}"] if stage.frames_meet(section) else []
-        schedules |= stage.schedules(section)
-        logged |= stage.logged_params
-        outputs += stage.outputs
-        streams += stage.rng_streams
-    check_frames(meeting, config.data.train_frames)
+    stages = stage_settings(model, config.model)
+    mixing = [f"host {config.host!r}"] if host.frames_meet(config.model) else []
+    check_frames(mixing + stages.mixing, config.data.train_frames)
     size = config.evaluate.score_size
     layout = functools.partial(prediction_layout, config)
     return Task(
@@ -181,10 +166,10 @@ def make_task(config: ConfigDict) -> Task:
         model=model,
         loss=functools.partial(host.loss, loss_config=config.loss),
         norms=functools.partial(host.norms, config=config),
-        rng_streams=streams,
-        schedules=schedules,
-        logged_params=logged,
-        outputs=outputs,
+        rng_streams=host.rng_streams + stages.rng_streams,
+        schedules=stages.schedules,
+        logged_params={**host.logged_params, **stages.logged_params},
+        outputs=host.outputs + stages.outputs,
         score=functools.partial(pixel_scores.score, scores=host.scores, size=size),
         derive=functools.partial(pixel_scores.derive, scores=host.scores, size=size),
         meter=functools.partial(segmentation.ClipMeter, config.data.num_classes),
