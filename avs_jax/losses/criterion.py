@@ -18,7 +18,7 @@ num_masks is the number of targets of the supervised frames, at least 1. The poi
 `importance_sample_ratio * P` least certain of `oversample_ratio * P` uniform candidates on the
 prediction; the rest are uniform (PointRend).
 
-Every term is a sum divided by a norm computed from the targets of the global batch (`norms`).
+Every term is a sum divided by a count from the targets of the global batch (`loss_norms`).
 Micro-batches use the norms of the whole batch, so their terms add up to the batch's.
 
 Every random draw depends only on (key, layer, clip, frame), so training on a subset of a clip's
@@ -45,7 +45,7 @@ from avs_jax.ops.sampling import sample_bilinear
 from avs_jax.spec import frame_ids
 
 
-def norms(
+def loss_norms(
     batch: Mapping[str, jax.Array], num_queries: int, no_object_weight: float
 ) -> dict[str, jax.Array]:
     """The divisors of a batch's loss terms, from its targets alone.
@@ -141,13 +141,13 @@ def criterion(
     norms: Mapping[str, jax.Array] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`compute_losses` with given points: `draw(layer)` takes a traced int32, frames are folded."""
-    norms, fold = norms or {}, fold_frames
+    norms = norms or {}
     names = ("target_masks", "target_labels", "supervised", "target_valid")
-    frames = {name: fold(targets[name]) for name in names}
+    frames = {name: fold_frames(targets[name]) for name in names}
     frames["target_valid"] &= frames["supervised"][:, None]
     layers = [outputs, *outputs.get("aux_outputs", ())]
-    logits = jnp.stack([fold(layer["pred_logits"]) for layer in layers])
-    masks = jnp.stack([fold(layer["pred_masks"]) for layer in layers])
+    logits = jnp.stack([fold_frames(layer["pred_logits"]) for layer in layers])
+    masks = jnp.stack([fold_frames(layer["pred_masks"]) for layer in layers])
 
     num_layers = len(layers)
     steps = jnp.arange(num_layers)

@@ -226,7 +226,7 @@ def _query_norms(config: ConfigDict) -> Callable | None:
 
 def _asked_norms(batch: Mapping[str, Any], **weights: Any) -> dict[str, Any]:
     located = localization_norms(batch) if "phrase_targets" in batch else {}
-    return located | criterion.norms(referral.asked_targets(batch), **weights)
+    return located | criterion.loss_norms(referral.asked_targets(batch), **weights)
 
 
 def _derive(outputs, inputs, *, score):

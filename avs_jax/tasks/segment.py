@@ -75,7 +75,7 @@ class Host(NamedTuple):
 
 
 def _query_norms(batch, config: ConfigDict) -> dict[str, jax.Array]:
-    return criterion.norms(batch, config.model.num_queries, config.loss.no_object_weight)
+    return criterion.loss_norms(batch, config.model.num_queries, config.loss.no_object_weight)
 
 
 def _pixel_norms(batch, config: ConfigDict) -> dict[str, jax.Array]:
