@@ -26,13 +26,13 @@ def predict_classes(
     path: str | os.PathLike,
     output: str | os.PathLike,
     names: Sequence[str],
-    several: bool,
+    multi_label: bool,
 ) -> list[str]:
     """Writes results.json of a video; returns lines to print.
 
     Args:
       names: of the classes; those without one have their number.
-      several: whether a clip may have several classes, each with a probability of its own.
+      multi_label: whether a clip may have several classes, each with a probability of its own.
     """
     video, windows, lines = probe(path), [], []
     read = read_windows(path, predictor.config.data.num_frames)
@@ -48,7 +48,7 @@ def predict_classes(
         found = predictor.arrays(inputs)
         window: dict[str, Any] = {"second": start, "seconds": len(frames)}
         for key, name in SHOWN.items():
-            window[key] = _best(_probabilities(found[name][0], several), names)
+            window[key] = _best(_probabilities(found[name][0], multi_label), names)
         weights = found["modality_weights"][0]
         window["weight_of_frames"] = round(float(weights[0]), DECIMALS)
         windows.append(window)
@@ -60,8 +60,8 @@ def predict_classes(
     return [*lines, f"{output}: results.json"]
 
 
-def _probabilities(logits: np.ndarray, several: bool) -> np.ndarray:
-    if several:
+def _probabilities(logits: np.ndarray, multi_label: bool) -> np.ndarray:
+    if multi_label:
         return 1 / (1 + np.exp(-np.float64(logits)))
     shifted = np.exp(np.float64(logits) - logits.max())
     return shifted / shifted.sum()

@@ -62,7 +62,7 @@ def sizes(table: ClassTable, num_records: int) -> dict[str, int]:
     }
 
 
-def protocols(table: ClassTable, several: bool) -> dict[str, Numbers]:
+def protocols(table: ClassTable, multi_label: bool) -> dict[str, Numbers]:
     """The numbers of the fused scores and of either modality's."""
     present = table["present"].astype(bool)
     counts = {
@@ -73,17 +73,17 @@ def protocols(table: ClassTable, several: bool) -> dict[str, Numbers]:
     found = {}
     for name, (column, is_there) in counts.items():
         rows = is_there & table["known"]
-        found[name] = measures(table[column][rows], table["classes"][rows] > 0, several)
+        found[name] = measures(table[column][rows], table["classes"][rows] > 0, multi_label)
     return found
 
 
-def measures(scores: np.ndarray, truth: np.ndarray, several: bool) -> Numbers:
+def measures(scores: np.ndarray, truth: np.ndarray, multi_label: bool) -> Numbers:
     """The numbers of scores [N, K] and bool [N, K]; None where there is no clip."""
-    names = ["mAP", "F1"] if several else [*(f"top-{k}" for k in TOP), "mAP", "F1"]
+    names = ["mAP", "F1"] if multi_label else [*(f"top-{k}" for k in TOP), "mAP", "F1"]
     if not len(scores):
         return dict.fromkeys(names)
     found: Numbers = {}
-    if several:
+    if multi_label:
         predicted = scores > 0
     else:
         own = np.where(truth, scores, -np.inf).max(1)[:, None]

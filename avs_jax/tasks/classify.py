@@ -38,11 +38,11 @@ def complete_config(config: ConfigDict, stored: ConfigDict | None = None) -> Con
 def make_task(config: ConfigDict) -> Task:
     """The task under one configuration; InputError for a value that cannot be."""
     model, rows = build_model(config.model, Classify), LabeledClipRows(config.data)
-    data, several = config.data, config.data.labels == "masks"
-    if several and config.loss.smoothing:
+    data, multi_label = config.data, config.data.labels == "masks"
+    if multi_label and config.loss.smoothing:
         raise InputError(
-            f"config.loss.smoothing = {config.loss.smoothing}: clips of several classes have "
-            "none, expected 0.0"
+            f"config.loss.smoothing = {config.loss.smoothing}: multi-label targets are "
+            "not smoothed, expected 0.0"
         )
     if config.model.get("timesformer") and data.train_frames != data.num_frames:
         raise InputError(
@@ -54,22 +54,26 @@ def make_task(config: ConfigDict) -> Task:
         name="classify",
         rows=rows,
         model=model,
-        loss=functools.partial(losses.compute_losses, loss_config=config.loss, several=several),
+        loss=functools.partial(
+            losses.compute_losses, loss_config=config.loss, multi_label=multi_label
+        ),
         norms=losses.loss_norms,
         rng_streams=("drop_path", "dropout", "modality", "loss"),
         logged_params={"balance": "head/balance"} if config.model.av_fusion == "late_logit" else {},
         outputs=OUTPUTS,
         score=_scores,
         meter=results.ClassMeter,
-        protocols=functools.partial(results.protocols, several=several),
-        measure="mAP" if several else "top-1",
+        protocols=functools.partial(results.protocols, multi_label=multi_label),
+        measure="mAP" if multi_label else "top-1",
         join=functools.partial(interleave, by="clip_id"),
         sizes=results.sizes,
         controls=functools.partial(modality_controls, config.evaluate.missing_modalities),
         recorders=lambda split: (
-            () if several else (results.ConfusionRecorder(names, data.num_classes),)
+            () if multi_label else (results.ConfusionRecorder(names, data.num_classes),)
         ),
-        predict_video=functools.partial(class_video.predict_classes, names=names, several=several),
+        predict_video=functools.partial(
+            class_video.predict_classes, names=names, multi_label=multi_label
+        ),
     )
 
 

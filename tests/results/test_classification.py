@@ -22,7 +22,7 @@ def one_class(count=40, classes=6):
 
 def test_top_k_and_f1_by_loops():
     scores, truth = one_class()
-    found = measures(scores, truth, several=False)
+    found = measures(scores, truth, multi_label=False)
     for k in (1, 5):
         hits = 0
         for row, own in zip(scores, truth.argmax(1), strict=True):
@@ -42,7 +42,7 @@ def test_average_precision_of_several_classes_by_loops():
     scores = RNG.standard_normal((30, 5)).astype(np.float32)
     truth = RNG.random((30, 5)) < 0.3
     truth[:, 4] = False  # does not occur
-    found = measures(scores, truth, several=True)
+    found = measures(scores, truth, multi_label=True)
     precisions = []
     for k in range(4):
         order, hits, sums = np.argsort(-scores[:, k]), 0, 0.0
@@ -52,7 +52,7 @@ def test_average_precision_of_several_classes_by_loops():
                 sums += hits / place
         precisions.append(sums / truth[:, k].sum())
     assert found["mAP"] == pytest.approx(np.mean(precisions)) and "top-1" not in found
-    assert measures(scores[:0], truth[:0], several=True) == {"mAP": None, "F1": None}
+    assert measures(scores[:0], truth[:0], multi_label=True) == {"mAP": None, "F1": None}
 
 
 def test_a_protocol_counts_clips_that_have_what_it_reads():
@@ -66,7 +66,7 @@ def test_a_protocol_counts_clips_that_have_what_it_reads():
         "frames_logits": right[[0, 2, 1]],
         "audio_logits": right[[1, 1, 1]],
     }
-    found = protocols(ClassTable(columns), several=False)
+    found = protocols(ClassTable(columns), multi_label=False)
     assert found["fused"]["top-1"] == 1 and found["frames alone"]["top-1"] == 1
     assert found["sound alone"]["top-1"] == 0.5
 

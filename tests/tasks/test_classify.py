@@ -50,20 +50,20 @@ def test_controls_take_one_modality():
     assert not modality_controls(False, records, "val").records
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_losses_by_loops(several):
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_losses_by_loops(multi_label):
     rng = np.random.default_rng(0)
     logits = {k: rng.standard_normal((4, 3)) for k in ("logits", "frames_logits", "audio_logits")}
     classes = np.eye(3)[[0, 2, 1, 1]]
-    if several:
+    if multi_label:
         classes[0, 1] = 1
     known, present = np.array([1, 1, 1, 0], bool), np.array([[1, 1], [1, 0], [0, 1], [1, 1]], bool)
     batch = {"classes": classes, "known": known, "present": present}
-    smoothing = 0.0 if several else 0.1
+    smoothing = 0.0 if multi_label else 0.1
     config = classify_generated.get_config("tiny").loss
     config.update(smoothing=smoothing, single_weight=0.5)
     outputs = {k: jnp.asarray(x) for k, x in logits.items()}
-    total, terms = compute_losses(outputs, batch, None, loss_config=config, several=several)
+    total, terms = compute_losses(outputs, batch, None, loss_config=config, multi_label=multi_label)
     want = {"loss_class": 0.0, "loss_frames": 0.0, "loss_audio": 0.0}
     for i in range(3):
         for name, key, counts, weight in (
@@ -72,7 +72,7 @@ def test_losses_by_loops(several):
             ("loss_audio", "audio_logits", present[i, 1], 0.5),
         ):
             z, y = logits[key][i], classes[i]
-            if several:
+            if multi_label:
                 p = 1 / (1 + np.exp(-z))
                 one = -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
             else:
@@ -88,7 +88,7 @@ def test_losses_by_loops(several):
 def test_values_that_cannot_be():
     config = classify_avss.get_config("tiny")
     config.loss.smoothing = 0.1
-    with pytest.raises(InputError, match="config.loss.smoothing = 0.1: clips of several classes"):
+    with pytest.raises(InputError, match="config.loss.smoothing = 0.1: multi-label targets"):
         make_task(config)
     config = classify_timesformer.get_config("tiny")
     config.data.train_frames = 2
