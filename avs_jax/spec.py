@@ -143,6 +143,11 @@ def check_shape(name: str, array: Array, pattern: str, **sizes: int) -> dict[str
     return bound
 
 
+def default_frame_index(num_clips: int, num_frames: int) -> np.ndarray:
+    """Positions 0 .. T-1 of the frames of every clip, int [B, T]."""
+    return np.broadcast_to(np.arange(num_frames)[None], (num_clips, num_frames))
+
+
 def frame_ids(frame_index: Array) -> Array:
     """int32 [B, T] positions of frames in their clips to int32 [B * T] ids, unique in the batch.
 

@@ -25,23 +25,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from avs_jax.models.backbones.stages import FEATURE_LEVELS
+from avs_jax.models.clip_encoders import encode_audio, encode_frames
 from avs_jax.models.layers import Linear
 from avs_jax.models.parts import find_part, make_part
 from avs_jax.models.rules import Rule, at_least, one_of, within
-from avs_jax.ops.frames import fold_frames, unfold_frames
+from avs_jax.ops.frames import unfold_frames
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.ops.unit_length import normalize
-from avs_jax.spec import (
-    MEL_BANDS,
-    MEL_FRAMES,
-    PIXEL_MEAN,
-    PIXEL_STD,
-    check_shape,
-    frame_ids,
-)
+from avs_jax.spec import MEL_BANDS, MEL_FRAMES, check_shape
 
 PAIRS = {  # config.model.pairs -> pairs of modalities whose embeddings are compared
     "av": (("audio", "frames"),),
@@ -161,15 +154,7 @@ class Align(nn.Module):
 
     def _project_frames(self, batch, train: bool) -> tuple[jax.Array, jax.Array | None]:
         """float32 [N, D] of all frames and, where there are maps, [N, h, w, D] of their cells."""
-        module = find_part("backbone", self.backbone)
-        mean = getattr(module, "PIXEL_MEAN", PIXEL_MEAN)
-        std = getattr(module, "PIXEL_STD", PIXEL_STD)
-        mean, std = (np.array(c, np.float32)[None, None, None] for c in (mean, std))
-        images = (fold_frames(batch["images"]).astype(jnp.float32) - mean) / std
-        backbone = make_part("backbone", module, self.backbone, dtype=self.dtype, name="backbone")
-        num_clips, num_frames = batch["images"].shape[:2]
-        index = jnp.broadcast_to(jnp.arange(num_frames)[None], (num_clips, num_frames))
-        found = backbone(images, train, frame_ids(index) if train else None)
+        found = encode_frames(self, batch["images"], train)
         if not isinstance(found, Mapping):
             project = self._projection("frames_projection", found.shape[-1])
             return project(found).astype(jnp.float32), None
@@ -184,12 +169,7 @@ class Align(nn.Module):
 
     def _project_audio(self, batch) -> jax.Array:
         """float32 [N, D] of all examples."""
-        module = find_part("audio_backbone", self.audio_backbone)
-        backbone = make_part(
-            "audio_backbone", module, self.audio_backbone, dtype=self.dtype, name="audio_backbone"
-        )
-        found = backbone((fold_frames(batch["log_mel"]) - self.audio_mean) / self.audio_std)
-        found = found.mean((1, 2)) if found.ndim == 4 else found
+        found = encode_audio(self, batch["log_mel"])
         project = self._projection("audio_projection", found.shape[-1])
         return project(found).astype(jnp.float32)
 

@@ -19,7 +19,7 @@ from avs_jax.models.inputs import prepare_images
 from avs_jax.models.layers import MLP
 from avs_jax.models.parts import find_part, make_part
 from avs_jax.ops.frames import fold_frames, unfold_frames
-from avs_jax.spec import frame_ids
+from avs_jax.spec import default_frame_index, frame_ids
 
 Batch = Mapping[str, jax.Array]
 
@@ -56,7 +56,9 @@ def encode(
     model: nn.Module, batch: Batch, sizes: Mapping[str, int], train: bool
 ) -> tuple[Encoded, ClipSound | None, dict[str, Any]]:
     """Frames and sound; the clips' sound, for a localizer; what the steps in between have found."""
-    ids = _frame_ids(batch, sizes) if train else None
+    ids = None
+    if train:
+        ids = frame_ids(batch.get("frame_index", default_frame_index(sizes["B"], sizes["T"])))
     features, intermediates = _encode_images(model, batch, train, ids)
     features = _mix_frames(model, features, batch, sizes["T"])
     audio, audio_map, clip_sound = _encode_audio(model, batch)
@@ -175,10 +177,3 @@ def _encode_audio(model, batch):
             batch.get("clip_seconds", order),
         )
     return transform(encoded), encoded, clip_sound
-
-
-def _frame_ids(batch, sizes):
-    index = batch.get("frame_index")
-    if index is None:
-        index = jnp.broadcast_to(jnp.arange(sizes["T"]), (sizes["B"], sizes["T"]))
-    return frame_ids(index)

@@ -22,16 +22,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from avs_jax.models.clip_encoders import encode_audio, encode_frames
 from avs_jax.models.fusion.clip_fusion import TOKENS, VECTORS, ClipFusion, ClipTokens, shares
 from avs_jax.models.fusion.gated import pool_tokens
+from avs_jax.models.inputs import normalize_images
 from avs_jax.models.layers import Linear
-from avs_jax.models.parts import find_part, make_part
 from avs_jax.models.rules import Rule, at_least, divides, one_of, within
 from avs_jax.models.temporal.timesformer import TimeSformer
-from avs_jax.ops.frames import fold_frames, unfold_frames
-from avs_jax.spec import MEL_BANDS, MEL_FRAMES, PIXEL_MEAN, PIXEL_STD, check_shape, frame_ids
+from avs_jax.ops.frames import unfold_frames
+from avs_jax.spec import MEL_BANDS, MEL_FRAMES, check_shape
 
 FUSIONS = (*VECTORS, *TOKENS, "late_logit")
 INPUTS = {
@@ -173,35 +173,18 @@ class Classify(nn.Module):
             name="head",
         )  # fmt: skip
         frames_mask = valid if frames.shape[1] > 1 else None
-        audio = self._encode_audio(batch["log_mel"])
+        audio = unfold_frames(encode_audio(self, batch["log_mel"]), sizes["T"])
         return head(ClipTokens(frames, audio, present, frames_mask, valid), train)
 
     def _encode_frames(self, images: jax.Array, valid: jax.Array, train: bool) -> jax.Array:
         """[B, T, C], or [B, 1, C] from TimeSformer."""
-        module = None if self.timesformer else find_part("backbone", self.backbone)
-        mean = getattr(module, "PIXEL_MEAN", PIXEL_MEAN)
-        std = getattr(module, "PIXEL_STD", PIXEL_STD)
-        mean, std = (np.array(c, np.float32)[None, None, None, None] for c in (mean, std))
-        images = (images.astype(jnp.float32) - mean) / std
         if self.timesformer:
             fields = {**self.timesformer, "num_classes": 0, "dtype": self.dtype}
-            return TimeSformer(**fields, name="timesformer")(images, valid)[:, None]
-        backbone = make_part("backbone", module, self.backbone, dtype=self.dtype, name="backbone")
-        num_clips, num_frames = images.shape[:2]
-        index = jnp.broadcast_to(jnp.arange(num_frames)[None], (num_clips, num_frames))
-        found = backbone(fold_frames(images), train, frame_ids(index) if train else None)
+            tower = TimeSformer(**fields, name="timesformer")
+            return tower(normalize_images(images), valid)[:, None]
+        found = encode_frames(self, images, train)
         found = found["res5"].mean((1, 2)) if isinstance(found, Mapping) else found
-        return unfold_frames(found, num_frames)
-
-    def _encode_audio(self, log_mel: jax.Array) -> jax.Array:
-        """[B, T, C]."""
-        module = find_part("audio_backbone", self.audio_backbone)
-        backbone = make_part(
-            "audio_backbone", module, self.audio_backbone, dtype=self.dtype, name="audio_backbone"
-        )
-        found = backbone((fold_frames(log_mel) - self.audio_mean) / self.audio_std)
-        found = found.mean((1, 2)) if found.ndim == 4 else found
-        return unfold_frames(found, log_mel.shape[1])
+        return unfold_frames(found, images.shape[1])
 
 
 def drop_modalities(key: jax.Array, present: jax.Array, rate: float) -> jax.Array:

@@ -19,15 +19,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from avs_jax.models.clip_encoders import encode_audio, encode_frames
 from avs_jax.models.decoders.words import DECODERS
-from avs_jax.models.inputs import prepare_images
 from avs_jax.models.layers import Linear
-from avs_jax.models.parts import MAP_BACKBONES, find_part, make_part
+from avs_jax.models.parts import MAP_BACKBONES
 from avs_jax.models.rules import Rule, at_least, one_of, within
 from avs_jax.models.temporal.divided import time_encoding
 from avs_jax.ops.beam_search import beam_search
-from avs_jax.ops.frames import fold_frames, unfold_frames
-from avs_jax.spec import MEL_BANDS, MEL_FRAMES, InputError, check_shape, frame_ids, nearest
+from avs_jax.ops.frames import unfold_frames
+from avs_jax.spec import MEL_BANDS, MEL_FRAMES, InputError, check_shape, nearest
 
 START, END = 0, 2  # of data/tokens.py
 LEVELS = ("res3", "res4", "res5")
@@ -152,13 +152,15 @@ class Describe(nn.Module):
 
     def _features(self, batch, valid: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """Features float32 [B, M, D] of objects, frames, sounds and cells, and which exist."""
-        maps = self._encode_frames(batch["images"], train)
+        num_frames = valid.shape[1]
+        found = encode_frames(self, batch["images"], train, pad=True)
+        maps = [unfold_frames(found[level], num_frames) for level in LEVELS]
         shares = [resize_mask(batch["mask"], x.shape[2:4]) for x in maps]
         objects = jnp.concatenate(
             [object_features(*pair) for pair in zip(maps, shares, strict=True)], axis=-1
         )
-        heard = self._encode_audio(batch["log_mel"])
-        times = time_encoding(jnp.arange(heard.shape[1]), self.feature_dim)[None]
+        heard = unfold_frames(encode_audio(self, batch["log_mel"]), num_frames)
+        times = time_encoding(jnp.arange(num_frames), self.feature_dim)[None]
         tokens = [
             Linear(self.feature_dim, name=f"{name}_projection")(x.astype(jnp.float32)) + times
             for name, x in (("object", objects), ("frame", maps[-1].mean((2, 3))), ("audio", heard))
@@ -171,25 +173,6 @@ class Describe(nn.Module):
             tokens.append(cells.reshape(cells.shape[0], -1, self.feature_dim))
             exists.append(jnp.repeat(valid, cells.shape[2], axis=1))
         return jnp.concatenate(tokens, axis=1), jnp.concatenate(exists, axis=1)
-
-    def _encode_frames(self, images: jax.Array, train: bool) -> list[jax.Array]:
-        """[B, T, h, w, C] of each of LEVELS."""
-        num_clips, num_frames = images.shape[:2]
-        module = find_part("backbone", self.backbone)
-        backbone = make_part("backbone", module, self.backbone, dtype=self.dtype, name="backbone")
-        index = jnp.broadcast_to(jnp.arange(num_frames)[None], (num_clips, num_frames))
-        found = backbone(prepare_images(images), train, frame_ids(index) if train else None)
-        return [unfold_frames(found[level], num_frames) for level in LEVELS]
-
-    def _encode_audio(self, log_mel: jax.Array) -> jax.Array:
-        """[B, T, C]."""
-        module = find_part("audio_backbone", self.audio_backbone)
-        backbone = make_part(
-            "audio_backbone", module, self.audio_backbone, dtype=self.dtype, name="audio_backbone"
-        )
-        found = backbone((fold_frames(log_mel) - self.audio_mean) / self.audio_std)
-        found = found.mean((1, 2)) if found.ndim == 4 else found
-        return unfold_frames(found, log_mel.shape[1])
 
 
 def object_features(maps: jax.Array, share: jax.Array) -> jax.Array:

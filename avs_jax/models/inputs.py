@@ -47,10 +47,18 @@ def pad_to_divisor(x: jax.Array) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
 
 
+def normalize_images(images: jax.Array, module: type | None = None) -> jax.Array:
+    """RGB 0..255 [..., 3] to float32, by the mean and std of a backbone, or spec.py's."""
+    mean = getattr(module, "PIXEL_MEAN", PIXEL_MEAN)
+    std = getattr(module, "PIXEL_STD", PIXEL_STD)
+    shape = (1,) * (images.ndim - 1) + (3,)
+    mean, std = (np.array(c, np.float32).reshape(shape) for c in (mean, std))
+    return (images.astype(jnp.float32) - mean) / std
+
+
 def prepare_images(images: jax.Array) -> jax.Array:
     """RGB 0..255 [B, T, H, W, 3] to normalized, zero-padded float32 [N, H', W', 3]."""
-    mean, std = (np.array(c, np.float32)[None, None, None] for c in (PIXEL_MEAN, PIXEL_STD))
-    return pad_to_divisor((fold_frames(images).astype(jnp.float32) - mean) / std)
+    return pad_to_divisor(normalize_images(fold_frames(images)))
 
 
 def example_inputs(size: tuple[int, int], motion_channels: int = 1) -> dict[str, np.ndarray]:

@@ -22,7 +22,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from avs_jax.models.avs import DTYPES, REMAT_POLICIES
 from avs_jax.models.backbones.stages import FEATURE_LEVELS
@@ -40,7 +39,7 @@ from avs_jax.models.rules import Rule, at_least, one_of, within
 from avs_jax.models.stage import Stage
 from avs_jax.ops.frames import fold_frames, unfold_frames
 from avs_jax.ops.sampling import resize_bilinear
-from avs_jax.spec import InputError, check_shape, frame_ids
+from avs_jax.spec import InputError, check_shape, default_frame_index, frame_ids
 
 RNG_STREAMS = ("drop_path",)  # of training
 HEAD_SHARES = (2, 8)  # of hidden_dim: 128 and 32 channels of 256 in the original
@@ -193,9 +192,7 @@ class TPAVI(nn.Module):
         images = prepare_images(batch["images"]) * shown
         ids, more = None, {}
         if train:
-            num_clips, num_frames = counted.shape
-            index = np.broadcast_to(np.arange(num_frames)[None], (num_clips, num_frames))
-            ids = frame_ids(batch.get("frame_index", index))
+            ids = frame_ids(batch.get("frame_index", default_frame_index(*counted.shape)))
         if self.backbone.get("trained_norms"):
             more = {"valid": fold_frames(counted)}
         backbone = make_part(

@@ -9,9 +9,9 @@ import pytest
 from flax import traverse_util
 
 from avs_jax.losses.description import word_losses
-from avs_jax.models import build_model
+from avs_jax.models import build_model, describe
 from avs_jax.models.decoders.words import LSTMDecoder, TransformerDecoder
-from avs_jax.models.describe import Describe, object_features, resize_mask
+from avs_jax.models.describe import LEVELS, Describe, object_features, resize_mask
 from avs_jax.ops.beam_search import beam_search
 from avs_jax.spec import MEL_BANDS, MEL_FRAMES, InputError
 from configs import describe_generated, describe_refavs
@@ -182,10 +182,13 @@ def test_features_of_an_object_by_loops():
 def test_cells_tell_what_else_is_there(monkeypatch):
     """Two cells outside the mask change, and no mean does: only a model with cells sees it."""
     rng = np.random.default_rng(0)
-    maps = [rng.standard_normal((2, 2, 4 // s, 4 // s, 6)).astype(np.float32) for s in (1, 2, 4)]
-    changed = [x.copy() for x in maps]
-    changed[0][:, :, 2] += 1
-    changed[0][:, :, 3] -= 1
+    maps = {
+        level: rng.standard_normal((4, size, size, 6)).astype(np.float32)
+        for level, size in zip(LEVELS, (4, 2, 1), strict=True)
+    }
+    changed = {level: x.copy() for level, x in maps.items()}
+    changed["res3"][:, 2] += 1
+    changed["res3"][:, 3] -= 1
     mask = np.zeros((2, 2, 64, 64), bool)
     mask[:, :, :32] = True  # the upper half
     batch = {
@@ -194,13 +197,13 @@ def test_cells_tell_what_else_is_there(monkeypatch):
         "log_mel": np.zeros((2, 2, MEL_FRAMES, MEL_BANDS), np.float32),
         "text_ids": np.zeros((2, 3), np.int32),
     }
-    monkeypatch.setattr(Describe, "_encode_audio", lambda *_: jnp.zeros((2, 2, 5)))
+    monkeypatch.setattr(describe, "encode_audio", lambda *_: jnp.zeros((4, 5)))
     for cells, sees in (("none", False), ("res3", True)):
         config = describe_generated.get_config("tiny").model.to_dict()
         model = build_model({**config, "cells": cells}, Describe)
         logits, variables = [], None
         for found in (maps, changed):
-            monkeypatch.setattr(Describe, "_encode_frames", lambda *_, found=found: found)
+            monkeypatch.setattr(describe, "encode_frames", lambda *_, pad, found=found: found)
             variables = variables or model.init(jax.random.key(0), batch)
             logits.append(np.asarray(model.apply(variables, batch)["word_logits"]))
         assert (np.abs(logits[0] - logits[1]).max() > 1e-3) == sees
