@@ -53,8 +53,9 @@ def compute_losses(
     outputs: Mapping[str, Any],
     batch: Mapping[str, jax.Array],
     key: jax.Array | None,
-    loss_config: Any,
     norms: Mapping[str, jax.Array] | None = None,
+    *,
+    loss_config: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of a batch.
 
@@ -62,9 +63,9 @@ def compute_losses(
       outputs: QDDETR's, in training.
       batch: see the module's docstring.
       key: unused, nothing is drawn.
+      norms: unused; the rows of a batch are coupled by s', so a step cannot split it.
       loss_config: config.loss: span, giou, label, eos, saliency, margin, saliency_only (no windows
         and no matching: TVSum) and same_text_negatives.
-      norms: unused; the rows of a batch are coupled by s', so a step cannot split it.
 
     Returns:
       float32 [], the sum of the terms; and the weighted terms loss_span, loss_giou, loss_label, the

@@ -55,7 +55,7 @@ def make_task(config: ConfigDict) -> Task:
         name="ground",
         rows=rows,
         model=build_model(config.model, QDDETR),
-        loss=functools.partial(_losses, loss_config=config.loss),
+        loss=functools.partial(losses.compute_losses, loss_config=config.loss),
         norms=None,
         rng_streams=("dropout", "loss"),
         outputs=OUTPUTS,
@@ -78,10 +78,6 @@ def make_task(config: ConfigDict) -> Task:
         weight_files=("qd_detr",),
         predict_flags=tuple(PREDICT_FLAGS),
     )
-
-
-def _losses(outputs, batch, key, norms, loss_config):
-    return losses.compute_losses(outputs, batch, key, loss_config, norms)
 
 
 def _flat(outputs: Mapping[str, Any], inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -86,7 +86,7 @@ def criterion(read, batch, loss_config):
     outputs = {name: read[name] for name in ("pred_logits", "pred_spans", "saliency_scores")}
     outputs["saliency_neg"] = read["saliency_scores_neg"]
     aux = {"pred_logits": read["aux_logits"], "pred_spans": read["aux_spans"]}
-    return compute_losses(outputs | {"aux_outputs": [aux]}, batch, None, loss_config)
+    return compute_losses(outputs | {"aux_outputs": [aux]}, batch, None, loss_config=loss_config)
 
 
 @functools.cache
@@ -230,7 +230,7 @@ def training(case):
 
     def loss(params):
         outputs = model.apply({"params": params}, read, train=True)
-        return compute_losses(outputs, batch, None, loss_config)
+        return compute_losses(outputs, batch, None, loss_config=loss_config)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True)), golden_params(model, case)
 
