@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avs_jax.losses.cells import cell_shares
 from avs_jax.ops.frames import fold_frames
 from avs_jax.ops.resampling import area_matrix
 from avs_jax.spec import MASK_STRIDE, InputError
@@ -97,10 +98,7 @@ def edge_target(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
     `size` is (h, w) of the edge map, which covers the image padded at the bottom and right. The
     border of the image is not an edge.
     """
-    (height, width), stride = size, MASK_STRIDE
-    bottom, right = stride * height - mask.shape[1], stride * width - mask.shape[2]
-    mask = jnp.pad(mask.astype(jnp.float32), ((0, 0), (0, bottom), (0, right)))
-    area = mask.reshape(-1, height, stride, width, stride).mean((2, 4))
+    area = cell_shares(mask, size, MASK_STRIDE)
 
     def pool(start, reduce):
         return jax.lax.reduce_window(area, start, reduce, (1, 3, 3), (1, 1, 1), "SAME")

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, reduce
+from einops import rearrange
+
+from avs_jax.losses.cells import cell_shares
 
 STRIDE = 8  # pixels of the padded image per cell
 
@@ -35,7 +37,7 @@ def localization_loss(
     """
     norms = localization_norms(batch) if norms is None else norms
     logits = logits.astype(jnp.float32)
-    share = cell_shares(batch["phrase_targets"], logits.shape[3:])
+    share = cell_shares(batch["phrase_targets"], logits.shape[3:], STRIDE)
     bce = (jax.nn.softplus(logits) - logits * share).mean((3, 4))
     counts, contrasted, own, is_object = _roles(batch)
     mean = jnp.einsum("btehw,btohw->bteo", logits, share)
@@ -89,7 +91,7 @@ def phrase_pairs(
       empty; and for info_nce `object_id` int32, `has_object` and `exists` bool [B P], and `ignored`
       bool [B P, B P], pairs of an object with the text of another that is the same.
     """
-    share = cell_shares(batch["phrase_targets"], features.shape[2:4])
+    share = cell_shares(batch["phrase_targets"], features.shape[2:4], STRIDE)
     share = jnp.where(batch["supervised"][:, :, None, None, None], share, 0)
     total = share.sum((1, 3, 4))
     mean = jnp.einsum("bthwe,btphw->bpe", features.astype(jnp.float32), share)
@@ -104,13 +106,3 @@ def phrase_pairs(
         "exists": exists,
         "ignored": equal & (object_id[:, None] != object_id[None]),
     }
-
-
-def cell_shares(masks: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """How much of each cell bool masks [B, T, P, H, W] cover: float32 [B, T, P, h, w].
-
-    Masks are padded as images are.
-    """
-    more = [(0, STRIDE * n - m) for n, m in zip(size, masks.shape[3:], strict=True)]
-    padded = jnp.pad(masks.astype(jnp.float32), ((0, 0), (0, 0), (0, 0), *more))
-    return reduce(padded, "b t p (h i) (w j) -> b t p h w", "mean", i=STRIDE, j=STRIDE)

@@ -26,9 +26,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import reduce
 
 from avs_jax.losses.boundary import foreground
+from avs_jax.losses.cells import cell_shares
 from avs_jax.ops.frames import fold_frames
 from avs_jax.ops.sampling import resize_bilinear
 from avs_jax.spec import MASK_STRIDE, InputError
@@ -133,12 +133,8 @@ def class_loss(logits: Array, batch: Mapping[str, Array]) -> Array:
     """
     masks, labels = fold_frames(batch["target_masks"]), fold_frames(batch["target_labels"])
     is_class = fold_frames(batch["target_valid"]) & (labels > 0)
-    masks = (masks & is_class[:, :, None, None]).astype(jnp.float32)
-    height, width = (MASK_STRIDE * side for side in logits.shape[1:3])
-    more = ((0, 0), (0, 0), (0, height - masks.shape[2]), (0, width - masks.shape[3]))
-    share = reduce(
-        jnp.pad(masks, more), "n m (h p) (w q) -> n h w m", "mean", p=MASK_STRIDE, q=MASK_STRIDE
-    )
+    share = cell_shares(masks & is_class[:, :, None, None], logits.shape[1:3], MASK_STRIDE)
+    share = jnp.moveaxis(share, 1, -1)  # [N, h, w, M]
     log_prob = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     index = jnp.broadcast_to(jnp.maximum(labels - 1, 0)[:, None, None], share.shape)
     chosen = jnp.take_along_axis(log_prob, index, axis=-1)

@@ -3,12 +3,8 @@
 import numpy as np
 import pytest
 
-from avs_jax.losses.localization import (
-    cell_shares,
-    localization_loss,
-    localization_norms,
-    phrase_pairs,
-)
+from avs_jax.losses.cells import cell_shares
+from avs_jax.losses.localization import localization_loss, localization_norms, phrase_pairs
 from avs_jax.losses.referral import info_nce
 
 
@@ -85,7 +81,7 @@ def test_micro_batches_sum_to_the_whole(supervised):
 def test_a_cell_is_the_share_that_its_pixels_have():
     masks = np.zeros((1, 1, 1, 16, 16), bool)
     masks[..., :4, :8] = True
-    np.testing.assert_array_equal(cell_shares(masks, (2, 2))[0, 0, 0], [[0.5, 0], [0, 0]])
+    np.testing.assert_array_equal(cell_shares(masks, (2, 2), 8)[0, 0, 0], [[0.5, 0], [0, 0]])
 
 
 def test_objects_go_with_all_expressions_of_the_batch():
