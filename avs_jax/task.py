@@ -123,7 +123,8 @@ def nothing_missing(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndar
     return dict(arrays), []
 
 
-def nothing_derived(outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
+def as_they_are(outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs, unchanged; as `score` or `derive` of a task."""
     del inputs
     return dict(outputs)
 
@@ -200,7 +201,7 @@ class Task:
     draw: Callable[..., dict[str, np.ndarray]] = lambda *_: {}
     check_inputs: Callable[..., None] = lambda params, inputs: None
     array_inputs: Callable[..., tuple[dict, list[str]]] = nothing_missing
-    derive: Callable[..., dict[str, Array]] = nothing_derived
+    derive: Callable[..., dict[str, Array]] = as_they_are
     read_predictions: Callable[..., tuple[Any, list[str]]] = no_predictions
     write_predictions: Callable[..., None] = no_predictions
     weight_files: tuple[str, ...] = ()

@@ -36,6 +36,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from avs_jax.ops.frames import fold_frames
 from avs_jax.spec import InputError
 
 KINDS = ("none", "cosine", "masked", "neighbor")
@@ -100,19 +101,19 @@ def compute_losses(
             "config.train.accumulate must be 1"
         )
     norms = loss_norms(batch, loss_config) if norms is None else norms
-    logits = _fold(outputs["pred_masks"]).astype(jnp.float32)
+    logits = fold_frames(outputs["pred_masks"]).astype(jnp.float32)
     names = ("target_masks", "target_labels", "target_valid", "supervised")
-    frames = {name: _fold(batch[name]) for name in names}
+    frames = {name: fold_frames(batch[name]) for name in names}
     supervised = frames["supervised"]
     per_frame = _pixel_loss(logits, frames)
     terms = {"loss_seg": jnp.where(supervised, per_frame, 0).sum() / norms["loss_seg"]}
     if config.kind != "none":
-        valid = _fold(batch["valid"]) if "valid" in batch else jnp.ones_like(supervised)
+        valid = fold_frames(batch["valid"]) if "valid" in batch else jnp.ones_like(supervised)
         counts = valid if config.frames == "valid" else supervised & valid
         seen, total = outputs["intermediates"], 0.0
         for stage in config.stages:
             features, audio = (
-                _fold(seen[name][stage]).astype(jnp.float32)
+                fold_frames(seen[name][stage]).astype(jnp.float32)
                 for name in ("feature_maps", "audio_features")
             )
             per_frame = _audio_visual_loss(logits, features, audio, valid, config)
@@ -133,10 +134,6 @@ def _check(config: Any, outputs: Mapping[str, Any]) -> None:
             f"loss.av.stages = {tuple(config.stages)}: choose some of {heard}, the stages with a "
             "TPAVI block that hears (model.tpavi_stages, tpavi_va), or loss.av.kind = 'none'"
         )
-
-
-def _fold(x: Array) -> Array:
-    return x.reshape(-1, *x.shape[2:])
 
 
 def _pixel_loss(logits: Array, frames: Mapping[str, Array]) -> Array:

@@ -21,10 +21,9 @@ import jax.numpy as jnp
 
 from avs_jax.models.clip_encoders import encode_audio, encode_frames
 from avs_jax.models.decoders.words import DECODERS
-from avs_jax.models.layers import Linear
+from avs_jax.models.layers import Linear, sine_code
 from avs_jax.models.parts import MAP_BACKBONES
 from avs_jax.models.rules import Rule, at_least, one_of, within
-from avs_jax.models.temporal.divided import time_encoding
 from avs_jax.ops.beam_search import beam_search
 from avs_jax.ops.frames import unfold_frames
 from avs_jax.spec import MEL_BANDS, MEL_FRAMES, InputError, check_shape, nearest
@@ -160,7 +159,7 @@ class Describe(nn.Module):
             [object_features(*pair) for pair in zip(maps, shares, strict=True)], axis=-1
         )
         heard = unfold_frames(encode_audio(self, batch["log_mel"]), num_frames)
-        times = time_encoding(jnp.arange(num_frames), self.feature_dim)[None]
+        times = sine_code(jnp.arange(num_frames), self.feature_dim)[None]
         tokens = [
             Linear(self.feature_dim, name=f"{name}_projection")(x.astype(jnp.float32)) + times
             for name, x in (("object", objects), ("frame", maps[-1].mean((2, 3))), ("audio", heard))

@@ -416,6 +416,21 @@ class MultiheadAttention(nn.Module):
         return project(out)
 
 
+def sine_code(x: jax.Array, features: int) -> jax.Array:
+    """Sines (even channels) and cosines (odd) of x f: [...] -> float32 [..., features].
+
+    f = 10000^(-2 floor(i/2) / features) in channel i.
+    """
+    channel = np.arange(features)
+    frequency = (10000.0 ** (-2 * (channel // 2) / features)).astype(np.float32)
+    # Ranks are equal, since promoting them is an error here.
+    frequency, is_sine = (
+        np.expand_dims(a, tuple(range(x.ndim))) for a in (frequency, channel % 2 == 0)
+    )
+    angle = x.astype(jnp.float32)[..., None] * frequency
+    return jnp.where(is_sine, jnp.sin(angle), jnp.cos(angle))
+
+
 def sine_position_encoding(height: int, width: int, features: int) -> np.ndarray:
     """DETR's sine encoding of pixel positions: float32 [height, width, features].
 

@@ -36,16 +36,10 @@ import numpy as np
 from flax.core import FrozenDict
 
 from avs_jax.models.attention import hide_padding
-from avs_jax.models.decoders.moment_decoder import (
-    Head,
-    MomentDecoder,
-    StackLayer,
-    logit,
-    sine_code,
-)
+from avs_jax.models.decoders.moment_decoder import Head, MomentDecoder, StackLayer, logit
 from avs_jax.models.fusion.avigate import AvigateFusion
 from avs_jax.models.fusion.gated import GatedFusion
-from avs_jax.models.layers import LayerNorm, Linear
+from avs_jax.models.layers import LayerNorm, Linear, sine_code
 from avs_jax.models.parts import make_part
 from avs_jax.spec import InputError, check_shape
 

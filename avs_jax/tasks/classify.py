@@ -1,10 +1,7 @@
 """Task `classify`: what sounds in a clip, from its frames and its sound."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from avs_jax.controls.modality_controls import modality_controls
@@ -17,7 +14,7 @@ from avs_jax.models.classify import Classify
 from avs_jax.results import classification as results
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import PredictFlag, Task
+from avs_jax.task import PredictFlag, Task, as_they_are
 
 PREDICT_FLAGS: dict[str, PredictFlag] = {}
 PREDICT_HELP = class_video.__doc__
@@ -61,7 +58,7 @@ def make_task(config: ConfigDict) -> Task:
         rng_streams=("drop_path", "dropout", "modality", "loss"),
         logged_params={"balance": "head/balance"} if config.model.av_fusion == "late_logit" else {},
         outputs=OUTPUTS,
-        score=_scores,
+        score=as_they_are,
         meter=results.ClassMeter,
         protocols=functools.partial(results.protocols, multi_label=multi_label),
         measure="mAP" if multi_label else "top-1",
@@ -75,8 +72,3 @@ def make_task(config: ConfigDict) -> Task:
             class_video.predict_classes, names=names, multi_label=multi_label
         ),
     )
-
-
-def _scores(outputs: Mapping[str, Any], inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    del inputs
-    return dict(outputs)

@@ -2,10 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from avs_jax.data.descriptions import DescriptionRows
@@ -18,7 +15,7 @@ from avs_jax.models.describe import Describe
 from avs_jax.results import descriptions as results
 from avs_jax.results.table import interleave
 from avs_jax.spec import InputError
-from avs_jax.task import PredictFlag, Task
+from avs_jax.task import PredictFlag, Task, as_they_are
 
 PREDICT_FLAGS = {
     "masks": PredictFlag(
@@ -73,7 +70,7 @@ def make_task(config: ConfigDict) -> Task:
         norms=losses.loss_norms,
         rng_streams=("drop_path", "dropout", "loss"),
         outputs=("words", "word_score"),
-        score=_words,
+        score=as_they_are,
         meter=functools.partial(results.DescriptionMeter, to_text=to_text),
         protocols=functools.partial(results.protocols, split_words=split_words),
         measure="CIDEr-D / 10",
@@ -82,8 +79,3 @@ def make_task(config: ConfigDict) -> Task:
         predict_video=functools.partial(describe_video.predict_descriptions, to_text=to_text),
         predict_flags=tuple(PREDICT_FLAGS),
     )
-
-
-def _words(outputs: Mapping[str, Any], inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    del inputs
-    return dict(outputs)

@@ -9,7 +9,8 @@ import pytest
 from flax import traverse_util
 
 from avs_jax.models import build_model
-from avs_jax.models.temporal.divided import DividedBlock, DividedEncoder, time_encoding
+from avs_jax.models.layers import sine_code
+from avs_jax.models.temporal.divided import DividedBlock, DividedEncoder
 from avs_jax.models.temporal.timesformer import TimeSformer
 from avs_jax.spec import InputError
 from avs_jax.tasks import make_task
@@ -202,9 +203,9 @@ def test_the_encoder_starts_as_the_identity_and_learns():
     for level, value in features.items():
         np.testing.assert_array_equal(out[level], value)
     assert np.abs(grads["params"]["output_projection"]["kernel"]).max() > 0
-    codes = time_encoding(jnp.arange(5), 8)
+    codes = sine_code(jnp.arange(5), 8)
     assert codes.shape == (5, 8) and np.ptp(codes, axis=0).min() > 0
-    np.testing.assert_array_equal(time_encoding(jnp.array([[4, 1]]), 8)[0], codes[np.array([4, 1])])
+    np.testing.assert_array_equal(sine_code(jnp.array([[4, 1]]), 8)[0], codes[np.array([4, 1])])
 
 
 @pytest.mark.slow

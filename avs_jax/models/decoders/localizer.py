@@ -23,9 +23,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models.layers import MLP, Linear, MultiheadAttention
+from avs_jax.models.layers import MLP, Linear, MultiheadAttention, sine_code
 from avs_jax.models.rules import at_least
-from avs_jax.models.temporal.divided import time_encoding
 from avs_jax.ops.unit_length import normalize
 
 SCALE, BIAS = 10.0, -2.0  # an expression means few cells
@@ -86,7 +85,7 @@ class TextToPixel(nn.Module):
         """The frame's sound and the clip's: tokens and codes [N, S, D], missing [N, S]."""
         normal, (bands, width) = nn.initializers.normal(0.02), audio.shape[-2:]
         now = self.param("sound_codes", normal, audio.shape[1:])
-        times = time_encoding(seconds, width)[:, :, None]
+        times = sine_code(seconds, width)[:, :, None]
         places = times + self.param("band_codes", normal, (bands, width))[None, None]
         tokens, codes = (
             jnp.concatenate([x.reshape(x.shape[0], -1, width) for x in pair], axis=1)

@@ -20,22 +20,17 @@ import numpy as np
 from flax.core import FrozenDict
 
 from avs_jax.models.attention import Attention, attend, split_heads
-from avs_jax.models.layers import Embedding, Initializer, LayerNorm, Linear, xavier_uniform
+from avs_jax.models.layers import (
+    Embedding,
+    Initializer,
+    LayerNorm,
+    Linear,
+    sine_code,
+    xavier_uniform,
+)
 
 LOGIT_EPSILON = 1e-3
 zeros = nn.initializers.zeros
-
-
-def sine_code(angle: jax.Array, features: int) -> jax.Array:
-    """float32 [...] -> [..., features]: sines (even channels) and cosines (odd) of angle f.
-
-    f = 10000^(-2 floor(i/2) / features) in channel i.
-    """
-    channel = np.arange(features)
-    frequency = (10000.0 ** (-2 * (channel // 2) / features)).astype(np.float32)
-    angle = angle[..., None] * frequency.reshape((1,) * angle.ndim + (-1,))
-    is_sine = (channel % 2 == 0).reshape((1,) * (angle.ndim - 1) + (-1,))
-    return jnp.where(is_sine, jnp.sin(angle), jnp.cos(angle))
 
 
 def logit(x: jax.Array) -> jax.Array:

@@ -36,9 +36,10 @@ from flax.core import FrozenDict
 
 from avs_jax.models.attention import Attention, hide_padding
 from avs_jax.models.layers import LayerNorm, Linear
+from avs_jax.models.transformer import quick_gelu
 from avs_jax.spec import InputError, nearest
 
-ACTIVATIONS = {"relu": nn.relu, "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x)}
+ACTIVATIONS = {"relu": nn.relu, "quick_gelu": quick_gelu}
 FFN_RATIO = 4  # hidden width over D
 CHOICES = {
     "kind": ("sigmoid", "tanh"),

@@ -21,10 +21,9 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from avs_jax.models.backbones.stages import FEATURE_LEVELS
-from avs_jax.models.layers import LayerNorm, Linear, sine_position_encoding
+from avs_jax.models.layers import LayerNorm, Linear, sine_code, sine_position_encoding
 from avs_jax.models.rules import at_least, divides, one_of
 from avs_jax.models.transformer import MLP, SelfAttention
 from avs_jax.ops.frames import fold_frames, unfold_frames
@@ -148,7 +147,7 @@ class DividedEncoder(nn.Module):
         _, height, width, channels = level.shape
         x = Linear(self.hidden_dim, dtype=self.dtype, name="input_projection")(level)
         places = sine_position_encoding(height, width, self.hidden_dim).reshape(1, -1, x.shape[-1])
-        times = time_encoding(jnp.arange(num_frames), self.hidden_dim)
+        times = sine_code(jnp.arange(num_frames), self.hidden_dim)
         x = unfold_frames(x.reshape(x.shape[0], height * width, -1), num_frames)
         x = x + (places + times[:, None])[None].astype(x.dtype)
         for i in range(self.num_layers):
@@ -158,18 +157,3 @@ class DividedEncoder(nn.Module):
         project = Linear(channels, True, ZEROS, ZEROS, self.dtype, name="output_projection")
         update = project(x).reshape(level.shape).astype(level.dtype)
         return {**features, self.level: level + update}
-
-
-def time_encoding(frames: jax.Array, features: int) -> jax.Array:
-    """float32 [..., features]: sine (even) and cosine (odd channels) of places in time, int [...].
-
-    Channel i has the frequency 10000^(-2 floor(i/2) / features), in radians per frame.
-    """
-    index = np.arange(features)
-    frequency = np.float32(10000 ** (-2 * (index // 2) / features))
-    # Ranks are equal, since promoting them is an error here.
-    frequency, is_even = (
-        jnp.expand_dims(x, range(frames.ndim)) for x in (frequency, index % 2 == 0)
-    )
-    angle = frames.astype(jnp.float32)[..., None] * frequency
-    return jnp.where(is_even, jnp.sin(angle), jnp.cos(angle))
