@@ -255,7 +255,8 @@ class AVS(nn.Module):
         expressions = sizes.get("X", sizes["B"])
         if expressions != sizes["B"] and expressions % sizes["B"]:
             raise ValueError(
-                f"text_ids: {expressions} expressions for {sizes['B']} clips, not as many for each"
+                f"text_ids: {expressions} expressions for {sizes['B']} clips: expected the same "
+                "number for each clip"
             )
         if sizes.get("C", 1) not in (1, 2):
             raise ValueError(f"motion: {sizes['C']} channels, expected 1 (strength) or 2 (u, v)")

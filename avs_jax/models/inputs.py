@@ -29,7 +29,7 @@ INPUTS = {  # which of them the model reads depends on the configuration
     "sound_track": f"B T U {2 * SOUND_BANDS}",
     "valid": "B T",
     "frame_index": "B T",
-    "text_ids": "X N",  # X = B expressions, or as many for every clip: X a multiple of B
+    "text_ids": "X N",  # X expressions, the same number for each clip
     "text_mask": "X N",
 }
 TEXT_FIELDS = ("text_ids", "text_mask")

@@ -21,7 +21,12 @@ from avs_jax.spec import InputError
 SAME = "same"  # value of config.init.pre_sam_backbone: the folder of the first backbone
 SECTIONS = {"pre_sam_backbone": "backbone"}  # component -> section of config.model, if not its own
 # Of a section: no weight depends on them.
-FREE_KEYS = ("remat", "drop_path_rate", "dtype", "memory_dtype", "prompt_slots") + (
+FREE_KEYS = (
+    "remat",
+    "drop_path_rate",
+    "dtype",
+    "memory_dtype",
+    "prompt_slots",
     "stability_threshold",
     "hard_prompts",
     "hides_absent",

@@ -159,14 +159,12 @@ def _check(config: ConfigDict) -> None:
 def _check_vocabulary(config: ConfigDict) -> None:
     """A token past the encoder's table would be read as its last row."""
     text, table = config.data.text, config.model.text.vocab_size
-    is_there = (
-        text.words
-        or text.tokenizer
-        and all(path.is_file() for path in tokenizer_files(text.tokenizer))
+    has_files = bool(text.tokenizer) and all(
+        path.is_file() for path in tokenizer_files(text.tokenizer)
     )
-    size = (
-        make_tokenizer(text).size if is_there else 0
-    )  # where nothing reads text, it may be absent
+    if not text.words and not has_files:
+        return  # where nothing reads text, the tokenizer may be absent
+    size = make_tokenizer(text).size
     if size > table:
         raise InputError(f"config.model.text.vocab_size = {table}: the tokenizer has {size} tokens")
 

@@ -92,7 +92,7 @@ def test_expressions_of_a_clip_share_its_images_and_sound(model, params):
     assert seen["decoder"]["ffn"][-1].shape[0] == 4
     uneven = {name: np.repeat(clips[name], 2, axis=0) for name in ("images", "log_mel")}
     words = {name: np.repeat(clips[name], 3, axis=0) for name in ("text_ids", "text_mask")}
-    with pytest.raises(ValueError, match="3 expressions for 2 clips, not as many for each"):
+    with pytest.raises(ValueError, match="3 expressions for 2 clips: expected the same number"):
         model.apply({"params": unflatten(params)}, uneven | words)
 
 

@@ -230,8 +230,14 @@ class VCTDecoder(nn.Module):
         """Queries [N, Q, D], positions [1, Q, D], prototypes [K', D], and PPQG's intermediates."""
 
         def generate(self, *args):
-            fields = (self.num_queries, self.num_prototypes, self.lambda_init, self.dtype)
-            return PPQG(*fields, name="visual_query_block")(*args)
+            ppqg = PPQG(
+                num_queries=self.num_queries,
+                num_prototypes=self.num_prototypes,
+                lambda_init=self.lambda_init,
+                dtype=self.dtype,
+                name="visual_query_block",
+            )
+            return ppqg(*args)
 
         if self.remat:
             generate = remat_in_loop(generate)

@@ -65,7 +65,10 @@ TEMPERATURE_MODES = ("mul", "div")
 NORMALIZATIONS = ("minmax", "softmax_hw")
 AT = ("queries", "features", "both")
 # What losses/consistency.py reads, with motion_ramp.
-CONSISTENCY_OUTPUTS = ("motion_embed", "motion_audio_embed", "motion_energy") + (
+CONSISTENCY_OUTPUTS = (
+    "motion_embed",
+    "motion_audio_embed",
+    "motion_energy",
     "motion_attention",
     "motion_cells",
 )

@@ -177,7 +177,8 @@ class SAM2Host(nn.Module):
         expressions = sizes.get("X", sizes["B"])
         if expressions % sizes["B"]:
             raise ValueError(
-                f"text_ids: {expressions} expressions for {sizes['B']} clips, not as many for each"
+                f"text_ids: {expressions} expressions for {sizes['B']} clips: expected the same "
+                "number for each clip"
             )
         return sizes
 

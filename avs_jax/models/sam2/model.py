@@ -258,9 +258,13 @@ class SAM2(nn.Module):
 
     def new_bank(self, memory: Memory, num_prompted: int) -> Bank:
         """An empty bank with slots for `num_prompted` prompted frames."""
-        sizes = self.num_maps, self.num_pointers, self.map_stride
-        memory = memory._replace(map=memory.map.astype(self.memory_dtype))
-        return empty_bank(memory, num_prompted, *sizes)
+        return empty_bank(
+            memory._replace(map=memory.map.astype(self.memory_dtype)),
+            num_prompted,
+            num_maps=self.num_maps,
+            num_pointers=self.num_pointers,
+            stride=self.map_stride,
+        )
 
     def with_memory(
         self, features: ImageFeatures, bank: Bank, frame: Array, num_frames: Array
@@ -273,8 +277,15 @@ class SAM2(nn.Module):
           frame: int32 [], number of the frame.
           num_frames: int32 [], of the video; pointers' positions depend on it up to num_pointers.
         """
-        numbers = self.num_maps, self.num_pointers, self.map_stride, self.max_prompted
-        found = recall(bank, frame, num_frames, *numbers)
+        found = recall(
+            bank,
+            frame,
+            num_frames,
+            num_maps=self.num_maps,
+            num_pointers=self.num_pointers,
+            stride=self.map_stride,
+            max_prompted=self.max_prompted,
+        )
         memory, positions, masked = self.memory_tokens(found, num_frames)
         num_pointer_tokens = found.pointers.shape[1] * (self.width // self.memory_dim)
         coarse = self.memory_attention(

@@ -265,10 +265,10 @@ def test_values_that_cannot_be(change, message):
         build_model(config, SAM2Host)
 
 
-def test_every_clip_has_as_many_expressions():
+def test_every_clip_has_the_same_number_of_expressions():
     model = build_model(refer_sam2.get_config("tiny").model, SAM2Host)
     words = {"text_ids": np.zeros((3, 4), np.int32), "text_mask": np.ones((3, 4), bool)}
-    with pytest.raises(ValueError, match="3 expressions for 2 clips, not as many for each"):
+    with pytest.raises(ValueError, match="3 expressions for 2 clips: expected the same number"):
         jax.eval_shape(model.init, jax.random.key(0), clip_batch() | words)
 
 
