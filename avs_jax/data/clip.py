@@ -129,7 +129,7 @@ class ClipRows:
             self._own_motion = data.motion.copy_and_resolve_references()
             self._own_motion.source = "auto"
         evaluate = config.evaluate
-        # task refer has neither key: it has no false sounds, whose report counts moving pixels
+        # None where there are no false sounds: only their report counts moving pixels.
         self._threshold = evaluate.moving_threshold if "audio" in evaluate else None
         off = set()
         if not data.pre_masks:

@@ -149,11 +149,6 @@ def beside_records(config: Any, name: str) -> pathlib.Path:
     return _find_folder(config) / name
 
 
-def num_clips(config: Any, split: str) -> int:
-    """Clips of a split."""
-    return len(open_records(config, split))
-
-
 def metadata(records: Sequence[Record]) -> Mapping[str, Any]:
     """What the dataset's builder noted; nothing where the records are not a dataset's."""
     return getattr(records, "metadata", None) or {}
