@@ -36,10 +36,10 @@ def refer_config() -> ConfigDict:
     data.text.words = ()
     data.text.max_tokens = 25  # with <s> and </s>; the end of a longer expression is cut
 
-    # expressions of a clip that a localizer reads in training: the row's and others, drawn
+    # phrases: expressions of a clip that a localizer reads in training, the row's and others, drawn
     data.text.num_phrases = 0
-    # expressions of a clip whose masks are trained; its images are encoded once for all of them.
-    # Above 1, they are the first of num_phrases
+    # asked: the first of the phrases, whose masks are trained; the clip's images are encoded once
+    # for all of them. 1: the row's expression alone
     data.text.num_asked = 1
     # seconds of a clip whose sound a localizer hears in training, drawn every epoch; 0: all
     data.text.num_seconds = 0

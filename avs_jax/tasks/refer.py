@@ -186,7 +186,7 @@ def _check_queries(config: ConfigDict) -> None:
     if asked > max(1, phrases):
         raise InputError(
             f"config.data.text.num_asked = {asked}: expected at most "
-            f"config.data.text.num_phrases = {phrases}, whose first ones they are"
+            f"config.data.text.num_phrases = {phrases}"
         )
     if not config.loss.masks and localizer == "none":
         raise InputError(
