@@ -110,13 +110,13 @@ def concat() -> ConfigDict:
 
 
 def avigate() -> ConfigDict:
-    """AVIGATE's gated fusion (family A): a gate per sample and layer, 12 learned audio queries."""
+    """AVIGATE's gated fusion: a gate per sample and layer, 12 learned audio queries."""
     section = {"name": "avigate", "num_layers": 4, "num_heads": 8, "max_length": 77}
     return ConfigDict(section | {"gate": {"pooling": "masked"}})
 
 
 def custom(granularity: str, film: bool = False, bias: float = 1.0) -> ConfigDict:
-    """The gated fusion of QD-DETR's fork (family B; commit dd81d7c).
+    """The gated fusion of QD-DETR's fork, which calls it "custom" (commit dd81d7c).
 
     Args:
       granularity: "global", "clipwise" or "elementwise" gates.

@@ -1,4 +1,4 @@
-"""QD-DETR on QVHighlights with AVIGATE's gated fusion of the sound (family A).
+"""QD-DETR on QVHighlights with AVIGATE's gated fusion of the sound.
 
 Data:    avs-jax data build --dataset=qvhighlights --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets

@@ -1,6 +1,6 @@
 """QD-DETR on QVHighlights with the gates of its fork, one gate per channel and clip.
 
-The gates are family B (fork commit dd81d7c; models/fusion/gated.py).
+The fork calls them "custom" (commit dd81d7c; models/fusion/gated.py).
 
 Data:    avs-jax data build --dataset=qvhighlights --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets

@@ -1,4 +1,4 @@
-"""tvsum_qd_detr.py with AVIGATE's gated fusion of the sound (family A).
+"""tvsum_qd_detr.py with AVIGATE's gated fusion of the sound.
 
 Data:    avs-jax data build --dataset=tvsum/BK --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets

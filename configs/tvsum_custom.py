@@ -1,6 +1,6 @@
 """tvsum_qd_detr.py with the gates of the QD-DETR fork, one gate per channel and second.
 
-The gates are family B (fork commit dd81d7c; models/fusion/gated.py).
+The fork calls them "custom" (commit dd81d7c; models/fusion/gated.py).
 
 Data:    avs-jax data build --dataset=tvsum/BK --manual_dir=DIR \
              --data_dir=~/tensorflow_datasets

@@ -8,8 +8,8 @@ bursts of noise, as many, as long and as loud, at unrelated times. Words, frames
 tell the halves apart; only the direction of the sound's features does.
 
   silent         no sound, the baseline
-  global, clipwise, elementwise    those of the QD-DETR fork (family B; fork commit dd81d7c)
-  avigate        AVIGATE's (family A)
+  global, clipwise, elementwise    fusion "custom", of a QD-DETR fork (commit dd81d7c)
+  avigate        AVIGATE's
   b0             the fork's older gates (tanh, per clip; commit 73b09d9)
   energy, text   clipwise, with the sound's log-RMS, with the words as a gate input
   both           clipwise, with both

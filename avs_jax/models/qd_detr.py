@@ -43,6 +43,7 @@ from avs_jax.models.layers import LayerNorm, Linear, sine_code
 from avs_jax.models.parts import make_part
 from avs_jax.spec import InputError, check_shape
 
+# "custom" is what a fork of QD-DETR calls its own fusion, "b0" an older version of it.
 FUSIONS = {"concat": None, "avigate": AvigateFusion, "custom": GatedFusion, "b0": GatedFusion}
 MASK_ORDERS = ("repaired", "reference")
 REQUIRED = {"video": "B L V", "video_mask": "B L", "text": "B W T", "text_mask": "B W"}

@@ -1,4 +1,7 @@
-"""Gated fusion: the families A, B and B0 of the originals, masked pooling, closed gates."""
+"""Gated fusion: avigate, custom and b0 as in the originals, masked pooling, closed gates.
+
+The stored arrays call them famA, famB and famB0.
+"""
 
 import functools
 import json
