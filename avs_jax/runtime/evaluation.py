@@ -29,7 +29,7 @@ from avs_jax.task import Batch, Record, Table, Task
 
 Scores = Mapping[str, np.ndarray]
 
-TOGETHER = 4  # rows of a clip; more take more memory, and are in vain where a clip has fewer
+TOGETHER = 4  # rows of a clip; more take more memory, for nothing where a clip has fewer
 
 
 class Evaluation(NamedTuple):
