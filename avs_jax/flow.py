@@ -11,7 +11,7 @@ float16:
   RAFT        [H, W, 2], (u, v) in px of these frames, per second
   difference  [H, W], mean of |frame - previous| over RGB, divided by its maximum
 
-Frames keep their size, or are squashed to --size px (avss: 384, for its clips are of many sizes).
+Frames keep their size, or are squashed to --size px (avss: 384, because its clips vary in size).
 Vectors are in px of the frames that are estimated, and readers scale them.
 
 --source=frames: from frame t-1 to frame t, which are a second apart; file 0 is zeros.

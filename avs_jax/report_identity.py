@@ -93,7 +93,7 @@ def check_same_source(folder: pathlib.Path, kind: str, scored: Mapping[str, str]
 
 
 def _with_contents(config: ConfigDict) -> ConfigDict:
-    """The configuration with what its paths hold in the place of the paths."""
+    """The configuration with what its paths hold in place of the paths."""
     config = config.copy_and_resolve_references()
     data, text = config.data, config.data.get("text", {})
     if data.get("trunk_features"):

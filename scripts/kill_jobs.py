@@ -168,7 +168,7 @@ def file_job(folder: pathlib.Path, arguments: list[str], pattern: str) -> Job:
 
 
 def training_job(folder: pathlib.Path, arguments: list[str]) -> Job:
-    """Training: its checkpoints are compared array by array, for they are not the same files."""
+    """Training: its checkpoints are compared array by array, because their files differ."""
     whole = folder.with_name(f"{folder.name}_whole")
 
     def check() -> None:

@@ -2,7 +2,7 @@
 
 A job predicts with the video's own sound, or with that of another file. To compare, it predicts
 again with silence and with a third sound. It runs in its own thread, reports its progress before
-every window, and stops there when it is cancelled.
+every window, and stops there when it is canceled.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ MAX_MAPS = 20  # seconds whose maps are shown
 Watch = Callable[[float, str], None]  # (fraction done, what is being done); raises to stop
 
 
-class Cancelled(Exception):
-    """The job was cancelled."""
+class Canceled(Exception):
+    """The job was canceled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Runner:
           folder: of the job; empty.
 
         Raises:
-          Cancelled: the program ends. InputError, OSError: an input is unusable. Whatever `watch`
+          Canceled: the program ends. InputError, OSError: an input is unusable. Whatever `watch`
             raises.
         """
         watch(0, "waiting for the job before this one")
@@ -191,7 +191,7 @@ class Runner:
     def _report(self, watch: Watch, condition: str, done: float, share: float, step: int) -> None:
         """Reports a step of a condition, after the fraction `done`; each step takes `share`."""
         if self._is_closing.is_set():
-            raise Cancelled
+            raise Canceled
         is_first = not done and not step
         note = " (compiles for a minute or more, once per frame size)" if is_first else ""
         watch(min(done + step * share, 1), f"{condition}, step {step + 1}{note}")
@@ -253,7 +253,7 @@ class Job:
         """Starts. `folder` is empty; it stays until `discard`, or until the job fails."""
         self.progress, self.error = "starting", ""
         self.result: Result | None = None
-        self._folder, self._is_cancelled = folder, threading.Event()
+        self._folder, self._is_canceled = folder, threading.Event()
         self._lock, self._has_ended = threading.Lock(), False
         self._thread = threading.Thread(target=self._work, args=(runner, inputs), daemon=True)
         self._thread.start()
@@ -265,7 +265,7 @@ class Job:
 
     def cancel(self) -> None:
         """Stops the job before its next step."""
-        self._is_cancelled.set()
+        self._is_canceled.set()
 
     def discard(self) -> None:
         """Cancels the job and removes its files: now, or when it stops."""
@@ -275,15 +275,15 @@ class Job:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def _watch(self, fraction: float, what: str) -> None:
-        if self._is_cancelled.is_set():
-            raise Cancelled
+        if self._is_canceled.is_set():
+            raise Canceled
         self.progress = f"{fraction:.0%} {what}"
 
     def _work(self, runner: Runner, inputs: Inputs) -> None:
         try:
             self.result = runner.run(inputs, self._folder, self._watch)
-        except Cancelled:
-            self.error = "cancelled"
+        except Canceled:
+            self.error = "canceled"
         except VideoError as error:
             self.error = f"error: {pathlib.Path(error.path).name}: {error.reason}"
         except (InputError, OSError) as error:
@@ -294,7 +294,7 @@ class Job:
         finally:
             with self._lock:
                 self._has_ended = True
-                if self.result is None or self._is_cancelled.is_set():
+                if self.result is None or self._is_canceled.is_set():
                     shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -173,7 +173,7 @@ class Page:
             yield {self._job: job, self._status: job.progress, **self._empty()}
             while not job.wait(POLL_SECONDS):
                 yield {self._status: job.progress}
-        except GeneratorExit:  # cancelled, or the browser was closed
+        except GeneratorExit:  # canceled, or the browser was closed
             job.discard()
             raise
         yield self._show(job)
@@ -224,7 +224,7 @@ def _cancel(job: Job | None) -> Any:
     if job is None or job.wait(0):
         return gr.skip()
     job.discard()
-    return "cancelled"
+    return "canceled"
 
 
 def _discard(job: Job | None) -> None:

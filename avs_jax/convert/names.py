@@ -1,6 +1,6 @@
 """Names of VCT's state dict in the original order, for any configuration.
 
-Export reads the rule table (tables.py) backwards with them. Source: the state dicts of
+Export reads the rule table (tables.py) backward with them. Source: the state dicts of
 spyflying/VCT_AVS, whose order is that in which modules register their tensors. AMA's names are
 appended.
 """

@@ -238,7 +238,7 @@ def _source_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class _NameHints:
-    """Finds the source names that would fill a path, by reading the table backwards.
+    """Finds the source names that would fill a path, by reading the table backward.
 
     A pattern is literal text, alternatives and groups; the path tells the groups that its target
     repeats.

@@ -97,7 +97,7 @@ class Setting:
       name: short, as on command lines. dataset: its TFDS name. title: for people.
       folders: names under which the download has the folder of the csv.
       csv: its name. columns: field of a row -> the csv's column; "" is the first one.
-      required: fields that every row must have, for they are in templates.
+      required: fields that every row must have, because templates use them.
       num_frames: subset -> frames of a clip; a setting without subsets has "".
       first_only: the subsets whose training clips have ground truth on their first frame alone.
       layouts: the first one is the default.

@@ -311,7 +311,7 @@ class ClipRows:
         t: int,
         augmented: Callable[[np.ndarray], np.ndarray],
     ) -> None:
-        """What a task reads besides in training from frame t, which is row i.
+        """What a task also reads in training from frame t, which is row i.
 
         `augmented` does to labels uint8 [H, W] what was done to the frame: [S, S], 255 outside.
         """

@@ -232,7 +232,7 @@ def _derive(outputs, inputs, *, score):
 
 
 def _draw(scores, batch, row, title, records):
-    """The figure of one expression, with its words in the place of the category."""
+    """The figure of one expression, with its words in place of the category."""
     del records  # that are looked up for stored flow
     return segmentation.draw_clip(scores, {**batch, "category": batch["text"]}, row, title, ())
 

@@ -1,4 +1,4 @@
-"""Jobs of the page on a task without a model: conditions, limits, errors, cancelling."""
+"""Jobs of the page on a task without a model: conditions, limits, errors, canceling."""
 
 import json
 import threading
@@ -136,7 +136,7 @@ def test_refused_tasks():
         make_runner(predict_video=None)
 
 
-def test_one_job_at_a_time_until_it_is_cancelled(tmp_path):
+def test_one_job_at_a_time_until_it_is_canceled(tmp_path):
     video = write(tmp_path / "in.mp4", steady(2), rate=16_000, channels=1)
     has_begun, may_go_on = threading.Event(), threading.Event()
 
@@ -144,7 +144,7 @@ def test_one_job_at_a_time_until_it_is_cancelled(tmp_path):
         predictor.step()
         has_begun.set()
         assert may_go_on.wait(PATIENCE)
-        predictor.step()  # raises once the job is cancelled
+        predictor.step()  # raises once the job is canceled
         return predict_loudness(predictor, path, output)
 
     runner = make_runner(predict_video)
@@ -157,7 +157,7 @@ def test_one_job_at_a_time_until_it_is_cancelled(tmp_path):
     assert not second.wait(0.2) and "waiting" in second.progress
     first.discard()
     may_go_on.set()
-    assert first.wait(PATIENCE) and first.error == "cancelled" and first.result is None
+    assert first.wait(PATIENCE) and first.error == "canceled" and first.result is None
     assert second.wait(PATIENCE) and second.result is not None
     assert not places[0].exists() and places[1].exists()
 
@@ -177,7 +177,7 @@ def test_closing_cancels_the_running_job(tmp_path):
     job = jobs.Job(runner, jobs.Inputs(video), tmp_path / "job")
     assert has_begun.wait(PATIENCE)
     runner.close()
-    assert job.wait(PATIENCE) and job.error == "cancelled"
+    assert job.wait(PATIENCE) and job.error == "canceled"
 
 
 def test_maps_are_kept_without_padding():

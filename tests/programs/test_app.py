@@ -242,7 +242,7 @@ def test_cancel_ends_the_job(browser, served, tmp_path):
     click(browser, "run")
     wait(browser, lambda: "step 1" in status(browser), 180)  # compiles another size
     click(browser, "cancel")
-    wait(browser, lambda: status(browser) == "cancelled")
+    wait(browser, lambda: status(browser) == "canceled")
     deadline = time.monotonic() + PATIENCE
     while places() - before:
         assert time.monotonic() < deadline

@@ -52,7 +52,7 @@ class ProjectedAttention(nn.Module):
             return split_heads(x, self.num_heads)
 
         q, k = project(query, "q_proj"), project(key, "k_proj")
-        # The weights of a head sum to 1, so values narrower than it can be projected afterwards.
+        # The weights of a head sum to 1, so values narrower than it can be projected afterward.
         projects_late = self.num_heads == 1 and value.shape[-1] < self.inner_dim
         v = value[:, :, None].astype(self.dtype) if projects_late else project(value, "v_proj")
         if angles is not None:

@@ -10,7 +10,7 @@ t mod size, and a slot counts only if it holds the frame to recall. Frame t atte
 
 A prompted frame that is not among the closest ones counts as any other frame. Source:
 facebookresearch/sam2, _prepare_memory_conditioned_features in sam2/modeling/sam2_base.py. Tracking
-backwards is tracking the reversed frames.
+backward is tracking the reversed frames.
 """
 
 from typing import NamedTuple
