@@ -96,14 +96,19 @@ def edge_target(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Soft edges of masks, bool [N, H, W] -> float32 [N, h, w] in 0..1.
 
     `size` is (h, w) of the edge map, which covers the image padded at the bottom and right. The
-    border of the image is not an edge.
+    border of the image is not an edge, and there is none in the padding.
     """
-    area = cell_shares(mask, size, MASK_STRIDE)
+    whole = [(0, -side % MASK_STRIDE) for side in mask.shape[1:]]  # the last cells become whole
+    mask = jnp.pad(mask, ((0, 0), *whole), mode="edge")
+    rows, columns = (side // MASK_STRIDE for side in mask.shape[1:])
+    area = cell_shares(mask, (rows, columns), MASK_STRIDE)
 
-    def pool(start, reduce):
-        return jax.lax.reduce_window(area, start, reduce, (1, 3, 3), (1, 1, 1), "SAME")
+    def pool(start, function):
+        return jax.lax.reduce_window(area, start, function, (1, 3, 3), (1, 1, 1), "SAME")
 
-    return pool(-jnp.inf, jax.lax.max) - pool(jnp.inf, jax.lax.min)
+    edges = pool(-jnp.inf, jax.lax.max) - pool(jnp.inf, jax.lax.min)
+    more = [(0, cells - inner) for cells, inner in zip(size, edges.shape[1:], strict=True)]
+    return jnp.pad(edges, ((0, 0), *more))
 
 
 def weighted_bce(logits: jax.Array, edges: jax.Array, config: Any) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,8 @@ Frames take part if they are supervised, show an object (so not those with a fal
 Other frames of the same clip are not negatives, because neighboring seconds sound alike.
 
 "map": the attention A, which sums to 1 over the cells, must lie inside the ground truth G
-(area-averaged to the cells, in 0..1); m^2 is the squared motion of a cell, as AMA sees it.
+(padded as the motion is and area-averaged to the cells, in 0..1); m^2 is the squared motion of a
+cell, as AMA sees it.
 
   e_t  = sum_x G_t m_t^2 / sum_x G_t
   loss = mean over supervised frames t of min(1, e_t / tau_motion) (-log sum_x A_t G_t)
@@ -33,7 +34,7 @@ import jax.numpy as jnp
 
 from avs_jax.losses.boundary import foreground, foreground_cells
 from avs_jax.ops.frames import fold_frames
-from avs_jax.spec import FRAMES_PER_CLIP, InputError, frame_ids
+from avs_jax.spec import FRAMES_PER_CLIP, SIZE_DIVISOR, InputError, frame_ids
 
 STILL = 1e-6  # mean squared motion below which a frame does not take part in "contrast"
 EPSILON = 1e-6  # of a sum over the cells of the ground truth
@@ -111,7 +112,10 @@ def attention_in_truth(
         fold_frames(outputs[name]).astype(jnp.float32)
         for name in ("motion_attention", "motion_cells")
     )
-    truth = foreground_cells(targets, attention.shape[1:])
+    masks = targets["target_masks"]
+    more = [(0, -side % SIZE_DIVISOR) for side in masks.shape[3:]]
+    padded = {**targets, "target_masks": jnp.pad(masks, ((0, 0), (0, 0), (0, 0), *more))}
+    truth = foreground_cells(padded, attention.shape[1:])
     supervised = fold_frames(targets["supervised"])
     inside = (truth * energy).sum((1, 2)) / jnp.maximum(truth.sum((1, 2)), EPSILON)
     weight = jnp.where(supervised, jnp.minimum(inside / config.tau_motion, 1), 0)

@@ -16,7 +16,8 @@ loss_consistency of losses/consistency.py, loss_sync_lag and loss_sync_rank of l
 
 num_masks is the number of targets of the supervised frames, at least 1. The points are the
 `importance_sample_ratio * P` least certain of `oversample_ratio * P` uniform candidates on the
-prediction; the rest are uniform (PointRend).
+prediction; the rest are uniform (PointRend). Targets are padded with zeros, as the images are that
+the predictions cover.
 
 Every term is a sum divided by a count from the targets of the global batch (`loss_norms`).
 Micro-batches use the norms of the whole batch, so their terms add up to the batch's.
@@ -42,7 +43,7 @@ from avs_jax.losses.synchrony import synchrony_losses
 from avs_jax.ops.frames import fold_frames
 from avs_jax.ops.rows import map_rows
 from avs_jax.ops.sampling import sample_bilinear
-from avs_jax.spec import frame_ids
+from avs_jax.spec import MASK_STRIDE, frame_ids
 
 
 def loss_norms(
@@ -148,6 +149,9 @@ def criterion(
     layers = [outputs, *outputs.get("aux_outputs", ())]
     logits = jnp.stack([fold_frames(layer["pred_logits"]) for layer in layers])
     masks = jnp.stack([fold_frames(layer["pred_masks"]) for layer in layers])
+    sides = zip(masks.shape[2:4], frames["target_masks"].shape[2:], strict=True)
+    more = [(0, MASK_STRIDE * cells - pixels) for cells, pixels in sides]
+    frames["target_masks"] = jnp.pad(frames["target_masks"], ((0, 0), (0, 0), *more))
 
     num_layers = len(layers)
     steps = jnp.arange(num_layers)

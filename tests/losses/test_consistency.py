@@ -31,9 +31,9 @@ def a_case(seed=0):
     embed /= np.linalg.norm(embed, axis=-1, keepdims=True)
     energy = np.full((B, T), 0.3, np.float32)
     energy[1, 0] = 0
-    masks = np.zeros((B, T, 2, 4, 4), bool)
-    masks[:, :, 1, :2] = True
-    masks[0, 1, 1, :, :3] = True  # half cells
+    masks = np.zeros((B, T, 2, 32, 32), bool)
+    masks[:, :, 1, :16] = True
+    masks[0, 1, 1, :, :24] = True  # half cells
     attention = rng.dirichlet(np.ones(4), (B, T)).reshape(B, T, 2, 2).astype(np.float32)
     cells = rng.uniform(0, 0.6, (B, T, 2, 2)).astype(np.float32)
     cells[1, 0] = 0
@@ -86,14 +86,14 @@ def test_against_brute_force():
 
 
 def map_by_hand(outputs, targets, tau_motion):
-    """Loops over frames and cells of 2 x 2 pixels."""
+    """Loops over frames and cells of 16 x 16 pixels."""
     total = 0.0
     for b, t in np.ndindex(B, T):
         if not (targets["supervised"][b, t] and targets["target_valid"][b, t, 1]):
             continue
         looked_at = energy = area = 0.0
         for y, x in np.ndindex(2, 2):
-            cell = targets["target_masks"][b, t, 1, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
+            cell = targets["target_masks"][b, t, 1, 16 * y :, 16 * x :][:16, :16]
             share = np.mean(cell, dtype=np.float64)
             looked_at += share * float(outputs["motion_attention"][b, t, y, x])
             energy += share * float(outputs["motion_cells"][b, t, y, x])
@@ -117,6 +117,17 @@ def test_the_map_against_loops(tau_motion):
     np.testing.assert_allclose(consistency_loss(outputs, targets, config, {}), want, rtol=1e-5)
     targets["supervised"][:] = False
     assert consistency_loss(outputs, targets, config, {}) == 0
+
+
+def test_the_map_covers_the_padded_image():
+    """AMA pads the motion of an image of 20 x 27 px to 32 x 32."""
+    outputs, targets = a_case()
+    masks, config = targets["target_masks"], loss_config(kind="map")
+    targets["target_masks"] = masks[..., :20, :27]
+    found = consistency_loss(outputs, targets, config, {})
+    masks[..., 20:, :] = masks[..., 27:] = False
+    want = consistency_loss(outputs, targets | {"target_masks": masks}, config, {})
+    np.testing.assert_allclose(found, want, rtol=1e-6)
 
 
 def test_the_map_of_micro_batches_adds_up():

@@ -247,6 +247,18 @@ def test_unsupervised_frames_change_nothing(loss_config):
         np.testing.assert_allclose(gradients[name][:, kept], alone_gradients[name], atol=1e-7)
 
 
+def test_targets_are_padded_as_the_images_are(loss_config):
+    outputs, batch = random_problem(2, 2)
+    height, width = 20, 27  # of the image; the predictions cover 32 x 32
+    cut = batch["target_masks"][..., :height, :width]
+    padded = jnp.zeros_like(batch["target_masks"]).at[..., :height, :width].set(cut)
+    found, want = (
+        drawn_loss_and_gradients(outputs, batch | {"target_masks": masks}, loss_config)
+        for masks in (cut, padded)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, want)
+
+
 def test_a_frame_without_targets_only_counts_for_the_classes(loss_config):
     outputs, batch = random_problem(2, 2)
     full = drawn_loss_and_gradients(outputs, batch, loss_config)[0][1]
