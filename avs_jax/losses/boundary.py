@@ -12,7 +12,9 @@ Both are means over the supervised frames. The total gets weight * loss, with
   weight = min(boundary.weight, boundary.max_share * sg(loss_mask + loss_dice) / sg(loss))
 
 or boundary.weight alone if max_share is 0. The numerator holds the last decoder layer's weighted
-terms, so the edge loss cannot outweigh the mask losses it supports.
+terms, so the edge loss cannot outweigh the mask losses it supports. A micro-batch does not know the
+others' terms and is capped by its own: the terms of micro-batches add up to at most the whole
+batch's, and terms and gradients to exactly those where no micro-batch is capped.
 
 "weighted" follows the AMA authors' notes (see models/fusion/ama.py). "balanced" and the cap are
 departures: with the plain BCE, a constant prediction explains most of the early drop (it costs 0.15

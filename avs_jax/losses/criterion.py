@@ -20,7 +20,8 @@ prediction; the rest are uniform (PointRend). Targets are padded with zeros, as 
 the predictions cover.
 
 Every term is a sum divided by a count from the targets of the global batch (`loss_norms`).
-Micro-batches use the norms of the whole batch, so their terms add up to the batch's.
+Micro-batches use the norms of the whole batch, so their terms add up to the batch's (loss_boundary
+where it is not capped).
 
 Every random draw depends only on (key, layer, clip, frame), so training on a subset of a clip's
 frames draws the same numbers as training on all of them.

@@ -6,8 +6,9 @@ the differentiation.
 
 With `accumulate` = k, the batch is split into k micro-batches that run one after another. Every
 loss term is divided by a norm of the whole batch's targets, so terms and gradients of the
-micro-batches add up to those of the batch. Only batch statistics differ: they come from the
-micro-batches in order.
+micro-batches add up to those of the batch. Two things differ: batch statistics, which come from the
+micro-batches in order, and the cap of the boundary loss, which each micro-batch takes from its own
+terms (losses/boundary.py).
 """
 
 import dataclasses

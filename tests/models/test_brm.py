@@ -1,5 +1,6 @@
 """Boundary refinement: gradients into the features, losses, and its start as the identity."""
 
+import functools
 import re
 
 import jax
@@ -261,6 +262,34 @@ def test_the_share_of_the_masks_loss_caps_the_weight():
 
     by_edge, by_mask = jax.grad(term, (0, 1))(jnp.asarray(x, jnp.float32), jnp.float32(0.5))
     assert np.any(by_edge) and by_mask == 0  # the weight is a constant
+
+
+@pytest.mark.parametrize("mask_terms", [(9.0, 8.0, 7.0), (2.0, 0.1, 0.05)])
+def test_micro_batches_are_capped_one_by_one(mask_terms):
+    """Where none is capped, they add up; where one is, to less than the whole batch's."""
+    config = loss_config(kind="balanced", weight=0.2, max_share=0.1)
+    targets = jax.tree.map(lambda x: np.tile(x, (3,) + (1,) * (x.ndim - 1)), square_problem(1))
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 1, 8, 8)), jnp.float32)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def term(x, targets, mask_terms, norms):
+        return boundary_loss({"edge_logits": x}, targets, mask_terms, config, norms)
+
+    (whole, _), gradient = term(x, targets, sum(mask_terms), {})
+    total, gradients = 0.0, []
+    for i, own_terms in enumerate(mask_terms):
+        part = jax.tree.map(lambda x, i=i: x[i : i + 1], (x, targets))
+        (value, figures), of_part = term(*part, own_terms, {"frames": 3.0})
+        loss = figures["boundary_bce"] + figures["boundary_dice"]
+        np.testing.assert_allclose(value, min(0.2 * loss, 0.1 * own_terms), rtol=1e-5)
+        total += value
+        gradients.append(of_part)
+    if min(mask_terms) > 1:
+        np.testing.assert_allclose(total, whole, rtol=1e-5)
+        np.testing.assert_allclose(np.concatenate(gradients), gradient, atol=1e-7)
+    else:
+        assert total < 0.8 * whole
 
 
 def test_frames_without_annotation_and_without_edges():
