@@ -33,6 +33,7 @@ FIELDS = {
     "valid": Field("bool", "B T", "input", "the second exists; False pads", given="optional"),
     "text_ids": Field("int32", "B P L", "input", "tokens of P texts"),
     "text_mask": Field("bool", "B P L", "input", "the token exists"),
+    "second": Field("int32", "B T", "target", "second of the clip, from 0"),
     "label": Field("int32", "B", "target", "category of the clip; -1: unknown", fill=-1),
     "clip_id": Field("str", "B", "metadata", "name of the clip", "evaluate"),
     "category": Field("str", "B", "metadata", "category of the clip", "evaluate"),
@@ -132,7 +133,7 @@ class PairRows:
         used = np.arange(count)
         if rng is not None:
             used = np.sort(rng.permutation(count)[: data.train_frames])
-        row["valid"][: len(used)] = True
+        row["valid"][: len(used)], row["second"][: len(used)] = True, used
         if "log_mel" in row:
             waveform, rate = record["waveform"], int(record["sample_rate"])
             row["log_mel"][: len(used)] = log_mel(

@@ -192,7 +192,8 @@ def compute_losses(
     Args:
       outputs: {modality}_embed float32 [B, D] and, where the unit is "second", {modality}_seconds
         [B, T, D], all of unit length; logit_scale and, for "sigmoid", logit_bias [].
-      batch: label int32 [B], negative where unknown; where the unit is "second", valid bool [B, T].
+      batch: label int32 [B], negative where unknown; where the unit is "second", valid bool [B, T]
+        and second int32 [B, T], of the clip.
       key: unused, nothing is drawn.
       norms: unused, the rows of a batch are compared with each other.
       pairs: of modalities.
@@ -226,7 +227,7 @@ def _relations(batch, loss_config, by_second: bool, has_text: bool) -> tuple[Arr
         num_clips, num_frames = batch["valid"].shape
         label = jnp.repeat(label, num_frames)
         clip = jnp.repeat(jnp.arange(num_clips), num_frames)
-        second = jnp.tile(jnp.arange(num_frames), num_clips)
+        second = batch["second"].reshape(-1)
     same, own = same_label(label), jnp.eye(len(label), dtype=bool)
     treatment = loss_config.same_class
     if has_text and treatment == "negative":

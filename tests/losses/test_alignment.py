@@ -120,7 +120,8 @@ def test_seconds_that_do_not_exist_change_no_triplet(mining):
     padded = {name: jnp.concatenate([x, x], axis=1) for name, x in seconds.items()}
     losses = []
     for outputs, count in ((seconds, 5), (padded, 10)):
-        batch = {"label": np.arange(3), "valid": np.tile(np.arange(count) < 5, (3, 1))}
+        second = np.tile(np.arange(count), (3, 1))
+        batch = {"label": np.arange(3), "valid": second < 5, "second": second}
         losses.append(compute_losses(outputs, batch, None, pairs=AV, loss_config=config)[0])
     assert losses[0] > 0 and losses[1] == pytest.approx(float(losses[0]), rel=1e-6)
 
@@ -212,6 +213,7 @@ def test_negatives_come_from_all_devices(name, unit):
         for place, frames in (("embed", ()), ("seconds", (3,)))
     }
     batch = {"label": np.arange(8) % 5, "valid": rng.random((8, 3)) < 0.8}
+    batch["second"] = np.tile(np.arange(3), (8, 1))
     config = ConfigDict(LOSS | {"name": name, "unit": unit})
     config.same_class, config.beta = "ignored", 0.2
 
@@ -232,7 +234,10 @@ def test_negatives_come_from_all_devices(name, unit):
 
 
 def test_relations_of_a_batch_by_brute_force():
-    """Seconds: neighbors and padding are no negatives, nor are clips of the class if asked."""
+    """Seconds: neighbors and padding are no negatives, nor are clips of the class if asked.
+
+    The seconds 0, 1 and 4 were drawn: 4 is a negative of both others.
+    """
     rng = np.random.default_rng(3)
     label = np.array([4, 4, -1, 2])
     valid = np.ones((4, 3), bool)
@@ -240,7 +245,9 @@ def test_relations_of_a_batch_by_brute_force():
     audio, frames = (normalize(jnp.asarray(rng.standard_normal((4, 3, 5)))) for _ in range(2))
     outputs = {"audio_seconds": audio, "frames_seconds": frames, "logit_scale": jnp.float32(1.5)}
     changes = {"unit": "second", "same_class": "ignored"}
-    batch, config = {"label": label, "valid": valid}, ConfigDict(LOSS | changes)
+    second = np.tile([0, 1, 4], (4, 1))
+    batch = {"label": label, "valid": valid, "second": second}
+    config = ConfigDict(LOSS | changes)
     total = jax.jit(lambda o, b: compute_losses(o, b, None, pairs=AV, loss_config=config)[0])(
         outputs, batch
     )
@@ -252,7 +259,7 @@ def test_relations_of_a_batch_by_brute_force():
             logits = []
             for c, s in places:
                 is_own = (b, t) == (c, s)
-                near = b == c and abs(t - s) <= 1
+                near = b == c and abs(second[b, t] - second[c, s]) <= 1
                 same = label[b] == label[c] >= 0
                 if is_own or not (near or same):
                     logits.append(similarity[c, s, b, t] if flip else similarity[b, t, c, s])

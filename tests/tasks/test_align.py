@@ -36,6 +36,7 @@ def test_rows_hold_the_same_second_of_frames_and_sound():
     record = small.records(1)[0]
     rows = rows_of(config, "audio", "frames", "text")
     whole = rows.prepare(record)
+    assert whole["second"].tolist() == list(range(5))
     assert whole["valid"].all() and whole["images"].shape == (5, 32, 32, 3)
     assert whole["label"] == 0 and whole["category"] == "kind0" and whole["clip_id"] == "clip0_0"
     seen = set()
@@ -44,6 +45,7 @@ def test_rows_hold_the_same_second_of_frames_and_sound():
         assert drawn["images"].shape == (1, 32, 32, 3) and drawn["text_ids"].shape == (1, 16)
         (t,) = np.flatnonzero((whole["log_mel"] == drawn["log_mel"]).all((1, 2)))
         np.testing.assert_array_equal(whole["images"][t], drawn["images"][0])
+        assert drawn["second"].tolist() == [t]
         which = np.flatnonzero((whole["text_ids"] == drawn["text_ids"]).all(1))
         seen.add((int(t), *which.tolist()))
     assert {t for t, _ in seen} == set(range(5)) and {p for _, p in seen} == {0, 1}
