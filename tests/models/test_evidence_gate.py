@@ -51,6 +51,19 @@ def test_formula(inputs):
     assert np.ptp(want) > 0.1
 
 
+def test_a_second_without_sound_is_silent(inputs):
+    """data.short_audio = "zeros" fills its log-mel with zeros, which would be loud."""
+    features, audio, motion, log_mel = inputs
+    params = EvidenceGate().init(jax.random.key(0), *inputs)
+    kernel = np.random.default_rng(1).standard_normal(params["params"]["fc2"]["kernel"].shape)
+    params["params"]["fc2"]["kernel"] = jnp.asarray(kernel, jnp.float32)
+    want = EvidenceGate().apply(params, *inputs)
+    absent = log_mel.copy()
+    absent[1] = 0
+    got = EvidenceGate().apply(params, features, audio, motion, absent)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
 @pytest.mark.parametrize("at", ["queries", "both"])
 def test_it_starts_at_one_and_leaves_ama_bit_for_bit(inputs, at):
     features, audio, motion, log_mel = inputs

@@ -3,7 +3,8 @@
     g = 2 sigmoid(MLP[mean_hw(features) ; audio ; log motion energy ; log audio energy] / T)
 
 The last layer starts at zero, so g starts at exactly 1 and changes nothing; it stays in 0..2. The
-energies are log(mean |motion|^2 + 1e-6) over pixels and log(mean mel) over the frame's sound.
+energies are log(mean |motion|^2 + 1e-6) over pixels and log(mean mel) over the frame's sound, which
+is silent where the log-mel is 0 throughout: there, data.short_audio = "zeros" has no sound.
 
 Source: the AMA authors' notes (see ama.py) propose a gated AMA; inputs, range and start are ours.
 """
@@ -11,11 +12,13 @@ Source: the AMA authors' notes (see ama.py) propose a gated AMA; inputs, range a
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from avs_jax.models.layers import Linear
 
 EPSILON = 1e-6
 HIDDEN = 64
+SILENCE = np.log(0.01)  # log-mel of digital silence (data/audio.py)
 
 
 class EvidenceGate(nn.Module):
@@ -30,7 +33,8 @@ class EvidenceGate(nn.Module):
         """[N, h, w, D], [N, D], [N, H, W, C] and [N, 96, 64] -> [N]."""
         wide = jnp.promote_types(features.dtype, jnp.float32)
         strength = jnp.square(motion.astype(wide)).sum(-1).mean((1, 2))
-        loudness = jnp.exp(log_mel.astype(wide)).mean((1, 2))
+        is_absent = (log_mel == 0).all((1, 2), keepdims=True)
+        loudness = jnp.exp(jnp.where(is_absent, SILENCE, log_mel.astype(wide))).mean((1, 2))
         evidence = [
             features.astype(wide).mean((1, 2)),
             audio.astype(wide),
