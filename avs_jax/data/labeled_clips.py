@@ -2,8 +2,8 @@
 
 Records are those of data/clip.py. The classes are the clip's category ("category": class k is
 category_label k + 1) or everything in its masks ("masks": class k is the value k, background
-never). A record may have `present`, which says whether it has frames and sound; what it lacks is
-empty.
+never), where every frame has one: in those of the row's seconds. A record may have `present`, which
+says whether it has frames and sound; what it lacks is empty.
 """
 
 from collections.abc import Mapping
@@ -43,12 +43,13 @@ class LabeledClipRows(PairRows):
         for name, is_present in zip(("images", "log_mel"), row["present"], strict=True):
             if not is_present:
                 row[name] = np.zeros_like(row[name])
-        for k in self._classes_of(record, int(row["label"])):
+        seconds = row["second"][row["valid"]].tolist()
+        for k in self._classes_of(record, int(row["label"]), seconds):
             row["classes"][k] = 1
         row["known"] = np.bool_(row["classes"].any())
         return row
 
-    def _classes_of(self, record: Record, label: int) -> list[int]:
+    def _classes_of(self, record: Record, label: int, seconds: list[int]) -> list[int]:
         count = self._data.num_classes
         if self._data.labels == "category":
             if label >= count:
@@ -57,7 +58,9 @@ class LabeledClipRows(PairRows):
                     f"{count}"
                 )
             return [label] if label >= 0 else []
-        found = set()
-        for mask in record.get("masks", ()):
-            found |= set(np.unique(decode_labels(mask, count)).tolist())
+        found, masks = set(), record.get("masks", ())
+        covers_all = len(masks) == len(record["frames"])
+        for t, mask in zip(record.get("mask_index", ()), masks, strict=True):
+            if int(t) in seconds or not covers_all:
+                found |= set(np.unique(decode_labels(mask, count)).tolist())
         return sorted(found - {0, IGNORE_LABEL})

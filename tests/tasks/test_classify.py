@@ -39,6 +39,27 @@ def test_rows_have_classes_and_say_what_is_there():
     assert np.flatnonzero(row["classes"]).tolist() == [5, 70]
 
 
+def test_masks_of_seconds_that_are_not_shown_name_no_class():
+    """Unless only some frames have a mask: then it speaks for the whole clip."""
+    config = classify_avss.get_config("tiny")
+    rows, record = LabeledClipRows(config.data), small.records(1)[0]
+    assert config.data.train_frames < 5 == len(record["frames"])
+    masks = [np.full((8, 8), 10 + t, np.uint8) for t in range(5)]
+    every = {**record, "masks": masks, "mask_index": range(5)}
+    seen = set()
+    for seed in range(20):
+        row = rows.prepare(every, np.random.default_rng(seed))
+        seconds = row["second"].tolist()
+        assert np.flatnonzero(row["classes"]).tolist() == [10 + t for t in seconds]
+        seen |= set(seconds)
+        first = rows.prepare(
+            every | {"masks": masks[:1], "mask_index": [0]}, np.random.default_rng(seed)
+        )
+        assert np.flatnonzero(first["classes"]).tolist() == [10]
+    assert seen == set(range(5))
+    assert np.flatnonzero(rows.prepare(every)["classes"]).tolist() == [10, 11, 12, 13, 14]
+
+
 def test_controls_take_one_modality():
     records = small.records(2)
     found = modality_controls(True, records, "val").records
