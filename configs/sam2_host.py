@@ -51,7 +51,12 @@ def sam2_host_config(name: str, size: str = "base_plus") -> ConfigDict:
         learning_rate=1e-4,
         weight_decay=0.05,
         clip_norm=0.1,
-        groups=((r"sam2/.*", 0.1, 1.0), (r".*/(scale|bias)", 1.0, 0.0), (r".*", 1.0, 1.0)),
+        groups=(
+            (r"sam2/.*/(scale|bias)", 0.1, 0.0),
+            (r"sam2/.*", 0.1, 1.0),
+            (r".*/(scale|bias)", 1.0, 0.0),
+            (r".*", 1.0, 1.0),
+        ),
         frozen=(r"audio_backbone/.*", r"sam2/(trunk|neck|conv_s\d)/.*", *UNUSED),
     )
     config.init = ConfigDict()
@@ -131,7 +136,11 @@ def shrink_for_demo(config: ConfigDict) -> None:
     # At first, the learned queries dominate the tokens of a sound, and what is heard hardly reaches
     # the masks. A higher rate lets it in before the decoder settles on masks that ignore it.
     groups = ((pattern, 1.0, decay) for pattern, _, decay in config.optim.groups)
-    config.optim.groups = ((r"audio_prompts/.*", 3.0, 1.0), *groups)
+    config.optim.groups = (
+        (r"audio_prompts/.*/(scale|bias)", 3.0, 0.0),
+        (r"audio_prompts/.*", 3.0, 1.0),
+        *groups,
+    )
     config.optim.frozen = PROMPTS if model.memory else UNUSED
     config.train.steps = 1500
     config.train.batch_size = 8

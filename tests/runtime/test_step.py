@@ -24,7 +24,9 @@ from avs_jax.runtime import optim, sharding
 from avs_jax.runtime.run_config import check_run_config
 from avs_jax.runtime.step import init_state, init_variables, make_train_step
 from avs_jax.spec import Field, InputError
+from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
+from configs import refer_cma, s4_ama, s4_query_fusion, s4_sam2
 from configs.s4_vct import get_config
 from tests import small, vct_golden
 from tests.golden.draws import golden_draws
@@ -302,6 +304,33 @@ def test_norms_of_fusion_and_refiner_do_not_decay(refiner):
     norms = {"auxiliary": ["brm/norm"], "refine": ["brm/conv0/norm", "brm/conv1/norm"]}[refiner]
     assert all(decays[f"{norm}/{leaf}"] == 0 for norm in norms for leaf in ("scale", "bias"))
     assert decays["brm/edge/bias"] == 1
+
+
+@pytest.mark.parametrize(
+    "recipe, changes, norm",
+    [
+        (s4_ama, {"model.fusion.levels": (12, 6)}, "ama/level_6/flow_encoder_4"),
+        (s4_query_fusion, {}, "query_fusion/gated/delta_norm_ffn"),
+        (refer_cma, {}, "text/layers_0/attention_norm"),
+        (s4_sam2, {}, "sam2/mask_decoder/transformer/norm_final_attn"),
+    ],
+)
+def test_norms_of_recipes_do_not_decay(recipe, changes, norm):
+    config = recipe.get_config("tiny")
+    config.update_from_flattened_dict(changes)
+    task = make_task(config)
+    batch = stack_rows([task.rows.empty(train=True)], task.rows.fields)
+    init = functools.partial(init_variables, task.model, seed=0)
+    params, _ = jax.eval_shape(init, task.inputs(batch))
+    trainable, _ = optim.split_frozen(params, config.optim.frozen)
+    groups = optim.assign_groups(trainable, config.optim.groups)
+    norms = {path.removesuffix("/scale") for path in groups if path.endswith("/scale")}
+    norms -= {"localizer"}  # its scale and bias are those of logits
+    assert norm in norms
+    decaying = [
+        path for path, (_, _, decay) in groups.items() if path.rsplit("/", 1)[0] in norms and decay
+    ]
+    assert not decaying
 
 
 # ---- the same step, cut in other ways ----
