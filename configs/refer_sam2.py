@@ -33,7 +33,8 @@ def recipe() -> ConfigDict:
     config.optim.frozen = (r"text/.*", *base.optim.frozen)
     config.init = base.init
     config.init.text = ""  # folder of --source=roberta
-    del config.data.text.num_phrases, config.data.text.num_asked  # no localizer
+    for key in ("num_phrases", "num_asked", "num_seconds"):  # no localizer
+        del config.data.text[key]
     config.train.batch_size = 4
     config.evaluate.batch_size = 8
     config.train.init_fresh, config.train.init_dropped = (), ()

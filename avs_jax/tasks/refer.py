@@ -182,6 +182,12 @@ def _check_queries(config: ConfigDict) -> None:
             f"config.data.text.num_phrases = {phrases!r} with config.model.localizer.name = "
             f"{localizer!r}: a localizer needs at least 1, and without one nothing reads them"
         )
+    seconds = config.data.text.get("num_seconds", 0)
+    if seconds and localizer == "none":
+        raise InputError(
+            f"config.data.text.num_seconds = {seconds} with config.model.localizer.name = 'none': "
+            "only a localizer hears them; expected 0"
+        )
     asked = config.data.text.get("num_asked", 1)
     if asked > max(1, phrases):
         raise InputError(

@@ -368,8 +368,11 @@ def test_mistakes_are_named(tmp_path):
     refused(lambda c: c.data.text.update(num_asked=13), message)
     message = "num_asked = 2: expected at most config.data.text.num_phrases = 0$"
     refused(lambda c: c.data.text.update(num_asked=2), message, refer_vct)
+    message = "num_seconds = 3 with .*only a localizer hears them; expected 0"
+    refused(lambda c: c.data.text.update(num_seconds=3), message, refer_vct)
     refused(lambda c: c.loss.update(masks=False), "only a localizer learns", refer_vct)
     refused(lambda c: c.update(host="swin"), "config.host = 'swin': choose one of", refer_sam2)
+    assert "num_seconds" not in refer_sam2.get_config("tiny").data.text
     refused(lambda c: c.model.update(memory=True), "frames meet in the memory", refer_sam2)
     off = {"text_prompt": False, "fusion": parts.absent()}
     refused(lambda c: c.model.update(off), "would not depend", refer_sam2)
