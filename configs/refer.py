@@ -25,8 +25,7 @@ def refer_config() -> ConfigDict:
     data.prototype_target = "none"
     data.num_prototypes = 0
     data.pre_masks = False
-    data.augment.color = False  # expressions name colors and sides
-    data.augment.flip = 0.0
+    keep_colors_and_sides(config)
     del data.false_sounds  # null expressions already train empty masks
     data.text = ConfigDict()
     data.text.source = "roberta"  # of tokens: "roberta" | "tiny"; model.text.name must be the same
@@ -87,6 +86,12 @@ def refer_config() -> ConfigDict:
     # a frame has a mask where the head's presence is above; see docs/refer.md for what it trades
     evaluate.presence_threshold = 0.5
     return config
+
+
+def keep_colors_and_sides(config: ConfigDict) -> None:
+    """Augmentation changes neither: expressions name them."""
+    config.data.augment.color = False
+    config.data.augment.flip = 0.0
 
 
 def shrink(config: ConfigDict, variant: str) -> ConfigDict:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import parts, sam2_host
 from configs.base import check_variant
-from configs.refer import refer_config
+from configs.refer import keep_colors_and_sides, refer_config
 
 
 def recipe() -> ConfigDict:
@@ -24,6 +24,7 @@ def recipe() -> ConfigDict:
     config.name, config.host = base.name, base.host
     for key in ("image_size", "square_first", "augment", "trunk_features", "trunk_key"):
         config.data[key] = base.data[key]
+    keep_colors_and_sides(config)
     config.model = sam2_host.host_model(config.data, "base_plus")
     config.model.text = text
     config.model.text_prompt = True
@@ -51,6 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.text = parts.tiny_text()
     config.model.text.vocab_size = 256
     sam2_host.shrink_for_demo(config)
+    keep_colors_and_sides(config)
     config.data.num_supervised = 2
     config.model.fusion.num_heads = 4
     config.evaluate.score_size = 96

@@ -245,6 +245,15 @@ def test_recipes_of_other_tasks_make_a_training_step(name, variant):
     assert config.name == name + (f"_{variant}" if variant else "")
 
 
+@pytest.mark.parametrize("name, variant", [*OTHER_VARIANTS, ("describe_refavs", "lstm")])
+def test_augmentation_keeps_what_expressions_name(name, variant):
+    """Colors and sides: "the guitar on the left" is not mirrored."""
+    config = load(name, variant)
+    if config.task in ("refer", "describe"):
+        augment = config.data.augment
+        assert (augment.color, augment.flip) == (False, 0.0)
+
+
 @functools.cache
 def init_rules_and_shapes(name):
     """Of a recipe's `:tiny`: config.train, path -> shape of its parameters and its statistics."""
