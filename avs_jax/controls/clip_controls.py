@@ -1,6 +1,6 @@
 """The conditions of an evaluation: the same frames and ground truth with another sound or motion.
 
-swapped_audio     each clip gets the sound of a clip of another category
+swapped_audio     each clip gets the sound of a clip of another category; of several, all are others
 audio_in_picture  each clip gets the sound of a silent object in its frames, if the records name
                   the visible objects (generated clips do)
 config.evaluate.audio    any of silence, noise, offscreen, shift and late (false_sounds.py)
@@ -71,8 +71,13 @@ def _swapped_sounds(records, ids, notes: list[str]) -> dict[str, Sequence[Record
     found = {}
     try:
         swapped = swap_audio(categories)
-        pairs = [(i, place[swapped[clip]]) for i, clip in enumerate(ids)]
+        pairs = [(place[clip], place[swapped[clip]]) for clip in ids if clip in swapped]
         found["swapped_audio"] = with_audio_of(records, pairs)
+        if len(pairs) < len(ids):
+            notes.append(
+                f"swapped_audio: {len(pairs)} of {len(ids)} clips; the others share a category "
+                "with every clip, or theirs is unknown"
+            )
     except ValueError as error:
         notes.append(f"swapped_audio left out: {error}")
     if not len(records[0].get(VISIBLE_FIELD, ())):
@@ -80,6 +85,9 @@ def _swapped_sounds(records, ids, notes: list[str]) -> dict[str, Sequence[Record
         return found
     # This reads every record again, but only for generated (small) datasets.
     labels = {clip: int(records[i]["category_label"]) for i, clip in enumerate(ids)}
+    if not any(labels.values()):
+        notes.append("audio_in_picture left out: the records give clips no single category")
+        return found
     visible = {clip: np.asarray(records[i][VISIBLE_FIELD]).tolist() for i, clip in enumerate(ids)}
     heard = silent_audio(labels, visible)
     if heard:

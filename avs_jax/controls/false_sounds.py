@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from avs_jax.controls.altered import Altered
+from avs_jax.controls.pairing import least_used
 from avs_jax.data.audio import EXAMPLE_SAMPLES, HOP, resample, to_mono
 from avs_jax.data.avsbench_folders import S4_CATEGORIES
 from avs_jax.data.decode import decode_labels, decode_text
@@ -208,18 +209,8 @@ class OffscreenPartners:
 def _pair_offscreen(facts: Sequence[ClipFacts]) -> list[str | None]:
     """For each clip the least used partner that fits, starting half a split away."""
     offscreen = OffscreenPartners(facts)
-    uses = np.zeros(len(facts), int)
-    partners: list[str | None] = []
-    for i in range(len(facts)):
-        places = offscreen.fits(i)
-        if not places:
-            partners.append(None)
-            continue
-        start = i + len(facts) // 2
-        best = min(places, key=lambda j: (uses[j], (j - start) % len(facts)))
-        uses[best] += 1
-        partners.append(facts[best].clip_id)
-    return partners
+    partners = least_used([offscreen.fits(i) for i in range(len(facts))])
+    return [None if partner is None else facts[partner].clip_id for partner in partners]
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:

@@ -19,12 +19,17 @@ def swap_audio(categories: Mapping[str, str]) -> dict[str, str]:
     (cyclically), n the size of the largest category, so every sound is used once and never within
     its category. If one category has more than half of the clips, the sounds of the others repeat.
 
+    Where any category is several, joined by "+", a clip's partner sounds like none of its own.
+    Sounds are used as evenly as possible, and clips without such a partner are left out.
+
     Args:
-      categories: clip id -> category; ValueError if all are equal.
+      categories: clip id -> category; ValueError if no clip has a partner.
 
     Returns:
       clip id -> id of the clip whose sound it gets.
     """
+    if any("+" in category for category in categories.values()):
+        return _swap_disjoint(categories)
     order = sorted(categories, key=lambda clip: (categories[clip], clip))
     sizes = collections.Counter(categories.values())
     if len(sizes) < 2:
@@ -37,6 +42,31 @@ def swap_audio(categories: Mapping[str, str]) -> dict[str, str]:
         others = [other for other in order if categories[other] != categories[clip]]
         pairs[clip] = others[i % len(others)]
     return pairs
+
+
+def _swap_disjoint(categories: Mapping[str, str]) -> dict[str, str]:
+    """`swap_audio` of clips with several categories; a clip of unknown category has no partner."""
+    clips = sorted(categories)
+    names = [{name for name in categories[clip].split("+") if name} for clip in clips]
+    known = [i for i, own in enumerate(names) if own]
+    fits = [[j for j in known if own and own.isdisjoint(names[j])] for own in names]
+    partners = zip(clips, least_used(fits), strict=True)
+    pairs = {clip: clips[partner] for clip, partner in partners if partner is not None}
+    if not pairs:
+        raise ValueError("swapped audio needs two clips without a category in common")
+    return pairs
+
+
+def least_used(fits: Sequence[Sequence[int]]) -> list[int | None]:
+    """For each place the least used of the places that fit, starting half a split away."""
+    uses, partners = [0] * len(fits), []
+    for i, places in enumerate(fits):
+        start = i + len(fits) // 2
+        best = min(places, key=lambda j: (uses[j], (j - start) % len(fits)), default=None)
+        if best is not None:
+            uses[best] += 1
+        partners.append(best)
+    return partners
 
 
 def swap_texts(texts: Mapping[str, str]) -> dict[str, str]:
