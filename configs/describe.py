@@ -18,6 +18,7 @@ def describe_config() -> ConfigDict:
     data = config.data
     data.dataset = "refavs"
     data.num_frames = 10
+    data.frame_offset = 0.0  # of own videos: Ref-AVS's frames are the first of each second
     data.text = ConfigDict()
     data.text.source = "tiny"  # whole words
     data.text.tokenizer = ""  # a vocabulary.json; "": the one beside the records

@@ -20,6 +20,7 @@ def refer_config() -> ConfigDict:
     data = config.data
     data.dataset = "refavs"
     data.num_frames = 10
+    data.frame_offset = 0.0  # of own videos: Ref-AVS's frames are the first of each second
     data.num_supervised = 5  # frames of a clip per step, drawn every epoch
     data.supervised_choice = "random"
     data.prototype_target = "none"

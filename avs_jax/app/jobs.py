@@ -25,7 +25,7 @@ from avs_jax.data.video import frame_span, probe, read_windows
 from avs_jax.data.video_output import read_sound, write_overlay, write_with_sound
 from avs_jax.inference.predictor import Predictor
 from avs_jax.results.strip_figure import map_strips, second_chart
-from avs_jax.spec import SAMPLE_RATE, InputError, first_line
+from avs_jax.spec import FRAME_OFFSET_SECONDS, SAMPLE_RATE, InputError, first_line
 
 OWN, GIVEN, SILENCE, ANOTHER = "own sound", "given sound", "silence", "another sound"
 FLAGS = ("text", "points", "flow_weights")  # of predict, that a page or its program gives
@@ -177,7 +177,7 @@ class Runner:
             first = next(iter(videos.values()))
             return Result(
                 videos=shown,
-                maps=_draw_maps(first, maps),
+                maps=_draw_maps(first, maps, self.predictor.config.data),
                 chart=_draw_chart(places, first),
                 archive=_pack(places.values(), folder / "results.zip"),
                 lines=lines,
@@ -325,10 +325,13 @@ def _join_overlays(place: pathlib.Path, source: pathlib.Path) -> None:
     write_overlay(place / "overlay.mp4", frames(), fps, source)
 
 
-def _draw_maps(video: pathlib.Path, maps: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, str]]:
+def _draw_maps(
+    video: pathlib.Path, maps: Mapping[str, np.ndarray], data: Any
+) -> list[tuple[np.ndarray, str]]:
     if not maps:
         return []
-    frames = [window[0] for window, _, _ in itertools.islice(read_windows(video, 1), MAX_MAPS)]
+    windows = read_windows(video, 1, data.get("frame_offset", FRAME_OFFSET_SECONDS))
+    frames = [window[0] for window, _, _ in itertools.islice(windows, MAX_MAPS)]
     return map_strips(frames, maps)
 
 

@@ -1,11 +1,12 @@
 """Own videos: one frame per second and the sound of a file. video_output.py writes.
 
-Second k of a video is shown by the frame at k + 15/16 s (the last frame where the video ends
-earlier), found by time stamps, so a variable frame rate changes nothing. Time 0 is the first frame;
-the sound is cut and padded to it. A last part of a second counts as a second if it lasts a quarter
-of one.
+Second k of a video is shown by the frame at k + 15/16 s, or at another offset (the last frame where
+the video ends earlier), found by time stamps, so a variable frame rate changes nothing. Time 0 is
+the first frame; the sound is cut and padded to it. A last part of a second counts as a second if it
+lasts a quarter of one.
 
 Source: AVSBench's preprocessing takes frame int((k + 15/16) * fps); this is the same moment.
+Ref-AVS's frames are the first of each second: offset 0.
 """
 
 import dataclasses
@@ -140,13 +141,19 @@ class Window(NamedTuple):
     pairs: list[tuple[np.ndarray, np.ndarray, float]]
 
 
-def decode_windows(video: Video, num_frames: int, with_pairs: bool = False) -> Iterator[Window]:
+def decode_windows(
+    video: Video,
+    num_frames: int,
+    with_pairs: bool = False,
+    offset: float = FRAME_OFFSET_SECONDS,
+) -> Iterator[Window]:
     """Decodes a video once, window by window; the file was checked by `probe`.
 
     Memory holds one window and what the file interleaves, wherever the sound begins and ends.
 
     Args:
       num_frames: seconds of one window; the last one may be shorter.
+      offset: of the frame of a second from its start, in seconds.
 
     Raises:
       VideoError: damage found while decoding.
@@ -162,7 +169,7 @@ def decode_windows(video: Video, num_frames: int, with_pairs: bool = False) -> I
         return Window(_stack(video, picks, start), sound, start, len(heard), pairs)
 
     with open_container(path) as container:
-        picker, track = _Picker(path, video.num_seconds), SoundTrack(video)
+        picker, track = _Picker(path, video.num_seconds, offset), SoundTrack(video)
         for frame in decode(path, container, *find_streams(path, container)):
             (picker if isinstance(frame, av.VideoFrame) else track).add(frame)
             samples = num_frames * video.sample_rate
@@ -181,13 +188,15 @@ def tracked_windows(windows: Iterable[W], video: Video) -> Iterator[W]:
     return tracked(windows, name, count, "second", size=lambda window: len(window[0]))
 
 
-def read_windows(path: _Path, num_frames: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+def read_windows(
+    path: _Path, num_frames: int, offset: float = FRAME_OFFSET_SECONDS
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Reads a video window by window: (frames, waveform, start) of `decode_windows`.
 
     Raises:
       VideoError: as `probe`, or damage found while decoding.
     """
-    for window in decode_windows(probe(path), num_frames):
+    for window in decode_windows(probe(path), num_frames, offset=offset):
         yield window.frames, window.waveform, window.start
 
 
@@ -308,9 +317,9 @@ class _Picker:
       ready: (frame before it or None, frame) of the seconds that nobody took yet.
     """
 
-    def __init__(self, path: _Path, num_seconds: int):
+    def __init__(self, path: _Path, num_seconds: int, offset: float = FRAME_OFFSET_SECONDS):
         self.ready: list[tuple[av.VideoFrame | None, av.VideoFrame]] = []
-        self._path, self._missing = path, num_seconds
+        self._path, self._missing, self._offset = path, num_seconds, offset
         self._before = self._shown = self._next_moment = None
 
     @property
@@ -321,7 +330,7 @@ class _Picker:
     def add(self, frame: av.VideoFrame) -> None:
         time = time_of(self._path, frame)
         if self._next_moment is None:
-            self._next_moment = time + FRAME_OFFSET_SECONDS + STAMP_SECONDS
+            self._next_moment = time + self._offset + STAMP_SECONDS
         while self._shown is not None and self._missing and time > self._next_moment:
             self._pick()
         self._before, self._shown = self._shown, frame

@@ -1,8 +1,8 @@
 """Prediction of task `describe` on your own videos: words for what a mask shows.
 
---masks=FOLDER has indexed images 00000.png, .., one per second of the video; the value k is object
-k. Each window of config.data.num_frames seconds in which an object has pixels is described. The
-output is
+--masks=FOLDER has indexed images 00000.png, .., one per second t of the video, for the frame at
+t + config.data.frame_offset s, by default its first; the value k is object k. Each window of
+config.data.num_frames seconds in which an object has pixels is described. The output is
 
   results.json    per object: windows with their words and score, and is_cut: the words end at
                   config.model.max_words, not where the model ended them; per second: the words
@@ -51,7 +51,8 @@ def predict_descriptions(
     objects = sorted({int(k) for mask in labels for k in np.unique(mask)} - {0})
     windows: dict[int, list[dict[str, Any]]] = {k: [] for k in objects}
     seconds: list[dict[str, Any]] = []
-    read = read_windows(path, predictor.config.data.num_frames)
+    data = predictor.config.data
+    read = read_windows(path, data.num_frames, data.frame_offset)
     for frames, waveform, start in tracked_windows(read, video):
         shown = labels[start : start + len(frames)]
         said = {}

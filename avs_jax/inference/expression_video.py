@@ -10,6 +10,7 @@ The output, in DIR for one expression and in DIR/0, DIR/1, ... for several:
                       pixels, 0 if it is empty); and cut_word_pieces, how many word pieces at the
                       end of the expression were not read, beyond config.data.text.max_tokens
 
+The frame of second k is that of k + config.data.frame_offset s, in Ref-AVS the first of the second.
 A pixel is in the mask above Ref-AVS's threshold of 0.4. The video is split into windows of
 config.data.num_frames seconds, each processed like a clip of an evaluation. Images and sound of a
 window are decoded and encoded once for EXPRESSIONS_AT_ONCE expressions; threads decode the next
@@ -121,7 +122,8 @@ def _predict(
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(OverlayWriter(place, 1.0, video)) for place in places]
         later = stack.enter_context(behind())
-        windows = decode_windows(video, predictor.config.data.num_frames)
+        data = predictor.config.data
+        windows = decode_windows(video, data.num_frames, offset=data.frame_offset)
         for window in tracked_windows(stack.enter_context(ahead(windows)), video):
             inputs = window_inputs(
                 predictor.task,

@@ -26,7 +26,7 @@ NUMBER_KEYS = (
     r"model\.(?!remat$).*",
     r"data\.(?!(data_dir|num_workers|prefetch|train_frames|num_supervised|supervised_choice"
     r"|max_targets|square_first|prototype_target|num_prototypes)$|augment\.|false_sounds\."
-    r"|motion\.(model|pairs)$|track\.model$).*",
+    r"|motion\.(model|pairs)$|track\.model$|frame_offset$).*",
     r"evaluate\.(?!(batch_size|num_pictures|split|weights|manifest)$).*",
 )
 # Keys that a resumed run may change. No parameter update depends on them, except that the mesh
@@ -34,7 +34,7 @@ NUMBER_KEYS = (
 HARMLESS_KEYS = (
     r"data\.(num_workers|prefetch|data_dir)",
     r"data\.trunk_features",  # data.trunk_key stands for the folder
-    r"data\.(motion\.(model|pairs)|track\.model)",  # of own videos
+    r"data\.(motion\.(model|pairs)|track\.model|frame_offset)",  # of own videos
     r"train\.(log_every|eval_every|checkpoint_every|keep_latest|num_pictures|compilation_cache)",
     r"train\.(patience|final_splits)",
     r"(init\..*|train\.init_(from|fresh|dropped))",  # read before step 1 only
@@ -80,7 +80,8 @@ ADDED_UNDER: dict[tuple[str, str], dict[str, Any]] = {
         "model.sam2.language_dim": 0,
         "model.sam2.hides_absent": True,
     },
-    ("task", "refer"): {"evaluate.presence_threshold": 0.5},
+    ("task", "refer"): {"evaluate.presence_threshold": 0.5, "data.frame_offset": 0.0},
+    ("task", "describe"): {"data.frame_offset": 0.0},
     ("task", "track"): {"model.language_dim": 0, "model.hides_absent": True},
     ("task", "align"): {"model.bias_init": None, "model.levels": ["res5"]},
     ("model.fusion.name", "cma"): {"model.fusion.hidden_dim": 0, "model.fusion.raw_text": False},

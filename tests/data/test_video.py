@@ -4,9 +4,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from avs_jax.data import video, video_output
 from avs_jax.data.container import VideoError
+from avs_jax.generate import refer
+from avs_jax.generate.setting import Options
 from tests.video_files import HEIGHT, WIDTH, gray, level_steps, steady, write
 
 
@@ -116,6 +119,20 @@ def test_portrait(tmp_path, rotation, corner):
     rows = slice(-WIDTH // 4 + 2, None) if "lower" in corner else slice(WIDTH // 4 - 2)
     columns = slice(HEIGHT // 4 - 2) if "left" in corner else slice(-HEIGHT // 4 + 2, None)
     assert frame[rows, columns].min() > 235
+
+
+def test_offset_0_shows_the_frames_of_ref_avs(tmp_path):
+    """Each is nearest to that of its own second, in a generated clip."""
+    plan = refer.plan_refer(Options(seed=0, size=64), "test_s", 3)
+    refer.write_refer(tmp_path, plan, Options(seed=0, size=64))
+    folder = tmp_path / "media" / plan.name / "frames"
+    stored = np.stack([np.asarray(Image.open(folder / f"{t}.jpg"), float) for t in range(10)])
+    path = tmp_path / "videos" / f"{plan.name}.mp4"
+    for num_frames in (10, 4):
+        windows = video.read_windows(path, num_frames, offset=0.0)
+        shown = np.concatenate([frames for frames, _, _ in windows]).astype(float)
+        errors = np.abs(shown[:, None] - stored).mean((2, 3, 4))
+        np.testing.assert_array_equal(errors.argmin(1), np.arange(10))
 
 
 @pytest.mark.parametrize("rate, channels", [(48_000, 2), (16_000, 1)])

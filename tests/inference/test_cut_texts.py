@@ -42,7 +42,7 @@ def test_expressions(video, tmp_path):
 
     predictor = SimpleNamespace(
         config=SimpleNamespace(
-            data=SimpleNamespace(num_frames=2, text=SimpleNamespace(max_tokens=5))
+            data=SimpleNamespace(num_frames=2, frame_offset=0.0, text=SimpleNamespace(max_tokens=5))
         ),
         task=task,
         once=lambda key, make: score,
@@ -71,7 +71,7 @@ def test_descriptions(video, tmp_path):
     words = iter([[4, 5, EOS], [4, 5, 6], [EOS, -1, -1]])
     predictor = SimpleNamespace(
         config=SimpleNamespace(
-            data=SimpleNamespace(num_frames=1), model=SimpleNamespace(max_words=3)
+            data=SimpleNamespace(num_frames=1, frame_offset=0.0), model=SimpleNamespace(max_words=3)
         ),
         task=SimpleNamespace(
             rows=SimpleNamespace(prepare=lambda record, rng: {}), inputs=lambda row: row

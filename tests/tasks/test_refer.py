@@ -335,7 +335,7 @@ def test_false_sounds_are_refused(recipe, monkeypatch, capsys):
     with old.unlocked():
         old.data.false_sounds = {"share": 0.0, "types": "silence,noise,offscreen"}
         old.evaluate.update(audio="", moving_threshold=0.2)
-        del old.model.fusion.raw_text, old.model.fusion.hidden_dim
+        del old.data.frame_offset, old.model.fusion.raw_text, old.model.fusion.hidden_dim
     stored = update_stored(old)
     assert flat_config(stored) == flat_config(today)
     check_same_config(old, today, "run")
