@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 import av
 import numpy as np
 
+from avs_jax.data.audio import MAX_RATE, MIN_RATE
 from avs_jax.data.container import (
     STAMP_SECONDS,
     VideoError,
@@ -92,6 +93,9 @@ def probe(path: _Path) -> Video:
         frames, sound = find_streams(path, container)
         packets = scan(path, container, frames, sound)
         sample_rate, num_channels = sound.codec_context.sample_rate, sound.codec_context.channels
+    if not MIN_RATE <= sample_rate <= MAX_RATE:
+        reason = f"sound sampled at {sample_rate} Hz, expected {MIN_RATE} to {MAX_RATE}"
+        raise VideoError(path, reason)
     frame = _first_frame(path)
     height, width, _ = upright(path, frame).shape
     duration = max(packets.end - time_of(path, frame), 0.0)
@@ -354,7 +358,10 @@ class _Picker:
 
 
 class SoundTrack:
-    """The sound from time 0 on as int16 [n, channels]; gaps between time stamps are silence."""
+    """The sound from time 0 on as int16 [n, channels]; gaps between time stamps are silence.
+
+    It ends with the second in which the frames end: nothing reads more.
+    """
 
     def __init__(self, video: Video):
         self.video = video
@@ -365,6 +372,7 @@ class SoundTrack:
         )
         self._chunks: list[np.ndarray] = []
         self._end = 0  # sample after the last one added
+        self._limit = (int(video.duration) + 1) * video.sample_rate
         self._last_stamp = -math.inf  # of the frames added, on the file's clock
         self.num_ready = 0
 
@@ -380,8 +388,9 @@ class SoundTrack:
                 if abs(stamp - self._end) > _JITTER_SECONDS * rate or not self._end:
                     position = stamp
             if position > self._end:
-                self._append(np.zeros((position - self._end, samples.shape[1]), np.int16))
-            self._append(samples[max(0, self._end - position) :])
+                silent = min(position, self._limit) - self._end
+                self._append(np.zeros((silent, samples.shape[1]), np.int16))
+            self._append(samples[max(0, self._end - position) : max(0, self._limit - position)])
 
     def _append(self, samples: np.ndarray) -> None:
         self._chunks.append(samples)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from avs_jax.data import container
 from avs_jax.data.container import VideoError
-from avs_jax.data.video import probe, read_pairs, read_windows
+from avs_jax.data.video import SoundTrack, probe, read_pairs, read_windows
 from avs_jax.generate.video_writer import write_video
 from tests.video_files import HEIGHT, WIDTH, steady, write
 
@@ -99,6 +100,45 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", refused)
     with pytest.raises(VideoError, match="cannot be read .Permission denied"):
         probe(path)
+
+
+def write_pcm(path, rate, stamps):
+    """Two seconds of frames, and 1,000 samples of sound at each of `stamps`, in seconds."""
+    with av.open(str(path), "w") as output:
+        frames = output.add_stream("libx264", rate=8)
+        frames.width, frames.height, frames.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        sound = output.add_stream("pcm_s16le", rate=rate, layout="mono")
+        for _ in range(16):
+            image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+            output.mux(frames.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        output.mux(frames.encode(None))
+        for stamp in stamps:
+            heard = av.AudioFrame.from_ndarray(np.full((1, 1000), 99, np.int16), "s16", "mono")
+            heard.sample_rate, heard.time_base = rate, Fraction(1, rate)
+            heard.pts = round(stamp * rate)
+            output.mux(sound.encode(heard))
+        output.mux(sound.encode(None))
+    return path
+
+
+def test_sampling_rates_that_memory_does_not_allow(tmp_path):
+    path = write_pcm(tmp_path / "fast.mkv", 1_000_000_000, [0])
+    with pytest.raises(VideoError, match="sampled at 1000000000 Hz, expected 1000 to 384000"):
+        probe(path)
+
+
+def test_sound_long_after_the_frames(tmp_path):
+    """What lies between is not filled in: it would be 2.3 GB."""
+    path = write_pcm(tmp_path / "gap.mkv", 16_000, [0, 20 * 3600])
+    facts = probe(path)
+    track = SoundTrack(facts)
+    with container.open_container(path) as file:
+        for frame in container.decode(path, file, file.streams.audio[0]):
+            track.add(frame)
+    assert track.num_ready <= 3 * 16_000
+    ((frames, waveform, _),) = read_windows(path, 5)
+    assert len(frames) == 2 and len(waveform) == 2 * 16_000
+    assert (waveform[:1000] == 99).all() and not waveform[1000:].any()
 
 
 def test_names_that_a_shell_or_ffmpeg_would_read_otherwise(tmp_path, monkeypatch):
