@@ -18,6 +18,8 @@ from avs_jax.spec import InputError
 
 MAX_SECONDS = 24 * 3600  # longer files are damaged time stamps
 STAMP_SECONDS = 1e-3  # Matroska rounds time stamps to 1 ms
+# Files that hold what they play. A playlist leads to other files, or waits for its end forever.
+_FORMATS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,mpegts,mpeg,ogg,flv,asf,wav,flac,mp3,aac"
 _TRUNCATION_SECONDS = 0.25  # less missing than this is the slack of container formats
 # Tags are in any encoding; from PyAV 19 on, that needs no option.
 _ANY_TAGS = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -40,8 +42,7 @@ def open_container(path: _Path):
     if not os.path.getsize(path):
         raise VideoError(path, "the file is empty")
     try:
-        # A playlist may not lead to the network.
-        options = {"protocol_whitelist": "file"}
+        options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
         # an absolute path: what precedes a colon in a relative one would be taken for a protocol
         return av.open(os.path.abspath(path), container_options=options, **_ANY_TAGS)
     except av.error.FFmpegError as error:

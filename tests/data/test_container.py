@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -100,6 +102,23 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", refused)
     with pytest.raises(VideoError, match="cannot be read .Permission denied"):
         probe(path)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mov", "mkv", "webm", "avi", "ts", "flv", "3gp"])
+def test_kinds_of_files(tmp_path, kind):
+    codecs = ("libvpx", "libopus") if kind == "webm" else None
+    path = write(tmp_path / f"a.{kind}", steady(2), codecs=codecs)
+    assert count_seconds(path) == 2
+
+
+def test_playlists_are_refused(tmp_path):
+    """One without an end is read again and again, forever."""
+    write(tmp_path / "part.ts", steady(2))
+    path = tmp_path / "live.m3u8"
+    path.write_text("#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:2.0,\npart.ts\n")
+    code = f"from avs_jax.data.container import open_container; open_container({str(path)!r})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert b"live.m3u8: not a video" in found.stderr
 
 
 def write_pcm(path, rate, stamps):
