@@ -21,10 +21,14 @@ import numpy as np
 from absl import flags
 
 from avs_jax.data.clip import ClipRows
-from avs_jax.data.decode import decode_text
-from avs_jax.data.input_files import read_json
 from avs_jax.data.records import open_records
-from avs_jax.data.trunk_features import FACTS, file_name, write_facts, write_features
+from avs_jax.data.trunk_features import (
+    FACTS,
+    file_name,
+    read_facts,
+    write_facts,
+    write_features,
+)
 from avs_jax.inference.trunk_weights import encoder_weights
 from avs_jax.models import build_model
 from avs_jax.models.inputs import prepare_images
@@ -86,18 +90,18 @@ def cache_records(
     """Stores the clips that the folder lacks; returns how many."""
     count = 0
     for record in tracked(records, "maps", len(records), "clip"):
-        clip = decode_text(record["clip_id"])
-        if (folder / FACTS).is_file() and (folder / file_name(clip)).is_file():
+        name = file_name(record["frames"])
+        if (folder / FACTS).is_file() and (folder / name).is_file():
             _check_facts(folder, key, rows.sizes["H"])
             continue
         row = rows.prepare(_without_truth(record), None)
         found = encode(row["images"])
         maps = dict(zip(TRUNK_MAPS, (np.asarray(x) for x in found), strict=True))
         if not (folder / FACTS).is_file():
-            shapes = {name: x.shape[1:] for name, x in maps.items()}
+            shapes = {k: x.shape[1:] for k, x in maps.items()}
             write_facts(folder, key, rows.sizes["H"], shapes)
         _check_facts(folder, key, rows.sizes["H"])
-        write_features(folder, clip, {name: x[row["valid"]] for name, x in maps.items()})
+        write_features(folder, name, {k: x[row["valid"]] for k, x in maps.items()})
         count += 1
     return count
 
@@ -110,7 +114,7 @@ def _without_truth(record: Record) -> Record:
 
 
 def _check_facts(folder: pathlib.Path, key: str, image_size: int) -> None:
-    facts = read_json(folder / FACTS)
+    facts = read_facts(folder)
     for name, value in (("weights", key), ("image_size", image_size)):
         if facts[name] != value:
             raise InputError(

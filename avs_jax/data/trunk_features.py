@@ -2,7 +2,7 @@
 
   DIR/features.json   what made them: digest of the weights, image size, shapes of the three maps
   DIR/NAME.npy        float16 [T, n], a row per frame: its maps, flat, one after another; NAME is a
-                      hash of the clip's id
+                      hash of the clip's frames, since clips of other datasets may have its id
 
 scripts/cache_features.py writes them. A clip's maps are those of its frames as evaluated, so
 training must not augment images. Expressions of one clip share its maps.
@@ -26,6 +26,7 @@ from avs_jax.spec import TRUNK_MAPS, Field, InputError
 from avs_jax.task import Record, Row
 
 FACTS = "features.json"
+NAMED_BY = "frames"  # of the files; earlier ones had the clips' ids
 DTYPE = np.float16
 UNAUGMENTED = {"crop": False, "color": False, "flip": 0.0}
 
@@ -45,7 +46,7 @@ class TrunkFeatures:
                 f"config.data.trunk_features = {str(directory)!r}: no {FACTS} there; "
                 "scripts/cache_features.py writes it"
             )
-        facts = read_json(self._folder / FACTS)
+        facts = read_facts(self._folder)
         if facts["image_size"] != image_size:
             raise InputError(
                 f"{self._folder} holds features of images of {facts['image_size']} px, "
@@ -54,14 +55,16 @@ class TrunkFeatures:
         self.key: str = facts["weights"]
         self.shapes = {name: tuple(facts["shapes"][name]) for name in TRUNK_MAPS}
 
-    def read(self, clip_id: str, frames: Sequence[int]) -> dict[str, np.ndarray]:
-        """{map: float16 [len(frames), h, w, C]} of a clip."""
-        path = self._folder / file_name(clip_id)
+    def read(self, name: str, frames: Sequence[int]) -> dict[str, np.ndarray]:
+        """{map: float16 [len(frames), h, w, C]} of the clip with this `file_name`."""
+        path = self._folder / name
         try:
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise InputError(
-                f"no cached features in {self._folder}; --config.data.trunk_features= computes them"
+                f"no cached features of its frames in {self._folder}: run "
+                "scripts/cache_features.py for this dataset and split, or compute them with "
+                "--config.data.trunk_features="
             ) from None
         except ValueError as error:
             raise InputError(f"{path}: {error}") from error
@@ -112,12 +115,11 @@ class FeatureRows(ClipRows):
     def prepare(self, record: Record, rng: np.random.Generator | None = None) -> Row:
         """As `ClipRows.prepare`, with the maps of its frames."""
         row = super().prepare(record, rng)
-        # the record's name: the row of an expression has a name of its own
-        clip, valid = decode_text(record["clip_id"]), row["valid"]
+        name, valid = file_name(record["frames"]), row["valid"]
         try:
-            found = self._features.read(clip, row["frame_index"][valid])
+            found = self._features.read(name, row["frame_index"][valid])
         except InputError as error:
-            raise InputError(f"clip {clip}: {error}") from error
+            raise InputError(f"clip {decode_text(record['clip_id'])}: {error}") from error
         for name, maps in found.items():
             row[name][valid] = maps
         return row
@@ -146,16 +148,30 @@ def map_shapes(image_size: int, width: int) -> dict[str, tuple[int, int, int]]:
 
 def write_facts(directory: pathlib.Path, key: str, image_size: int, shapes: Mapping) -> None:
     """Stores what made the maps; see the module."""
-    facts = {"weights": key, "image_size": image_size, "shapes": shapes}
+    facts = {"weights": key, "image_size": image_size, "shapes": shapes, "named_by": NAMED_BY}
     write_atomically(directory / FACTS, json.dumps(facts, indent=2) + "\n")
 
 
-def file_name(clip_id: str) -> str:
-    return hashlib.sha256(clip_id.encode()).hexdigest()[:32] + ".npy"
+def read_facts(directory: pathlib.Path) -> dict[str, Any]:
+    """What made the maps; InputError where they may be those of other clips."""
+    facts = read_json(directory / FACTS)
+    if facts.get("named_by") != NAMED_BY:
+        raise InputError(
+            f"{directory} names its features by clip ids, which may be those of another dataset: "
+            "run scripts/cache_features.py again, with another folder"
+        )
+    return facts
 
 
-def write_features(directory: pathlib.Path, clip_id: str, maps: Mapping[str, np.ndarray]) -> None:
-    """Stores the maps [T, h, w, C] of a clip."""
+def file_name(frames: Sequence[bytes | np.ndarray]) -> str:
+    """The file of a clip, by its frames as the record has them."""
+    contents = (x.tobytes() if isinstance(x, np.ndarray) else bytes(x) for x in frames)
+    digests = b"".join(hashlib.sha256(content).digest() for content in contents)
+    return hashlib.sha256(digests).hexdigest()[:32] + ".npy"
+
+
+def write_features(directory: pathlib.Path, name: str, maps: Mapping[str, np.ndarray]) -> None:
+    """Stores the maps [T, h, w, C] of the clip with this `file_name`."""
     flat = [np.asarray(maps[name], DTYPE).reshape(len(maps[name]), -1) for name in TRUNK_MAPS]
-    with atomic_file(directory / file_name(clip_id)) as file:
+    with atomic_file(directory / name) as file:
         np.save(file, np.concatenate(flat, axis=1))

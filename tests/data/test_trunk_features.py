@@ -16,6 +16,7 @@ from avs_jax.data.trunk_features import (
     clip_rows,
     expression_rows,
     file_name,
+    write_facts,
     write_features,
 )
 from avs_jax.inference.trunk_weights import encoder_weights, with_trunk_key
@@ -45,8 +46,7 @@ def frozen_config():
 
 
 def facts(folder, key="k", image_size=64):
-    content = {"weights": key, "image_size": image_size, "shapes": SHAPES}
-    (folder / "features.json").write_text(json.dumps(content))
+    write_facts(folder, key, image_size, SHAPES)
 
 
 def random_maps(count=5):
@@ -64,7 +64,7 @@ def test_rows_get_the_maps_of_their_frames(tmp_path):
     rows, maps = clip_rows(config), random_maps()
     with pytest.raises(InputError, match="clip clip0_0: no cached features"):
         rows.prepare(record, None)
-    write_features(tmp_path, "clip0_0", maps)
+    write_features(tmp_path, file_name(record["frames"]), maps)
     record["masks"], record["mask_index"] = record["masks"] * 2, [1, 3]
     row = rows.prepare(record, np.random.default_rng(0))
     assert row["trunk_coarse"].shape == (1, 4, 4, 32)
@@ -73,6 +73,24 @@ def test_rows_get_the_maps_of_their_frames(tmp_path):
         np.testing.assert_array_equal(row[name][0], maps[name][1].astype(np.float16))
         np.testing.assert_array_equal(whole[name], maps[name].astype(np.float16))
         assert whole[name].dtype == rows.empty(False)[name].dtype == np.float16
+
+
+def test_clips_of_other_datasets_may_have_the_same_id(tmp_path):
+    """All generated ones do: maps belong to frames."""
+    config, record = frozen_config(), small.records(1)[0]
+    other = record | {"frames": [np.uint8(255) - frame for frame in record["frames"]]}
+    rows = ClipRows(config)
+
+    def encode(images):
+        sizes = [(len(images), *shape) for shape in SHAPES.values()]
+        return [np.full(size, images.mean(), np.float16) for size in sizes]
+
+    for records in ([record], [other]):
+        assert cache_records(records, rows, encode, tmp_path, "k") == 1
+        assert cache_records(records, rows, encode, tmp_path, "k") == 0
+    config.data.trunk_features = str(tmp_path)
+    one, two = (clip_rows(config).prepare(x, None)["trunk_coarse"] for x in (record, other))
+    assert one.max() != two.max()
 
 
 def test_expressions_share_the_maps_of_their_clip(tmp_path):
@@ -127,12 +145,15 @@ def test_what_does_not_fit_is_named(tmp_path):
     config.data.trunk_key = "other"
     with pytest.raises(InputError, match="made by other weights"):
         clip_rows(config)
-    np.save(tmp_path / file_name("a"), np.zeros((2, 3), np.float16))
+    np.save(tmp_path / "a.npy", np.zeros((2, 3), np.float16))
     with pytest.raises(InputError, match=r"float16 \(2, 3\), expected \[T, 2048\]"):
-        TrunkFeatures(tmp_path, 64).read("a", [0])
-    (tmp_path / file_name("b")).write_bytes(b"\x93NUMPY nothing")
-    with pytest.raises(InputError, match=file_name("b")):
-        TrunkFeatures(tmp_path, 64).read("b", [0])
+        TrunkFeatures(tmp_path, 64).read("a.npy", [0])
+    (tmp_path / "b.npy").write_bytes(b"\x93NUMPY nothing")
+    with pytest.raises(InputError, match="b.npy"):
+        TrunkFeatures(tmp_path, 64).read("b.npy", [0])
+    (tmp_path / "features.json").write_text(json.dumps({"weights": "k", "image_size": 64}))
+    with pytest.raises(InputError, match="names its features by clip ids.* run scripts/cache"):
+        clip_rows(config)
 
 
 def test_a_resumed_run_needs_the_weights_no_more_that_it_began_with(tmp_path):
