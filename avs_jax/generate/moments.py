@@ -352,4 +352,5 @@ MOMENTS = Setting(
     size=96,
     num_categories=12,
     kinds=KINDS,
+    version=2,
 )

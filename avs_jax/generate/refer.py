@@ -337,4 +337,5 @@ REFER = Setting(
     write=write_refer,
     tables=tables,
     splits=splits,
+    version=2,
 )

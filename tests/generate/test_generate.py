@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 import wave
 
@@ -18,6 +19,7 @@ from avs_jax.generate.datasets import write_clips
 from avs_jax.generate.drawing import outline_share
 from avs_jax.generate.plans import object_track, plan_clip, plan_mixture
 from avs_jax.generate.rendering import render_clip
+from avs_jax.generate.setting import Options
 from avs_jax.generate.sounds import loudness_at
 from avs_jax.generate.video_writer import write_video
 from avs_jax.label_images import CLASS_PALETTE
@@ -102,6 +104,46 @@ def test_video_shows_the_moments_of_the_frames(root):
         ) as f:
             original = np.frombuffer(f.readframes(80_000), np.int16) / 32768
         assert np.corrcoef(sound[:80_000], original[: len(sound)])[0, 1] > 0.8
+
+
+VERSIONS = {  # of each setting, and what `digest_of_plans` gives
+    "s4": (1, "de429f440234f2d2"),
+    "ms3": (1, "cba80b76a1511929"),
+    "avss": (1, "5aac29671755d816"),
+    "twins": (1, "d028a721a61729ee"),
+    "moments": (2, "31005a97cc8ffb18"),
+    "refer": (2, "a13de0a6dfa3e7f9"),
+}
+
+
+def digest_of_plans(setting):
+    """Of two clips per split and kind; numbers count to four digits."""
+    row, parts = datasets.SETTINGS[setting], []
+
+    def add(value):
+        if dataclasses.is_dataclass(value):
+            value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if isinstance(value, (list, tuple)):
+            for item in value:
+                add(item)
+        else:
+            parts.append(f"{value:.4g}" if isinstance(value, float) else str(value))
+
+    for kind in row.kinds or ("",):
+        options = Options(0, row.size, kind, row.num_categories)
+        for split in row.splits(row.default_counts()):
+            add([row.plan(options, split, index) for index in range(2)])
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("setting", datasets.SETTINGS)
+def test_other_clips_have_another_version(setting):
+    """Where this fails, the same options give other plans than before: raise the setting's
+    `version`, so that folders of earlier clips are refused, and note both numbers above."""
+    found = datasets.SETTINGS[setting].version, digest_of_plans(setting)
+    assert found == VERSIONS[setting]
 
 
 def test_everything_follows_from_the_seed(root, tmp_path):
