@@ -241,6 +241,8 @@ def _make_feature(path: pathlib.Path, name: str, node: Any) -> Any:
     """The TFDS feature that a node of features.json describes; no name in it is looked up."""
     from tensorflow_datasets import features  # slow: only who opens records waits for it
 
+    from avs_jax.data import zlib_tensor
+
     kind = node.get("pythonClassName") if isinstance(node, dict) else None
     kind = kind if isinstance(kind, str) else str(node)[:200]
     what = f"{path}: {name or 'the record'} is of class {kind!r}"
@@ -274,11 +276,11 @@ def _make_feature(path: pathlib.Path, name: str, node: Any) -> Any:
             f"{what} with dtype {dtype!r}, encoding {encoding!r}; expected one of "
             f"{', '.join(_DTYPES)} and of {', '.join(_ENCODINGS)}"
         )
-    return features.Tensor(
-        shape=_read_shape(what, content.get("shape")),
-        dtype=np.object_ if dtype == "string" else np.dtype(dtype),
-        encoding=encoding,
-    )
+    shape = _read_shape(what, content.get("shape"))
+    if encoding == "zlib" and dtype != "string":
+        return zlib_tensor.Tensor(name, shape, np.dtype(dtype))
+    numpy_dtype = np.object_ if dtype == "string" else np.dtype(dtype)
+    return features.Tensor(shape=shape, dtype=numpy_dtype, encoding=encoding)
 
 
 def _read_shape(what: str, node: Any) -> tuple[int | None, ...]:

@@ -12,11 +12,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from avs_jax import evaluate, main
+from avs_jax.data import zlib_tensor
 from avs_jax.data.records import Records, file_stamps, open_records, read_folder
 from avs_jax.spec import InputError
 from configs.base import base_config
 from tests.avsbench_folders import build
-from tests.record_folder import build_records, frame
+from tests.record_folder import build_records, frame, make_record
 from tfds_builders import features, moments
 
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "s4_ama.py"
@@ -240,6 +241,19 @@ def test_a_damaged_record_is_named(folder):
     assert records[0]["clip_id"] == b"clip0"
     with pytest.raises(InputError, match=r"00000-of-00001: clip 1 of 'train' is damaged \("):
         records[1]
+
+
+def test_fields_that_unpack_to_more_than_a_record_takes(folder, monkeypatch):
+    written, limit = features.record_features(), 5 * 8 * 8 * 2 * 2
+    read = read_folder(folder).features
+    record = make_record(0) | {"flow": np.zeros((5, 8, 8, 2), np.float16)}
+    packed = written.serialize_example(record)
+    monkeypatch.setattr(zlib_tensor, "MAX_BYTES", limit)
+    for field, found in read.deserialize_example_np(packed).items():
+        np.testing.assert_array_equal(found, written.deserialize_example_np(packed)[field])
+    monkeypatch.setattr(zlib_tensor, "MAX_BYTES", limit - 1)
+    with pytest.raises(ValueError, match="^/flow is cut off, or unpacks to more than 1279 bytes"):
+        read.deserialize_example_np(packed)
 
 
 def test_the_newest_version_is_opened(folder, tmp_path):
