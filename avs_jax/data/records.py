@@ -187,7 +187,7 @@ def read_folder(folder: str | os.PathLike) -> DatasetFolder:
             counts = tuple(int(count) for count in split["shardLengths"])
             is_usable = re.fullmatch(r"\w+", split["name"]) and counts and min(counts) > 0
             is_usable = is_usable and split.get("filepathTemplate") in _TEMPLATES
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             is_usable = False
         if not is_usable:
             raise InputError(f"{folder / INFO}: unexpected split {str(split)[:200]}")

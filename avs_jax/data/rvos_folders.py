@@ -88,7 +88,7 @@ class VideoSet:
         for video in sorted(videos):
             try:
                 self._add(video, videos[video], count)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise InputError(f"{file}: video {video!r} is damaged ({error})") from error
 
     def _add(self, video: str, content: Mapping[str, Any], count: Iterator[int]) -> None:
@@ -181,7 +181,7 @@ def rle_size(rle: Any, where: str) -> tuple[int, int]:
     """(H, W) of an RLE."""
     try:
         height, width = (int(n) for n in rle["size"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where}: not an RLE ({str(rle)[:80]})") from error
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise InputError(f"{where}: an RLE of {height} x {width} pixels")

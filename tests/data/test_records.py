@@ -213,6 +213,7 @@ DAMAGE = {
     "fewer records": (split_of(shardLengths=["2"]), SHARD),
     "more shards": (split_of(shardLengths=["2", "1"]), SHARD),
     "no shard": (split_of(shardLengths=[]), JSON[0]),
+    "infinite": (split_of(shardLengths=[float("inf")]), JSON[0]),
     "negative": (split_of(shardLengths=["-3"]), JSON[0]),
     "another folder": (split_of(filepathTemplate="/etc/{SPLIT}"), JSON[0]),
     "truncated": (lambda f: truncate(shard(f)), SHARD),

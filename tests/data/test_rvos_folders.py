@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from avs_jax.convert.mask_pickle import read_mask_pickle
-from avs_jax.data.rvos_folders import VideoSet
+from avs_jax.data.rvos_folders import VideoSet, rle_size
 from avs_jax.data.rvos_truth import open_truth
 from avs_jax.spec import InputError
 
@@ -84,9 +84,10 @@ def test_frames_that_do_not_fit_say_why(make_tree):
         (lambda v: v["expressions"].update({"..": {"exp": "x"}}), "'..' is no name"),
         (lambda v: v["frames"].append("00000"), "a frame twice"),
         (lambda v: v["frames"].clear(), "without frames"),
+        (lambda v: v["expressions"]["0"].update(type_id=float("inf")), "damaged .cannot convert"),
     ],
 )
-def test_names_stay_below_the_folder(change, match, make_tree):
+def test_damaged_names_and_numbers(change, match, make_tree):
     root = make_tree("mevis")
     path = root / "valid_u" / "meta_expressions.json"
     content = json.loads(path.read_text())
@@ -94,3 +95,9 @@ def test_names_stay_below_the_folder(change, match, make_tree):
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=match):
         VideoSet("mevis", root)
+
+
+def test_a_mask_of_infinite_size():
+    """JSON may say so: Infinity, 1e400."""
+    with pytest.raises(InputError, match="file: not an RLE"):
+        rle_size(json.loads('{"size": [1e400, 2]}'), "file")
