@@ -153,7 +153,9 @@ class Task:
         the forward pass.
       meter: facts -> Meter.
       protocols: Table -> {protocol: {measure: number}}.
-      validation: the same, with only the protocols that training logs.
+      batches: Table -> {PROTOCOL/MEASURE: int [N], batch of each row, -1 for none}, for measures
+        that score items in batches of the dataset's order.
+      validation: as protocols, with only the protocols that training logs.
       measure: of the first protocol; larger is a better checkpoint.
       sizes: (Table, number of records) -> facts for the report; raises InputError if records have
         no ground truth.
@@ -192,6 +194,7 @@ class Task:
     norms: Callable[[Batch], dict[str, Array]] | None = None
     schedules: Mapping[str, Callable[[Array], Array]] = dataclasses.field(default_factory=dict)
     logged_params: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    batches: Callable[[Any], Mapping[str, np.ndarray]] = lambda table: {}
     validation: Callable[[Any], dict[str, Numbers]] | None = None
     sizes: Callable[[Any, int], dict[str, int]] = lambda table, count: {"records": count}
     summarize: Callable[..., Summary | None] = lambda tables, facts: None

@@ -262,7 +262,7 @@ def make_tables(
             if numbers.get(measure) is None:
                 near = ", ".join(nearest(measure, list(numbers)) or numbers)
                 raise InputError(f"{folder}: no measure {measure!r}; nearest: {near}")
-        names, scores = ablation.clip_scores(table, task.protocols, chosen)
+        names, scores = ablation.clip_scores(table, task.protocols, chosen, task.batches(table))
         for measure, own in runs.items():
             number = numbers[measure]
             own.append(ablation.Run(variant, seed, report["facts"], number, names, scores[measure]))

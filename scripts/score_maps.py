@@ -37,6 +37,7 @@ from avs_jax.runtime.command_line import CommandLine, define_strings, exit_statu
 from avs_jax.runtime.compilation_cache import use_compilation_cache
 from avs_jax.spec import TRUE_AUDIO, InputError, nearest
 from avs_jax.stopping import run_as_program
+from avs_jax.task import Task
 from avs_jax.tasks import make_task
 
 MEASURES = ("stream/mIoU", "stream/f_beta")
@@ -79,7 +80,7 @@ def run(line: CommandLine) -> None:
             write(scored.report, fresh)
         print(to_text(scored.report))
         found.append(scored)
-    tables = compare(found, make_task(config).protocols, line.values.measure)
+    tables = compare(found, make_task(config), line.values.measure)
     for ending, text in (
         ("md", ablation.to_markdown(tables)),
         ("csv", ablation.to_csv(tables)),
@@ -132,7 +133,7 @@ def score_checkpoint(config: ConfigDict, checkpoint: Checkpoint, split: str) -> 
 
 
 def compare(
-    found: Sequence[Scored], protocols: ablation.Protocols, measures: Sequence[str]
+    found: Sequence[Scored], task: Task, measures: Sequence[str]
 ) -> dict[str, list[ablation.Row]]:
     """Measure -> a row per condition; conditions that cover only some of the clips have none."""
     first = found[0].report.scores
@@ -144,7 +145,10 @@ def compare(
     runs: dict[str, list[ablation.Run]] = {measure: [] for measure in measures}
     conditions, all_clips = [], None
     for condition in first:
-        scored = [ablation.clip_scores(s.tables[condition], protocols, measures) for s in found]
+        scored = [
+            ablation.clip_scores(table, task.protocols, measures, task.batches(table))
+            for table in (s.tables[condition] for s in found)
+        ]
         clips = scored[0][0]
         all_clips = all_clips or clips
         if clips != all_clips:

@@ -10,6 +10,10 @@ is taken, clips are ranked among each other. A clip's score is therefore what th
 owes to it, its jackknife pseudo-value C x - (C - 1) x', where x is the number of all C clips and x'
 that without this one. Of a mean over clips, that is the clip's own score. A split of more than
 MAX_GROUPS clips is taken apart into that many groups at most.
+
+Some measures score clips in batches of the dataset's order (f_beta of AVSBench and Ref-AVS).
+Without one clip, all later batches would hold other clips, and C - 1 times the noise of that would
+pass for the clip's share. There, whole batches are left out and resampled instead of clips.
 """
 
 import csv
@@ -48,8 +52,8 @@ class Run:
       facts: of its report.
       number: what the report says, in 0..1.
       names: of the clips or other scored items.
-      scores: float [G], pseudo-values of the clips or of groups of them; NaN where the measure is
-        not defined without them.
+      scores: float [G], pseudo-values of the clips, of their batches or of groups of either; NaN
+        where the measure is not defined without them.
     """
 
     variant: str
@@ -78,13 +82,17 @@ class Row:
 
 
 def clip_scores(
-    table: Table, protocols: Protocols, measures: Sequence[str]
+    table: Table,
+    protocols: Protocols,
+    measures: Sequence[str],
+    batches: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Names of all clips (or other scored items), and the pseudo-values of each measure.
 
     Args:
       protocols: table -> {protocol: {measure: number}}.
       measures: PROTOCOL/MEASURE each.
+      batches: of the measures that score clips in batches, the batch of each row; -1 for none.
 
     Returns:
       the names, and measure -> float64 [G] as in `Run`.
@@ -92,20 +100,35 @@ def clip_scores(
     by = next(iter(table.schema))
     items = table.groups(by)
     names = [str(table[by][item.start]) for item in items]
-    if len(items) < 2:
-        return names, {measure: np.full(len(items), np.nan) for measure in measures}
     item_of_row = np.repeat(np.arange(len(items)), [item.stop - item.start for item in items])
-    size = -(-len(items) // MAX_GROUPS)
-    num_groups = -(-len(items) // size)  # every num_groups-th clip: neighbors are alike
+    batches = batches or {}
+    of_items = [measure for measure in measures if measure not in batches]
+    values = _pseudo_values(table, protocols, of_items, item_of_row) if of_items else {}
+    for measure in measures:
+        if measure in batches:
+            values |= _pseudo_values(table, protocols, [measure], batches[measure])
+    return names, values
+
+
+def _pseudo_values(
+    table: Table, protocols: Protocols, measures: Sequence[str], unit_of_row: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Measure -> float64 [G] of the units, or of groups of them; rows of unit -1 always stay."""
+    num_units = unit_of_row.max(initial=-1) + 1
+    if num_units < 2:
+        return {measure: np.full(num_units, np.nan) for measure in measures}
+    size = -(-num_units // MAX_GROUPS)
+    num_groups = -(-num_units // size)  # every num_groups-th unit: neighbors are alike
+    group_of_row = np.where(unit_of_row < 0, -1, unit_of_row % num_groups)
 
     def numbers(rows: np.ndarray | slice) -> list[float]:
         found = flatten(protocols(table.take(rows)))
         return [np.nan if found.get(name) is None else found[name] for name in measures]
 
     whole = np.array(numbers(slice(None)), np.float64)
-    without = [numbers(item_of_row % num_groups != group) for group in range(num_groups)]
+    without = [numbers(group_of_row != group) for group in range(num_groups)]
     values = num_groups * whole - (num_groups - 1) * np.array(without, np.float64)
-    return names, dict(zip(measures, values.T, strict=True))
+    return dict(zip(measures, values.T, strict=True))
 
 
 def flatten(scores: Scores) -> dict[str, float | None]:

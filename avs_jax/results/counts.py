@@ -144,6 +144,20 @@ class FrameCounts(Table):
         """The rows of each clip, in order."""
         return self.groups("clip_id")
 
+    def batches(self, size: int) -> list[slice]:
+        """The rows of each batch of `size` clips in order; the last batch may have fewer."""
+        clips = self.clips()
+        firsts = range(0, len(clips), size)
+        return [slice(clips[i].start, clips[i : i + size][-1].stop) for i in firsts]
+
+    def batch_of_rows(self, size: int, chosen: np.ndarray | bool = True) -> np.ndarray:
+        """int64 [N]: which of `batches` of the chosen frames that exist has a row; -1: none."""
+        rows = np.flatnonzero(self.valid & chosen)
+        result = np.full(len(self), -1)
+        for i, batch in enumerate(self.take(rows).batches(size)):
+            result[rows[batch]] = i
+        return result
+
     def scored(self) -> "FrameCounts":
         """The frames that exist."""
         return self.take(self.valid)

@@ -88,11 +88,8 @@ def avsbench(counts: FrameCounts, batch: int) -> dict[str, float]:
         raise ValueError(f"batch: {batch}, expected at least 1 clip")
     counts = _binary_frames(counts)
     iou, has_object, curves = _per_frame(counts)
-    clips = counts.clips()
     batch_iou, batch_f_beta = [], []
-    for first in range(0, len(clips), batch):
-        group = clips[first : first + batch]
-        rows = slice(group[0].start, group[-1].stop)
+    for rows in counts.batches(batch):
         batch_iou.append(iou[rows].mean())
         batch_f_beta.append(_best(curves[rows][has_object[rows]]))
     return {"mIoU": float(np.mean(batch_iou)), "f_beta": float(np.mean(batch_f_beta))}
@@ -182,8 +179,9 @@ def semantic(
 
 # ---- all of them ----
 
+BATCHES = (1, 2, 4)  # of clips, in `avsbench`
 BINARY = {
-    **{f"avsbench(batch={k})": functools.partial(avsbench, batch=k) for k in (1, 2, 4)},
+    **{f"avsbench(batch={k})": functools.partial(avsbench, batch=k) for k in BATCHES},
     "stream": stream,
     "dataset": dataset,
     "cavp": cavp,
@@ -208,6 +206,18 @@ def all_protocols(counts: FrameCounts) -> dict[str, dict[str, float]]:
     protocols = SEMANTIC if counts.is_semantic else BINARY
     numbers = {name: protocol(counts) for name, protocol in protocols.items()}
     return numbers | look_alikes(counts)
+
+
+def batches(counts: FrameCounts) -> dict[str, np.ndarray]:
+    """PROTOCOL/MEASURE -> batch of each row, for those whose clips are scored in batches."""
+    if counts.is_semantic:
+        return {}
+    return {
+        f"avsbench(batch={k})/{measure}": counts.batch_of_rows(k)
+        for k in BATCHES
+        if k > 1
+        for measure in ("mIoU", "f_beta")
+    }
 
 
 def validation_protocols(counts: FrameCounts) -> dict[str, dict[str, float]]:

@@ -44,6 +44,7 @@ from avs_jax.task import stack_rows
 PREDICTIONS = "{name}/{t:05d}"  # name is the uid
 THRESHOLD = 0.4  # of J; S and contours take 0.5
 BATCH = 4  # of the reference's test loader
+BATCHED = ("J", "f_beta(batch=4)", "J&f_beta", "J&f_boundary")  # measures of `refavs`
 FLAGS = ("is_null", "is_seen", "has_text", "is_cut")
 
 
@@ -88,6 +89,7 @@ def refavs(counts: FrameCounts) -> dict[str, float | None]:
     if not len(counts):
         return dict.fromkeys((*names, "J&f_boundary"))
     c, clips = counts.counts, counts.clips()
+    batches = counts.batches(BATCH)
     j, has_object = frame_j(counts), c["gt"] > 0
     curves = f_beta_curves(c["tp"], c["pp"], c["gt"])
 
@@ -95,10 +97,6 @@ def refavs(counts: FrameCounts) -> dict[str, float | None]:
         chosen = curves[rows][has_object[rows]]
         return float(chosen.mean(axis=0).max()) if len(chosen) else 0.0
 
-    batches = [
-        slice(clips[i].start, clips[min(i + BATCH, len(clips)) - 1].stop)
-        for i in range(0, len(clips), BATCH)
-    ]
     with_object = [clip for clip in clips if has_object[clip].any()]
     by_batch = float(np.mean([best(rows) for rows in batches]))
     mean_j = float(np.mean([j[rows].mean() for rows in batches]))
@@ -129,13 +127,9 @@ def null(counts: FrameCounts) -> dict[str, float | None]:
     def root(rows: slice, pred: np.ndarray = pred) -> float:
         return float(np.sqrt(pred[rows].sum() / pixels[rows].sum()))
 
-    batches = [
-        slice(clips[i].start, clips[min(i + BATCH, len(clips)) - 1].stop)
-        for i in range(0, len(clips), BATCH)
-    ]
     values = (
         float(np.mean([root(clip) for clip in clips])),
-        float(np.mean([root(rows) for rows in batches])),
+        float(np.mean([root(rows) for rows in c.batches(BATCH)])),
         float(np.mean([root(clip, own) for clip in clips])),
         float(fires.mean()),
     )
@@ -155,18 +149,34 @@ def text(counts: FrameCounts) -> dict[str, float]:
 def protocols(table: FrameCounts) -> dict[str, dict[str, float | None]]:
     """Every number of a split."""
     counts = table.scored()
-    is_null, is_seen = (counts.counts[name] > 0 for name in ("is_null", "is_seen"))
     found = {"refavs": refavs(counts), "text": text(counts)}
+    for name, rows in subsets(counts).items():
+        found[name] = null(counts) if name == "null" else refavs(counts.take(rows))
+    return found
+
+
+def subsets(counts: FrameCounts) -> dict[str, np.ndarray]:
+    """Protocol -> bool [N], the frames of its expressions, for protocols of only some of them."""
+    is_null, is_seen = (counts.counts[name] > 0 for name in ("is_null", "is_seen"))
+    found = {}
     if is_null.any():
-        found["null"] = null(counts)
-        found["referring"] = refavs(counts.take(~is_null))
+        found |= {"null": is_null, "referring": ~is_null}
     kinds = counts.counts.get("kind", np.zeros(len(counts), int))
     for i, kind in enumerate(EXPRESSION_KINDS, start=1):
         if (kinds == i).any():
-            found[f"refavs(kind {kind})"] = refavs(counts.take(kinds == i))
+            found[f"refavs(kind {kind})"] = kinds == i
     if not (is_seen | is_null).all():
-        found["unseen(paper)"] = refavs(counts.take(~is_seen & ~is_null))
-        found["unseen(csv)"] = refavs(counts.take(~is_null))
+        found |= {"unseen(paper)": ~is_seen & ~is_null, "unseen(csv)": ~is_null}
+    return found
+
+
+def batches(table: FrameCounts) -> dict[str, np.ndarray]:
+    """PROTOCOL/MEASURE -> batch of each row, for those whose clips are scored in batches."""
+    found = {}
+    for name, rows in {"refavs": np.ones(len(table), bool), **subsets(table)}.items():
+        of_rows = table.batch_of_rows(BATCH, rows)
+        measures = ("S(batch=4)",) if name == "null" else BATCHED
+        found |= {f"{name}/{measure}": of_rows for measure in measures}
     return found
 
 

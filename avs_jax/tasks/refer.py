@@ -106,6 +106,7 @@ def make_task(config: ConfigDict) -> Task:
         derive=functools.partial(_derive, score=score),
         meter=refavs.ExpressionMeter,
         protocols=refavs.protocols,
+        batches=refavs.batches,
         measure="J&f_beta",
         join=functools.partial(interleave, by="clip_id"),
         sizes=segmentation.sizes,

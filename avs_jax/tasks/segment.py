@@ -174,6 +174,7 @@ def make_task(config: ConfigDict) -> Task:
         derive=functools.partial(pixel_scores.derive, scores=host.scores, size=size),
         meter=functools.partial(segmentation.ClipMeter, config.data.num_classes),
         protocols=metrics.all_protocols,
+        batches=metrics.batches,
         validation=metrics.validation_protocols,
         measure="mIoU",
         join=functools.partial(interleave, by="clip_id"),

@@ -19,7 +19,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from avs_jax.controls.false_motion import motion_controls
-from avs_jax.results import ablation, metrics, statistics
+from avs_jax.results import ablation, metrics, refavs, statistics
 from avs_jax.results.counts import FrameCounter, FrameCounts
 from avs_jax.results.report import Report, write
 from avs_jax.results.table import Table
@@ -282,6 +282,61 @@ def test_what_is_no_mean_over_clips_has_the_interval_of_its_bootstrap(count):
     low, high = np.quantile(resampled, [0.025, 0.975])
     width = high - low
     assert (found.clips_low, found.clips_high) == pytest.approx((low, high), abs=0.1 * width)
+
+
+def write_expressions(seed, num_clips=96):
+    """Counts of clips of a frame; each is found at thresholds of its own, and a third are null."""
+    rng = np.random.default_rng(seed)
+    is_null = np.random.default_rng(0).random(num_clips) < 1 / 3
+    labels = np.zeros((num_clips, 1, 8, 8), np.uint8)
+    labels[~is_null, :, 2:6, 2:6] = 1
+    level = rng.uniform(0.2, 0.9, (num_clips, 1, 1, 1))
+    noise = rng.random(labels.shape) * rng.uniform(0.2, 0.7, (num_clips, 1, 1, 1))
+    pred = np.where(labels == 1, level, noise).astype(np.float32)
+    meter, valid = refavs.ExpressionMeter({}), np.ones((num_clips, 1), bool)
+    batch = {"labels": labels, "valid": valid, "supervised": valid, "is_null": is_null}
+    batch |= {"frame_index": np.zeros((num_clips, 1), int), "category": ["x"] * num_clips}
+    meter.add({"pred": pred}, batch | {"clip_id": [f"{i:03d}" for i in range(num_clips)]})
+    return meter.table()
+
+
+def draw_clips(table, rng):
+    """A resample of the clips, each drawn one under a name of its own."""
+    found = table.take(rng.integers(0, len(table), len(table)))
+    return FrameCounts({**found.columns, "clip_id": table["clip_id"]})
+
+
+def of_referring(table):
+    return {"referring": refavs.refavs(table.take(refavs.subsets(table)["referring"]))}
+
+
+@pytest.mark.parametrize(
+    "protocols, batches, measure",
+    [
+        (
+            lambda table: {"avsbench(batch=4)": metrics.avsbench(table, 4)},
+            metrics.batches,
+            "avsbench(batch=4)/f_beta",
+        ),
+        (of_referring, refavs.batches, "referring/J&f_beta"),
+        (lambda table: {"null": refavs.null(table)}, refavs.batches, "null/S(batch=4)"),
+    ],
+)
+def test_what_is_scored_in_batches_has_the_interval_of_its_bootstrap(protocols, batches, measure):
+    tables = [write_expressions(seed) for seed in (1, 2)]
+    scores, numbers = [], []
+    for table in tables:
+        _, found = ablation.clip_scores(table, protocols, [measure], batches(table))
+        scores.append(found[measure][None])
+        numbers.append(ablation.flatten(protocols(table))[measure])
+    found = statistics.compare(*scores, by_run=np.array([numbers[0] - numbers[1]]))
+    resampled = []
+    for seed in range(100):
+        drawn = [draw_clips(table, np.random.default_rng(seed)) for table in tables]
+        first, second = (ablation.flatten(protocols(table))[measure] for table in drawn)
+        resampled.append(first - second)
+    width = 2 * 1.96 * np.std(resampled)
+    assert found.clips_high - found.clips_low == pytest.approx(width, rel=0.3)
 
 
 def test_items_without_the_measure_and_too_few_items():
