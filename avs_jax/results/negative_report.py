@@ -60,11 +60,12 @@ def sections(numbers: Mapping[str, Any]) -> list[Section]:
         kinds = {", ".join(each["types"]): each for each in summary.values()}
         legend = [
             "N: mean over these types of false sound. G = 2 P (1 - N) / (P + 1 - N), P the score "
-            "under the true sound: 100 for the whole object under its own sound and nothing under "
-            "false ones. Audio-blind: G of a model with the same P that ignores the sound.",
+            "under the true sound, both over the clips that have all of these sounds: 100 for the "
+            "whole object under its own sound and nothing under false ones. Audio-blind: G of a "
+            "model with the same P that ignores the sound.",
             "G-FPR: mean FPR over these types; 0 is best.",
         ]
-        parts.append(("Together", _table("over", kinds, _SUMMARY), legend))
+        parts.append(("Together", _table("over", _named(kinds, numbers), _SUMMARY), legend))
         parts.append(("Gap by type", _table("type", numbers["types"], _GAPS), []))
     controls = [name for name in MOTION_CONTROLS if name in found]
     if controls:

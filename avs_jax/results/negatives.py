@@ -17,8 +17,9 @@ without background, each averaged over the frames in which prediction or ground 
 the share of pixels whose class is not background.
 
 G-mIoU and G-f_beta are computed over silence, noise and offscreen (as published) and over all types
-that were evaluated. `shift` and `late` keep a clip's own sound and move it in time: where one
-object sounds throughout, as in S4, the mask stays right.
+that were evaluated, P and N alike over the clips that all of their conditions have. `shift` and
+`late` keep a clip's own sound and move it in time: where one object sounds throughout, as in S4,
+the mask stays right.
 
 right_source (results/right_source.py) is added where clips name two look-alikes.
 
@@ -28,7 +29,7 @@ Source: AVSBench-Robust (arXiv 2502.00358). Departures: f_beta's name, averaging
 split by motion, shift, late, right_source, intervals.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,9 +101,9 @@ def summarize(
           fpr_outside_moving and fpr_outside_static (share of the pixels outside the mask that are
           predicted)
         types[t]: gap_mIoU, gap_f_beta
-        summary["published" and "all"]: types, N-mIoU, N-f_beta, G-mIoU, G-f_beta, G-FPR, and
-          audio_blind_G-mIoU and audio_blind_G-f_beta, of a model with the same P that ignores the
-          sound
+        summary["published" and "all"]: types, clips (that all conditions have), N-mIoU, N-f_beta,
+          G-mIoU, G-f_beta, G-FPR, and audio_blind_G-mIoU and audio_blind_G-f_beta, of a model with
+          the same P that ignores the sound
     """
     if TRUE_AUDIO not in counts:
         raise ValueError(f"no counts of {TRUE_AUDIO}; there are {sorted(counts)}")
@@ -119,14 +120,7 @@ def summarize(
             values |= {f"gap_{s}": positive[s] - values[s] for s in SCORES}
         conditions[name] = {"clips": int(each.present.sum())} | _numbers(values)
         scores[name] |= {name: value for name, value in values.items() if name.startswith("gap")}
-    per_type = {
-        kind: {
-            key: np.mean([scores[name][key] for name in names if name in scores], axis=0)
-            for key in (*SCORES, "FPR", "gap_mIoU", "gap_f_beta")
-        }
-        for kind, names in NEGATIVE_AUDIO.items()
-        if any(name in scores for name in names)
-    }
+    types = _by_type(scores, ("gap_mIoU", "gap_f_beta"))
     total = reference.total
     return {
         "clips": len(reference.present),
@@ -134,31 +128,47 @@ def summarize(
         "moving_share": float(total["moving_pixels"] / max(total["pixels"], 1)),
         "floor_f_beta": _numbers({"floor": reference.full_mask(weights)})["floor"],
         "conditions": conditions,
-        "types": {
-            kind: _numbers({key: values[key] for key in ("gap_mIoU", "gap_f_beta")})
-            for kind, values in per_type.items()
-        },
-        "summary": _summary(scores[TRUE_AUDIO], per_type),
+        "types": {kind: _numbers(values) for kind, values in types.items()},
+        "summary": _summary(sums, weights, tuple(types)),
     }
 
 
-def _summary(positive, per_type) -> dict[str, Any]:
+def _by_type(
+    scores: Mapping[str, Mapping[str, np.ndarray]], keys: Sequence[str]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Evaluated type of false sound -> means over its conditions."""
+    return {
+        kind: {
+            key: np.mean([scores[name][key] for name in names if name in scores], axis=0)
+            for key in keys
+        }
+        for kind, names in NEGATIVE_AUDIO.items()
+        if any(name in scores for name in names)
+    }
+
+
+def _summary(
+    sums: Mapping[str, "_ClipSums"], weights: np.ndarray, evaluated: tuple[str, ...]
+) -> dict[str, Any]:
     """G-scores over the published types, if all were evaluated, and over all evaluated types."""
     chosen = {}
-    if set(PUBLISHED) <= per_type.keys():
+    if set(PUBLISHED) <= set(evaluated):
         chosen["published"] = PUBLISHED
-    if per_type and tuple(per_type) != PUBLISHED:
-        chosen["all"] = tuple(per_type)
+    if evaluated and evaluated != PUBLISHED:
+        chosen["all"] = evaluated
     result = {}
     for name, kinds in chosen.items():
-        mean = {
-            key: np.mean([per_type[kind][key] for kind in kinds], axis=0)
-            for key in (*SCORES, "FPR")
-        }
+        heard = {c: sums[c] for kind in kinds for c in NEGATIVE_AUDIO[kind] if c in sums}
+        shared = np.all([each.present for each in heard.values()], axis=0)
+        positive = sums[TRUE_AUDIO].scores(weights * shared)
+        scores = {c: each.scores(weights * shared) for c, each in heard.items()}
+        per_type = _by_type(scores, (*SCORES, "FPR")).values()
+        mean = {key: np.mean([x[key] for x in per_type], axis=0) for key in (*SCORES, "FPR")}
         values = {f"N-{s}": mean[s] for s in SCORES}
         values |= {f"G-{s}": g_score(positive[s], mean[s]) for s in SCORES}
         values |= {f"audio_blind_G-{s}": g_score(positive[s], positive[s]) for s in SCORES}
-        result[name] = {"types": list(kinds)} | _numbers(values | {"G-FPR": mean["FPR"]})
+        result[name] = {"types": list(kinds), "clips": int(shared.sum())}
+        result[name] |= _numbers(values | {"G-FPR": mean["FPR"]})
     return result
 
 

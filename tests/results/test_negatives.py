@@ -160,22 +160,36 @@ def test_f_beta_is_that_of_the_stream_where_every_frame_has_an_object():
 
 
 def test_summary_by_hand(by_hand):
+    """Off-screen there is only clip a, so all numbers are those of clip a."""
     c = by_hand["conditions"]
-    silence = (c["silence_zeros"]["mIoU"]["value"] + c["silence_dither"]["mIoU"]["value"]) / 2
-    kinds = (silence, c["noise_white"]["mIoU"]["value"], c["offscreen"]["mIoU"]["value"])
+    kinds = ((0.1 + 0.75) / 2, 0, 0.6)  # silence zeros and dither, noise, off-screen
     assert list(by_hand["summary"]) == ["published"]  # shift was not run
     each = by_hand["summary"]["published"]
-    positive, negative = c["true_audio"]["mIoU"]["value"], np.mean(kinds)
+    positive, negative = 0.75, np.mean(kinds)
+    assert each["clips"] == 1
     assert each["types"] == ["silence", "noise", "offscreen"]
     assert each["N-mIoU"]["value"] == pytest.approx(negative)
     want = 2 * positive * (1 - negative) / (positive + 1 - negative)
     assert each["G-mIoU"]["value"] == pytest.approx(want)
     assert each["audio_blind_G-mIoU"]["value"] == pytest.approx(2 * positive * (1 - positive))
-    rates = [c[name]["FPR"]["value"] for name in ("silence_zeros", "silence_dither")]
-    rates = [np.mean(rates), c["noise_white"]["FPR"]["value"], c["offscreen"]["FPR"]["value"]]
+    rates = [(10 / 200 + 30 / 200) / 2, 0, 120 / 200]
     assert each["G-FPR"]["value"] == pytest.approx(np.mean(rates))
+    silence = (c["silence_zeros"]["mIoU"]["value"] + c["silence_dither"]["mIoU"]["value"]) / 2
     gap = by_hand["types"]["silence"]["gap_mIoU"]["value"]
-    assert gap == pytest.approx(positive - silence)
+    assert gap == pytest.approx(c["true_audio"]["mIoU"]["value"] - silence)
+
+
+def test_a_model_that_ignores_the_sound_scores_as_one_where_conditions_lack_clips():
+    every = random_clips(3)
+    counts = dict.fromkeys(("true_audio", "silence_zeros", "noise_white"), count(every))
+    hardest = sorted(every)[::2]
+    counts["offscreen"] = count({clip: every[clip] for clip in hardest})
+    counts["shift"] = count({clip: every[clip] for clip in hardest[1:]})
+    summary = summarize(counts, num_resamples=20)["summary"]
+    assert {name: each["clips"] for name, each in summary.items()} == {"published": 6, "all": 5}
+    for each in summary.values():
+        for name in ("G-mIoU", "G-f_beta"):
+            assert each[name] == pytest.approx(each[f"audio_blind_{name}"])
 
 
 def test_g_is_over_the_published_types_and_over_all():
@@ -330,7 +344,7 @@ def test_the_tables_hold_the_numbers(by_hand):
     assert cell("False motion", "none, own", "mIoU %").startswith(mean)
     assert cell("False motion", "own, own", "FPR outside, static %").startswith("7.50 [")
     each = by_hand["summary"]["published"]
-    kinds = "silence, noise, offscreen"
+    kinds = "silence, noise, offscreen (1 of 2 clips)"
     for column, key in (("G-mIoU %", "G-mIoU"), ("audio-blind G-mIoU %", "audio_blind_G-mIoU")):
         assert cell("Together", kinds, column).startswith(f"{100 * each[key]['value']:.2f}")
     gap = by_hand["types"]["offscreen"]["gap_f_beta"]["value"]
