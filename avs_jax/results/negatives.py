@@ -77,10 +77,11 @@ def count_motion(pred: np.ndarray, labels: np.ndarray, moving: np.ndarray) -> di
 
 
 def g_score(positive, negative):
-    """2 P (1 - N) / (P + 1 - N), 0 where both vanish; elementwise, in 0..1."""
+    """2 P (1 - N) / (P + 1 - N), 0 where both vanish, NaN where either is; elementwise, in 0..1."""
     right = 1.0 - np.asarray(negative, np.float64)
     positive = np.asarray(positive, np.float64)
-    return ratio(2 * positive * right, positive + right, where_empty=0.0)
+    found = ratio(2 * positive * right, positive + right, where_empty=0.0)
+    return np.where(np.isnan(positive + right), np.nan, found)
 
 
 def summarize(

@@ -74,6 +74,7 @@ def test_g_of_a_model_that_ignores_the_sound_is_the_published_number():
     assert round(100 * float(g_score(0.862, 0.862)), 2) == 23.79
     assert g_score(1.0, 0.0) == 1 and g_score(0.0, 0.5) == 0 and g_score(0.0, 1.0) == 0
     np.testing.assert_allclose(g_score([0.8, 0.5], [0.2, 0.5]), [0.8, 0.5])
+    assert np.isnan(g_score([np.nan, 0.5], [0.5, np.nan])).all()
 
 
 def test_counts_of_moving_and_static_pixels():
@@ -255,6 +256,20 @@ def test_what_is_not_defined_is_none():
     assert moving == {"value": None, "low": None, "high": None}
     ((_, rows, _),) = sections(numbers | {"facts": FACTS})
     assert rows[1][rows[0].index("FPR moving %")] == "–"
+
+
+def test_g_is_not_defined_without_an_object_and_not_0_in_resamples_without_a_shared_clip():
+    empty = count({"a": [frame(0, 0, 5)], "b": [frame(0, 0, 0)]})
+    names = ("true_audio", "silence_zeros", "noise_white", "offscreen")
+    numbers = summarize(dict.fromkeys(names, empty), num_resamples=10) | {"facts": FACTS}
+    nothing = {"value": None, "low": None, "high": None}
+    assert numbers["summary"]["published"]["G-mIoU"] == nothing
+    _, (_, rows, _), _ = sections(numbers)
+    assert rows[1][rows[0].index("G-mIoU %")] == "–"
+    every = {clip: [frame(20, 10, 0)] for clip in "abcd"}
+    counts = dict.fromkeys(names[:-1], count(every)) | {"offscreen": count({"a": every["a"]})}
+    found = summarize(counts, num_resamples=50)["summary"]["published"]["G-mIoU"]
+    assert found["low"] == pytest.approx(found["value"])  # a third of the resamples lack clip a
 
 
 # ---- semantic task ----
