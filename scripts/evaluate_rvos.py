@@ -139,8 +139,10 @@ def merged_videos(videos: VideoSet, truth: Truth, read: Reader):
         groups = list(by_object.values())
         masks = np.stack([truth.objects(group[0]).any(axis=0) for group in groups])
         pred = [[read(group[a], count, size) for group in groups] for a in range(*counts)]
+        given = np.array([[mask is not None for mask in row] for row in pred])
         pred = [[empty if mask is None else mask for mask in row] for row in pred]
-        yield {"truth": masks, "predictions": np.array(pred) & ~truth.void(video)}
+        pred = np.array(pred) & ~truth.void(video)
+        yield {"truth": masks, "predictions": pred, "given": given}
 
 
 def make_reader(path: pathlib.Path, videos: VideoSet) -> Reader:

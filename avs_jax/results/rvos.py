@@ -201,22 +201,25 @@ def coverage(table: ExpressionTable) -> dict[str, float]:
 
 
 def merged(videos: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Ref-DAVIS17's merged protocol and merged_legacy: STATISTICS and J&F, in percent.
+    """Ref-DAVIS17's merged protocol and merged_legacy: STATISTICS and J&F, in percent; coverage.
 
     Args:
-      videos: each with truth, bool [objects, T, H, W], and predictions, bool [annotators, objects,
-        T, H, W].
+      videos: each with truth, bool [objects, T, H, W], predictions, bool [annotators, objects, T,
+        H, W], and given, bool [annotators, objects]: a prediction was there.
     """
     runs: dict[int, list[np.ndarray]] = {}
+    counts = {"expressions": 0, "without_prediction": 0}
     for video in videos:
+        counts["expressions"] += video["given"].size
+        counts["without_prediction"] += int((~video["given"]).sum())
         for annotator, proposals in enumerate(video["predictions"]):
-            curves = match_objects(compete(proposals), video["truth"])
+            curves = match_objects(compete(proposals), video["truth"], video["given"][annotator])
             runs.setdefault(annotator, []).extend(curves)
-    found = {}
+    found: dict[str, dict[str, float | None]] = {}
     for name, legacy in (("merged", False), ("merged_legacy", True)):
         means = [_mean_statistics(curves, legacy) for curves in runs.values()]
         found[name] = _percent(np.mean(means, axis=0) if means else None)
-    return found
+    return found | {"coverage": counts}
 
 
 def compete(proposals: np.ndarray) -> np.ndarray:
@@ -224,12 +227,15 @@ def compete(proposals: np.ndarray) -> np.ndarray:
     return proposals & (np.cumsum(proposals, axis=0) == 1)
 
 
-def match_objects(proposals: np.ndarray, truth: np.ndarray) -> list[np.ndarray]:
-    """J and F [T, 2] of each true object with its proposal; both bool [objects, T, H, W]."""
+def match_objects(proposals: np.ndarray, truth: np.ndarray, given: np.ndarray) -> list[np.ndarray]:
+    """J and F [T, 2] of each true object with its proposal; both bool [objects, T, H, W].
+
+    `given`, bool [objects], is False for the proposals that are missing: they score 0.
+    """
     table = np.zeros((len(truth), len(proposals), truth.shape[1], 2))
     for i, theirs in enumerate(truth):
-        for k, ours in enumerate(proposals):
-            pairs = zip(ours, theirs, strict=True)
+        for k in np.flatnonzero(given):
+            pairs = zip(proposals[k], theirs, strict=True)
             table[i, k] = [(jaccard(p, g), f_boundary(p, g)) for p, g in pairs]
     objects, chosen = linear_sum_assignment(-table.mean((2, 3)))
     return [table[i, k] for i, k in zip(objects, chosen, strict=True)]

@@ -171,19 +171,35 @@ def test_objects_compete_and_are_matched(golden_dir, tmp_path):
     for i in range(3):
         truth[i, :, 8 * i : 8 * i + 6, 4:20] = True
     shuffled = truth[[2, 0, 1]]
-    found = rvos.merged([{"truth": truth, "predictions": np.stack([truth, shuffled])}])
+    every = np.ones((2, 3), bool)
+
+    def merged(*predictions, given=every):
+        video = {"truth": truth, "predictions": np.stack(predictions), "given": given}
+        return rvos.merged([video])
+
+    found = merged(truth, shuffled)
+    assert found.pop("coverage") == {"expressions": 6, "without_prediction": 0}
     perfect = {"J": 100, "J recall": 100, "J decay": 0, "F": 100, "F recall": 100, "F decay": 0}
     assert found == dict.fromkeys(("merged", "merged_legacy"), {**perfect, "J&F": 100})
     both = truth.copy()
     both[1] |= truth[0]  # a pixel of two proposals goes to the first
     np.testing.assert_array_equal(rvos.compete(both), truth)
     half = truth & (rng.uniform(size=truth.shape) < 0.5)
-    found = rvos.merged([{"truth": truth, "predictions": np.stack([truth, half])}])["merged"]
+    found = merged(truth, half)["merged"]
     shares = (half.sum((2, 3)) / truth.sum((2, 3))).mean()  # inside of the truth: its J
     assert found["J"] == pytest.approx(100 * (1 + shares) / 2, abs=0.01) and found["F"] < 100
+    truth[2, 1] = False  # an object that leaves: an empty mask is right there, no mask is not
+    missing = truth.copy()
+    missing[2] = False
+    assert merged(missing, truth)["merged"]["J"] == pytest.approx(100 * (2.5 / 3 + 1) / 2, abs=0.01)
+    every[0, 2] = False
+    found = merged(missing, truth)
+    assert found["merged"]["J"] == pytest.approx(100 * (2 / 3 + 1) / 2, abs=0.01)
+    assert found["coverage"] == {"expressions": 6, "without_prediction": 1}
     root = golden_dir / "refer" / "rvos" / "davis17"
     numbers, _ = score(root, "davis17", tmp_path / "out", "--protocol=merged")
-    assert list(numbers) == ["merged", "merged_legacy"] and 0 < numbers["merged"]["J&F"] < 100
+    assert list(numbers) == ["merged", "merged_legacy", "coverage"]
+    assert 0 < numbers["merged"]["J&F"] < 100
     assert numbers["merged"] == numbers["merged_legacy"]  # of videos of 6 frames
 
 
@@ -211,7 +227,7 @@ def test_frames_of_matched_objects(statistics):
         for name, shape in zip(("gt", "res"), statistics["davis_seq/shapes"], strict=True)
     )
     proposals = np.concatenate([proposals, np.zeros_like(proposals[:1])])
-    found = np.stack(rvos.match_objects(proposals[[2, 1, 0]], truth))
+    found = np.stack(rvos.match_objects(proposals[[2, 1, 0]], truth, np.ones(3, bool)))
     for i, name in enumerate(("J", "F")):
         want = statistics[f"davis_seq/{name}_unsup"]
         np.testing.assert_allclose(found[..., i], want, atol=1e-12)
