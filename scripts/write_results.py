@@ -21,7 +21,7 @@ from typing import Any
 
 from avs_jax.files import write_atomically
 from avs_jax.flag_style import FlagParser
-from avs_jax.spec import InputError
+from avs_jax.spec import EXPRESSION_KINDS, InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FACTS = (
@@ -54,6 +54,11 @@ PROTOCOLS = {  # that the page shows -> their measures there
     "frames alone": OF_CLASSES,
     "sound alone": OF_CLASSES,
     "words": OF_WORDS,
+    "look_alikes": ("right_source",),
+    "refavs": ("J", "f_beta(batch=4)", "f_boundary"),
+    **{f"refavs(kind {kind})": ("J",) for kind in EXPRESSION_KINDS},
+    "null": ("S",),
+    "tvsum(top 5)": ("mAP",),
 }
 INTRODUCTION = """# Results
 
@@ -71,7 +76,8 @@ def store_report(report: pathlib.Path, name: str, title: str, command: str) -> p
     """Stores the numbers of a report folder, without paths of the machine.
 
     Raises:
-      InputError: there is no report.json in the folder, or it is not one.
+      InputError: there is no report.json in the folder, it is not one, or the page shows none of
+        its protocols.
     """
     try:
         found = json.loads((report / "report.json").read_text(encoding="utf-8"))
@@ -81,8 +87,11 @@ def store_report(report: pathlib.Path, name: str, title: str, command: str) -> p
             "facts": {key: found["facts"][key] for key in FACTS if key in found["facts"]},
             "scores": found["scores"],
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        protocols = {name for numbers in content["scores"].values() for name in numbers}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{report}: no report.json of an evaluation ({error})") from error
+    if not protocols & PROTOCOLS.keys():
+        raise InputError(f"{report}: the page shows none of its protocols, {sorted(protocols)}")
     return _store(name, content)
 
 

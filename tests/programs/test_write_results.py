@@ -39,6 +39,32 @@ def test_a_table_without_rows_is_refused(root, capsys, text):
     assert "t.csv" in capsys.readouterr().err and not list((root / "docs").rglob("*.json"))
 
 
+def add(root, *protocols):
+    scores = {"true_audio": {name: dict.fromkeys(m, 0.5) for name, m in protocols}}
+    report = json.dumps({"facts": {"clips": 3}, "scores": scores})
+    (root / "report.json").write_text(report, encoding="utf-8")
+    return write_results.main(["add", f"--report={root}", *FLAGS[:-1]])
+
+
+def test_reports_of_every_task_are_shown(root):
+    names = ("J", "f_beta(batch=4)", "f_boundary")
+    assert add(root, ("refavs", names), ("refavs(kind look)", "J"), ("null", "S")) == 0
+    page = (root / "docs" / "results.md").read_text(encoding="utf-8")
+    columns = [f"refavs {name}" for name in names] + ["refavs(kind look) J", "null S"]
+    assert "| condition | " + " | ".join(f"{column}, %" for column in columns) + " |" in page
+    assert "| true audio" + " | 50.00" * 5 + " |" in page
+    for protocol, measure in (("tvsum(top 5)", "mAP"), ("look_alikes", "right_source")):
+        assert add(root, (protocol, [measure])) == 0
+        page = (root / "docs" / "results.md").read_text(encoding="utf-8")
+        assert f"| condition | {protocol} {measure}, % |" in page
+
+
+def test_a_report_without_a_protocol_of_the_page_is_refused(root, capsys):
+    assert add(root, ("davis", "J")) == 1
+    assert "shows none of its protocols, ['davis']" in capsys.readouterr().err
+    assert not list((root / "docs").rglob("*.json"))
+
+
 # ---- what is stored ----
 
 
