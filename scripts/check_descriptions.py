@@ -8,7 +8,8 @@ checkpoint of task `describe`. A checkpoint of task `refer` then reads the words
   J_cycle       mean IoU of the mask that it finds for them with the object's own, over frames
   J_reference   the same for the first expression that a person, or the generator, gave
   unambiguity   share of the objects that its alignment ranks first of their clip's objects for the
-                words; ties count against them, and only clips with several objects count
+                words; ties count against them, and only clips with several objects count (`ranked`
+                of the objects)
   unambiguity_reference
                 the same for that first expression
   shuffled      unambiguity if every object gets the words of another one, drawn at random: chance
@@ -64,8 +65,8 @@ def run(line: CommandLine) -> None:
     split = line.values.split or config.evaluate.split
     found = check(describer, reader, open_records(config, split))
     write_atomically(line.values.output, json.dumps({"split": split, **found}, indent=2) + "\n")
-    numbers = [f"{name} {value:.3f}" for name, value in found.items() if name != "objects"]
-    print(f"{len(found['objects'])} objects: " + ", ".join(numbers))
+    numbers = [f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float)]
+    print(f"{len(found['objects'])} objects, {found['ranked']} ranked: " + ", ".join(numbers))
 
 
 class Reader:
@@ -126,18 +127,25 @@ def check(describer: Predictor, reader: Reader, records: Sequence[Mapping]) -> d
         raise InputError("no expression of this split means an object")
     things = np.stack([found["object"] for found in vectors])
     texts, references = (np.stack([x["words"] for x in found]) for found in (vectors, given))
-    others = np.random.default_rng(SEED).permutation(len(texts))
     return {
         "J_cycle": float(np.mean(cycle)),
         "J_reference": float(np.mean([found["iou"].mean() for found in given])),
         **unambiguity(things, texts, clips),
         "unambiguity_reference": unambiguity(things, references, clips)["unambiguity"],
-        "shuffled": unambiguity(things, texts[others], clips)["unambiguity"],
+        "shuffled": unambiguity(things, texts[draw_others(len(texts))], clips)["unambiguity"],
         "objects": objects,
     }
 
 
-def unambiguity(things: np.ndarray, texts: np.ndarray, clips: Sequence[str]) -> dict[str, float]:
+def draw_others(count: int) -> np.ndarray:
+    """int64 [count]: another object for each, each once: the next one in a random order."""
+    order = np.random.default_rng(SEED).permutation(count)
+    others = np.empty_like(order)
+    others[order] = np.roll(order, -1)
+    return others
+
+
+def unambiguity(things: np.ndarray, texts: np.ndarray, clips: Sequence[str]) -> dict[str, Any]:
     """See the module's docstring; row i of both belongs to an object of clip i."""
     clips, hits, shares = np.asarray(clips), [], []
     for i in range(len(clips)):
@@ -147,7 +155,8 @@ def unambiguity(things: np.ndarray, texts: np.ndarray, clips: Sequence[str]) -> 
             shares.append(1 / (1 + len(rivals)))
     if not hits:
         raise InputError("no clip of this split has several objects with expressions")
-    return {"unambiguity": float(np.mean(hits)), "chance": float(np.mean(shares))}
+    found = {"unambiguity": float(np.mean(hits)), "chance": float(np.mean(shares))}
+    return found | {"ranked": len(hits)}
 
 
 def frame_ious(pred: np.ndarray, truth: np.ndarray) -> np.ndarray:

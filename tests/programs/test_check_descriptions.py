@@ -12,7 +12,7 @@ from avs_jax.task import stack_rows
 from avs_jax.tasks import make_task
 from configs import describe_generated, refer_vct
 from scripts import check_descriptions
-from scripts.check_descriptions import frame_ious, mean_under, unambiguity
+from scripts.check_descriptions import draw_others, frame_ious, mean_under, unambiguity
 from tests.conftest import GOLDEN
 from tfds_builders.refer_clips import list_clips
 
@@ -30,7 +30,7 @@ def test_an_object_must_be_the_only_best_of_its_clip():
     texts = things.copy()
     texts[1] = (things[0] + things[1]) / 2  # a tie
     found = unambiguity(things, texts, ["a", "a", "b", "b", "c"])
-    assert found == {"unambiguity": 0.75, "chance": 0.5}  # c has one object
+    assert found == {"unambiguity": 0.75, "chance": 0.5, "ranked": 4}  # c has one object
     with pytest.raises(InputError, match="no clip of this split has several"):
         unambiguity(things[:1], texts[:1], ["a"])
     cells = np.zeros((1, 2, 2, 2))
@@ -38,6 +38,12 @@ def test_an_object_must_be_the_only_best_of_its_clip():
     mask = np.zeros((1, 8, 8), bool)
     mask[0, :4] = True
     np.testing.assert_allclose(mean_under(cells, mask), [1, 0])
+
+
+def test_nobody_is_given_the_own_words():
+    for count in (*range(2, 13), 90):
+        others = draw_others(count)
+        assert sorted(others) == list(range(count)) and (others != np.arange(count)).all()
 
 
 @pytest.mark.slow
@@ -55,7 +61,7 @@ def test_both_models_through_the_program(tmp_path, monkeypatch, capsys):
         save_variables(tmp_path / name, {"params": params, "batch_stats": stats}, config)
     flags = [f"--checkpoint={tmp_path}/describe", f"--refer={tmp_path}/refer"]
     assert check_descriptions.main(["x", *flags, f"--output={tmp_path}/x.json"]) == 0
-    assert capsys.readouterr().out.startswith("2 objects: J_cycle")
+    assert capsys.readouterr().out.startswith("2 objects, 2 ranked: J_cycle")
     found = json.loads((tmp_path / "x.json").read_text())
     assert 0 <= found["J_cycle"] <= 1 and found["chance"] == 0.5
     assert found["unambiguity"] in (0, 0.5, 1)
