@@ -21,8 +21,8 @@ jayleicn/moment_detr, standalone_eval), tvsum is that of UMT (repository Tencent
 QD-DETR uses too. Departures:
 
 - A group without a query (no short window, no annotation) gives None; the script raises.
-- A query with an empty list of windows scores 0; the script raises. If every list is empty, the
-  predictions are of saliency alone and no window is scored.
+- A query with an empty list of windows scores 0; the script raises. If every list of a split is
+  empty, the predictions are of saliency alone and no window is scored (`with_windows`).
 - "long" and "full" have no upper limit; the script's is 150 s, the longest video of QVHighlights.
 """
 
@@ -95,6 +95,11 @@ def detection_ap(windows: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.where(hits, ceiling, 0).sum(axis=1) / len(truth)
 
 
+def with_windows(table: MomentTable) -> MomentTable:
+    """The queries whose windows are scored: all, or none where a whole split has no window."""
+    return table.take(slice(0)) if np.isnan(table["pred_windows"]).all() else table
+
+
 def window_scores(table: MomentTable, length: str = "full") -> tuple[np.ndarray, np.ndarray]:
     """Scores of the queries that have an annotated window of this length, a key of LENGTHS.
 
@@ -104,8 +109,6 @@ def window_scores(table: MomentTable, length: str = "full") -> tuple[np.ndarray,
     """
     above, up_to = LENGTHS[length]
     precisions, top = [], []
-    if np.isnan(table["pred_windows"]).all():  # predictions of saliency alone
-        table = table.take(slice(0))
     for truth, windows in zip(table["windows"], table["pred_windows"], strict=True):
         truth, windows = _unpad(truth), _unpad(windows)
         seconds = truth[:, 1] - truth[:, 0]

@@ -88,16 +88,17 @@ def _flat(outputs: Mapping[str, Any], inputs: Mapping[str, jax.Array]) -> dict[s
 
 
 def _qvhighlights(table: moments.MomentTable) -> dict[str, dict[str, float | None]]:
-    numbers = {"moments": moments.moments(table)}
+    scored = moments.with_windows(table)
+    numbers = {"moments": moments.moments(scored)}
     numbers |= {
-        f"moments({length})": moments.moments(table, length)
+        f"moments({length})": moments.moments(scored, length)
         for length in moments.LENGTHS
         if length != "full"
     }
     domains = np.unique(table["domain"]) if "domain" in table.columns else ()
     if len(domains) > 1:
         numbers |= {
-            f"moments(domain {domain})": moments.moments(table.take(table["domain"] == domain))
+            f"moments(domain {domain})": moments.moments(scored.take(scored["domain"] == domain))
             for domain in domains
         }
     return numbers | {

@@ -73,7 +73,7 @@ def qvhighlights_metrics(table: MomentTable) -> dict[str, dict]:
     """Everything that QVHighlights' script prints, under its names: percent, two decimals."""
     metrics = {}
     for length in moments.LENGTHS:
-        precisions, top = moments.window_scores(table, length)
+        precisions, top = moments.window_scores(moments.with_windows(table), length)
         recalls = {f"{t:g}": _percent(top >= t) for t in moments.THRESHOLDS}
         means = {
             f"{t:g}": _percent(p) for t, p in zip(moments.THRESHOLDS, precisions.T, strict=True)
@@ -387,6 +387,18 @@ def test_a_query_without_prediction_scores_0():
     rows = [row_of(i, windows=np.array([[0.0, 40]])) for i in range(2)]
     rows[0]["pred_windows"] = np.array([[0.0, 40, 1]])
     assert set(moments.moments(MomentTable.from_rows(rows, {})).values()) == {0.5}
+
+
+def test_a_domain_without_predictions_scores_0_unless_no_query_has_one():
+    rows = [row_of(i, windows=np.array([[0.0, 40]]), domain=d) for i, d in enumerate("aabb")]
+    rows[0]["pred_windows"] = np.array([[0.0, 40, 1]])
+    found = PROTOCOLS["qvhighlights"](MomentTable.from_rows(rows, {}))
+    assert found["moments(domain a)"]["R1@0.5"] == 0.5 and found["moments"]["R1@0.5"] == 0.25
+    assert set(found["moments(domain b)"].values()) == {0.0}
+    rows[0] |= {"pred_windows": np.zeros((0, 3))}
+    found = PROTOCOLS["qvhighlights"](MomentTable.from_rows(rows, {}))
+    for name in ("moments", "moments(long)", "moments(domain a)", "moments(domain b)"):
+        assert set(found[name].values()) == {None}
 
 
 # ---- submissions ----
