@@ -22,7 +22,10 @@ from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.stored_config import NUMBER_KEYS, digest
 from avs_jax.spec import InputError
 
-PREDICTION_KEYS = (r"data\.(dataset|num_frames|num_classes)", r"evaluate\.score_size")
+PREDICTION_KEYS = (  # of what the files are compared with, and how
+    r"data\.(dataset|num_frames|num_classes|num_annotators|clip_seconds)",
+    r"evaluate\.(score_size|protocol)",
+)
 
 
 def report_folder(

@@ -7,9 +7,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from avs_jax.data.tokens import vocabulary_text
-from avs_jax.report_identity import check_same_source, has_report, number_digest, report_folder
+from avs_jax.report_identity import (
+    check_same_source,
+    has_report,
+    number_digest,
+    predictions_folder,
+    report_folder,
+)
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from avs_jax.spec import InputError
+from configs import qvh_custom, s4_vct
 from tests import small
 
 
@@ -30,6 +37,21 @@ def test_digests_of_stored_reports_still_match():
     config.data = {"dataset": "avsbench_s4", "text": {"source": "tiny", "path": ""}}
     config.evaluate = {"relevant": "clip"}
     assert number_digest(config) == "0aa73860"
+
+
+def test_reports_of_predictions_have_a_folder_for_each_way_to_score_them():
+    folder = predictions_folder(s4_vct.get_config(), "root", "test")
+    assert folder.name == "avsbench_s4_test_07333158"  # as before tasks had protocols
+    config = qvh_custom.get_config()
+    found = {predictions_folder(config, "root", "val")}
+    for section, change in (
+        (config.evaluate, {"protocol": "tvsum"}),
+        (config.data, {"num_annotators": 20}),
+        (config.data, {"clip_seconds": 1.0}),
+    ):
+        section.update(change)
+        found.add(predictions_folder(config, "root", "val"))
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize("key", ["tokenizer", "path"])
