@@ -68,6 +68,31 @@ def test_a_report_without_a_protocol_of_the_page_is_refused(root, capsys):
 # ---- what is stored ----
 
 
+def stored_percents(name, *where):
+    """Numbers of a stored report, each at (condition, protocol, measure), in percent."""
+    path = STORED / f"{name}_seed0.json"
+    scores = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    return [f"{100 * scores[c][protocol][measure]:.1f}" for c, protocol, measure in where]
+
+
+def test_demos_in_the_table_of_the_readme_have_the_stored_numbers():
+    conditions = ("true_audio", "swapped_audio", "audio_in_picture")
+    demos = ("02_demo_s4_ama", "07_demo_s4_sam2", "04_demo_s4_tpavi_resnet50")
+    iou = [(condition, "stream", "mIoU") for condition in conditions]
+    ama, sam2, tpavi = (stored_percents(demo, *iou) for demo in demos)
+    both = [f"{a} / {b}" for a, b in zip(sam2, tpavi, strict=True)]
+    recall = [(condition, "moments", "R1@0.5") for condition in ("true_audio", "another_query")]
+    recall += [(c, "moments(domain sound)", "R1@0.5") for c in ("true_audio", "silence")]
+    found = stored_percents("08_demo_ground_generated", *recall)
+    page = (write_results.ROOT / "README.md").read_text(encoding="utf-8")
+    text = "| stream mIoU {}; with swapped sound {}; another object's sound {} |"
+    assert text.format(*ama) in page and text.format(*both) in page
+    text = (
+        "| R1@0.5 {}; with another query {}; queries that only sound answers {}, without it: {} |"
+    )
+    assert text.format(*found) in page
+
+
 def test_intervals_of_stored_ablations_contain_their_differences():
     tables = [json.loads(path.read_text(encoding="utf-8")) for path in STORED.glob("*.json")]
     tables = [table for table in tables if table.get("header") == ["measure", *ablation.HEADER]]
