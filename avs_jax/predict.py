@@ -7,7 +7,8 @@
   or  --search=INDEX.npz --audio=x.wav | --image=x.jpg | --text="..." | --video=x.mp4 --output=DIR
 
 Task, model and preprocessing come from the checkpoint; --config.any.key=value overrides them. The
---output folder of a video is replaced as a whole.
+--output folder of a video or a search is replaced as a whole: it must be new, empty, or hold
+earlier results, and none of the inputs.
 
 --videos takes every file that matches, loads the model once and compiles it once per frame size.
 --output gets a folder per video, and manifest.json says which are done, failed (and why) and open.
@@ -34,6 +35,7 @@ from avs_jax.array_files import MAX_BYTES, read_npz
 from avs_jax.files import atomic_file
 from avs_jax.inference import many_videos
 from avs_jax.inference.predictor import Predictor
+from avs_jax.output_folder import check_output_folder
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.runtime.command_line import (
     CommandLine,
@@ -117,6 +119,8 @@ def run(line: CommandLine) -> None:
     video = None if values.video is None else pathlib.Path(values.video).expanduser()
     if video is not None and not video.exists():
         raise FileNotFoundError(f"{values.video}: no such file")
+    if video is not None:
+        _check_output(values)
     predictor = make_predictor(line)
     task = predictor.task
     for name in given:
@@ -185,15 +189,23 @@ def _search(line: CommandLine) -> None:
     query = {name: values[name].value for name in QUERIES if values[name].value is not None}
     if len(query) != 1 or values.arrays is not None:
         raise UsageError(f"--search takes one of --{', --'.join(QUERIES)}")
+    output = _check_output(values)
     predictor = make_predictor(line)
     if predictor.task.search is None:
         raise UsageError(f"task {predictor.task.name!r} has no search, task 'align' does")
-    output = pathlib.Path(values.output).expanduser()
     with locked(output.parent, f"predict {output.name}", name=f".{output.name}.lock"):
         lines = predictor.task.search(
             predictor, values.search, output, approximate=values.approximate, **query
         )
     print(*lines, sep="\n")
+
+
+def _check_output(values: flags.FlagValues) -> pathlib.Path:
+    """--output of one video or of a search."""
+    files = [name for name, flag in answer_flags().items() if not flag.is_repeated]  # no words
+    names = ("checkpoint", "video", "search", *QUERY_FLAGS, *files)
+    inputs = [values[name].value for name in names if values[name].value is not None]
+    return check_output_folder(values.output, inputs, many_videos.RESULTS)
 
 
 def make_predictor(line: CommandLine, kind: type[Predictor] = Predictor) -> Predictor:

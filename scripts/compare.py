@@ -13,7 +13,6 @@ clips.csv.
 import argparse
 import csv
 import io
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from avs_jax.data.records import open_records
 from avs_jax.evaluate import Evaluator, encode_sound
 from avs_jax.files import atomic_folder
 from avs_jax.flag_style import FlagParser
+from avs_jax.output_folder import check_output_folder
 from avs_jax.results import failures, metrics, segmentation, visualize
 from avs_jax.results.counts import FrameCounts
 from avs_jax.runtime.checkpoint import Checkpoint
@@ -34,6 +34,7 @@ from avs_jax.stopping import run_as_program
 from avs_jax.task import Record
 from avs_jax.tasks import make_task
 
+PAGE = "compare.html"
 # Scores of a fusion: its map, and what stands above the frames.
 FUSIONS = (("motion_weight", "motion_gate"), ("sync_evidence", "sync_gate", "sync_lag"))
 
@@ -60,6 +61,7 @@ def compare(args: argparse.Namespace) -> None:
     """`main` after parsing, with exceptions."""
     if args.count < 1:
         raise InputError(f"--count={args.count}: expected at least 1")
+    output = check_output_folder(args.output, (args.a, args.b, args.data_dir), PAGE)
     use_compilation_cache()
     sides = {name: open_side(args, name) for name in ("a", "b")}
     check_comparable(*sides.values())
@@ -75,13 +77,13 @@ def compare(args: argparse.Namespace) -> None:
     shown = list(dict.fromkeys([*order[: args.count], *order[-args.count :]]))
     places = {decode_text(records[i]["clip_id"]): i for i in range(len(records))}
     chosen = {clip: records[places[clip]] for clip in shown}
-    with atomic_folder(pathlib.Path(args.output).expanduser()) as fresh:
+    with atomic_folder(output) as fresh:
         for name in sides:
             counts[name].save(fresh / f"counts_{name}.npz")
             found[name].save(fresh / f"failures_{name}.npz")
         (fresh / "clips.csv").write_text(clips_csv(order, iou, tags))
         visualize.save_page(
-            fresh / "compare.html",
+            fresh / PAGE,
             f"{args.a} (A) and {args.b} (B), {args.split}",
             draw_clips(sides, chosen),
             {clip: describe(clip, iou, tags) for clip in shown},
@@ -89,7 +91,7 @@ def compare(args: argparse.Namespace) -> None:
             summarize(iou, tags),
         )
     print("\n".join(summarize(iou, tags)))
-    print(f"written: {args.output}/compare.html, {len(shown)} of {len(order)} clips")
+    print(f"written: {args.output}/{PAGE}, {len(shown)} of {len(order)} clips")
 
 
 def open_side(args: argparse.Namespace, name: str) -> Side:

@@ -12,7 +12,6 @@ clips; expressions of other datasets count as one kind.
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,12 +24,14 @@ from avs_jax.data.records import open_records, record_name
 from avs_jax.data.tokens import clean
 from avs_jax.files import atomic_folder
 from avs_jax.flag_style import FlagParser
+from avs_jax.output_folder import check_output_folder
 from avs_jax.results import visualize
 from avs_jax.runtime.checkpoint import Checkpoint
 from avs_jax.spec import EXPRESSION_KINDS, InputError
 from avs_jax.task import Record, Task
 from avs_jax.tasks import make_task
 
+PAGE = "words.html"
 NUM_FRAMES = 4  # shown of a clip, evenly spaced
 ENDS = ("<s>", "</s>")
 
@@ -50,6 +51,7 @@ def draw_page(args: argparse.Namespace) -> None:
     """`main` after parsing, with exceptions."""
     if args.count < 1:
         raise InputError(f"--count={args.count}: expected at least 1")
+    output = check_output_folder(args.output, (args.checkpoint, args.data_dir), PAGE)
     checkpoint = Checkpoint.find(args.checkpoint)
     config = checkpoint.config
     level = check_model(config, args.level)
@@ -67,10 +69,10 @@ def draw_page(args: argparse.Namespace) -> None:
         words = names_of(task, row["text"], found["attention"].shape[-1])
         figures[name] = draw(row, found, words)
         texts[name] = f"{kind}: {row['text']!r}"
-    with atomic_folder(pathlib.Path(args.output).expanduser()) as fresh:
+    with atomic_folder(output) as fresh:
         heading = f"Attention to words at {level}: {args.checkpoint}, {args.split}"
-        visualize.save_page(fresh / "words.html", heading, figures, texts)
-    print(f"{args.output}/words.html: {len(figures)} expressions")
+        visualize.save_page(fresh / PAGE, heading, figures, texts)
+    print(f"{args.output}/{PAGE}: {len(figures)} expressions")
 
 
 def check_model(config: Any, level: str) -> str:

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from avs_jax.data.records import open_records
 from avs_jax.evaluate import Evaluator, data_facts, make_report
 from avs_jax.files import atomic_folder, write_atomically
+from avs_jax.output_folder import check_output_folder
 from avs_jax.report_identity import number_digest
 from avs_jax.results import ablation
 from avs_jax.results.report import Report, to_text, write
@@ -70,11 +71,15 @@ def run(line: CommandLine) -> None:
         raise InputError(f"--config: {config.name} is not a recipe of binary segmentation")
     checkpoints = [Checkpoint.find(path) for path in line.values.checkpoint]
     check_runs(checkpoints)
+    folders = [
+        check_output_folder(f"{output}/{run.name}", line.values.checkpoint, "report.json")
+        for run in (checkpoint.run_directory for checkpoint in checkpoints)
+    ]
     use_compilation_cache()
     found = []
-    for checkpoint in checkpoints:
+    for checkpoint, folder in zip(checkpoints, folders, strict=True):
         scored = score_checkpoint(config, checkpoint, line.values.split)
-        with atomic_folder(output / checkpoint.run_directory.name) as fresh:
+        with atomic_folder(folder) as fresh:
             for i, (name, table) in enumerate(scored.tables.items()):
                 table.save(fresh / (f"counts_{name}.npz" if i else "counts.npz"))
             write(scored.report, fresh)

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lower numbers may be imported by higher ones; equal numbers only within the same folder.
 LAYERS = {
     **dict.fromkeys(("spec", "files", "flag_style", "progress", "stopping", "xla_flags"), 0),
-    **dict.fromkeys(("task", "ops", "label_images", "array_files"), 1),
+    **dict.fromkeys(("task", "ops", "label_images", "array_files", "output_folder"), 1),
     **dict.fromkeys(("convert", "data", "models", "losses", "results", "runtime"), 2),
     **dict.fromkeys(("controls", "generate"), 3),
     "inference": 4,

@@ -60,6 +60,9 @@ def test_the_page_and_its_numbers_follow_from_the_stored_counts(runs, stubs, tmp
     assert shown == [*list(lines)[:2], *list(lines)[-2:]]
     assert page.count("<audio controls") == page.count("<img") == 4
     assert not re.search(r'(src|href)="(?!data:)', page)  # needs nothing else
+    (output / "compare.html").rename(output / "thesis.html")
+    assert compare.main(flags) == 1
+    assert "holds no earlier results (compare.html)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,20 @@ def test_unusable_videos_get_one_line(tmp_path, checkpoint, capsys, kind, reason
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("output", ["videos", "weights", "thesis"])
+def test_an_output_that_holds_something_else_is_refused(tmp_path, monkeypatch, capsys, output):
+    monkeypatch.setattr(predict, "make_predictor", None)  # no model is loaded
+    kept = [tmp_path / path for path in ("videos/a.mp4", "weights/params", "thesis/a.tex")]
+    for path in kept:
+        path.parent.mkdir()
+        path.touch()
+    flags = [f"--checkpoint={tmp_path}/weights", f"--output={tmp_path}/{output}"]
+    for more in ([f"--video={kept[0]}"], ["--search=index.npz", f"--video={kept[0]}"]):
+        assert predict.main(["predict", *flags, *more]) == 1
+        assert "would be replaced as a whole" in capsys.readouterr().err
+    assert all(path.exists() for path in kept)
+
+
 def test_many_videos_through_the_command_line(tmp_path, checkpoint, capsys):
     for name in ("a", "b"):
         write_video(tmp_path / f"{name}.mp4", frames_of(4, 48, 64), 4, tone(1, 16_000))

@@ -87,6 +87,8 @@ def test_what_cannot_be_compared_is_refused(program, capsys):
         assert message in capsys.readouterr().err
 
     refused("align-seed0 also has the name align-seed0", *["--checkpoint=run0"] * 2)
+    (program.maps / "align-seed1" / "checkpoints").mkdir(parents=True)
+    refused("would be replaced as a whole", "--checkpoint=run1")
     program.runs["run2"].config.seed = 1
     refused("align-seed1 also has config.seed = 1", "--checkpoint=run1", "--checkpoint=run2")
     refused("--checkpoint is missing")

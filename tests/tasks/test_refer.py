@@ -231,6 +231,8 @@ def test_heat_maps_of_words(run, tmp_path, capsys):
     assert page.count("<img") == 1 and "Attention to words at res5" in page
     assert plot_words.main([*flags, "--level=res2"]) == 1
     assert "--level=res2: choose one of res5" in capsys.readouterr().err
+    assert plot_words.main([*flags[:2], f"--output={run}"]) == 1
+    assert "would be replaced as a whole" in capsys.readouterr().err
 
 
 def test_which_words_and_expressions_are_drawn(records):
