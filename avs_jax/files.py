@@ -60,13 +60,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def atomic_folder(path: Path) -> Iterator[pathlib.Path]:
     """Yields an empty folder to fill; at the end it replaces `path` and everything in it.
 
-    Its parent is made if need be. Where the block raises, `path` is as it was. A kill between the
-    two renames leaves the earlier folder as `NAME.replaced`; the next call restores it.
+    Its parent is made if need be. Where `path` is a link, the folder that it names is replaced.
+    Where the block raises, `path` is as it was. A kill between the two renames leaves the earlier
+    folder as `NAME.replaced`; the next call restores it.
 
     Raises:
       OSError: `path` is a file, which stays.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.realpath(os.path.expanduser(path)))
     if path.exists() and not path.is_dir():
         raise OSError(errno.ENOTDIR, "is a file; the results need a folder", os.fspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,8 @@ def atomic_folder(path: Path) -> Iterator[pathlib.Path]:
     if replaced.is_dir() and not path.exists():
         os.replace(replaced, path)
     for leftover in (unfinished, replaced):
+        if leftover.is_symlink():
+            leftover.unlink()
         shutil.rmtree(leftover, ignore_errors=True)
     unfinished.mkdir()
     try:

@@ -51,6 +51,19 @@ def test_a_folder_replaces_the_old_one_and_all_in_it(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
 
 
+def test_a_link_to_a_folder_stays_and_its_folder_is_replaced(tmp_path):
+    (tmp_path / "disk" / "big").mkdir(parents=True)
+    (tmp_path / "disk" / "big" / "stale").touch()
+    (tmp_path / "out").symlink_to("disk/big")
+    (tmp_path / "disk" / "big.replaced").symlink_to("big")  # what earlier versions left
+    for _ in range(2):
+        with files.atomic_folder(tmp_path / "out") as folder:
+            (folder / "new").touch()
+            assert folder.parent == tmp_path / "disk"
+    assert (tmp_path / "out").is_symlink() and os.listdir(tmp_path / "out") == ["new"]
+    assert os.listdir(tmp_path / "disk") == ["big"]
+
+
 def test_an_exception_keeps_the_old_folder(tmp_path):
     path = tmp_path / "report"
     path.mkdir()
