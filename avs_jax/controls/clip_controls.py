@@ -30,21 +30,26 @@ _LEFT_OUT = {
 }
 
 
-def clip_controls(config: Any, rows: ClipRows, records: Sequence[Record], split: str) -> Controls:
-    """The conditions besides the true sound that config.evaluate asks for."""
-    evaluate, found, notes = config.evaluate, {}, []
+def check_config(config: Any) -> None:
+    """Raises InputError for a value of config.evaluate that no evaluation could follow."""
+    evaluate = config.evaluate
     if evaluate.manifest and not evaluate.audio:
         raise InputError(
             f"config.evaluate.manifest is {evaluate.manifest!r}, but config.evaluate.audio names "
             "nothing to use it for"
         )
+    false_sounds.conditions(evaluate.audio)
+    motion_controls(evaluate.motion)
+
+
+def clip_controls(config: Any, rows: ClipRows, records: Sequence[Record], split: str) -> Controls:
+    """The conditions besides the true sound that config.evaluate asks for."""
+    evaluate, found, notes = config.evaluate, {}, []
     ids = [decode_text(record["clip_id"]) for record in records]
     if evaluate.swapped_audio:
         found |= _swapped_sounds(records, ids, notes)
     if not evaluate.audio:
         return Controls(found, notes)
-    false_sounds.conditions(evaluate.audio)
-    motion_controls(evaluate.motion)
     manifest = _make_manifest(config, records, ids, split)
     found |= _negative_sounds(config, records, ids, manifest, notes)
     found |= _false_motion(config, rows, records, ids, manifest, notes)

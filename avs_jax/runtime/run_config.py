@@ -3,6 +3,7 @@
 models/rules.py checks those of the model.
 """
 
+import pathlib
 import re
 import sys
 from collections.abc import Callable
@@ -44,19 +45,28 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"data\.augment\.flip", _number("a share, 0..1", most=1)),
     (r"data\.augment\.max_size|loss\.num_points|evaluate\.(batch_size|score_size)", _count(1)),
     (r"evaluate\.num_pictures", _count(0)),
+    (r"evaluate\.weights", (lambda x: x in ("auto", "raw", "ema"), "auto, raw or ema")),
+    (r"evaluate\.manifest", (lambda x: not x or _is_file(x), "a file that exists")),
     (r"evaluate\.moving_threshold", _number("a number, at least 0")),
     (r"loss\..*(weight|ratio|share|temperature|margin)", _number("a number, at least 0")),
 )
 
 
+def _is_file(path: str) -> bool:
+    return pathlib.Path(path).expanduser().is_file()
+
+
 def check_run_config(config: ConfigDict) -> None:
     """Raises InputError that lists every invalid key, its value and the allowed values."""
+    flat = flat_config(config)
     problems = [
         f"config.{key} = {value!r}: expected {wanted}"
-        for key, value in flat_config(config).items()
+        for key, value in flat.items()
         for pattern, (holds, wanted) in RULES
         if re.fullmatch(pattern, key) and not _try(holds, value)
     ]
+    if flat.get("evaluate.weights") == "ema" and not flat.get("train.ema_decay"):
+        problems.append("config.evaluate.weights = 'ema' needs config.train.ema_decay above 0")
     if problems:
         raise InputError("\n  ".join(["the configuration cannot be run:", *problems]))
 

@@ -12,8 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from avs_jax import tasks
-from avs_jax.controls import training_sounds
-from avs_jax.controls.clip_controls import clip_controls
+from avs_jax.controls import clip_controls, training_sounds
 from avs_jax.data.avsbench_folders import BY_DATASET
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.trunk_features import clip_rows
@@ -153,6 +152,7 @@ def make_task(config: ConfigDict) -> Task:
         raise InputError(f"config.host = {config.host!r}: choose one of {sorted(HOSTS)}")
     host = HOSTS[config.host]
     training_sounds.check_config(config)
+    clip_controls.check_config(config)
     model, rows = build_model(config.model, host.module), host.rows(config)
     check_fields(model.reads(), rows.fields)
     stages = stage_settings(model, config.model)
@@ -180,7 +180,7 @@ def make_task(config: ConfigDict) -> Task:
         join=functools.partial(interleave, by="clip_id"),
         sizes=segmentation.sizes,
         summarize=segmentation.summarize,
-        controls=functools.partial(clip_controls, config, rows),
+        controls=functools.partial(clip_controls.clip_controls, config, rows),
         alter=functools.partial(training_sounds.false_training_sounds, config),
         draw=segmentation.draw_clip,
         check_inputs=host.check_inputs,

@@ -460,6 +460,20 @@ def test_a_seed_outside_of_its_type_is_named(seed):
         check_run_config(ConfigDict({"seed": seed}))
 
 
+@pytest.mark.parametrize(
+    "key, value, wanted",
+    [
+        ("weights", "average", "auto, raw or ema"),
+        ("weights", "ema", "config.train.ema_decay above 0"),
+        ("manifest", "missing.json", "a file that exists"),
+    ],
+)
+def test_what_only_the_last_evaluation_reads_is_checked_first(key, value, wanted):
+    config = ConfigDict({"train": {"ema_decay": 0.0}, "evaluate": {key: value}})
+    with pytest.raises(InputError, match=rf"config.evaluate.{key} = '{value}'.* {wanted}"):
+        check_run_config(config)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_batch_without_a_supervised_frame_is_finite(one_device, accumulate):

@@ -30,6 +30,9 @@ def small_temporal():
     [
         (s4_vct, "model.fusion", parts.ama(), "reads motion, .*; config.data.motion.source turns"),
         (s4_vct, "model.fusion", parts.sync(), "reads motion_track.*config.data.track.source"),
+        (s4_vct, "evaluate.audio", "silense", "'silense' .*nearest: silence"),
+        (s4_vct, "evaluate.motion", "still", "config.evaluate.motion is 'still', expected zero"),
+        (s4_vct, "evaluate.manifest", "m.json", "config.evaluate.audio names nothing to use"),
         (refer_cma, "model.temporal", small_temporal(), "frames meet in model.temporal"),
         (refer_cma, "data.text.words", ("w",) * 253, "vocab_size = 256: the tokenizer has 257"),
         (describe_generated, "data.image_size", 112, "image_size = 112: expected a multiple of 32"),
