@@ -8,8 +8,9 @@ indexed (--config.data.dataset and --config.data.data_dir choose another one); w
 below the folder (mp4, mov, webm, mkv or avi, with sound), cut into clips of config.data.num_frames
 seconds. The index holds embeddings and says where the clips are, not frames or sounds: 4 bytes per
 number, so a million clips with two embeddings of width 256 take 2 GB. The same command resumes an
-interrupted run, from INDEX.part.npz. --faiss also writes graphs for `predict --search
---approximate`, and prints how much of the exact answer they find.
+interrupted run, from INDEX.part.npz. A video that cannot be read is left out and listed at the end
+(status 1). --faiss also writes graphs for `predict --search --approximate`, and prints how much of
+the exact answer they find.
 """
 
 import pathlib
@@ -52,10 +53,11 @@ def run(line: CommandLine) -> None:
     if predictor.task.search is None:
         raise InputError(f"task {predictor.task.name!r} has no search, task 'align' does")
     split = values.split or predictor.config.evaluate.split
+    failed: list[str] = []
     try:
         with sigterm_as_interrupt():
             if values.folder:
-                index = index_videos(predictor, paths, values.output)
+                index, failed = index_videos(predictor, paths, values.output)
             else:
                 index = index_records(predictor, split, values.output)
     except KeyboardInterrupt:
@@ -65,11 +67,15 @@ def run(line: CommandLine) -> None:
     if values.faiss:
         for name, share in write_graphs(index, values.output).items():
             print(f"{name}: FAISS finds {share:.4f} of the exact 10 nearest")
+    if failed:
+        count = f"{len(failed)} of {len(paths)} videos are not in the index"
+        raise InputError("\n  ".join([f"{count}:", *failed]))
 
 
 def _videos(folder: str) -> list[pathlib.Path]:
     root = pathlib.Path(folder).expanduser()
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in paths if path.is_file())
     if not found:
         raise InputError(f"{root}: no video in it ({', '.join(SUFFIXES)})")
     return found

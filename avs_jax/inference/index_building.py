@@ -25,10 +25,10 @@ from avs_jax.inference.embedding_search import (
 from avs_jax.inference.predictor import Predictor
 from avs_jax.progress import tracked
 from avs_jax.results.embedding_index import EmbeddingIndex
-from avs_jax.spec import InputError
+from avs_jax.spec import InputError, first_line
 
 SAVE_SECONDS = 600.0
-NOTED = "noted_for_resuming"  # key of the facts that only the part has
+NOTED = "noted_by_source"  # key of the facts that only the part has
 
 Rows = list[dict[str, Any]]
 
@@ -46,15 +46,28 @@ def index_records(predictor: Predictor, split: str, path: str | os.PathLike) -> 
         return [row | _media_embeds(embed(predictor, {**record, "texts": ()}))]
 
     sources = {("", place): lambda place=place: make_rows(place) for place in range(len(records))}
-    return _build(predictor, sources, facts, [len(records), metadata(records)], path, "clip")
+    noted = {"": [len(records), metadata(records)]}
+    return _build(predictor, sources, facts, noted, path, "clip")
 
 
 def index_videos(
     predictor: Predictor, videos: Sequence[pathlib.Path], path: str | os.PathLike
-) -> EmbeddingIndex:
-    """Writes the index of videos, cut into clips of config.data.num_frames seconds; returns it."""
+) -> tuple[EmbeddingIndex, list[str]]:
+    """Writes the index of videos, cut into clips of config.data.num_frames seconds.
+
+    Returns:
+      the index; and why videos that are not in it could not be read, a line each.
+    """
+    failed: list[str] = []
 
     def make_rows(video: pathlib.Path) -> Rows:
+        try:
+            return read_rows(video)
+        except InputError as error:
+            failed.append(first_line(error))
+            return []
+
+    def read_rows(video: pathlib.Path) -> Rows:
         rows = []
         for frames, waveform, rate, start in read_clips(video, predictor.config.data.num_frames):
             row = {"name": f"{video.stem}, second {start}", "source": os.path.abspath(video)}
@@ -66,7 +79,7 @@ def index_videos(
         (os.path.abspath(video), 0): lambda video=video: make_rows(video) for video in videos
     }
     changed = {source: os.stat(source).st_mtime for source, _ in sources}
-    return _build(predictor, sources, {}, changed, path, "video")
+    return _build(predictor, sources, {}, changed, path, "video", failed), failed
 
 
 def _media_embeds(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -77,15 +90,18 @@ def _build(
     predictor: Predictor,
     sources: Mapping[tuple[str, int], Callable[[], Rows]],
     facts: Mapping[str, Any],
-    noted: Any,
+    noted: Mapping[str, Any],
     path: str | os.PathLike,
     unit: str,
+    failed: Sequence[str] = (),
 ) -> EmbeddingIndex:
     """The index of all sources, in their order.
 
     Args:
       sources: (file or "", number of a record or 0) -> what makes its rows.
-      noted: with `facts`, what must be unchanged for an earlier run's rows to count.
+      facts: of the index; they must be unchanged for an earlier run's rows to count.
+      noted: file or "" -> what must be unchanged for its rows to count.
+      failed: to which the sources add a line for what they cannot read.
     """
     path = pathlib.Path(path).expanduser()
     part = path.with_name(f"{path.stem}.part.npz")
@@ -95,7 +111,7 @@ def _build(
         "checkpoint": str(predictor.checkpoint.directory),
         **facts,
     }
-    found = _read_part(part, {**facts, NOTED: noted})
+    found = _read_part(part, facts, noted)
     if found:
         print(f"{part}: resuming after {len(found)} of {len(sources)} {unit}s")
     missing = [key for key in sources if key not in found]
@@ -118,23 +134,29 @@ def _build(
             save()
     rows = [row for key in sources for row in found[key]]
     if not rows:
-        raise InputError("nothing to index: no clip was found")
+        raise InputError("\n  ".join(["nothing to index: no clip was found", *failed]))
     index = EmbeddingIndex.from_rows(rows, facts)
     index.save(path)
     part.unlink(missing_ok=True)
     return index
 
 
-def _read_part(part: pathlib.Path, facts: Mapping[str, Any]) -> dict[tuple[str, int], Rows]:
-    """The rows by source that an interrupted run left; none if it had other facts."""
+def _read_part(
+    part: pathlib.Path, facts: Mapping[str, Any], noted: Mapping[str, Any]
+) -> dict[tuple[str, int], Rows]:
+    """The rows that an interrupted run with the same facts left of unchanged sources."""
     if not part.is_file():
         return {}
     index = EmbeddingIndex.load(part)
-    if index.facts != json.loads(json.dumps(facts)):
+    before = {name: value for name, value in index.facts.items() if name != NOTED}
+    if before != json.loads(json.dumps(facts)):
         return {}
+    now, then = json.loads(json.dumps(noted)), index.facts.get(NOTED, {})
+    kept = {source for source in now if then.get(source) == now[source]}
     found: dict[tuple[str, int], Rows] = {}
     for i in range(len(index)):
         row = {name: column[i] for name, column in index.columns.items()}
         source = str(row["source"])
-        found.setdefault((source, 0 if source else int(row["place"])), []).append(row)
+        if source in kept:
+            found.setdefault((source, 0 if source else int(row["place"])), []).append(row)
     return found
