@@ -8,8 +8,8 @@
 
 The files are the state: a process that was killed at any moment resumes where it was, and several
 processes share the videos (--shard=I/N takes every N-th) and the manifest. A video that is newer
-than its results, or than the note on its failure, is processed again. Results are no videos, even
-where the pattern matches them.
+than its results, or than the note on its failure, is processed again; one that is moved or deleted
+meanwhile fails without a note. Results are no videos, even where the pattern matches them.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import av.error
 
+from avs_jax.data.input_files import read_json
 from avs_jax.files import UNFINISHED, write_atomically
 from avs_jax.progress import clock
 from avs_jax.spec import InputError, UsageError, differences, first_line
@@ -137,8 +138,9 @@ def _predict_one(
     predict_one: Callable, file: pathlib.Path, output: pathlib.Path, name: str
 ) -> bool:
     """Whether it failed, with a note of the reason."""
-    note = output / f"{name}{FAILED}"
+    note, results = output / f"{name}{FAILED}", output / name / RESULTS
     try:
+        changed = file.stat().st_mtime_ns
         predict_one(file, output / name)
     except UsageError:
         raise
@@ -146,20 +148,27 @@ def _predict_one(
         # Decoders raise many kinds of exceptions for damaged files. A full disk is not the video's.
         if getattr(error, "errno", None) in DISK_IS_FULL:
             raise OSError(error.errno, os.strerror(error.errno), str(output)) from error
+        if not file.exists():
+            return True
         if isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError):
             raise
         reason = first_line(error).encode(errors="backslashreplace")  # names need not be UTF-8
         write_atomically(note, reason.decode() + "\n")
         return True
     note.unlink(missing_ok=True)
+    if results.is_file() and results.stat().st_mtime_ns < changed:  # a clock was wrong
+        os.utime(results, ns=(changed, changed))
     return False
 
 
 def _state(output: pathlib.Path, name: str, file: pathlib.Path) -> tuple[str, str | None]:
     """("done" | "failed" | "open", reason of a failure)."""
-    changed = file.stat().st_mtime
-    note = output / f"{name}{FAILED}"
-    for path, state in ((output / name / RESULTS, "done"), (note, "failed")):
+    note, results = output / f"{name}{FAILED}", output / name / RESULTS
+    try:
+        changed = file.stat().st_mtime
+    except FileNotFoundError:
+        return ("done", None) if results.is_file() else ("failed", "no such file any more")
+    for path, state in ((results, "done"), (note, "failed")):
         if path.is_file() and path.stat().st_mtime >= changed:
             return state, path.read_text().strip() if path == note else None
     return "open", None
@@ -198,7 +207,7 @@ def check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
         if not path.is_file():
             write_atomically(path, json.dumps(settings, indent=1) + "\n")
             return
-    stored = json.loads(path.read_text())
+    stored = read_json(path)
     differing = differences(stored, settings)
     if differing:
         raise InputError(

@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import time
 
 import av.error
 import pytest
@@ -106,6 +107,42 @@ def test_an_interrupted_run_leaves_a_manifest(folder):
         run(folder, predict_one=interrupted)
     manifest = json.loads((folder / "out" / "manifest.json").read_text())
     assert (manifest["done"], manifest["failed"], manifest["open"]) == (1, 0, 3)
+
+
+def test_a_video_that_is_gone_does_not_end_the_run(folder):
+    def moves(video, output):
+        if video.name == "b.mp4":
+            for name in ("b.mp4", "c.mp4"):
+                (folder / "in" / name).rename(folder / name)
+        if not video.exists() and video.name == "c.mp4":
+            raise FileNotFoundError(video)
+        answer(video, output)
+
+    summary, manifest, _ = run(folder, answer=moves)
+    assert summary == "2 done, 2 failed, 0 open"
+    assert manifest["videos"]["b.mp4"] == {"state": "done"}
+    gone = {"state": "failed", "reason": "no such file any more"}
+    assert manifest["videos"]["c.mp4"] == gone
+    (folder / "c.mp4").rename(folder / "in" / "c.mp4")
+    assert run(folder)[0] == "2 done, 1 failed, 0 open"
+
+
+def test_a_video_from_the_future_is_done_once(folder):
+    later = time.time() + 86_400
+    os.utime(folder / "in" / "b.mp4", (later, later))
+    assert run(folder)[0] == run(folder, answer=None)[0] == "3 done, 1 failed, 0 open"
+    os.utime(folder / "in" / "b.mp4", (later + 1, later + 1))
+    (folder / "out" / "b.mp4" / "results.json").unlink()
+    (folder / "out" / "b.mp4").rmdir()
+    assert run(folder)[2][0] == "4 videos, 3 were finished before"
+
+
+@pytest.mark.parametrize("content", ["", '{"x', "[1]"])
+def test_damaged_settings_are_named(folder, content):
+    (folder / "out").mkdir()
+    (folder / "out" / "settings.json").write_text(content)
+    with pytest.raises(InputError, match=r"settings.json: (not JSON|a JSON list)"):
+        run(folder)
 
 
 def test_a_full_disk_is_not_the_videos_fault(folder):
