@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> Outcome:
     if needs_weights == (args.weights is None):
         what = "needs" if needs_weights else "has no"
         raise FlowError(f"--model={args.model} {what} --weights (avs-jax convert --source=raft)")
-    for name in ("batch_size", "workers"):
+    for name in ("batch_size", "workers", "iterations"):
         if getattr(args, name) < 1:
             raise FlowError(f"--{name}={getattr(args, name)}: expected at least 1")
     settings = {"model": args.model, "source": args.source, "dataset": args.dataset}
@@ -146,15 +146,20 @@ def run(args: argparse.Namespace) -> Outcome:
         settings |= {"rate": args.rate, "unit": "frame sizes per second"}
     output = pathlib.Path(args.output).expanduser() / args.dataset
     with locked(output, "flow"):
+        is_new = not (output / SETTINGS_FILE).exists()
         check_settings(output, settings)
-        if is_track:
-            workers = 1 if needs_weights else args.workers
-            return make_tracks(
-                clips, output, estimate, args.rate, args.batch_size, _say, side, workers
+        try:
+            if is_track:
+                workers = 1 if needs_weights else args.workers
+                return make_tracks(
+                    clips, output, estimate, args.rate, args.batch_size, _say, side, workers
+                )
+            return make_flow(
+                clips, output, args.source, estimate, needs_weights, args.batch_size, _say, side
             )
-        return make_flow(
-            clips, output, args.source, estimate, needs_weights, args.batch_size, _say, side
-        )
+        finally:
+            if is_new and not any(output.rglob("*.npy")):
+                (output / SETTINGS_FILE).unlink()  # the corrected command has others
 
 
 def _say(line: str) -> None:

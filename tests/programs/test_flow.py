@@ -174,6 +174,17 @@ def test_failures_are_listed_at_the_end_and_the_rest_is_made(clips, tmp_path, ca
     assert capsys.readouterr().err.count("no such file") == 2
 
 
+def test_a_run_without_files_does_not_fix_the_settings(clips, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError("full")
+
+    monkeypatch.setattr(flow, "make_flow", fails)
+    assert run(clips, tmp_path / "flow", "--model=difference", "--source=video") == 1
+    monkeypatch.undo()
+    assert run(clips, tmp_path / "flow", "--model=difference") == 0
+    assert (tmp_path / "flow/s4/flow.json").exists()
+
+
 def test_flow_that_no_builder_reads_is_not_written(clips, tmp_path):
     found = flow_files.list_clips("s4", clips)
 
@@ -227,6 +238,7 @@ def test_other_settings_need_another_folder(clips, weights, tmp_path, capsys):
         (("--model=raft_small",), "--model=raft_small needs --weights"),
         (("--model=difference", "--layout=vct384"), "there are \\['object224'\\]"),
         (("--model=difference", "--batch_size=0"), "expected at least 1"),
+        (("--model=raft_small", f"--weights={weights}", "--iterations=0"), "--iterations=0: exp"),
     ):
         capsys.readouterr()
         assert run(clips, output, *more) == 1
