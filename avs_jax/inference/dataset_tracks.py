@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from avs_jax.data.flow_files import FlowClip, frame_files, write_array
+from avs_jax.data.flow_files import FlowClip, FlowError, frame_files, write_array
 from avs_jax.data.motion_track import (
     TRACK_FILE,
     Estimate,
@@ -46,14 +46,18 @@ def make_tracks(
     for number, (clip, result) in enumerate(jobs, start=1):
         try:
             track = result()
-            if track is None:
-                kept += 1
-            else:
-                write_array(output / clip.folder / TRACK_FILE, track)
-                written += 1
         # Decoders answer damaged files with many kinds of exceptions; none ends the run.
         except Exception as error:
             failed.append(f"{clip.folder}: {str(error) or type(error).__name__}")
+        else:
+            if track is None:
+                kept += 1
+            else:
+                try:
+                    write_array(output / clip.folder / TRACK_FILE, track)
+                    written += 1
+                except FlowError as error:
+                    failed.append(f"{clip.folder}: {error}")
         progress.show(number, written, kept)
     progress.show(len(clips), written, kept, is_last=True)
     return Outcome(written, kept, failed)

@@ -8,9 +8,11 @@ import pytest
 from avs_jax import flow
 from avs_jax.data.clip import ClipRows
 from avs_jax.data.container import VideoError
+from avs_jax.data.flow_files import FlowError
 from avs_jax.data.records import open_records
 from avs_jax.data.video import probe
 from avs_jax.generate import datasets
+from avs_jax.inference import dataset_tracks
 from avs_jax.inference.video_tracks import make_track_estimator, video_tracks
 from avs_jax.programs import build_dataset
 from avs_jax.spec import InputError
@@ -107,6 +109,20 @@ def test_only_what_is_missing_or_damaged_is_made_again(clips, tracks, tmp_path, 
     ):
         assert run(clips, output, *flags) == 1
         assert message in capsys.readouterr().err
+
+
+def test_a_full_disk_is_not_the_clip_s_fault(clips, tmp_path, monkeypatch, capsys):
+    """A track that cannot be stored is."""
+
+    for error, listed in ((OSError("no space left"), 0), (FlowError("not finite"), 2)):
+
+        def fails(path, track, error=error):
+            raise error
+
+        monkeypatch.setattr(dataset_tracks, "write_array", fails)
+        assert run(clips, tmp_path / "tracks", *MADE) == 1
+        said = capsys.readouterr().err
+        assert said.count("failed: ") == listed and said.count(f": {error}\n") == max(listed, 1)
 
 
 def test_a_clip_without_video_is_listed_and_has_no_track(clips, tmp_path, capsys):
