@@ -62,6 +62,7 @@ from avs_jax.stopping import run_as_program
 DIFFERENCE, TRACK = "difference", "track"
 MODELS = (*sorted(VARIANTS), DIFFERENCE)
 SOURCES = ("frames", "video", TRACK)
+DEFAULTS = {"iterations": 12, "dtype": "float32", "rate": 25.0}  # where they are read
 
 
 def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
@@ -108,6 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> Outcome:
     """`main`, with exceptions."""
+    is_track, needs_weights = args.source == TRACK, args.model in VARIANTS
+    reads = {"iterations": needs_weights, "dtype": needs_weights, "rate": is_track}
+    for name, is_read in {**reads, "videos": args.source != "frames"}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, DEFAULTS.get(name))
+        elif not is_read:
+            how = f"--source={args.source} --model={args.model}"
+            raise FlowError(f"--{name} is not read with {how}")
     clips = list_clips(args.dataset, args.root, args.layout)
     if args.videos:
         videos = pathlib.Path(args.videos).expanduser()
@@ -118,12 +127,10 @@ def run(args: argparse.Namespace) -> Outcome:
         )
     if args.size is not None and args.size < 1:
         raise FlowError(f"--size={args.size}: expected at least 1")
-    is_track = args.source == TRACK
     known = motion_track.MODELS if is_track else MODELS
     if args.model not in known:
         raise FlowError(f"--model={args.model} with --source={args.source}: one of {known}")
     side = args.size or (motion_track.SIDE if is_track else SETTINGS[args.dataset].flow_side)
-    needs_weights = args.model in VARIANTS
     if needs_weights == (args.weights is None):
         what = "needs" if needs_weights else "has no"
         raise FlowError(f"--model={args.model} {what} --weights (avs-jax convert --source=raft)")
@@ -186,7 +193,7 @@ def _parser() -> FlagParser:
     add("weights", "of RAFT, as avs-jax convert --source=raft writes them")
     add("layout", "of s4 and ms3: object224 or vct384, where the root holds both", default="")
     add("size", "squash frames to this many px per side first (avss: 384)", type=int)
-    add("rate", "samples of a track per second (%(default)s)", type=float, default=25.0)
+    add("rate", f"samples of a track per second ({DEFAULTS['rate']})", type=float)
     add("videos", "folder of NAME.mp4, instead of the dataset's own")
     add("batch_size", "pairs at once (%(default)s)", type=int, default=4)
     add(
@@ -195,8 +202,8 @@ def _parser() -> FlagParser:
         type=int,
         default=os.cpu_count() or 1,
     )
-    add("iterations", "updates of RAFT's flow (%(default)s)", type=int, default=12)
-    add("dtype", "of RAFT", choices=("float32", "bfloat16"), default="float32")
+    add("iterations", f"updates of RAFT's flow ({DEFAULTS['iterations']})", type=int)
+    add("dtype", f"of RAFT ({DEFAULTS['dtype']})", choices=("float32", "bfloat16"))
     return parser
 
 

@@ -51,8 +51,16 @@ from avs_jax.stopping import run_as_program, sigterm_as_interrupt
 from avs_jax.task import check_arrays, describe_fields
 from avs_jax.tasks import make_task, predict_flags, predict_help
 
+MODES = ("search", "video", "videos", "arrays")
 QUERY_FLAGS = {"audio": "wav to search for", "image": "image to search for"}
 QUERIES = ("audio", "image", "text", "video")  # of --search, one of them
+# Flag -> the modes that read it. Other flags of the tasks belong to --video and --videos.
+READ_BY = {
+    **dict.fromkeys((*QUERY_FLAGS, "approximate"), ("search",)),
+    "text": ("video", "videos", "search"),
+    "shard": ("videos",),
+    "max_size": ("arrays",),
+}
 
 
 def predict_arrays(
@@ -93,28 +101,23 @@ def run(line: CommandLine) -> None:
     for name in ("checkpoint", "output"):
         if getattr(values, name) is None:
             raise UsageError(f"--{name} is missing; --help lists the flags")
-    if values.search is not None:
+    mode = _mode(values)
+    for name, readers in {**dict.fromkeys(predict_flags(), ("video", "videos")), **READ_BY}.items():
+        if values[name].present and mode not in readers:
+            raise UsageError(f"--{name} belongs to --{readers[0]}")
+    if mode == "search":
         return _search(line)
-    for name in QUERY_FLAGS:
-        if values[name].value is not None:
-            raise UsageError(f"--{name} belongs to --search")
-    sources = [name for name in ("video", "videos", "arrays") if values[name].value is not None]
-    if len(sources) != 1:
-        raise UsageError("give --video, --videos or --arrays, one of them")
-    if values.shard is not None and not values.videos:
-        raise UsageError("--shard belongs to --videos")
     known = predict_flags()
     given = {name: values[name].value for name in known if values[name].value is not None}
-    if values.arrays is not None and given:
-        raise UsageError(f"--{next(iter(given))} belongs to --video")
     for name in given:
         if values.videos and known[name].is_per_video:
             raise UsageError(f"--{name} is about one video: it belongs to --video, not to --videos")
     output = pathlib.Path(values.output).expanduser()
     videos = many_videos.find_videos(values.videos, output) if values.videos else None
     shard = many_videos.Shard.parse(values.shard or "0/1")
-    arrays, limit = None, parse_bytes(values.max_size)
+    arrays = None
     if values.arrays is not None:
+        limit = parse_bytes(values.max_size)
         arrays = read_npz(values.arrays, limit, advice="--max_size raises the limit")
     video = None if values.video is None else pathlib.Path(values.video).expanduser()
     if video is not None and not video.exists():
@@ -139,6 +142,16 @@ def run(line: CommandLine) -> None:
             print(f"{output}: nothing was written; the same command starts over", file=sys.stderr)
             raise
     print(*lines, sep="\n")
+
+
+def _mode(values: flags.FlagValues) -> str:
+    """One of MODES; a video may also be the query of a search."""
+    given = [name for name in MODES if values[name].present]
+    if given in (["search"], ["search", "video"]):
+        return "search"
+    if len(given) != 1:
+        raise UsageError("give --video, --videos or --arrays, one of them, or --search")
+    return given[0]
 
 
 def _run_on_videos(
@@ -187,7 +200,7 @@ def _search(line: CommandLine) -> None:
     """Looks one query up in an index."""
     values = line.values
     query = {name: values[name].value for name in QUERIES if values[name].value is not None}
-    if len(query) != 1 or values.arrays is not None:
+    if len(query) != 1:
         raise UsageError(f"--search takes one of --{', --'.join(QUERIES)}")
     output = _check_output(values)
     predictor = make_predictor(line)
@@ -202,7 +215,7 @@ def _search(line: CommandLine) -> None:
 
 def _check_output(values: flags.FlagValues) -> pathlib.Path:
     """--output of one video or of a search."""
-    files = [name for name, flag in answer_flags().items() if not flag.is_repeated]  # no words
+    files = [name for name, flag in predict_flags().items() if not flag.is_repeated]  # no words
     names = ("checkpoint", "video", "search", *QUERY_FLAGS, *files)
     inputs = [values[name].value for name in names if values[name].value is not None]
     return check_output_folder(values.output, inputs, many_videos.RESULTS)

@@ -81,9 +81,11 @@ def predict_video(
     Returns:
       lines to print.
     """
+    reads = predictor.task.model.reads()
+    if pre_masks and "pre_masks" not in reads:
+        raise UsageError("--pre_masks is not read: the model has no color masks")
     video, config = probe(path), predictor.config
     given = _pre_mask_files(pre_masks, video.num_seconds) if pre_masks else None
-    reads = predictor.task.model.reads()
     tracks, weights = itertools.repeat(None), flow_weights
     if "motion_track" in reads:
         estimate = make_track_estimator(config, flow_weights)

@@ -80,9 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str]) -> None:
     """`main`, with exceptions."""
     required = ("source", "input", "output")
-    config, values, _ = parse(argv, define_flags, __doc__, required, needs_config=False)
-    if (values.source in NO_CONFIG) == (config is not None):
-        what = "needs no --config" if config is not None else "needs --config"
+    config, values, overrides = parse(argv, define_flags, __doc__, required, needs_config=False)
+    needs_config = values.source not in NO_CONFIG
+    if needs_config != (config is not None) or overrides and not needs_config:
+        what = "needs --config" if needs_config else "needs no --config"
         raise UsageError(f"--source={values.source} {what}; --help lists the flags")
     output = pathlib.Path(values.output).expanduser()
     if output.exists():

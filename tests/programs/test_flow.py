@@ -238,6 +238,10 @@ def test_other_settings_need_another_folder(clips, weights, tmp_path, capsys):
         (("--model=raft_small",), "--model=raft_small needs --weights"),
         (("--model=difference", "--layout=vct384"), "there are \\['object224'\\]"),
         (("--model=difference", "--batch_size=0"), "expected at least 1"),
+        (("--model=difference", "--iterations=9"), "--iterations is not read with"),
+        (("--model=difference", "--dtype=float32"), "--dtype is not read with"),
+        (("--model=difference", "--source=video", "--rate=9"), "--rate is not read with"),
+        (("--model=difference", "--videos=x"), "--videos is not read with --source=frames"),
         (("--model=raft_small", f"--weights={weights}", "--iterations=0"), "--iterations=0: exp"),
     ):
         capsys.readouterr()
@@ -292,9 +296,9 @@ def test_convert_raft_says_what_is_wrong(tmp_path, capsys):
     for problem in ("3 problem(s)", "flow_head.conv1.weight", "feature_encoder/conv/bias", "more"):
         assert problem in said
     assert not (tmp_path / "out").exists()
-    config = "--config=configs/s4_vct.py"
-    assert convert_weights.main([*flags, f"--output={tmp_path}/out", config]) == 1
-    assert "--source=raft needs no --config" in capsys.readouterr().err
+    for config in ("--config=configs/s4_vct.py", "--config.seed=1"):
+        assert convert_weights.main([*flags, f"--output={tmp_path}/out", config]) == 1
+        assert "--source=raft needs no --config" in capsys.readouterr().err
 
 
 class Shift:

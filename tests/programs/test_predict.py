@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from fractions import Fraction
 
 import av
@@ -22,6 +23,7 @@ from avs_jax.inference import clip_video, side_by_side
 from avs_jax.inference.predictor import Predictor
 from avs_jax.runtime.checkpoint import Checkpoint, save_variables
 from avs_jax.runtime.command_line import checkpoint_config, parse
+from avs_jax.spec import UsageError
 from avs_jax.task import check_arrays
 from avs_jax.tasks import make_task
 from configs import parts
@@ -401,6 +403,29 @@ def test_flags_about_one_video(tmp_path, capsys, flag):
     argv = ["--checkpoint=x", "--videos=*.mp4", f"--output={tmp_path}/out", f"--{flag}=y"]
     assert predict.main(["predict", *argv]) == 1
     assert f"--{flag} is about one video" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, message", [
+    ("--search=i.npz --text=dog --shard=0/2", "--shard belongs to --videos"),
+    ("--search=i.npz --text=dog --points=p.json", "--points belongs to --video"),
+    ("--search=i.npz --text=dog --max_size=1GiB", "--max_size belongs to --arrays"),
+    ("--search=i.npz --videos=*.mp4", "one of them, or --search"),
+    ("--video=x.mp4 --approximate", "--approximate belongs to --search"),
+    ("--video=x.mp4 --image=x.png", "--image belongs to --search"),
+    ("--videos=*.mp4 --max_size=1GiB", "--max_size belongs to --arrays"),
+])  # fmt: skip
+def test_flags_that_would_not_be_read_are_refused(monkeypatch, capsys, flags, message):
+    monkeypatch.setattr(predict, "make_predictor", None)  # no model is loaded
+    given = ["predict", "--checkpoint=run", "--output=out", *flags.split()]
+    assert predict.main(given) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_pre_masks_that_the_model_does_not_read_are_refused(tmp_path):
+    model = types.SimpleNamespace(reads=lambda: ("images", "log_mel"))
+    without = types.SimpleNamespace(task=types.SimpleNamespace(model=model), config=None)
+    with pytest.raises(UsageError, match="--pre_masks is not read"):
+        clip_video.predict_video(without, "x.mp4", tmp_path, None, pre_masks=tmp_path)
 
 
 def test_model_keys_are_the_checkpoints_unless_the_command_line_overrides_them(checkpoint):
