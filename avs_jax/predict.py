@@ -101,6 +101,9 @@ def run(line: CommandLine) -> None:
     for name in ("checkpoint", "output"):
         if getattr(values, name) is None:
             raise UsageError(f"--{name} is missing; --help lists the flags")
+    for name in values:
+        if values[name].value in ("", [""]):  # where a variable of the shell is not set
+            raise UsageError(f"--{name} is empty")
     mode = _mode(values)
     for name, readers in {**dict.fromkeys(predict_flags(), ("video", "videos")), **READ_BY}.items():
         if values[name].present and mode not in readers:

@@ -413,6 +413,11 @@ def test_flags_about_one_video(tmp_path, capsys, flag):
     ("--video=x.mp4 --approximate", "--approximate belongs to --search"),
     ("--video=x.mp4 --image=x.png", "--image belongs to --search"),
     ("--videos=*.mp4 --max_size=1GiB", "--max_size belongs to --arrays"),
+    ("--videos=", "--videos is empty"),
+    ("--video=", "--video is empty"),
+    ("--search=i.npz --text=", "--text is empty"),
+    ("--video=x.mp4 --output=", "--output is empty"),
+    ("--videos=*.mp4 --checkpoint=", "--checkpoint is empty"),
 ])  # fmt: skip
 def test_flags_that_would_not_be_read_are_refused(monkeypatch, capsys, flags, message):
     monkeypatch.setattr(predict, "make_predictor", None)  # no model is loaded
