@@ -19,6 +19,7 @@ from avs_jax.files import write_atomically
 from avs_jax.results.embedding_index import EmbeddingIndex, nearest_items
 from avs_jax.spec import InputError
 
+MODALITIES = ("frames", "audio")
 NUM_LINKS = 32  # of a vector in the graph
 BUILD_EFFORT, SEARCH_EFFORT = 200, 256  # candidates that are looked at
 NUM_CANDIDATES = 100
@@ -29,7 +30,7 @@ SEED = 0
 def write_graphs(index: EmbeddingIndex, path: str | os.PathLike) -> dict[str, float]:
     """Writes the graphs of INDEX.npz; {"audio to frames": recall of the exact 10 nearest, ...}."""
     faiss, graphs = _import_faiss(), {}
-    names = [name for name in ("frames", "audio") if f"{name}_embed" in index.columns]
+    names = [name for name in MODALITIES if f"{name}_embed" in index.columns]
     for name in names:
         vectors = index[f"{name}_embed"]
         graph = faiss.IndexHNSWFlat(vectors.shape[1], NUM_LINKS, faiss.METRIC_INNER_PRODUCT)
@@ -45,6 +46,12 @@ def write_graphs(index: EmbeddingIndex, path: str | os.PathLike) -> dict[str, fl
         probes = index[f"{query}_embed"][rows]
         found[f"{query} to {item}"] = recall(graphs[item], probes, index[f"{item}_embed"])
     return found
+
+
+def remove_graphs(path: str | os.PathLike) -> None:
+    """Removes the graphs of INDEX.npz, which a new index makes wrong."""
+    for name in MODALITIES:
+        graph_path(path, name).unlink(missing_ok=True)
 
 
 def recall(graph: Any, queries: np.ndarray, items: np.ndarray, count: int = 10) -> float:
@@ -76,7 +83,7 @@ def nearest_by_graph(
     candidates: set[int] = set()
     for name, others in compared.items():
         for other in others:
-            graph = _read_graph(graph_path(path, other), len(index))
+            graph = _read_graph(graph_path(path, other), index[f"{other}_embed"])
             _, rows = graph.search(queries[name][None], min(NUM_CANDIDATES, len(index)))
             candidates |= {int(row) for row in rows[0] if row >= 0}
     rows = np.array(sorted(candidates))
@@ -94,7 +101,7 @@ def graph_path(path: str | os.PathLike, modality: str) -> pathlib.Path:
     return pathlib.Path(path).expanduser().with_suffix(f".{modality}.faiss")
 
 
-def _read_graph(path: pathlib.Path, num_items: int) -> Any:
+def _read_graph(path: pathlib.Path, vectors: np.ndarray) -> Any:
     faiss = _import_faiss()
     if not path.is_file():
         raise InputError(f"{path}: missing; scripts/index.py --faiss writes it")
@@ -102,8 +109,10 @@ def _read_graph(path: pathlib.Path, num_items: int) -> Any:
         graph = faiss.read_index(str(path))
     except RuntimeError as error:
         raise InputError(f"{path}: not a FAISS index") from error
-    if graph.ntotal != num_items:
-        raise InputError(f"{path}: {graph.ntotal} vectors, the index has {num_items} clips")
+    if graph.ntotal != len(vectors):
+        raise InputError(f"{path}: {graph.ntotal} vectors, the index has {len(vectors)} clips")
+    if any(not np.array_equal(graph.reconstruct(i), vectors[i]) for i in (0, len(vectors) - 1)):
+        raise InputError(f"{path}: of another index; scripts/index.py --faiss makes it again")
     graph.hnsw.efSearch = SEARCH_EFFORT
     return graph
 

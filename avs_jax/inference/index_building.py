@@ -15,6 +15,7 @@ import numpy as np
 
 from avs_jax.data.decode import decode_text
 from avs_jax.data.records import metadata, open_records
+from avs_jax.inference.approximate_search import remove_graphs
 from avs_jax.inference.embedding_search import (
     MEDIA,
     embed,
@@ -136,6 +137,7 @@ def _build(
     if not rows:
         raise InputError("\n  ".join(["nothing to index: no clip was found", *failed]))
     index = EmbeddingIndex.from_rows(rows, facts)
+    remove_graphs(path)
     index.save(path)
     part.unlink(missing_ok=True)
     return index

@@ -10,8 +10,8 @@ from avs_jax.spec import InputError
 pytest.importorskip("faiss")
 
 
-def random_index(count):
-    rng = np.random.default_rng(count)
+def random_index(count, seed=0):
+    rng = np.random.default_rng(count + seed)
     columns = {"name": np.arange(count).astype(str), "source": np.full(count, "")}
     columns |= {"place": np.arange(count), "category": np.full(count, "")}
     for name in ("frames", "audio"):
@@ -34,6 +34,8 @@ def test_graphs_give_candidates_and_scores_are_exact(tmp_path):
     np.testing.assert_allclose(scores, want[0], atol=1e-6)
     with pytest.raises(InputError, match="500 vectors, the index has 400 clips"):
         nearest_by_graph(random_index(400), path, {"audio": query}, {"audio": ["frames"]}, 3)
+    with pytest.raises(InputError, match="of another index; scripts/index.py --faiss"):
+        nearest_by_graph(random_index(500, 1), path, {"audio": query}, {"audio": ["frames"]}, 3)
     graph_path(path, "frames").write_bytes(b"no graph")
     with pytest.raises(InputError, match="not a FAISS index"):
         nearest_by_graph(index, path, {"audio": query}, {"audio": ["frames"]}, 3)

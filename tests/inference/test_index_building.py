@@ -8,6 +8,7 @@ import pytest
 
 from avs_jax.data.container import VideoError
 from avs_jax.inference import index_building
+from avs_jax.inference.approximate_search import graph_path
 from avs_jax.results.embedding_index import EmbeddingIndex
 from avs_jax.spec import InputError
 from scripts import index as index_program
@@ -77,9 +78,11 @@ def test_only_changed_videos_are_read_again(folder, read):
 
 
 def test_the_program_says_what_is_not_in_the_index(folder, read, monkeypatch, capsys):
+    graph_path(folder / "index.npz", "frames").touch()
     (folder / "results.mp4").mkdir()  # as predict --videos names folders
     monkeypatch.setattr(index_program, "make_predictor", lambda line: PREDICTOR)
     flags = [f"--output={folder}/index.npz", f"--folder={folder}", "--checkpoint=run"]
     assert index_program.main(["index", *flags]) == 1
+    assert not graph_path(folder / "index.npz", "frames").exists()  # it was of another index
     assert "error: 1 of 4 videos are not in the index:\n  " in capsys.readouterr().err
     assert len(EmbeddingIndex.load(folder / "index.npz")) == 3
