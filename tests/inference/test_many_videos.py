@@ -116,9 +116,9 @@ def test_a_video_that_is_gone_does_not_end_the_run(folder):
                 (folder / "in" / name).rename(folder / name)
         if not video.exists() and video.name == "c.mp4":
             raise FileNotFoundError(video)
-        answer(video, output)
+        predict_one(video, output)
 
-    summary, manifest, _ = run(folder, answer=moves)
+    summary, manifest, _ = run(folder, predict_one=moves)
     assert summary == "2 done, 2 failed, 0 open"
     assert manifest["videos"]["b.mp4"] == {"state": "done"}
     gone = {"state": "failed", "reason": "no such file any more"}
@@ -130,7 +130,7 @@ def test_a_video_that_is_gone_does_not_end_the_run(folder):
 def test_a_video_from_the_future_is_done_once(folder):
     later = time.time() + 86_400
     os.utime(folder / "in" / "b.mp4", (later, later))
-    assert run(folder)[0] == run(folder, answer=None)[0] == "3 done, 1 failed, 0 open"
+    assert run(folder)[0] == run(folder, predict_one=None)[0] == "3 done, 1 failed, 0 open"
     os.utime(folder / "in" / "b.mp4", (later + 1, later + 1))
     (folder / "out" / "b.mp4" / "results.json").unlink()
     (folder / "out" / "b.mp4").rmdir()
