@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from configs import parts
 from configs.base import check_variant
-from configs.segment import segment_config, shrink_for_demo, shrink_to_tiny
+from configs.segment import keep_norms, segment_config, shrink_for_demo, shrink_to_tiny
 
 
 def refer_config() -> ConfigDict:
@@ -61,6 +61,7 @@ def refer_config() -> ConfigDict:
     config.loss.localization_weight = 5.0
     config.loss.align_weight = 0.1  # 0: no alignment, and train.accumulate may be above 1
 
+    keep_norms(config)
     config.init.text = ""  # folder of --source=roberta
     config.optim.frozen = (r"audio_backbone/.*", r"text/.*")
     config.train.final_splits = ("val", "test_s", "test_u", "test_n")

@@ -9,13 +9,14 @@ Target: ours; s4_vct.py's numbers are what it has to beat. Not trained yet.
 from ml_collections import ConfigDict
 
 from configs import parts, s4_vct
-from configs.segment import shrink
+from configs.segment import keep_norms, shrink
 
 
 def add_query_fusion(config: ConfigDict) -> ConfigDict:
     """A VCT recipe whose queries know the sound."""
     config.name = config.name.replace("vct", "query_fusion")
     config.model.fusion = parts.query_fusion()
+    keep_norms(config)
     return config
 
 

@@ -83,10 +83,9 @@ def segment_config() -> ConfigDict:
         (r"(pre_sam_)?backbone/(.*/)?norm\d?/(scale|bias)", 0.1, 0.0),
         (r"(pre_sam_|audio_)?backbone/.*", 0.1, 1.0),
         (r".*/(scale|embedding)", 1.0, 0.0),
-        (r".*/(\w+_)?norm(_\w+|\d)?/bias", 1.0, 0.0),
+        (r".*/(decoder_)?norm\d?/bias", 1.0, 0.0),
         (r"pixel_decoder/input_proj_\d_1/bias", 1.0, 0.0),  # its GroupNorm
-        # its LayerNorm and BatchNorms
-        (r"ama/(level_\d+/)?(audio_proj_1|flow_encoder_[14])/bias", 1.0, 0.0),
+        (r"ama/(audio_proj_1|flow_encoder_[14])/bias", 1.0, 0.0),  # its LayerNorm and BatchNorms
         (r".*", 1.0, 1.0),
     )
     optim.frozen = (r"audio_backbone/.*",)  # path regexes of parameters that are not trained
@@ -179,6 +178,12 @@ def _query_loss() -> ConfigDict:
     loss.oversample_ratio = 3.0
     loss.importance_sample_ratio = 0.75
     return loss
+
+
+def keep_norms(config: ConfigDict) -> None:
+    """Takes norms that no group of the recipe names, as text_norm, from the weight decay."""
+    *groups, rest = config.optim.groups
+    config.optim.groups = (*groups, (r".*/(\w+_)?norm(_\w+|\d)?/bias", 1.0, 0.0), rest)
 
 
 def shrink(

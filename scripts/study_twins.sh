@@ -44,10 +44,10 @@ quick_ama=(
     ('ama/(.*/scale|(audio_proj_1|flow_encoder_[14])/bias)', 3.0, 0.0),
     ('ama/.*', 3.0, 1.0),
     ('.*relative_position_bias_table', 1.0, 0.0),
-    ('(pre_sam_)?backbone/(.*/)?norm\d?/(scale|bias)', 1.0, 0.0),
+    ('(pre_sam_)?backbone/(.*/)?norm\\\\d?/(scale|bias)', 1.0, 0.0),
     ('.*/(scale|embedding)', 1.0, 0.0),
-    ('.*/(decoder_)?norm\d?/bias', 1.0, 0.0),
-    ('pixel_decoder/input_proj_\d_1/bias', 1.0, 0.0),
+    ('.*/(decoder_)?norm\\\\d?/bias', 1.0, 0.0),
+    ('pixel_decoder/input_proj_\\\\d_1/bias', 1.0, 0.0),
     ('.*', 1.0, 1.0))"
 )
 false_sounds=(

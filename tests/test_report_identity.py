@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from avs_jax.data.tokens import vocabulary_text
+from avs_jax.data.trunk_features import NAMED_BY
 from avs_jax.report_identity import (
     check_same_source,
     has_report,
@@ -88,7 +89,8 @@ def test_cached_features_count_by_the_weights_that_made_them(tmp_path):
         return number_digest(a_config(text, trunk_features=str(folder), trunk_key=key))
 
     assert digest("/here", "k") == digest("/there", "k") != digest("/there", "other")
-    facts = {"weights": "k", "image_size": 64, "shapes": {f"trunk_{x}": [1, 1, 1] for x in SIZES}}
+    shapes = {f"trunk_{x}": [1, 1, 1] for x in SIZES}
+    facts = {"weights": "k", "image_size": 64, "shapes": shapes, "named_by": NAMED_BY}
     keys = set()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

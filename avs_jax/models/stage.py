@@ -134,9 +134,13 @@ class Stage(NamedTuple):
 
 
 class StageSettings(NamedTuple):
-    """What the stages of a model add to its task; the first four as in `Stage`.
+    """What the stages of a model add to its task.
 
     Attributes:
+      outputs: names of the outputs that prediction returns.
+      rng_streams: random streams of training.
+      schedules: name in the log -> (progress -> number).
+      logged_params: name in the log -> path of a learned scalar.
       mixing: the parts that mix frames, "model.temporal" among them.
     """
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 from avs_jax.convert.clip_names import clip_names, clip_rules
 from avs_jax.convert.rules import apply_rules, invert_rules
 from avs_jax.losses.alignment import infonce, scale_of
-from avs_jax.models import align, build_model
+from avs_jax.models import build_model, clip_encoders
 from avs_jax.models.align import Align
 from avs_jax.models.backbones.ast import AST
 from avs_jax.models.backbones.clip_vit import CLIPViT
@@ -225,7 +225,7 @@ def test_levels_are_projected_and_added(monkeypatch):
     maps = {level: rng.normal(size=shape).astype(np.float32) for level, shape in shapes.items()}
     heard = rng.normal(size=(2, 12)).astype(np.float32)
     found = {"backbone": maps, "audio_backbone": heard}
-    monkeypatch.setattr(align, "make_part", lambda *_, name, **__: lambda *_: found[name])
+    monkeypatch.setattr(clip_encoders, "make_part", lambda *_, name, **__: lambda *_: found[name])
     config = align_swin.get_config("tiny").model.to_dict()
     batch = {
         "images": np.zeros((1, 2, 64, 64, 3), np.uint8),

@@ -409,8 +409,8 @@ def study(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        lines = (tmp_path / "commands").read_text().splitlines()
-        return [line.split("\0")[:-1] for line in lines]
+        commands = (tmp_path / "commands").read_text().split("\0\n")[:-1]  # flags have lines, too
+        return [command.split("\0") for command in commands]
 
     return run
 
