@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from avs_jax.data.tokens import vocabulary_text
-from avs_jax.data.trunk_features import NAMED_BY
+from avs_jax.data.trunk_features import write_facts
 from avs_jax.report_identity import (
     check_same_source,
     has_report,
@@ -90,11 +90,10 @@ def test_cached_features_count_by_the_weights_that_made_them(tmp_path):
 
     assert digest("/here", "k") == digest("/there", "k") != digest("/there", "other")
     shapes = {f"trunk_{x}": [1, 1, 1] for x in SIZES}
-    facts = {"weights": "k", "image_size": 64, "shapes": shapes, "named_by": NAMED_BY}
     keys = set()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "features.json").write_text(json.dumps(facts))
+        write_facts(tmp_path / name, "k", 64, shapes)
         keys.add(digest(tmp_path / name, ""))
     assert len(keys) == 1
 

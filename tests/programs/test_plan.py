@@ -1,13 +1,13 @@
 """The cost of a step without data: operations, bytes, the largest batch."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from avs_jax import plan as program
+from avs_jax.data.trunk_features import write_facts
 from avs_jax.models import build_model
 from avs_jax.models.sam2.model import SAM2
 from avs_jax.runtime import sharding
@@ -125,8 +125,7 @@ def test_a_frozen_image_encoder_and_a_cached_one(tmp_path, capsys):
         configs[name].optim.frozen = (r"sam2/(trunk|neck|conv_s\d)/.*", *sam2_host.UNUSED)
         configs[name].data.augment.update(min_sizes=(64,), crop=False, color=False, flip=0.0)
     shapes = {"trunk_fine": (16, 16, 4), "trunk_middle": (8, 8, 8), "trunk_coarse": (4, 4, 32)}
-    facts = {"weights": "k", "image_size": 64, "shapes": shapes}
-    (tmp_path / "features.json").write_text(json.dumps(facts))
+    write_facts(tmp_path, "k", 64, shapes)
     configs["cached"].data.trunk_features = str(tmp_path)
     found = {}
     for name, config in configs.items():
