@@ -54,6 +54,13 @@ false_sounds=(
   --config.evaluate.audio=silence,noise,offscreen
 )
 
+for kind in ${KINDS:-}; do
+  case $kind in
+    still | moving | ordinary) ;;
+    *) echo "KINDS=$KINDS: choose from still, moving, ordinary" >&2; exit 1 ;;
+  esac
+done
+
 if [ ! -d "$start/evaluation" ]; then
   printf '\n== first the demo from which all start: %s\n' "$start"
   CONFIG=s4_ama SEED=0 scripts/demo.sh
@@ -68,7 +75,6 @@ for kind in ${KINDS:-still moving ordinary}; do
       ;;
     moving) models=("${vct[@]}" "${ama[@]}" "${sync[@]}") ;;
     ordinary) models=("${vct[@]}" "${ama[@]}" "${sync[@]}" "${robust[@]}") ;;
-    *) echo "KINDS=$KINDS: choose from still, moving, ordinary" >&2; exit 1 ;;
   esac
   root=demo/study_twins/$kind
   clips=$root/clips tracks=$root/tracks records=$root/tfds
